@@ -1,0 +1,1 @@
+"""Floor 2: YAML to typed, frozen, validated dataclasses."""

@@ -1,0 +1,272 @@
+"""Every setting of an experiment: typed, frozen, checked when built.
+
+A docstring under a field gives its meaning, its unit and where the default comes from: [MGS] the official Momentum-GS
+code, [SGS] Scaffold-GS, [paper] Momentum-GS, [ours] a decision of this project (docs/fidelity.md lists those).
+"Block step" counts the steps that one block has trained; "scene unit" is the unit of the COLMAP model.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from momentum_gs.core.errors import UserError
+
+
+def _check(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"config: {name} is {value!r}, expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """Where the images are and which of them train."""
+
+    path: str | None = None
+    """Scene folder (``-s``): ``images/`` and ``sparse/0``, or Mega-NeRF style ``train/`` and ``val/``."""
+    images: str = "images"
+    """Name of the image folder (``-i``)."""
+    resolution: float = -1
+    """``-r``: 1, 2, 4, 8 divide the size; any other positive number is the width; -1 caps the width at 1600 [SGS]."""
+    test_every: int = 8
+    """Every n-th image in order of name is held out [SGS]; 0 holds out none. Unused with a list or a val folder."""
+    test_list: str | None = None
+    """File with one held-out image name a line; also found as ``sparse/0/test.txt`` and ``test_list.txt``."""
+    white_background: bool = False
+    """``-w``: composite on white instead of black."""
+    cache_gb: float = 4.0
+    """Bound of the decoded-image cache, GiB of host memory [ours]."""
+
+    def __post_init__(self) -> None:
+        _check(self.resolution == -1 or self.resolution > 0, "scene.resolution", self.resolution, "-1 or above 0")
+        _check(self.test_every >= 0 and self.test_every != 1, "scene.test_every", self.test_every, "0 or at least 2")
+        _check(self.cache_gb > 0, "scene.cache_gb", self.cache_gb, "a size above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Anchors and decoder."""
+
+    feature_dim: int = 32
+    """Length of an anchor's feature [MGS]."""
+    n_offsets: int = 10
+    """Gaussians that one anchor spawns, K [MGS]."""
+    voxel_size: float = 1e-4
+    """Edge of the voxel that holds one initial anchor, scene units [MGS]; 0: median nearest-neighbour distance [SGS]."""
+    use_feature_bank: bool = False
+    """Blend three strides of the feature by view [SGS, off in MGS]."""
+    add_opacity_dist: bool = False
+    """Feed the distance to the camera to the opacity head [SGS, off in MGS]."""
+    add_cov_dist: bool = False
+    """The same for the covariance head."""
+    add_color_dist: bool = False
+    """The same for the colour head."""
+
+    def __post_init__(self) -> None:
+        _check(self.feature_dim >= 4 and self.feature_dim % 4 == 0, "model.feature_dim", self.feature_dim,
+               "a positive multiple of 4 (the feature bank strides by 4)")
+        _check(self.n_offsets >= 1, "model.n_offsets", self.n_offsets, "at least 1")
+        _check(self.voxel_size >= 0, "model.voxel_size", self.voxel_size, "0 (automatic) or a size above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam and its learning rates. Pairs decay exponentially from first to second over ``lr_steps`` block steps."""
+
+    offset_lr: tuple[float, float] = (0.01, 1e-4)
+    """Times the radius of the cameras (``spatial_lr_scale``) [MGS]."""
+    feature_lr: float = 0.0075
+    """[MGS]"""
+    scaling_lr: float = 0.007
+    """[MGS]"""
+    opacity_mlp_lr: tuple[float, float] = (0.002, 2e-5)
+    """[MGS]"""
+    cov_mlp_lr: tuple[float, float] = (0.004, 0.004)
+    """[MGS]"""
+    color_mlp_lr: tuple[float, float] = (0.008, 5e-5)
+    """[MGS]"""
+    feature_bank_lr: tuple[float, float] = (0.01, 1e-5)
+    """[SGS]"""
+    lr_steps: int = 30_000
+    """Block steps after which the pairs stay at their second value [MGS]."""
+    eps: float = 1e-15
+    """Adam's epsilon [MGS]."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr_steps >= 1, "optim.lr_steps", self.lr_steps, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms."""
+
+    dssim: float = 0.2
+    """(1 - dssim) * L1 + dssim * (1 - SSIM) [MGS]."""
+    volume: float = 0.01
+    """Times the mean product of the Gaussians' scales [SGS, MGS; absent from the paper]."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.dssim <= 1, "loss.dssim", self.dssim, "a number in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """When anchors are added and removed. Steps are block steps."""
+
+    start_stat: int = 500
+    """First step whose gradients are counted [MGS]."""
+    from_step: int = 300
+    """First step that may grow [MGS]."""
+    until: int = 30_000
+    """Last step that counts and grows [MGS; 15,000 for the coarse model]."""
+    interval: int = 25
+    """Steps between growths [MGS; 100 in SGS]."""
+    success_threshold: float = 0.8
+    """Share of the interval in which an anchor must have been seen to be judged [SGS]."""
+    grad_threshold: float = 2e-4
+    """Mean norm of the screen gradient (NDC) above which an offset grows [SGS]."""
+    min_opacity: float = 0.005
+    """Anchors with a smaller mean opacity are pruned [SGS]."""
+    depth: int = 3
+    """Number of voxel levels [SGS]."""
+    init_factor: int = 128
+    """Edge of the coarsest growth voxel over ``model.voxel_size`` [MGS; 16 in SGS]."""
+    hierarchy_factor: int = 4
+    """Ratio of the edges of neighbouring levels [SGS]."""
+
+    def __post_init__(self) -> None:
+        _check(self.interval >= 1, "growth.interval", self.interval, "at least 1")
+        _check(self.depth >= 1, "growth.depth", self.depth, "at least 1")
+        smallest = self.init_factor // self.hierarchy_factor ** (self.depth - 1)
+        _check(smallest >= 1, "growth.init_factor", self.init_factor,
+               f"at least hierarchy_factor^(depth-1) = {self.hierarchy_factor ** (self.depth - 1)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The momentum teacher and the consistency loss."""
+
+    enabled: bool = True
+    """Off: the shared decoder learns from the images alone (the 'alternating' row of Table 7)."""
+    momentum: float = 0.9
+    """m of eq. 4 [paper, Table 9]."""
+    consistency: float = 50.0
+    """lambda_cons of eq. 6 [paper, Table 8]."""
+    detach: bool = True
+    """Treat the teacher's outputs as fixed targets [paper]; false lets gradients through it to the anchors [MGS]."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.momentum < 1, "teacher.momentum", self.momentum, "a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightingConfig:
+    """Reconstruction-guided block weights, eq. 7."""
+
+    enabled: bool = True
+    sigma: float = 10.0
+    """[MGS; 9 to 13 by scene]"""
+    ssim_scale: float = 10.0
+    """SSIM differences are multiplied by this before squaring, so lambda of eq. 7 is its square, 100 [MGS]."""
+    every: int = 1000
+    """Block steps between measurements; the weight is 1 before the first [MGS]."""
+    view_stride: int = 10
+    """Every n-th training view of the block is measured [MGS]."""
+    smoothing: float = 0.9
+    """Share of the old score kept at a measurement [MGS]."""
+
+    def __post_init__(self) -> None:
+        _check(self.sigma > 0, "weighting.sigma", self.sigma, "a number above 0")
+        _check(self.every >= 1, "weighting.every", self.every, "at least 1")
+        _check(self.view_stride >= 1, "weighting.view_stride", self.view_stride, "at least 1")
+        _check(0 <= self.smoothing < 1, "weighting.smoothing", self.smoothing, "a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """k of n: which blocks train when."""
+
+    active: int | None = None
+    """k, blocks that train in a round; default: the number of ranks. A setting of the experiment, not the machine."""
+    interval: int = 500
+    """Block steps of a round [MGS]."""
+    schedule: Literal["permutation", "sequential", "random"] = "permutation"
+    """How rounds choose their blocks [ours; MGS: sequential]."""
+    decoder_freeze_rounds: int = 1
+    """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
+    init: Literal["visible", "full"] = "visible"
+    """Initial points of a block: those that one of its cameras sees [ours], or the whole cloud [MGS]."""
+
+    def __post_init__(self) -> None:
+        _check(self.active is None or self.active >= 1, "blocks.active", self.active, "at least 1")
+        _check(self.interval >= 1, "blocks.interval", self.interval, "at least 1")
+        _check(self.decoder_freeze_rounds >= 0, "blocks.decoder_freeze_rounds", self.decoder_freeze_rounds, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionConfig:
+    """How the scene is cut and who sees what."""
+
+    blocks: int = 8
+    """n, used where ``dim`` is not given: the grid is then chosen to fit the ground plan [paper: 8]."""
+    dim: tuple[int, int, int] | None = None
+    """Cells along x, y, z of the grid's frame."""
+    aabb: tuple[float, float, float, float, float, float] | None = None
+    """xmin, ymin, zmin, xmax, ymax, zmax of the uncontracted core, in world axes; default: from cameras and points.
+    With an aabb the grid's frame is the world's; without, it stands on the ground plane."""
+    threshold: float = 0.05
+    """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS]."""
+    coarse: str | None = None
+    """Output folder of the coarse model that renders the test; default ``<out>/coarse``."""
+    file: str | None = None
+    """Partition file; default ``<out>/partition.json``."""
+
+    def __post_init__(self) -> None:
+        _check(self.blocks >= 1, "partition.blocks", self.blocks, "at least 1")
+        _check(self.dim is None or min(self.dim) >= 1, "partition.dim", self.dim, "three counts of at least 1")
+        _check(self.aabb is None or all(self.aabb[i] < self.aabb[i + 3] for i in range(3)), "partition.aabb",
+               self.aabb, "xmin,ymin,zmin,xmax,ymax,zmax with min < max on every axis")
+        _check(self.threshold > 0, "partition.threshold", self.threshold, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes while it trains. Steps are global steps."""
+
+    every: int = 10
+    """Steps between scalar records in events.jsonl and the trackers."""
+    tensorboard: bool = True
+    wandb: bool = False
+    """Also record to Weights & Biases (project ``momentum-gs``; WANDB_MODE=offline is honoured)."""
+    checkpoint_every: int = 5000
+    """Steps between checkpoints; 0 writes one only at the end."""
+    test_every: int = 0
+    """Steps between scores of the held-out views; 0 scores none while training."""
+    stop_psnr_ssim: tuple[float, float] | None = None
+    """Stop once the held-out views pass both (used by the time-to-quality script)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    stage: Literal["coarse", "blocks"] = "blocks"
+    """``coarse``: the whole scene as one block, no teacher; ``blocks``: k-of-n training of a partitioned scene."""
+    out: str | None = None
+    """Output folder (``-m``)."""
+    steps: int = 60_000
+    """Total block steps of every block [MGS; 30,000 for the coarse model]. A total, not an increment."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where torch and the rasterizer have it, else the CPU."""
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, "steps", self.steps, "at least 1")

@@ -1,0 +1,1 @@
+"""Floor 1: types, geometry, image math, rows, communication, errors and log."""

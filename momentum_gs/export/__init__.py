@@ -1,0 +1,1 @@
+"""Floor 7: files that other programs open."""

@@ -1,0 +1,1 @@
+"""Floor 5: anchors, decoder and camera in, image out."""
