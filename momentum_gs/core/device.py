@@ -1,0 +1,42 @@
+"""Which device this process works on. No other file of the package names one."""
+
+import os
+
+import torch
+
+from momentum_gs.core.errors import UserError
+
+
+def pick_device(setting: str) -> torch.device:
+    """The device for one process.
+
+    Args:
+        setting: ``cpu``, ``cuda``, or ``auto``, which means CUDA where both torch and our kernels have it.
+
+    Returns:
+        The CPU, or under ``torchrun`` the GPU of this process' local rank.
+
+    Raises:
+        UserError: for an unknown setting, or for CUDA that is not there.
+    """
+    if setting not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {setting!r}, expected auto, cpu or cuda; set device=auto")
+    if setting == "cpu" or (setting == "auto" and _why_no_cuda() is not None):
+        return torch.device("cpu")
+    if reason := _why_no_cuda():
+        raise UserError(f"device: cuda was asked for, but {reason}; set device=auto or device=cpu")
+    local_rank, n_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= n_gpus:
+        raise UserError(
+            f"device: local rank {local_rank} has no GPU of its own, {n_gpus} found; lower --nproc_per_node to {n_gpus}"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _why_no_cuda() -> str | None:
+    """The reason why CUDA cannot be used, None where it can."""
+    if not torch.cuda.is_available():
+        return "torch finds no usable GPU"
+    from fused_ssim import has_cuda  # the three extensions are built together, so one answers for all
+
+    return None if has_cuda() else "the extensions were built without it (rebuild them: bash scripts/setup.sh)"

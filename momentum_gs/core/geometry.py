@@ -1,0 +1,124 @@
+"""Geometry: space contraction, quaternions, cameras. Every map stands beside its inverse.
+
+Notation: world points are rows [N,3]; ``aabb`` is (xmin, ymin, zmin, xmax, ymax, zmax); pixels are COLMAP's, where the
+centre of the first pixel is (0.5, 0.5); quaternions are (w, x, y, z).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from momentum_gs.core.types import Camera
+
+Aabb = Shaped[Tensor, "6"] | Sequence[float | int]
+
+
+def contract(points: Float[Tensor, "n 3"], aabb: Aabb) -> Float[Tensor, "n 3"]:
+    """Squeeze all of space into the unit cube, L-infinity contraction.
+
+    The box maps linearly to [0.25, 0.75]; with x the point in units of the box's half edges and |x| > 1 its largest
+    coordinate, what lies outside goes to (2 - 1/|x|) x/|x|, then / 4 + 0.5.
+    Source: CityGaussian's and Momentum-GS' contract_to_unisphere.
+
+    Returns:
+        Coordinates in [0, 1], in the dtype of ``points``.
+    """
+    low, high = _box(aabb, points)
+    x = (points - low) / (high - low) * 2 - 1
+    norm = x.abs().amax(dim=1, keepdim=True)
+    outside = (2 - 1 / norm) * (x / norm)
+    return torch.where(norm > 1, outside, x) / 4 + 0.5
+
+
+def uncontract(unit: Float[Tensor, "n 3"], aabb: Aabb) -> Float[Tensor, "n 3"]:
+    """Inverse of ``contract``. Points on the faces of the unit cube come back as infinite."""
+    low, high = _box(aabb, unit)
+    y = (unit - 0.5) * 4
+    norm = y.abs().amax(dim=1, keepdim=True)
+    # |x| = 1 / (2 - |y|). The face itself, and what round-off puts beyond it, is infinitely far, never mirrored; a zero
+    # coordinate stays zero there, where 0 * inf would be NaN.
+    outside = torch.where(y == 0, y, (y / norm) / (2 - norm).clamp_min(0))
+    x = torch.where(norm > 1, outside, y)
+    return (x + 1) / 2 * (high - low) + low
+
+
+def _box(aabb: Aabb, like: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.as_tensor(aabb, dtype=like.dtype, device=like.device).split(3)
+    return low, high
+
+
+def quat_to_matrix(quats: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotation matrices of quaternions (w, x, y, z) of any positive length."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n"]]:
+    """Pinhole projection of world points.
+
+    Returns:
+        Pixels (x, y) and depth along the camera's axis in scene units. Behind the camera the depth is negative and the
+        pixel without meaning; at depth 0 it is infinite or NaN.
+    """
+    # Subtracting the centre first keeps precision where the scene lies far from the origin.
+    seen = (points - camera.center.to(points)) @ camera.rotation.to(points).T
+    x, y, depth = seen.unbind(1)
+    return torch.stack([camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy], dim=1), depth
+
+
+def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, margin: float = 0.0) -> Bool[Tensor, "n"]:
+    """Which points fall into the picture.
+
+    Args:
+        points: In world coordinates.
+        camera: The view.
+        near: Smallest depth, scene units (0.2: the family's rasterizer).
+        margin: Widens the picture on every side, as a share of its width and height.
+    """
+    pixels, depth = project(points, camera)
+    size = pixels.new_tensor([camera.width, camera.height])
+    inside = (pixels >= -margin * size) & (pixels < (1 + margin) * size)
+    return inside.all(dim=1) & (depth > near)
+
+
+def camera_radius(centers: Float[Tensor, "m 3"]) -> float:
+    """1.1 times the largest distance of a camera from the cameras' mean, scene units.
+
+    The family's ``spatial_lr_scale`` (3DGS scene/dataset_readers.py::getNerfppNorm).
+    """
+    return 1.1 * float((centers - centers.mean(dim=0)).norm(dim=1).max())
+
+
+def world_view_transform(rotation_c2w: Float[Tensor, "3 3"], translation: Float[Tensor, "3"]) -> Float[Tensor, "4 4"]:
+    """The family's ``world_view_transform``: world to camera for row vectors, ``[x y z 1] @ matrix``.
+
+    Args:
+        rotation_c2w: Camera to world (the family stores the transposed COLMAP rotation).
+        translation: World to camera, as COLMAP has it.
+    """
+    matrix = torch.eye(4, dtype=rotation_c2w.dtype, device=rotation_c2w.device)
+    matrix[:3, :3] = rotation_c2w
+    matrix[3, :3] = translation
+    return matrix
+
+
+def projection_matrix(znear: float, zfar: float, fovx: float, fovy: float) -> Float[Tensor, "4 4"]:
+    """The family's perspective matrix for row vectors, float64; depth [znear, zfar] maps to [0, 1].
+
+    ``full_proj_transform`` is ``world_view_transform @ projection_matrix``. Angles in radians.
+    """
+    matrix = torch.zeros(4, 4, dtype=torch.float64)
+    matrix[0, 0] = 1 / math.tan(fovx / 2)
+    matrix[1, 1] = 1 / math.tan(fovy / 2)
+    matrix[2, 2] = zfar / (zfar - znear)
+    matrix[3, 2] = -zfar * znear / (zfar - znear)
+    matrix[2, 3] = 1
+    return matrix

@@ -1,0 +1,96 @@
+"""Image math. Images are [3,H,W] in [0, 1]."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+def l1(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
+    """Mean absolute difference."""
+    return (a - b).abs().mean()
+
+
+def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
+    """Peak signal-to-noise ratio in dB of the whole image (one mean over the channels, as the family's metrics.py).
+
+    Infinite for equal images.
+    """
+    return -10 * torch.log10((a - b).square().mean())
+
+
+def ssim(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
+    """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim)."""
+    window = torch.arange(11, dtype=a.dtype, device=a.device).sub(5).div(1.5).square().mul(-0.5).exp()
+    window = window / window.sum()
+    kernel = (window[:, None] * window).expand(3, 1, 11, 11)
+
+    def blur(x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x[None], kernel, padding=5, groups=3)[0]
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b, cov = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    return (
+        (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    ).mean()
+
+
+def to_uint8(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    """Round to 8 bits; values outside [0, 1] are clamped."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def color_correct(
+    image: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"], iterations: int = 5, eps: float = 0.5 / 255
+) -> Float[Tensor, "3 h w"]:
+    """Warp the colours of ``image`` to those of ``reference``, for the colour-corrected metrics.
+
+    Each output channel is a quadratic polynomial of the three input channels, fitted by least squares over the whole
+    image, and the fit is repeated on its own (clamped) result. A pixel takes part in a channel's fit only where the
+    first image, the current one and the reference are all unsaturated there. A channel without such pixels stays as it
+    is. Source of the method: Mip-NeRF 360's evaluation (Barron et al. 2022).
+
+    Args:
+        image: The render.
+        reference: The photograph.
+        iterations: Fits, 5 as Momentum-GS render/metrics use it.
+        eps: Values closer than this to 0 or 1 count as saturated: half a step of 8 bits.
+
+    Returns:
+        The warped image in [0, 1], in the dtype of ``image``; computed in float64, because the fit squares colours and
+        then sums half a million of them.
+    """
+    pixels, target = image.flatten(1).double(), reference.flatten(1).double()
+    usable = _unsaturated(pixels, eps) & _unsaturated(target, eps)
+    for _ in range(iterations):
+        terms = _quadratic_terms(pixels)
+        masks = usable & _unsaturated(pixels, eps)
+        pixels = torch.stack(
+            [
+                (_least_squares(terms * mask, wanted * mask) @ terms).clamp(0, 1) if mask.any() else channel
+                for mask, wanted, channel in zip(masks, target, pixels, strict=True)
+            ]
+        )
+    return pixels.reshape(image.shape).to(image.dtype)
+
+
+def _unsaturated(x: Tensor, eps: float) -> Tensor:
+    return (x >= eps) & (x <= 1 - eps)
+
+
+def _quadratic_terms(pixels: Float[Tensor, "3 n"]) -> Float[Tensor, "10 n"]:
+    """1, r, g, b and their six products, one row each."""
+    rows, columns = torch.triu_indices(3, 3, device=pixels.device)
+    return torch.cat([torch.ones_like(pixels[:1]), pixels, pixels[rows] * pixels[columns]])
+
+
+def _least_squares(terms: Float[Tensor, "t n"], wanted: Float[Tensor, "n"]) -> Float[Tensor, "t"]:
+    """Smallest x that minimises |x @ terms - wanted|, by the normal equations and one step of refinement.
+
+    The refinement gives back the digits that squaring the condition number took. 1e-13: a direction whose share of the
+    energy is below float64's round-off (2e-16 summed over 10 terms and many pixels) is one that the colours do not
+    span, as in a grey or a flat image.
+    """
+    inverse = torch.linalg.pinv(terms @ terms.T, hermitian=True, rtol=1e-13)
+    x = inverse @ (terms @ wanted)
+    return x + inverse @ (terms @ (wanted - x @ terms))

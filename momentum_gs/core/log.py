@@ -1,0 +1,29 @@
+"""Words for the person at the terminal: plain lines and progress bars, from rank 0 only."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """Print one line on rank 0 without tearing a progress bar."""
+    if _is_first_rank():
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def progress(items: Iterable[Any] | int, desc: str) -> tqdm:
+    """A progress bar over items, or one that counts to a total by ``.update()``.
+
+    Silent on other ranks, and where stderr is not a terminal: logs stay free of half-drawn bars.
+    """
+    iterable, total = (None, items) if isinstance(items, int) else (items, None)
+    silent = not (_is_first_rank() and sys.stderr.isatty())
+    return tqdm(iterable, total=total, desc=desc, disable=silent, dynamic_ncols=True)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
