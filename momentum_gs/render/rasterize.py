@@ -1,0 +1,69 @@
+"""The only door to the rasterizer."""
+
+from typing import Any
+
+import diff_gaussian_rasterization.ops as ops
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from momentum_gs.core.types import Camera, Gaussians, RenderOutput
+from momentum_gs.model.anchors import Anchors
+
+
+def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c"]) -> RenderOutput:
+    """Draws Gaussians into the camera's pixel grid, differentiable in every field of ``gaussians``.
+
+    Args:
+        gaussians: What to draw; its device and dtype are those of the picture.
+        camera: The view.
+        background: Colour behind everything, [C].
+
+    Returns:
+        The picture. After a backward pass ``screen_means.grad[:, :2]`` holds the gradient of the projected means in NDC.
+    """
+    screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
+    drawn = ops.rasterize(
+        gaussians.means,
+        gaussians.opacities,
+        gaussians.colors,
+        scales=gaussians.scales,
+        quats=gaussians.quats,
+        cov3d=None,
+        background=background,
+        means2d=screen_means,
+        **_pinhole(camera, gaussians.means),
+    )
+    return RenderOutput(
+        image=drawn.image, alpha=drawn.alpha, depth=drawn.depth, radii=drawn.radii, screen_means=screen_means
+    )
+
+
+@torch.no_grad()
+def visible_anchors(anchors: Anchors, camera: Camera) -> Int[Tensor, "m"]:
+    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the picture.
+
+    The others are not decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
+
+    Returns:
+        int64 rows, ascending.
+    """
+    radii = ops.visible_radii(
+        anchors.position,
+        anchors.scales[:, :3].contiguous(),
+        anchors.rotation,
+        **_pinhole(camera, anchors.position),
+    )
+    return radii.nonzero()[:, 0]
+
+
+def _pinhole(camera: Camera, like: Tensor) -> dict[str, Any]:
+    return {
+        "world_view": camera.world_view.to(like),
+        "fx": camera.fx,
+        "fy": camera.fy,
+        "cx": camera.cx,
+        "cy": camera.cy,
+        "width": camera.width,
+        "height": camera.height,
+    }

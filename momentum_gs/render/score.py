@@ -1,0 +1,55 @@
+"""PSNR and SSIM of a set of views, cheap enough to be measured while training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.core.image import psnr, ssim
+from momentum_gs.core.types import Camera
+from momentum_gs.data.views import Views
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.render.view import render_image
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over views, raw: without colour correction."""
+
+    psnr: float
+    """dB."""
+    ssim: float
+
+
+@torch.no_grad()
+def score_views(
+    anchors: Anchors,
+    decoder: GaussianDecoder,
+    cameras: Sequence[Camera],
+    views: Views,
+    background: Float[Tensor, "3"],
+) -> Scores:
+    """Renders the cameras and compares with their photographs.
+
+    Args:
+        anchors: The model's anchors.
+        decoder: The model's decoder.
+        cameras: At least one.
+        views: Gives the photographs.
+        background: Colour behind everything.
+
+    Raises:
+        ValueError: without cameras; a mean over nothing would poison whoever stores it.
+    """
+    if not cameras:
+        raise ValueError("score_views: no cameras, expected at least one")
+    psnrs, ssims = [], []
+    for i, camera in enumerate(cameras):
+        views.prefetch([following.name for following in cameras[i + 1 : i + 2]])
+        image, photograph = render_image(anchors, decoder, camera, background), views.image(camera.name)
+        psnrs.append(float(psnr(image, photograph)))
+        ssims.append(float(ssim(image, photograph)))
+    return Scores(psnr=sum(psnrs) / len(psnrs), ssim=sum(ssims) / len(ssims))
