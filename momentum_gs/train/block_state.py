@@ -1,0 +1,94 @@
+"""Everything that belongs to one block and must survive while other blocks train."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.geometry import camera_radius
+from momentum_gs.core.seeds import keyed_generator
+from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.init import init_anchors
+from momentum_gs.train.densify import GrowthReport, GrowthStats, grow_and_prune
+from momentum_gs.train.optim import anchor_optimizer
+
+
+@dataclass
+class BlockState:
+    """One block in training. Views, growth draws and schedules are keyed by (seed, block, step), so no generator
+    or cursor has to be carried: ``step`` is all of them."""
+
+    block: int
+    anchors: Anchors
+    optimizer: Adam
+    stats: GrowthStats
+    voxel_size: float
+    """Edge of the finest voxel, scene units."""
+    lr_scale: float
+    """Radius of the block's cameras, the family's spatial_lr_scale."""
+    step: int = 0
+    """Block steps done."""
+
+    def grow(self, config: Config) -> GrowthReport:
+        """Adds and removes anchors by the statistics since the last growth (Scaffold-GS ``adjust_anchor``)."""
+
+        def draw(level: int, count: int) -> Tensor:
+            return torch.rand(count, generator=keyed_generator(config.seed, "growth", self.block, self.step, level))
+
+        self.anchors, self.stats, report = grow_and_prune(
+            self.anchors, self.optimizer, self.stats, self.voxel_size, config.growth, draw
+        )
+        return report
+
+
+def init_block(
+    block: int, points: PointCloud, cameras: list[Camera], config: Config, device: torch.device
+) -> BlockState:
+    """A block at step 0 from its initial points, with its learning-rate scale from its own cameras [MGS]."""
+    anchors, voxel_size = init_anchors(points, config.model)
+    anchors = anchors.to(device)
+    lr_scale = camera_radius(torch.stack([c.center for c in cameras]))
+    optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
+    return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale)
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """A block at rest: host tensors by name and what is not a tensor."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, float]
+
+
+def pack(state: BlockState) -> PackedBlock:
+    """Takes a block apart. On the CPU the tensors are the block's own: drop the state, or copy, before training on."""
+    tensors = {f"anchors.{k}": v.detach() for k, v in state.anchors.rows().items()}
+    tensors |= {f"stats.{k}": v for k, v in state.stats.rows().items()}
+    for name in LEARNABLE:
+        parameter = state.anchors.rows()[name]
+        tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
+    meta = {"block": state.block, "step": state.step, "voxel_size": state.voxel_size, "lr_scale": state.lr_scale}
+    return PackedBlock({k: v.cpu() for k, v in tensors.items()}, meta)
+
+
+def unpack(packed: PackedBlock, config: Config, device: torch.device) -> BlockState:
+    """The inverse of ``pack``, bit for bit."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in packed.tensors.items() if k.startswith(prefix)}
+
+    anchors = Anchors.from_rows(part("anchors.")).to(device)
+    lr_scale = float(packed.meta["lr_scale"])
+    optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
+    for name in LEARNABLE:
+        state = part(f"adam.{name}.")
+        if state:
+            optimizer.state[anchors.rows()[name]] = {k: v.to(device) for k, v in state.items()}
+    stats = GrowthStats.from_rows({k: v.to(device) for k, v in part("stats.").items()})
+    return BlockState(
+        int(packed.meta["block"]), anchors, optimizer, stats, float(packed.meta["voxel_size"]), lr_scale,
+        int(packed.meta["step"]),
+    )  # fmt: skip

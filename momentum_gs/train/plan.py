@@ -1,0 +1,61 @@
+"""Which views and points belong to which block, for both stages."""
+
+from dataclasses import dataclass
+
+import torch
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import in_view
+from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Views of every block."""
+
+    train: list[list[Camera]]
+    """Training views by block; a view may serve several blocks."""
+    test: list[list[Camera]]
+    """Held-out views by the block whose cell holds the camera."""
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+
+def plan_blocks(scene: Scene, table: PartitionTable | None) -> BlockPlan:
+    """The views of each block; without a table the whole scene is one block (coarse stage).
+
+    Raises:
+        UserError: where a block has no view to train on.
+    """
+    if table is None:
+        return BlockPlan([scene.train], [scene.test])
+    by_name = {camera.name: camera for camera in scene.train}
+    train = [[by_name[name] for name in names] for names in table.views]
+    empty = [block for block, cameras in enumerate(train) if not cameras]
+    if empty:
+        raise UserError(
+            f"partition: block(s) {empty} of {table.n} have no training view; use fewer blocks or a lower "
+            "partition.threshold, then re-run 'momentum-gs partition'"
+        )
+    test: list[list[Camera]] = [[] for _ in train]
+    for camera in scene.test:
+        test[table.owner(camera)].append(camera)
+    return BlockPlan(train, test)
+
+
+def initial_points(scene: Scene, cameras: list[Camera], config: Config) -> PointCloud:
+    """What a block starts from: the points in at least one of its views, or the whole cloud (``blocks.init=full``).
+
+    Points that no view of the block contains would never get a gradient and leave at the merge.
+    """
+    points = scene.points
+    if config.stage == "coarse" or config.blocks.init == "full":
+        return points
+    seen = torch.zeros(len(points), dtype=torch.bool)
+    for camera in cameras:
+        seen |= in_view(points.xyz, camera)
+    return PointCloud(points.xyz[seen], points.rgb[seen])

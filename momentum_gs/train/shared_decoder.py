@@ -1,0 +1,89 @@
+"""The decoder that all blocks share: student, momentum teacher, one Adam state.
+
+Every rank holds the same copy and makes the same update from the same averaged gradient, so the teacher needs no
+broadcast. The original keeps Adam moments per block (restored stale) and moves the teacher on rank 0 only.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import Comm
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.train.optim import decoder_optimizer, set_decoder_lr
+
+
+class SharedDecoder:
+    """Student, teacher and optimizer state."""
+
+    def __init__(self, config: Config, device: torch.device, clock_scale: float) -> None:
+        """``clock_scale``: block steps that pass per decoder update, so that its learning rates end with the blocks."""
+        model = config.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.student = GaussianDecoder(
+                model.feature_dim,
+                model.n_offsets,
+                use_feature_bank=model.use_feature_bank,
+                add_opacity_dist=model.add_opacity_dist,
+                add_cov_dist=model.add_cov_dist,
+                add_color_dist=model.add_color_dist,
+            ).to(device)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.optimizer = decoder_optimizer(self.student, config.optim)
+        self.updates = 0
+        self._config = config
+        self._clock_scale = clock_scale
+
+    def begin_step(self, live: bool) -> None:
+        """Sets the learning rates and moves the teacher (eq. 4), before anything is rendered, as the original does."""
+        self.student.requires_grad_(live)
+        if not live:
+            return
+        set_decoder_lr(self.optimizer, self._config.optim, self.updates * self._clock_scale)
+        self.optimizer.zero_grad(set_to_none=False)
+        move_teacher(self.teacher, self.student, self._config.teacher.momentum)
+
+    def finish_step(self, comm: Comm, n_active: int) -> None:
+        """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps."""
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.student.parameters()]
+        flat = torch.cat([g.flatten() for g in grads])
+        comm.all_reduce_sum_(flat)
+        flat /= n_active
+        for parameter, part in zip(self.student.parameters(), flat.split([g.numel() for g in grads]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        self.optimizer.step()
+        self.updates += 1
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint needs."""
+        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}
+        tensors |= {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
+        for name, parameter in self.student.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors
+
+    def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """The inverse of ``to_tensors``, bit for bit."""
+        self.updates = updates
+        for prefix, module in (("student.", self.student), ("teacher.", self.teacher)):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for name, parameter in self.student.named_parameters():
+            prefix = f"adam.{name}."
+            # Adam keeps its step counter on the host unless capturable; moments live with the parameter.
+            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                self.optimizer.state[parameter] = {
+                    k: v if k == "step" and parameter.device.type == "cpu" else v.to(parameter.device)
+                    for k, v in state.items()
+                }
+
+
+@torch.no_grad()
+def move_teacher(teacher: GaussianDecoder, student: GaussianDecoder, momentum: float) -> None:
+    """theta_t <- m * theta_t + (1 - m) * theta_s [eq. 4]."""
+    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+        slow.lerp_(fast, 1.0 - momentum)

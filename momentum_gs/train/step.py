@@ -1,0 +1,83 @@
+"""One training step, top to bottom.
+
+Order matters and follows the original: the teacher moves before rendering; growth comes after the backward pass and
+before the optimizer, so rows that growth re-creates have no gradient and rest this step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import Comm
+from momentum_gs.core.types import Camera
+from momentum_gs.render.view import render_view
+from momentum_gs.train.block_state import BlockState
+from momentum_gs.train.densify import GrowthReport
+from momentum_gs.train.losses import loss_terms
+from momentum_gs.train.optim import set_anchor_lr
+from momentum_gs.train.shared_decoder import SharedDecoder
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step reads and never changes."""
+
+    config: Config
+    comm: Comm
+    background: Tensor
+    next_camera: Callable[[int, int], Camera]
+    """(block, block step) -> the view that the block shows."""
+    image: Callable[[str], Tensor]
+    """Image name -> [3,H,W] in [0,1] on the device."""
+
+
+@dataclass
+class StepReport:
+    """What a step did to the blocks of this rank."""
+
+    losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """Block -> term -> scalar, before the block's weight."""
+    grown: dict[int, GrowthReport] = field(default_factory=dict)
+
+
+def train_step(
+    inputs: StepInputs,
+    shared: SharedDecoder,
+    active: list[BlockState],
+    n_active: int,
+    weights: Tensor,
+    decoder_live: bool,
+) -> StepReport:
+    """Trains each of this rank's active blocks on one view of its own and the decoder on all of them (eq. 4-7).
+
+    Args:
+        n_active: blocks active over all ranks; the decoder's gradient is their mean.
+        weights: [B] weight of every block's loss.
+        decoder_live: false: the decoder is fixed, without teacher and consistency loss.
+    """
+    config, growth = inputs.config, inputs.config.growth
+    report = StepReport()
+    teacher = shared.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
+    shared.begin_step(decoder_live)
+    for block in active:
+        set_anchor_lr(block.optimizer, config.optim, block.step, block.lr_scale)
+        camera = inputs.next_camera(block.block, block.step)
+        view = render_view(
+            block.anchors, shared.student, camera, inputs.background, teacher, config.teacher.detach
+        )  # fmt: skip
+        terms = loss_terms(view.output.image, inputs.image(camera.name), view.decoded, view.targets, config)
+        torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
+        report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
+        block.step += 1
+        if growth.start_stat < block.step < growth.until:
+            block.stats.observe(view.decoded, view.output)
+            if block.step > growth.from_step and block.step % growth.interval == 0:
+                report.grown[block.block] = block.grow(config)
+        block.optimizer.step()
+        block.optimizer.zero_grad(set_to_none=True)
+    if decoder_live:
+        shared.finish_step(inputs.comm, n_active)
+    return report
