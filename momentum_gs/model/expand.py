@@ -1,0 +1,155 @@
+"""From anchors and a camera to Gaussians.
+
+Letters: M visible anchors of N, K offsets, G Gaussians kept (those with a positive neural opacity). The kept
+(anchor, offset) pairs are picked first and everything else is gathered for them, so nothing of size M*K beyond the
+decoder's own output exists. ``expand_reference`` is the same in the plain form of the original, for reading and tests.
+
+Source: gaussian_renderer/__init__.py::generate_neural_gaussians and
+generate_neural_gaussians_and_momentum_gaussians of Momentum-GS.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from momentum_gs.core.types import Gaussians
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.decoder import DecoderOutput, GaussianDecoder
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The Gaussians of one view and where they came from."""
+
+    gaussians: Gaussians
+    neural_opacity: Float[Tensor, "mk 1"]
+    """Of every offset of every visible anchor, in (-1, 1)."""
+    kept: Bool[Tensor, "mk"]
+    """Which offsets became Gaussians: ``neural_opacity > 0``."""
+    visible: Int[Tensor, "m"]
+    """Rows of the visible anchors."""
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """What the teacher makes of the same anchors and view; attributes where the *student* keeps a Gaussian."""
+
+    color: Float[Tensor, "g 3"]
+    scale: Float[Tensor, "g 3"]
+    rotation: Float[Tensor, "g 4"]
+    neural_opacity: Float[Tensor, "mk 1"]
+
+
+@dataclass(frozen=True)
+class _View:
+    """The visible anchors as one camera sees them."""
+
+    rows: Int[Tensor, "m"]
+    feature: Float[Tensor, "m f"]
+    scales: Float[Tensor, "m 6"]
+    direction: Float[Tensor, "m 3"]
+    distance: Float[Tensor, "m 1"]
+
+
+def decode(
+    anchors: Anchors,
+    decoder: GaussianDecoder,
+    camera_center: Float[Tensor, "3"],
+    visible: Int[Tensor, "m"] | None = None,
+) -> Decoded:
+    """Decode the anchors in the rows ``visible`` (distinct; None: all) for a camera at ``camera_center``."""
+    view = _look(anchors, camera_center, visible)
+    return _spawn(anchors, view, decoder(view.feature, view.direction, view.distance))[0]
+
+
+def decode_with_teacher(
+    anchors: Anchors,
+    student: GaussianDecoder,
+    teacher: GaussianDecoder,
+    camera_center: Float[Tensor, "3"],
+    visible: Int[Tensor, "m"] | None = None,
+    detach: bool = True,
+) -> tuple[Decoded, TeacherTargets]:
+    """The student's Gaussians, and the teacher's for the same offsets.
+
+    ``detach`` makes the teacher's outputs fixed targets (the paper); without, gradients flow through the teacher into
+    features and scales as in the official code. The teacher's own parameters are the caller's to freeze.
+    """
+    view = _look(anchors, camera_center, visible)
+    decoded, kept = _spawn(anchors, view, student(view.feature, view.direction, view.distance))
+    with torch.no_grad() if detach else contextlib.nullcontext():
+        said = teacher(view.feature, view.direction, view.distance)
+        color, scale, rotation = _attributes(said, kept, view.scales.index_select(0, kept // anchors.n_offsets)[:, 3:])
+    return decoded, TeacherTargets(color, scale, rotation, said.opacity.reshape(-1, 1))
+
+
+def _look(anchors: Anchors, camera_center: Tensor, visible: Tensor | None) -> _View:
+    """Gather the visible rows and the direction and distance at which the camera sees them."""
+    if visible is None:
+        rows = torch.arange(len(anchors), device=anchors.position.device)
+        position, feature, log_scale = anchors.position, anchors.feature, anchors.log_scale
+    else:
+        rows = visible
+        position, feature, log_scale = (
+            row.index_select(0, rows) for row in (anchors.position, anchors.feature, anchors.log_scale)
+        )
+    ray = position - camera_center.to(position)
+    distance = ray.norm(dim=1, keepdim=True)
+    return _View(rows, feature, log_scale.exp(), ray / distance, distance)
+
+
+def _spawn(anchors: Anchors, view: _View, said: DecoderOutput) -> tuple[Decoded, Int[Tensor, "g"]]:
+    """Gaussians for the positive opacities, and their indices into the M*K offsets."""
+    n_offsets = anchors.n_offsets
+    neural_opacity = said.opacity.reshape(-1, 1)
+    is_kept = neural_opacity.squeeze(1) > 0
+    kept = is_kept.nonzero().squeeze(1)
+
+    of_visible = kept // n_offsets
+    row = view.rows.index_select(0, of_visible)
+    scales = view.scales.index_select(0, of_visible)
+    offset = anchors.offset.flatten(0, 1).index_select(0, row * n_offsets + (kept - of_visible * n_offsets))
+    color, scale, rotation = _attributes(said, kept, scales[:, 3:])
+    gaussians = Gaussians(
+        means=anchors.position.index_select(0, row) + offset * scales[:, :3],
+        scales=scale,
+        quats=rotation,
+        opacities=neural_opacity.index_select(0, kept),
+        colors=color,
+    )
+    return Decoded(gaussians, neural_opacity, is_kept, view.rows), kept
+
+
+def _attributes(
+    said: DecoderOutput, kept: Int[Tensor, "g"], bound: Float[Tensor, "g 3"]
+) -> tuple[Float[Tensor, "g 3"], Float[Tensor, "g 3"], Float[Tensor, "g 4"]]:
+    """Color, scale (a share of the anchor's ``bound``) and unit rotation of the kept offsets."""
+    color = said.color.flatten(0, 1).index_select(0, kept)
+    logit, quat = said.cov.flatten(0, 1).index_select(0, kept).split((3, 4), dim=1)
+    return color, bound * torch.sigmoid(logit), F.normalize(quat)
+
+
+def expand_reference(
+    anchors: Anchors, decoder: GaussianDecoder, camera_center: Float[Tensor, "3"], visible: Int[Tensor, "m"]
+) -> Gaussians:
+    """``decode(...).gaussians`` the readable way: repeat every anchor K times, then mask."""
+    position, offset, feature = anchors.position[visible], anchors.offset[visible], anchors.feature[visible]
+    ray = position - camera_center
+    distance = ray.norm(dim=1, keepdim=True)
+    opacity, cov, color = decoder(feature, ray / distance, distance)
+
+    mask = opacity.flatten() > 0
+    scales = anchors.scales[visible].repeat_interleave(anchors.n_offsets, dim=0)[mask]
+    position = position.repeat_interleave(anchors.n_offsets, dim=0)[mask]
+    cov = cov.flatten(0, 1)[mask]
+    return Gaussians(
+        means=position + offset.flatten(0, 1)[mask] * scales[:, :3],
+        scales=scales[:, 3:] * torch.sigmoid(cov[:, :3]),
+        quats=F.normalize(cov[:, 3:]),
+        opacities=opacity.flatten()[mask].unsqueeze(1),
+        colors=color.flatten(0, 1)[mask],
+    )
