@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
-from momentum_gs.core.comm import Comm
+from momentum_gs.core.comm import Comm, sum_over_ranks_
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.optim import decoder_optimizer, set_decoder_lr
 
@@ -43,17 +43,18 @@ class SharedDecoder:
         if not live:
             return
         set_decoder_lr(self.optimizer, self._config.optim, self.updates * self._clock_scale)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         move_teacher(self.teacher, self.student, self._config.teacher.momentum)
 
     def finish_step(self, comm: Comm, n_active: int) -> None:
         """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps."""
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.student.parameters()]
-        flat = torch.cat([g.flatten() for g in grads])
-        comm.all_reduce_sum_(flat)
-        flat /= n_active
-        for parameter, part in zip(self.student.parameters(), flat.split([g.numel() for g in grads]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        # A rank without an active block has no gradient, but takes part in the sum.
+        for parameter in self.student.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in self.student.parameters()]
+        sum_over_ranks_(grads, comm)
+        torch._foreach_div_(grads, n_active)
         self.optimizer.step()
         self.updates += 1
 

@@ -1,0 +1,175 @@
+"""The promises of block training: swaps, resume and the number of ranks do not change the model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.config.load import load_config
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import load_scene
+from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.train.block_state import init_block, pack, unpack
+from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.events import Observers
+from momentum_gs.train.loop import Outcome, Training
+
+CPU = torch.device("cpu")
+SETTINGS = [
+    "steps=60",
+    "model.voxel_size=0.3",
+    "model.n_offsets=4",
+    "blocks.interval=15",
+    "blocks.active=2",
+    "partition.dim=[2,2,1]",
+    "growth.start_stat=5",
+    "growth.from_step=10",
+    "growth.interval=10",
+    "growth.success_threshold=0.1",
+    "growth.init_factor=16",
+    # Low, so that every growth step finds something to grow.
+    "growth.grad_threshold=1e-5",
+    "weighting.every=20",
+    "weighting.view_stride=2",
+    "log.tensorboard=false",
+    "scene.resolution=1",
+]
+
+
+@pytest.fixture(scope="module")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
+
+
+def make_config(scene: Path, out: Path, *overrides: str) -> Config:
+    return load_config(None, [f"scene.path={scene}", f"out={out}", *SETTINGS, *overrides])
+
+
+def write_table(config: Config) -> PartitionTable:
+    """A 2x2 partition in which every block sees the views of its own quadrant and one of the next."""
+    assert config.out is not None
+    scene = load_scene(config.scene)
+    bounds = (-4.0, -4.0, -1.0, 4.0, 4.0, 5.0)
+    empty = PartitionTable(bounds, (2, 2, 1), torch.eye(3, dtype=torch.float64), [[]] * 4, {})
+    views = [[c.name for c in scene.train if empty.owner(c) == b] for b in range(4)]
+    views = [own + views[(b + 1) % 4][:1] for b, own in enumerate(views)]
+    table = PartitionTable(bounds, (2, 2, 1), torch.eye(3, dtype=torch.float64), views, {})
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    table.save(Path(config.out) / "partition.json")
+    return table
+
+
+def train(config: Config, *, resume: bool = False) -> Outcome:
+    training = Training(
+        config, load_scene(config.scene), write_table(config), LocalComm(), CPU, Observers(), resume=resume
+    )
+    return training.run()
+
+
+def model_of(out: Path) -> dict[str, torch.Tensor]:
+    folder = next((out / "point_cloud").glob("iteration_*"))
+    tensors = {f"decoder.{k}": v for k, v in load_decoder(folder).state_dict().items()}
+    for ply in sorted(folder.glob("point_cloud_block*.ply")):
+        tensors |= {f"{ply.stem}.{k}": v.detach() for k, v in load_ply(ply).rows().items()}
+    return tensors
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path)
+    before = init_block(0, load_scene(config.scene).points, load_scene(config.scene).train, config, CPU)
+    outcome = train(config)
+    assert outcome.step == 120, "4 blocks, 2 at a time, 60 steps each"
+    model = model_of(tmp_path)
+    assert any(len(model[f"point_cloud_block{b}.position"]) > len(before.anchors) for b in range(4))
+    assert all(bool(value.isfinite().all()) for value in model.values())
+
+
+def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, tmp_path: Path) -> None:
+    # 37 lies within a round, so half-trained blocks are in the checkpoint.
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(make_config(scene_folder, whole))
+    config = make_config(scene_folder, parts, "log.checkpoint_every=37")
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, Observers())
+    interrupt_after(training, 50)
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    outcome = train(config, resume=True)
+    assert outcome.step == 120
+    assert_same_bits(model_of(whole), model_of(parts))
+
+
+def interrupt_after(training: Training, step: int) -> None:
+    """Stops the run as Ctrl-C would, when it reports that step."""
+
+    class Interrupt:
+        def on_event(self, event: object) -> None:
+            if getattr(event, "step", 0) == step:
+                raise KeyboardInterrupt
+
+        def close(self) -> None:
+            pass
+
+    training._observers = Observers([Interrupt()])
+
+
+def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> None:
+    train(make_config(scene_folder, tmp_path))
+    config = make_config(scene_folder, tmp_path, "loss.dssim=0.5")
+    with pytest.raises(UserError, match=r"loss.dssim = 0.2 there, 0.5 now"):
+        train(config, resume=True)
+    with pytest.raises(UserError, match="no checkpoint to resume"):
+        train(make_config(scene_folder, tmp_path / "other"), resume=True)
+
+
+def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path)
+    scene = load_scene(config.scene)
+    state = init_block(0, scene.points, scene.train, config, CPU)
+    for parameter in state.optimizer.param_groups:
+        parameter["params"][0].grad = torch.randn_like(parameter["params"][0])
+    state.optimizer.step()
+    state.stats.opacity_accum.uniform_()
+    state.step = 17
+    wanted = {k: v.clone() for k, v in pack(state).tensors.items()}
+    store = BlockStore(1, config, CPU, LocalComm())
+    store.put(0, pack(state))
+    for _ in range(3):
+        store.rest(store.activate((0,)))
+    packed = store.held()[0]
+    assert_same_bits(packed.tensors, wanted)
+    assert any(k.startswith("adam.feature.exp_avg") for k in wanted), "moments travel"
+    assert unpack(packed, config, CPU).step == 17
+
+
+def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str) -> dict[str, torch.Tensor]:
+    """Trains with torchrun, as a user would."""
+    config = make_config(scene, out)
+    write_table(config)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += ["-m", "momentum_gs", "train", "-s", str(scene), "-m", str(out), *SETTINGS, *overrides]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+    return model_of(out)
+
+
+def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path) -> None:
+    # 300 steps of every block, growth included, with k = 2 on one rank and on two. A sum of two gradients does not
+    # depend on its order and every op has one thread, so the models are equal bit for bit.
+    overrides = ["steps=300", "blocks.interval=50", "growth.interval=50"]
+    one = run_ranks(scene_folder, tmp_path / "one", 1, *overrides)
+    two = run_ranks(scene_folder, tmp_path / "two", 2, *overrides)
+    assert_same_bits(one, two)
