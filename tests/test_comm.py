@@ -1,0 +1,92 @@
+"""Two real gloo processes: sums, flat buffers, and blocks of tensors that travel."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from momentum_gs.core.comm import Comm, LocalComm, connect, sum_over_ranks_
+
+
+def blocks() -> dict[str, torch.Tensor]:
+    """One tensor of every kind that a block holds, and the odd shapes: a scalar, no rows, not contiguous."""
+    return {
+        "position": torch.randn(1000, 3, generator=torch.Generator().manual_seed(3)),
+        "moments": torch.arange(12, dtype=torch.float64).reshape(3, 4).T,
+        "mask": torch.tensor([True, False, True]),
+        "step": torch.tensor(7, dtype=torch.int64),
+        "empty": torch.empty(0, 6),
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    }
+
+
+def check_rank(comm: Comm) -> None:
+    """What each of the two ranks runs."""
+    assert comm.world_size == 2
+    flat = torch.tensor([1.0, 10.0]) * (comm.rank + 1)
+    comm.all_reduce_sum_(flat)
+    assert flat.tolist() == [3.0, 30.0]
+
+    gradients = [torch.full((2, 2), float(comm.rank)), torch.full((3,), 5.0), torch.tensor(1.0)]
+    sum_over_ranks_(gradients, comm)
+    assert [g.unique().tolist() for g in gradients] == [[1.0], [10.0], [2.0]]
+
+    if comm.rank == 0:
+        comm.send(blocks(), '{"block": 4, "name": "häuser"}', to=1)
+        tensors, meta = comm.recv(1)
+        assert (tensors, meta) == ({}, "")
+    else:
+        tensors, meta = comm.recv(0)
+        comm.send({}, "", to=0)
+        assert meta == '{"block": 4, "name": "häuser"}'
+        for name, expected in blocks().items():
+            assert tensors[name].dtype == expected.dtype
+            assert torch.equal(tensors[name], expected), name
+        assert list(tensors) == list(blocks())
+    for peer in (comm.rank, 2):
+        with pytest.raises(ValueError, match="has no peer"):
+            comm.send({}, "", to=peer)
+    comm.barrier()
+    comm.close()
+
+
+def test_two_gloo_ranks() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Plain subprocesses with torchrun's variables: its agent costs seconds and adds nothing here.
+    ranks = []
+    for rank in range(2):
+        world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        env = os.environ | world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env["PYTHONPATH"] = str(Path(__file__).parents[1])
+        ranks.append(subprocess.Popen([sys.executable, __file__], env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+
+
+def test_one_rank_is_the_same_code_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    comm = connect(torch.device("cpu"))
+    assert isinstance(comm, LocalComm)
+    assert (comm.rank, comm.world_size) == (0, 1)
+    gradients = [torch.tensor([1.0, 2.0])]
+    sum_over_ranks_(gradients, comm)
+    comm.all_reduce_sum_(gradients[0])
+    comm.barrier()
+    assert gradients[0].tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="rank 0 of 1 has no peer 0"):
+        comm.recv(0)
+    comm.close()
+
+
+if __name__ == "__main__":
+    check_rank(connect(torch.device("cpu")))
