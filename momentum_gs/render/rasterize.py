@@ -20,7 +20,7 @@ def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c
         background: Colour behind everything, [C].
 
     Returns:
-        The picture. After a backward pass ``screen_means.grad[:, :2]`` holds the gradient of the projected means in NDC.
+        The picture. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC.
     """
     screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
     drawn = ops.rasterize(
