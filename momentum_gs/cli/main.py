@@ -1,0 +1,73 @@
+"""``momentum-gs VERB``: find the verb, run it, turn what went wrong into one line and an exit status.
+
+A verb is a module of this package with ``DESCRIPTION`` (what ``--help`` says), ``add_arguments(parser)`` and
+``run(args) -> int | None``. Only the chosen one is imported, so that ``--help`` and typing errors answer at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from momentum_gs import __version__
+from momentum_gs.core.errors import UserError
+
+VERBS = {
+    "synth": "write a procedural city as a COLMAP scene",
+    "partition": "cut a scene into blocks and give each block its cameras",
+    "train": "train the coarse model, or the blocks of a partitioned scene",
+    "merge": "crop every block to its cell and join them to one model",
+    "render": "render the test or training views of a finished run",
+    "eval": "score rendered views: PSNR, SSIM, LPIPS, raw and colour-corrected",
+    "bench": "time a part of the program against its reference",
+}
+
+# How long another rank than 0 waits before it speaks. When rank 0 met the same error, it prints it, and its exit makes
+# torchrun end the other ranks within about a tenth of a second: the line appears once. When rank 0 is well, this rank
+# is the only one that knows.
+RANK_GRACE_SECONDS = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own); returns the exit status: 0, 2 user error, 130 interrupted."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        _report(str(error))
+        return 2
+    except KeyboardInterrupt:
+        print("momentum-gs: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    verbs = "\n".join(f"  {name:<11}{text}" for name, text in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="momentum-gs",
+        usage="momentum-gs VERB ...",
+        description="Large scenes as blocks of anchored 3D Gaussians that share one decoder.",
+        epilog=f"verbs:\n{verbs}\n\n'momentum-gs VERB --help' explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"momentum-gs {__version__}")
+    parser.add_argument("verb", metavar="VERB", choices=VERBS, help="what to do, see below")
+    name = parser.parse_args(argv[:1]).verb
+
+    verb = importlib.import_module(f"momentum_gs.cli.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"momentum-gs {name}", description=verb.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verb.add_arguments(parser)
+    # Intermixed: 'key=value' may stand before, between and after the flags.
+    return verb.run(parser.parse_intermixed_args(argv[1:])) or 0
+
+
+def _report(message: str) -> None:
+    """The error on stderr, once for all ranks where all met it, and with the rank's number where one did."""
+    rank = int(os.environ.get("RANK", "0"))  # Set by torchrun.
+    if rank:
+        time.sleep(RANK_GRACE_SECONDS)
+        message = f"[rank {rank}] {message}"
+    print(f"momentum-gs: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,248 @@
+"""YAML files and ``key=value`` overrides in, one checked ``Config`` out, and back to YAML.
+
+A file may start from another one and may hold settings for one stage only:
+
+    base: ../base.yaml          # relative to this file
+    growth: {until: 30_000}
+    stages:
+      coarse: {growth: {until: 15_000}}
+
+Later wins: the schema's defaults, the base, the file, the settings of the chosen stage (wherever they stand), the
+overrides.
+"""
+
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
+
+# The scalars of YAML 1.2: PyYAML follows 1.1, in which 1e-4 is text, 'no' is false and 2024-01-01 a date.
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; a key that stands twice is an error instead of a silent choice."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the text that ``_Loader`` would read as something else; lists stay on one line."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
+
+
+for _name, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
+_Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The experiment that a file (None: the defaults) and overrides such as ``growth.interval=50`` describe.
+
+    An override's value is YAML; where the setting is text it is taken as typed, and the brackets of a list may be left
+    out (``partition.dim=2,2,1``).
+
+    Raises UserError for an unreadable file, an unknown key (naming the nearest valid one), a value of the wrong type
+    and a value out of range.
+    """
+    given, stages = _read(Path(path), ()) if path is not None else ({}, {})
+    asked: dict[str, Any] = {}
+    for override in overrides:
+        asked = _merged(asked, _parse_override(override))
+    stage = asked.get("stage", given.get("stage", Config.stage))
+    return _build(Config, _merged(_merged(given, stages.get(stage, {})), asked))
+
+
+def config_from_dict(data: Mapping[str, Any], where: str = "settings") -> Config:
+    """The experiment that nested plain data describe; ``where`` names their source in error messages."""
+    return _build(Config, _typed(dict(data), Config, "", where))
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Every setting as nested plain data (tuples where the schema has tuples); undone by ``config_from_dict``."""
+    return asdict(config)
+
+
+def dump_config(config: Config) -> str:
+    """Every setting as YAML; ``load_config`` of a file of this text gives back an equal ``Config``."""
+    return yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, settings by stage) of a file and its bases; ``children`` are the files that led here."""
+    if path.resolve() in children:
+        raise UserError(f"config: {path} is its own base; remove 'base:' from one of the files")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f"config: cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict | None):
+        raise UserError(f"config: {path} holds {_shown(data)}, expected settings as 'key: value' lines")
+    data = data or {}
+
+    base, stages = data.pop("base", None), data.pop("stages", None) or {}
+    if not isinstance(base, str | None):
+        raise UserError(f"config: {path}: base is {_shown(base)}, expected the path of one YAML file")
+    names = typing.get_args(typing.get_type_hints(Config)["stage"])
+    if not isinstance(stages, dict) or not set(stages) <= set(names):
+        raise UserError(f"config: {path}: stages is {_shown(stages)}, expected settings under {' and '.join(names)}")
+    settings = _typed(data, Config, "", str(path))
+    stages = {name: _typed(values, Config, "", f"{path}: stages.{name}") for name, values in stages.items()}
+    if base is None:
+        return settings, stages
+    base_settings, base_stages = _read(path.parent / base, (*children, path.resolve()))
+    return _merged(base_settings, settings), _merged(base_stages, stages)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """``a.b=value`` as nested settings {a: {b: value}}."""
+    name, equals, raw = text.partition("=")
+    if not equals:
+        raise UserError(f"config: {text!r} is not a setting, expected key=value such as growth.interval=50")
+    hint: Any = Config
+    for part in name.split("."):
+        fields = typing.get_type_hints(hint) if is_dataclass(hint) else {}
+        if part not in fields:
+            raise _unknown_key(name, "command line")
+        hint = fields[part]
+
+    raw, kinds = raw.strip(), _options(hint)
+    null = raw in ("", "~", "null")
+    if str in kinds and not null and raw[0] not in "'\"":
+        value: Any = raw
+    else:
+        is_list = any(typing.get_origin(kind) is tuple for kind in kinds)
+        try:
+            value = yaml.load(f"[{raw}]" if is_list and not null and raw[0] != "[" else raw, _Loader)
+        except yaml.YAMLError:
+            value = raw  # The type check below says what was expected.
+    value = _typed(value, hint, name, "command line")
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
+    """``value`` in the types of ``hint``; sections stay dictionaries, so that files can be merged."""
+    if not is_dataclass(hint):
+        try:
+            return _scalar(value, hint)
+        except TypeError:
+            raise UserError(f"config: {where}: {name} is {_shown(value)}, expected {_described(hint)}") from None
+    if value is None:  # A section whose lines are all commented out.
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"config: {where}: {name or 'the file'} is {_shown(value)}, expected a section of settings")
+    fields = typing.get_type_hints(hint)
+    result = {}
+    for key, item in value.items():
+        full = f"{name}.{key}" if name else str(key)
+        if key not in fields:
+            raise _unknown_key(full, where)
+        result[key] = _typed(item, fields[key], full, where)
+    return result
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    """``value`` as a field of type ``hint`` holds it; TypeError where it is something else."""
+    for kind in _options(hint):
+        if kind is type(None) and value is None:
+            return None
+        if typing.get_origin(kind) is Literal and isinstance(value, str) and value in typing.get_args(kind):
+            return value
+        items = typing.get_args(kind)
+        if typing.get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(items):
+            return tuple(_scalar(item, of) for item, of in zip(value, items, strict=True))
+        if kind in (bool, str) and isinstance(value, kind):
+            return value
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if kind is int and number and value == int(value):  # 3e4 is a whole number too.
+            return int(value)
+        if kind is float and number:
+            return float(value)
+    raise TypeError
+
+
+def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+    fields = typing.get_type_hints(cls)
+    return cls(**{k: _build(fields[k], v) if is_dataclass(fields[k]) else v for k, v in values.items()})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, section by section; ``above`` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _described(hint: Any) -> str:
+    """A type in words."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    parts = []
+    for kind in _options(hint):
+        items = typing.get_args(kind)
+        if typing.get_origin(kind) is Literal:
+            parts.append("one of " + ", ".join(items))
+        elif typing.get_origin(kind) is tuple:
+            parts.append(f"a list of {len(items)} {'whole numbers' if items[0] is int else 'numbers'}")
+        else:
+            parts.append(words[kind])
+    return " or ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    """A value as a person would have typed it, cut to a length that fits on the line."""
+    if isinstance(value, str):
+        text = repr(value)
+    else:
+        text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=999).removesuffix("\n...\n").rstrip()
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _unknown_key(name: str, where: str) -> UserError:
+    """Nearest is a key with the same last part (a forgotten section), or else the one spelt most alike."""
+    valid = list(_keys(Config, ""))
+    same_leaf = [key for key in valid if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    nearest = difflib.get_close_matches(name, same_leaf or valid, n=1, cutoff=0)[0]
+    return UserError(f"config: {where}: unknown setting {name!r}; did you mean {nearest!r}?")
+
+
+def _keys(cls: Any, prefix: str) -> Iterator[str]:
+    """Dotted names of all settings and sections."""
+    for key, hint in typing.get_type_hints(cls).items():
+        yield prefix + key
+        if is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{key}.")
