@@ -1,0 +1,87 @@
+"""``momentum-gs render``: every view of a split as PNG, beside its ground truth."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from momentum_gs.cli.common import load_run_config
+from momentum_gs.config.schema import Config
+from momentum_gs.core.device import pick_device
+from momentum_gs.core.log import say
+from momentum_gs.core.types import Camera
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.data.views import Views
+from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, model_folder, render_parts
+from momentum_gs.eval.results import SPLITS, config_hash
+from momentum_gs.model.io import load_decoder
+
+HELP = "render the test or training views of a finished run"
+DESCRIPTION = """\
+Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
+iteration, with speed and peak memory in render.json beside them.
+
+  momentum-gs render OUT                    the merged model, test views
+  momentum-gs render OUT --blocks           before the merge: each view by the block that owns it (ours_<N>_blocks)
+  momentum-gs render OUT/coarse --split both --errors
+"""
+
+_CACHE_BYTES = 2**28
+"""Of decoded images: every one is used once, and the default of training would count as peak memory."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.add_argument("out", metavar="OUT", type=Path, help="output folder of a run")
+    parser.add_argument("--split", choices=(*SPLITS, "both"), default="test", help="which views (default: test)")
+    parser.add_argument(
+        "--blocks", action="store_true", help="render each view with the unmerged model of the block that owns it"
+    )
+    parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="model to render (default: the last)")
+    parser.add_argument("--errors", action="store_true", help="also write errors/: heat maps of the absolute error")
+    parser.add_argument("-s", "--source_path", metavar="SCENE", help="the scene, where it moved since training")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's own setting")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Renders one or both splits."""
+    config = load_run_config(args.out)
+    if args.source_path is not None:
+        config = replace(config, scene=replace(config.scene, path=args.source_path))
+    device = pick_device(args.device or config.device)
+    folder = model_folder(args.out, args.iteration)
+    iteration = int(folder.name.removeprefix("iteration_"))
+    scene = load_scene(config.scene)
+    splits = {split: getattr(scene, split) for split in (SPLITS if args.split == "both" else (args.split,))}
+    parts = {split: _parts(args, config, folder, scene, cameras) for split, cameras in splits.items()}
+    decoder = load_decoder(folder).to(device).eval()
+    background = torch.full((3,), float(config.scene.white_background), device=device)
+    method = f"ours_{iteration}{'_blocks' if args.blocks else ''}"
+    with Views(scene, _CACHE_BYTES, torch.device("cpu")) as views:
+        for split in splits:
+            target = args.out / split / method
+            record = {
+                "method": method,
+                "split": split,
+                "iteration": iteration,
+                "config_sha256": config_hash(args.out),
+                "white_background": config.scene.white_background,
+            }
+            result = render_parts(target, parts[split], decoder, views, background, record, args.errors)
+            say(
+                f"render: {len(result['names'])} {split} views, {result['views_per_second']:.2f} views/s "
+                f"({result['device']}, {result['timed_views']} timed), {result['anchors']:,} anchors, "
+                f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB -> {target}"
+            )
+
+
+def _parts(
+    args: argparse.Namespace, config: Config, folder: Path, scene: Scene, cameras: list[Camera]
+) -> list[ModelPart]:
+    if not args.blocks:
+        return merged_part(folder, cameras)
+    table = PartitionTable.load(Path(config.partition.file or args.out / "partition.json"))
+    table.check(config.partition, scene)
+    return block_parts(folder, table, cameras)

@@ -1,0 +1,117 @@
+"""PSNR, SSIM and LPIPS of rendered views, raw and colour-corrected, from the PNG files as the family reads them.
+
+Metric names: a bare name is raw and comparable with the family's tables; ``_cc`` is after the render's colours were
+warped to the photograph's (which uses the photograph, so it flatters every method); ``LPIPS_norm`` is LPIPS fed
+[-1, 1]. MGS metrics.py.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.image import color_correct, psnr, ssim, to_uint8
+from momentum_gs.core.log import progress
+from momentum_gs.data.images import image_size, read_image
+from momentum_gs.eval.lpips_metric import Lpips
+from momentum_gs.eval.results import read_json, view_list_hash
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """Scores of one method on one split."""
+
+    mean: dict[str, float]
+    """Metric -> mean over the views."""
+    per_view: dict[str, dict[str, float]]
+    """Metric -> PNG name -> value."""
+    protocol: dict[str, Any]
+    """What was compared: numbers with different protocols do not belong in one ranking."""
+
+
+def score_pair(render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], lpips: Lpips | None) -> dict[str, float]:
+    """Every metric of one view; images in [0, 1]."""
+    scores = {}
+    for suffix, image in (("", render), ("_cc", color_correct(render, truth))):
+        scores[f"PSNR{suffix}"] = float(psnr(image, truth))
+        scores[f"SSIM{suffix}"] = float(ssim(image, truth))
+        if lpips is not None:
+            scores[f"LPIPS{suffix}"] = lpips(image, truth)
+    if lpips is not None:
+        scores["LPIPS_norm"] = lpips(render, truth, normalize=True)
+    return scores
+
+
+@torch.no_grad()
+def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> FolderScores:
+    """Score the PNG pairs of OUT/<split>/ours_<N>, two images in memory at a time.
+
+    Raises UserError where renders are missing, unfinished, unpaired or of another size than their ground truth.
+    """
+    names = view_names(folder)
+    views: dict[str, dict[str, float]] = {}
+    sizes: Counter[str] = Counter()
+    truth_digest = hashlib.sha256()
+    for name in progress(names, f"scoring {folder}"):
+        render, truth = _read_pair(folder, name)
+        sizes[f"{truth.shape[2]}x{truth.shape[1]}"] += 1
+        truth_digest.update(truth.numpy().tobytes())
+        views[name] = score_pair(_as_float(render, device), _as_float(truth, device), lpips)
+    metrics = list(views[names[0]])
+    per_view = {metric: {name: views[name][metric] for name in names} for metric in metrics}
+    mean = {metric: sum(values.values()) / len(values) for metric, values in per_view.items()}
+    protocol = {
+        "views": len(names),
+        "view_list_sha256": view_list_hash(names),
+        "resolution": dict(sizes),
+        "ground_truth_sha256": truth_digest.hexdigest(),
+        "images": "8-bit PNG, read back",
+        "lpips": None if lpips is None else lpips.about(),
+    }
+    return FolderScores(mean, per_view, protocol)
+
+
+def view_names(folder: Path) -> list[str]:
+    """The PNG names of a method's views, sorted: those that ``render.json`` lists, else those that lie there."""
+    record = read_json(folder / "render.json")
+    if record and not record["complete"]:
+        raise UserError(f"{folder}: its rendering was interrupted; run 'momentum-gs render' again")
+    names: list[str] = record.get("names") or [
+        path.relative_to(folder / "renders").as_posix() for path in (folder / "renders").rglob("*.png")
+    ]
+    if not names:
+        raise UserError(f"{folder}: holds no renders; run 'momentum-gs render' first")
+    return sorted(names)
+
+
+def _read_pair(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+    """(render, truth), uint8 [3,H,W]."""
+    paths = folder / "renders" / name, folder / "gt" / name
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: missing, its pair cannot be scored; run 'momentum-gs render' again")
+    sizes = [image_size(path) for path in paths]
+    if sizes[0] != sizes[1]:
+        (w0, h0), (w1, h1) = sizes
+        raise UserError(f"{paths[0]} is {w0}x{h0} but {paths[1]} is {w1}x{h1}; run 'momentum-gs render' again")
+    return read_image(paths[0], *sizes[0]), read_image(paths[1], *sizes[1])
+
+
+def _as_float(image: Tensor, device: torch.device) -> Float[Tensor, "3 h w"]:
+    return image.to(device).float() / 255
+
+
+def error_map(render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """Mean absolute error of the channels as a heat map: black, red, yellow, white at 0, 1/12, 1/6 and 1/4 and above.
+
+    The scale is fixed, so that maps of different views and runs compare; a quarter of the range is an error that
+    nobody overlooks. Measured on the 8-bit render, as the metrics are.
+    """
+    error = (to_uint8(render).float() / 255 - truth).abs().mean(0) * 4
+    return torch.stack([(3 * error - i).clamp(0, 1) for i in range(3)])

@@ -1,0 +1,196 @@
+"""Scores of PNG pairs, the files that keep them, and the table that compares them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from momentum_gs.cli.main import main
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.images import write_png
+from momentum_gs.eval.metrics import error_map, score_folder, score_pair, view_names
+from momentum_gs.eval.results import code_version, merge_json, png_names, read_json, view_list_hash, write_json
+from momentum_gs.eval.table import Row, format_table
+
+CPU = torch.device("cpu")
+GREY = 100
+"""Level of the flat ground truth."""
+
+
+def noise(seed: int, height: int = 24, width: int = 32) -> torch.Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.25
+
+
+def flat(level: int, height: int = 24, width: int = 32) -> torch.Tensor:
+    return torch.full((3, height, width), level / 255)
+
+
+def write_pair(folder: Path, name: str, render: torch.Tensor, truth: torch.Tensor) -> None:
+    write_png(folder / "renders" / name, render)
+    write_png(folder / "gt" / name, truth)
+
+
+@pytest.fixture()
+def out(tmp_path: Path) -> Path:
+    """A run whose two views are off by 1 and by 4 levels of 255 everywhere."""
+    for name, difference in (("a/0.png", 1), ("1.png", 4)):
+        write_pair(tmp_path / "run" / "test" / "ours_30", name, flat(GREY + difference), flat(GREY))
+    return tmp_path / "run"
+
+
+def test_equal_images_are_perfect() -> None:
+    scores = score_pair(noise(0), noise(0), None)
+    assert scores["PSNR"] == math.inf
+    assert scores["SSIM"] == pytest.approx(1, abs=1e-6)  # float32 round-off of a mean of ones
+    assert set(scores) == {"PSNR", "SSIM", "PSNR_cc", "SSIM_cc"}  # no network, no LPIPS of any kind
+
+
+def test_color_correction_forgives_exposure_and_nothing_is_written_over_the_raw_score() -> None:
+    truth = noise(1)
+    scores = score_pair(truth * 0.8 + 0.05, truth, None)
+    assert scores["PSNR"] < 30
+    # Affine colours are within the correction's family; what is left is float32 round-off, below -100 dB.
+    assert scores["PSNR_cc"] > 90
+
+
+def test_folder_scores_by_closed_form(out: Path) -> None:
+    scores = score_folder(out / "test" / "ours_30", None, CPU)
+    psnr = {"a/0.png": 20 * math.log10(255), "1.png": 20 * math.log10(255 / 4)}
+    # The levels are read back from 8 bits exactly; float32 keeps 6 digits of the error's square.
+    assert scores.per_view["PSNR"] == pytest.approx(psnr, rel=1e-5)
+    assert scores.mean["PSNR"] == pytest.approx(sum(psnr.values()) / 2, rel=1e-5)
+    assert scores.protocol["views"] == 2
+    assert scores.protocol["resolution"] == {"32x24": 2}
+    assert scores.protocol["view_list_sha256"] == view_list_hash(["1.png", "a/0.png"])
+
+
+def test_eval_writes_the_familys_files_and_leaves_other_methods_alone(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out / "results.json").write_text(json.dumps({"ours_7": {"PSNR": 1.0}}))
+    assert main(["eval", str(out), "--lpips", "none", "--markdown", str(out / "table.md")]) == 0
+    results, per_view = read_json(out / "results.json"), read_json(out / "per_view.json")
+    assert results["ours_7"] == {"PSNR": 1.0}
+    assert set(per_view["ours_30"]["PSNR"]) == {"a/0.png", "1.png"}
+    assert set(results["ours_30"]) == {"PSNR", "SSIM", "PSNR_cc", "SSIM_cc", "protocol"}
+    for metric in ("PSNR", "SSIM", "SSIM_cc"):
+        values = per_view["ours_30"][metric].values()
+        assert results["ours_30"][metric] == sum(values) / 2
+    assert results["ours_30"]["protocol"]["lpips"] is None
+    printed = capsys.readouterr().out
+    assert f"{results['ours_30']['PSNR']:.2f}" in printed and "LPIPS was left out" in printed
+    assert (out / "table.md").read_text().startswith("| run | method | PSNR |")
+
+
+def test_train_scores_do_not_touch_the_test_files(out: Path) -> None:
+    write_pair(out / "train" / "ours_30", "2.png", noise(0), noise(1))
+    assert main(["eval", str(out), "--split", "train", "--lpips", "none"]) == 0
+    assert not (out / "results.json").exists()
+    assert read_json(out / "results_train.json")["ours_30"]["protocol"]["split"] == "train"
+
+
+def test_eval_without_renders_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tmp_path), "--lpips", "none"]) == 2
+    assert f"run 'momentum-gs render {tmp_path} --split test' first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", ["renders", "gt"])
+def test_missing_half_of_a_pair_is_named(out: Path, side: str) -> None:
+    folder = out / "test" / "ours_30"
+    write_json(folder / "render.json", {"complete": True, "names": ["a/0.png", "1.png"]})
+    (folder / side / "1.png").unlink()
+    with pytest.raises(UserError, match=rf"{side}/1\.png: missing"):
+        score_folder(folder, None, CPU)
+
+
+def test_different_sizes_are_both_named(out: Path) -> None:
+    write_png(out / "test" / "ours_30" / "gt" / "1.png", flat(0, 10, 12))
+    with pytest.raises(UserError, match=r"renders/1\.png is 32x24 but .*gt/1\.png is 12x10"):
+        score_folder(out / "test" / "ours_30", None, CPU)
+
+
+def test_only_the_listed_views_of_a_finished_rendering_count(out: Path) -> None:
+    folder = out / "test" / "ours_30"
+    assert view_names(folder) == ["1.png", "a/0.png"]  # another program's folder: all that lies there
+    write_json(folder / "render.json", {"complete": True, "names": ["1.png"]})
+    assert view_names(folder) == ["1.png"]  # a/0.png is left over from an older rendering
+    write_json(folder / "render.json", {"complete": False})
+    with pytest.raises(UserError, match="interrupted"):
+        view_names(folder)
+
+
+def test_png_names_keep_folders_and_never_collide() -> None:
+    assert png_names(["a/1.jpg", "b/1.jpg", "c.d/2.x.JPG"]) == {
+        "a/1.jpg": "a/1.png",
+        "b/1.jpg": "b/1.png",
+        "c.d/2.x.JPG": "c.d/2.x.png",
+    }
+    clash = png_names(["1.jpg", "1.tif", "2.tif"])
+    assert clash == {"1.jpg": "1.jpg.png", "1.tif": "1.tif.png", "2.tif": "2.png"}
+
+
+def test_json_without_infinity_and_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"a": {"PSNR": math.inf, "SSIM": 1.0}})
+    merge_json(path, {"b": {"PSNR": 2.0}})
+    assert read_json(path) == {"a": {"PSNR": None, "SSIM": 1.0}, "b": {"PSNR": 2.0}}
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text('{"a": ')
+    with pytest.raises(UserError, match="results.json: not readable as JSON"):
+        merge_json(path, {})
+    assert path.read_text() == '{"a": '  # damage is for the user to look at, not for us to overwrite
+
+
+def row(run: str, names: str = "list", **changes: object) -> Row:
+    protocol = {
+        "split": "test",
+        "views": 3,
+        "view_list_sha256": view_list_hash([names]),
+        "resolution": {"32x24": 3},
+        "ground_truth_sha256": "0" * 64,
+        "lpips": None,
+        "anchors": 1234567,
+        **changes,
+    }
+    return Row(run, "ours_1", {"PSNR": 20.0, "SSIM": 0.5}, protocol)
+
+
+def test_rows_scored_alike_carry_no_mark() -> None:
+    text = format_table([row("x"), row("y")])
+    assert "[a]" not in text and "do not rank" not in text
+    assert "1,234,567" in text
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1  # aligned: heading, rule and rows end in one column
+    assert lines[2].split()[2:8] == ["20.00", "0.5000", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    "other", [row("y", "other"), row("y", resolution={"64x48": 3}), row("y", ground_truth_sha256="1" * 64)]
+)
+def test_rows_scored_differently_are_marked(other: Row) -> None:
+    text = format_table([row("x"), other, row("z")])
+    marks = [line.split()[9] for line in text.splitlines()[2:5]]
+    assert marks == ["[a]", "[b]", "[a]"]
+    assert "do not rank" in text
+
+
+def test_markdown_is_rectangular() -> None:
+    lines = [line for line in format_table([row("x"), row("y")], markdown=True).splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_error_map_ends() -> None:
+    truth = flat(128)
+    assert error_map(truth, truth).max() == 0
+    assert error_map(flat(0), truth).min() == 1  # half the range is past the end of the scale
+
+
+def test_code_version_names_package_and_commit() -> None:
+    import momentum_gs
+
+    words = code_version().split()
+    assert words[0] == momentum_gs.__version__
+    assert len(words) == 1 or len(words[1].removesuffix("+dirty")) == 40
