@@ -237,7 +237,9 @@ class Training:
 
     def _save_model(self) -> None:
         """``point_cloud/iteration_<steps>/``: a PLY per block (one for the coarse model) and the decoder, once."""
-        folder = self._folder / "point_cloud" / f"iteration_{self._config.steps}"
+        # Block steps; a coarse run that stopped early is named by what it did.
+        steps = self._step if self._config.stage == "coarse" else self._config.steps
+        folder = self._folder / "point_cloud" / f"iteration_{steps}"
         folder.mkdir(parents=True, exist_ok=True)
         for block, packed in self._store.held().items():
             rows = {k.removeprefix("anchors."): v for k, v in packed.tensors.items() if k.startswith("anchors.")}
