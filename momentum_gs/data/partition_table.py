@@ -1,0 +1,172 @@
+"""The partition of a scene: one JSON file that train, merge, render and eval all read, so nothing is typed twice."""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from momentum_gs.config.schema import PartitionConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera
+from momentum_gs.data.blocks import BlockGrid
+from momentum_gs.data.scene import Scene
+
+VERSION = 1
+"""Of the file; raised when its meaning changes."""
+
+# Rotations and boxes may have passed through float32, whose round-off is 6e-8 a number; real differences are larger.
+TOLERANCE = 1e-5
+
+_AGAIN = "re-run 'momentum-gs partition'"
+
+
+@dataclass(frozen=True, eq=False)
+class PartitionTable:
+    """The grid, the frame it stands in, and the training views of every block, by image name."""
+
+    aabb: tuple[float, float, float, float, float, float]
+    """xmin, ymin, zmin, xmax, ymax, zmax of the uncontracted core, in the grid's frame."""
+    dim: tuple[int, int, int]
+    """Cells along x, y, z."""
+    rotation: Float[Tensor, "3 3"]
+    """World to grid frame, float64."""
+    views: list[list[str]]
+    """Names of the training views of each block; a view may serve several."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Whatever else is worth recording (threshold, scores of the assignment): anything JSON holds."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts do not fit together."""
+        if len(self.views) != self.grid.n:
+            raise ValueError(f"{len(self.views)} lists of views for {self.grid.n} blocks")
+        if any(len(set(names)) != len(names) for names in self.views):
+            raise ValueError("a view is listed twice in one block")
+        off = (self.rotation @ self.rotation.T - torch.eye(3, dtype=self.rotation.dtype)).abs().max()
+        # Phrased so that NaN fails; a reflection would turn left into right.
+        if not (off < TOLERANCE and torch.linalg.det(self.rotation) > 0):
+            raise ValueError(f"rotation is not one: {self.rotation.tolist()}")
+
+    @property
+    def n(self) -> int:
+        """Number of blocks."""
+        return self.grid.n
+
+    @property
+    def grid(self) -> BlockGrid:
+        """The block grid, for points in the grid's frame."""
+        return BlockGrid(self.aabb, self.dim)
+
+    def to_grid(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """World points in the grid's frame."""
+        return points @ self.rotation.to(points).T
+
+    def cell_of(self, points: Float[Tensor, "n 3"]) -> Int64[Tensor, "n"]:
+        """Block id of every world point; errors as ``BlockGrid.cell_of``."""
+        return self.grid.cell_of(self.to_grid(points))
+
+    def owner(self, camera: Camera) -> int:
+        """The block whose cell holds a camera's centre."""
+        return int(self.cell_of(camera.center[None]))
+
+    def save(self, path: Path) -> None:
+        """Writes the table; an older file at that place is replaced only once the new one is complete."""
+        record = {
+            "version": VERSION,
+            "aabb": list(self.aabb),
+            "dim": list(self.dim),
+            "rotation": self.rotation.tolist(),
+            "meta": self.meta,
+            "views": self.views,
+        }
+        text = json.dumps(record, indent=1, allow_nan=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "PartitionTable":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            UserError: for a missing or damaged file, or one of another version.
+        """
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            version = record["version"]
+            if version == VERSION:
+                return _from_record(record)
+        except OSError as error:
+            raise UserError(f"partition: cannot read {path} ({error.strerror}); run 'momentum-gs partition'") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"partition: {path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error
+        raise UserError(f"partition: {path} has version {version!r}, expected {VERSION}; {_AGAIN}")
+
+    def check(self, config: PartitionConfig, scene: Scene) -> None:
+        """Compares the table with the settings and the scene of a run.
+
+        Raises:
+            UserError: where it was made for another grid, or names views that are not among the training views.
+        """
+        if config.dim is not None and config.dim != self.dim:
+            raise UserError(
+                f"partition: table was made for grid {_times(self.dim)}, config has {_times(config.dim)}; {_AGAIN}"
+            )
+        if config.dim is None and config.blocks != self.n:
+            raise UserError(
+                f"partition: table has {self.n} blocks, config has partition.blocks={config.blocks}; {_AGAIN}"
+            )
+        if config.aabb is not None and not _same_box(self.aabb, config.aabb):
+            raise UserError(
+                f"partition: table was made for grid {_times(self.dim)} over aabb {list(self.aabb)}, config has aabb "
+                f"{list(config.aabb)}; {_AGAIN}"
+            )
+        known = {camera.name for camera in scene.train}
+        named = {name for names in self.views for name in names}
+        unknown = sorted(named - known)
+        if unknown:
+            held_out = "a held-out view" if unknown[0] in {camera.name for camera in scene.test} else "not in the scene"
+            raise UserError(
+                f"partition: {len(unknown)} of {len(named)} views in the table are not training views of {scene.path}, "
+                f"first: {unknown[0]!r} ({held_out}); {_AGAIN}"
+            )
+
+
+def _from_record(record: dict[str, Any]) -> PartitionTable:
+    """Checks every type, for JSON holds NaN, and true for 1. Raises ValueError, KeyError or TypeError."""
+    aabb, dim, rotation, views, meta = (record[key] for key in ("aabb", "dim", "rotation", "views", "meta"))
+    numbers = [*aabb, *(v for row in rotation for v in row)]
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+        raise ValueError("aabb and rotation must be finite numbers")
+    if not (len(aabb) == 6 and [len(row) for row in rotation] == [3, 3, 3]):
+        raise ValueError("aabb must have 6 numbers and rotation 3x3")
+    if not (len(dim) == 3 and all(type(d) is int for d in dim)):
+        raise ValueError("dim must be 3 integers")
+    if not (isinstance(views, list) and all(isinstance(names, list) for names in views)):
+        raise ValueError("views must be lists of names")
+    if not all(isinstance(name, str) for names in views for name in names):
+        raise ValueError("views must be lists of names")
+    if not isinstance(meta, dict):
+        raise ValueError("meta must be an object")
+    x0, y0, z0, x1, y1, z1 = (float(v) for v in aabb)
+    dx, dy, dz = dim
+    matrix = torch.tensor(rotation, dtype=torch.float64)
+    return PartitionTable((x0, y0, z0, x1, y1, z1), (dx, dy, dz), matrix, views, meta)
+
+
+def _same_box(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    size = max(a[i + 3] - a[i] for i in range(3))
+    return all(abs(u - v) <= TOLERANCE * size for u, v in zip(a, b, strict=True))
+
+
+def _times(dim: tuple[int, ...]) -> str:
+    return "x".join(str(d) for d in dim)
