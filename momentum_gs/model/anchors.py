@@ -4,6 +4,7 @@ An anchor holds a place in the world, a feature, and K offsets at which it spawn
 feature and the scales learn; positions, rotations and opacities are kept because the family's files have them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 LEARNABLE = ("offset", "feature", "log_scale")
 """Rows that an optimizer moves; Momentum-GS freezes the position (learning rate 0) and the other two."""
+
+INITIAL_OPACITY = 0.1
+"""Of every new anchor [SGS]."""
 
 
 @dataclass
@@ -58,6 +62,27 @@ class Anchors:
     def from_rows(cls, rows: Mapping[str, Tensor]) -> "Anchors":
         """The inverse of ``rows``; other names in ``rows`` are left aside."""
         return cls(**{field.name: rows[field.name] for field in fields(cls)})
+
+    @classmethod
+    def fresh(
+        cls,
+        position: Float[Tensor, "n 3"],
+        feature: Float[Tensor, "n f"],
+        log_scale: Float[Tensor, "n 6"],
+        n_offsets: int,
+    ) -> "Anchors":
+        """New anchors: all offsets at the centre, no rotation, opacity 0.1."""
+        n = len(position)
+        rotation = position.new_zeros(n, 4)
+        rotation[:, 0] = 1
+        return cls(
+            position=position,
+            offset=position.new_zeros(n, n_offsets, 3),
+            feature=feature,
+            log_scale=log_scale,
+            rotation=rotation,
+            opacity=position.new_full((n, 1), math.log(INITIAL_OPACITY / (1 - INITIAL_OPACITY))),
+        )
 
     def as_leaves(self) -> "Anchors":
         """The same values cut from any graph, with the learnable rows as leaves that ask for a gradient."""

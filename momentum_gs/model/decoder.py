@@ -79,9 +79,7 @@ class GaussianDecoder(nn.Module):
         opacity, cov, color = (
             getattr(self, name)(far if self.architecture[f"add_{name}_dist"] else near) for name in HEADS
         )
-        return DecoderOutput(
-            opacity, cov.unflatten(1, (self.n_offsets, 7)), color.unflatten(1, (self.n_offsets, 3))
-        )
+        return DecoderOutput(opacity, cov.unflatten(1, (self.n_offsets, 7)), color.unflatten(1, (self.n_offsets, 3)))
 
 
 def blend_strides(feature: Float[Tensor, "m f"], weight: Float[Tensor, "m 3"]) -> Float[Tensor, "m f"]:

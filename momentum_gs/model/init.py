@@ -1,0 +1,62 @@
+"""Anchors from a point cloud.
+
+Source: create_from_pcd and voxelize_sample of Scaffold-GS, scene/gaussian_model.py.
+"""
+
+from jaxtyping import Float
+from simple_knn._C import distCUDA2
+from torch import Tensor
+
+from momentum_gs.config.schema import ModelConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import PointCloud
+from momentum_gs.core.voxels import cell_centers, cells_of, unique_cells
+from momentum_gs.model.anchors import Anchors
+
+_MIN_DIST2 = 1e-7
+"""Smallest squared spacing from which a scale is made, so that coinciding anchors have a finite one [SGS]."""
+
+
+def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "m 3"]:
+    """Centres of the voxels that hold a point, in lexicographic order.
+
+    Args:
+        points: Scene units; computed in their dtype.
+        voxel_size: Edge, scene units.
+    """
+    return cell_centers(unique_cells(cells_of(points, voxel_size))[0], voxel_size, points.dtype)
+
+
+def init_anchors(points: PointCloud, config: ModelConfig) -> tuple[Anchors, float]:
+    """One anchor in every voxel that holds a point, on the CPU.
+
+    Offsets and features start at zero; all six scales at the root mean squared distance to the three nearest anchors.
+
+    Returns:
+        The anchors as leaves, and the voxel size: ``config.voxel_size``, or where that is 0 the median over the points
+        of their distance to the nearest ones. (Scaffold-GS takes the *squared* distance there, which is not a length.)
+
+    Raises:
+        UserError: there is no point, a point is not finite, or no voxel size fits because most points coincide.
+    """
+    finite = int(points.xyz.isfinite().all(dim=1).sum())
+    if finite < max(len(points), 1):
+        raise UserError(
+            f"points: {finite} of {len(points)} are finite, expected all of at least 1; check the sparse model"
+        )
+    voxel_size = config.voxel_size or median_spacing(points.xyz)
+    position = voxelize(points.xyz, voxel_size).float()
+    log_scale = distCUDA2(position).clamp_min(_MIN_DIST2).sqrt().log().unsqueeze(1).repeat(1, 6)
+    feature = position.new_zeros(len(position), config.feature_dim)
+    return Anchors.fresh(position, feature, log_scale, config.n_offsets).as_leaves(), voxel_size
+
+
+def median_spacing(points: Float[Tensor, "n 3"]) -> float:
+    """Median over the points of the root mean squared distance to the three nearest others, scene units."""
+    spacing = float(distCUDA2(points.float()).median().sqrt())
+    if not spacing > 0:
+        raise UserError(
+            f"model.voxel_size: 0 asks for the median spacing of the {len(points)} points, which is {spacing}; "
+            "give a size above 0"
+        )
+    return spacing

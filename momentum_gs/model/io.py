@@ -1,0 +1,154 @@
+"""Models as files, in the layout of Scaffold-GS: anchors in a PLY, decoder heads as TorchScript.
+
+Beside the heads lies ``decoder.safetensors``, the decoder as we load it: weights, and the architecture in the metadata.
+A file is written under another name and renamed, so it is whole or not there.
+Source: save_ply, load_ply_sparse_gaussian and save_mlp_checkpoints of Scaffold-GS, scene/gaussian_model.py.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.recfunctions import structured_to_unstructured
+from plyfile import PlyData, PlyElement, PlyParseError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.decoder import HEADS, GaussianDecoder
+
+DECODER_FILE = "decoder.safetensors"
+
+
+def save_ply(path: str | Path, anchors: Anchors) -> None:
+    """Write anchors as float32, one vertex each: position, zero normals, offsets (all x, all y, all z), feature,
+    opacity logit, log scales, rotation."""
+    table = torch.cat(
+        [
+            anchors.position,
+            torch.zeros_like(anchors.position),
+            anchors.offset.transpose(1, 2).flatten(1),
+            anchors.feature,
+            anchors.opacity,
+            anchors.log_scale,
+            anchors.rotation,
+        ],
+        dim=1,
+    )
+    layout = np.dtype([(name, "<f4") for name in _property_names(anchors.n_offsets, anchors.feature_dim)])
+    vertices = np.ascontiguousarray(table.detach().cpu().numpy(), dtype="<f4").view(layout).reshape(-1)
+    with _replacing(Path(path)) as temporary:
+        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
+
+
+def load_ply(path: str | Path) -> Anchors:
+    """Read what ``save_ply`` or Scaffold-GS wrote, as leaves on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or its vertices are not anchors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a PLY of anchors; train and merge first")
+    try:
+        vertices = PlyData.read(str(path))["vertex"].data
+    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable PLY of anchors ({error}); write it again") from error
+
+    found = {name for name in vertices.dtype.names or () if vertices.dtype[name].kind in "fiu"}
+    n_offset_numbers, feature_dim = (sum(name.startswith(p) for name in found) for p in ("f_offset_", "f_anchor_feat_"))
+    n_offsets = max(n_offset_numbers // 3, 1)
+    names = [name for name in _property_names(n_offsets, max(feature_dim, 1)) if name not in ("nx", "ny", "nz")]
+    missing = [name for name in names if name not in found]
+    if missing or n_offset_numbers != 3 * n_offsets:
+        wrong = f"no property '{missing[0]}'" if missing else f"{n_offset_numbers} offset numbers, not a multiple of 3"
+        raise UserError(f"{path}: {wrong}, so its vertices are not anchors; give a PLY of a Scaffold-GS style model")
+
+    table = torch.from_numpy(structured_to_unstructured(vertices[names], dtype=np.float32, copy=True))
+    position, offset, feature, opacity, log_scale, rotation = (
+        part.contiguous() for part in table.split((3, 3 * n_offsets, feature_dim, 1, 6, 4), dim=1)
+    )
+    offset = offset.unflatten(1, (3, n_offsets)).transpose(1, 2).contiguous()
+    return Anchors(position, offset, feature, log_scale, rotation, opacity).as_leaves()
+
+
+def _property_names(n_offsets: int, feature_dim: int) -> list[str]:
+    return [
+        *("x", "y", "z", "nx", "ny", "nz"),
+        *(f"f_offset_{i}" for i in range(3 * n_offsets)),
+        *(f"f_anchor_feat_{i}" for i in range(feature_dim)),
+        "opacity",
+        *(f"scale_{i}" for i in range(6)),
+        *(f"rot_{i}" for i in range(4)),
+    ]
+
+
+def save_decoder(folder: str | Path, decoder: GaussianDecoder) -> None:
+    """Write ``decoder.safetensors`` and one ``<head>_mlp.pt`` a head into an existing folder.
+
+    The heads take [M, F + 3 (+ 1 with their distance flag)]: feature, direction, distance.
+    """
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in decoder.state_dict().items()}
+    with _replacing(folder / DECODER_FILE) as temporary:
+        temporary.write_bytes(save(tensors, {"architecture": json.dumps(decoder.architecture)}))
+
+    plain = _build(decoder.architecture, tensors)
+    heads = {name: getattr(plain, name) for name in HEADS}
+    if plain.feature_bank is not None:
+        heads["feature_bank"] = plain.feature_bank
+    for name, head in heads.items():
+        with _replacing(folder / f"{name}_mlp.pt") as temporary:
+            _script(head).save(str(temporary))
+
+
+def load_decoder(folder: str | Path) -> GaussianDecoder:
+    """Read ``decoder.safetensors`` of a folder, bit for bit, on the CPU.
+
+    Raises:
+        UserError: the file is missing or damaged, or it holds another kind of model.
+    """
+    path = Path(folder) / DECODER_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected the decoder of a trained model; train first")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        return _build(json.loads(metadata["architecture"]), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path}: not the decoder of a trained model ({first_line}); write it again") from error
+
+
+def _build(architecture: dict[str, bool | int], tensors: dict[str, Tensor]) -> GaussianDecoder:
+    """A decoder with these weights; draws nothing from the global random stream."""
+    with torch.device("meta"):
+        decoder = GaussianDecoder(**architecture)  # type: ignore[arg-type]
+    decoder.load_state_dict(tensors, assign=True)
+    return decoder.requires_grad_(True)
+
+
+def _script(head: nn.Sequential) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        # TorchScript is what the family's viewers load; that torch has newer formats does not matter here.
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        return torch.jit.script(head.eval())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; takes its place when the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

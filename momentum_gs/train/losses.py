@@ -1,0 +1,69 @@
+"""The loss as a dict of named terms whose sum is what a step minimises (eq. 6).
+
+A view that shows no Gaussian gives zero, not NaN, for every term that is a mean over Gaussians, and keeps its graph.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.config.schema import Config, LossConfig
+from momentum_gs.core.image import l1, ssim
+from momentum_gs.model.expand import Decoded, TeacherTargets
+
+IMAGE_TERMS = ("l1", "dssim", "volume")
+"""Terms of every step."""
+CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_scale", "consistency_opacity")
+"""Terms of the steps that have a teacher."""
+
+
+def loss_terms(
+    image: Float[Tensor, "3 h w"],
+    target: Float[Tensor, "3 h w"],
+    decoded: Decoded,
+    targets: TeacherTargets | None,
+    config: Config,
+) -> dict[str, Float[Tensor, ""]]:
+    """All terms of one view, each times its weight: ``IMAGE_TERMS``, and with a teacher ``CONSISTENCY_TERMS``."""
+    terms = reconstruction(image, target, config.loss)
+    terms["volume"] = config.loss.volume * volume(decoded.gaussians.scales)
+    if targets is not None:
+        parts = consistency(decoded, targets)
+        terms |= {f"consistency_{name}": config.teacher.consistency * part for name, part in parts.items()}
+    return terms
+
+
+def reconstruction(
+    image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], config: LossConfig
+) -> dict[str, Float[Tensor, ""]]:
+    """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` (eq. 3 with the weights of the official code)."""
+    return {
+        "l1": (1 - config.dssim) * l1(image, target),
+        "dssim": config.dssim * (1 - ssim(image, target)),
+    }
+
+
+def volume(scales: Float[Tensor, "g 3"]) -> Float[Tensor, ""]:
+    """Mean over the Gaussians of the product of their scales, cubic scene units (Scaffold-GS, eq. 9 there)."""
+    x, y, z = scales.unbind(1)
+    return (x * y * z).sum() / max(len(scales), 1)
+
+
+def consistency(decoded: Decoded, targets: TeacherTargets) -> dict[str, Float[Tensor, ""]]:
+    """Mean squared differences between student and teacher (eq. 5).
+
+    Color, rotation and scale over the Gaussians that the student keeps, opacity over all offsets of the visible
+    anchors. Source: gaussian_renderer/__init__.py::render_with_consistency_loss of Momentum-GS.
+    """
+    gaussians = decoded.gaussians
+    return {
+        "color": _mse(gaussians.colors, targets.color),
+        "rotation": _mse(gaussians.quats, targets.rotation),
+        "scale": _mse(gaussians.scales, targets.scale),
+        "opacity": _mse(decoded.neural_opacity, targets.neural_opacity),
+    }
+
+
+def _mse(a: Tensor, b: Tensor) -> Tensor:
+    """Zero for empty tensors, where torch's own mean is NaN."""
+    return F.mse_loss(a, b, reduction="sum") / max(a.numel(), 1)

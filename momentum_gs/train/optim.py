@@ -1,0 +1,65 @@
+"""Adam for anchors and decoder, and their learning rates.
+
+``lr_scale`` is the radius of the block's cameras (the family's spatial_lr_scale), in scene units. Steps are block
+steps; those of the decoder are its updates on the blocks' clock. Source: training_setup and update_learning_rate of
+Scaffold-GS, scene/gaussian_model.py.
+"""
+
+from torch.optim import Adam
+
+from momentum_gs.config.schema import OptimConfig
+from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.train.lr import exponential
+
+
+def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
+    """One group for each learnable row, named like it, at the rates of step 0."""
+    groups = [{"params": [anchors.rows()[name]], "name": name} for name in LEARNABLE]
+    optimizer = Adam(groups, eps=config.eps, fused=True)
+    set_anchor_lr(optimizer, config, 0, lr_scale)
+    return optimizer
+
+
+def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
+    """One group for each head, named like it, at the rates of step 0."""
+    groups = [{"params": list(head.parameters()), "name": name} for name, head in decoder.named_children()]
+    optimizer = Adam(groups, eps=config.eps, fused=True)
+    set_decoder_lr(optimizer, config, 0)
+    return optimizer
+
+
+def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float, lr_scale: float) -> None:
+    """The rates of the anchors at a block's own step."""
+    offset = exponential(*config.offset_lr, config.lr_steps)(block_step) * lr_scale
+    _set(optimizer, {"offset": offset, "feature": config.feature_lr, "log_scale": config.scaling_lr})
+
+
+def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float) -> None:
+    """The rates of the heads after ``decoder_step`` steps of the blocks' clock."""
+    pairs = {
+        "opacity": config.opacity_mlp_lr,
+        "cov": config.cov_mlp_lr,
+        "color": config.color_mlp_lr,
+        "feature_bank": config.feature_bank_lr,
+    }
+    _set(optimizer, {name: exponential(*pair, config.lr_steps)(decoder_step) for name, pair in pairs.items()})
+
+
+def set_learning_rates(
+    anchor_opt: Adam,
+    decoder_opt: Adam | None,
+    config: OptimConfig,
+    block_step: float,
+    decoder_step: float,
+    lr_scale: float,
+) -> None:
+    """Both at once; ``decoder_opt`` is None where the decoder is frozen."""
+    set_anchor_lr(anchor_opt, config, block_step, lr_scale)
+    if decoder_opt is not None:
+        set_decoder_lr(decoder_opt, config, decoder_step)
+
+
+def _set(optimizer: Adam, rates: dict[str, float]) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["name"]]
