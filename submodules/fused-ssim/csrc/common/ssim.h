@@ -1,0 +1,64 @@
+// SSIM of one pixel and its derivatives. Plain C++17: no torch, no device, no threads.
+//
+// Notation: w is the window; m1 = w*x, m2 = w*y, s11 = w*(x x), s22 = w*(y y), s12 = w*(x y) are the blurred moments of
+// the two images at the pixel. S may be a scalar or a vector of pixels; T is the scalar type.
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#ifdef __CUDACC__
+#define FUSED_SSIM_HD __host__ __device__
+#else
+#define FUSED_SSIM_HD
+#endif
+
+namespace fused_ssim {
+
+constexpr int kRadius = 5;  // 11 taps
+constexpr int kTaps = 2 * kRadius + 1;
+
+// The stabilisers of Wang et al. 2004 for values in [0, 1].
+constexpr double kC1 = 0.01 * 0.01;
+constexpr double kC2 = 0.03 * 0.03;
+
+// Gaussian of sigma 1.5 that sums to 1.
+inline std::array<double, kTaps> gaussian_window() {
+  constexpr double sigma = 1.5;
+  std::array<double, kTaps> window{};
+  double sum = 0;
+  for (int k = 0; k < kTaps; ++k) {
+    const double d = k - kRadius;
+    sum += window[k] = std::exp(-d * d / (2 * sigma * sigma));
+  }
+  for (double& weight : window) weight /= sum;
+  return window;
+}
+
+template <typename S>
+struct Moments {
+  S m1, m2, s11, s22, s12;
+};
+
+// SSIM at a pixel and its partial derivatives for the moments that img1 moves.
+template <typename S>
+struct Ssim {
+  S value, d_m1, d_s11, d_s12;
+};
+
+template <typename T, typename S>
+FUSED_SSIM_HD inline Ssim<S> ssim(const Moments<S>& m) {
+  const S m12 = m.m1 * m.m2, m11 = m.m1 * m.m1, m22 = m.m2 * m.m2;
+  const S a1 = T(2) * m12 + T(kC1), a2 = T(2) * (m.s12 - m12) + T(kC2);
+  const S b1 = m11 + m22 + T(kC1), b2 = (m.s11 - m11) + (m.s22 - m22) + T(kC2);
+  const S inverse = T(1) / (b1 * b2);
+  const S value = a1 * a2 * inverse;
+  return {
+      value,
+      T(2) * inverse * (m.m2 * (a2 - a1) - m.m1 * value * (b2 - b1)),
+      -value * inverse * b1,
+      T(2) * a1 * inverse,
+  };
+}
+
+}  // namespace fused_ssim

@@ -1,0 +1,78 @@
+"""The operator: loads the compiled part, adds autograd. ``reference.py`` is the same in readable PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).parent / "_kernels.so"
+_BUILD = "pip install --no-build-isolation ./submodules/fused-ssim"
+try:
+    torch.ops.load_library(_LIBRARY)
+except OSError as error:
+    state = "does not fit this torch" if _LIBRARY.exists() else "is not there"
+    raise ImportError(f"fused_ssim: the compiled part {state}; build it: {_BUILD}") from error
+
+
+def has_cuda() -> bool:
+    """Whether the compiled part was built for GPUs too."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("fused_ssim::mean_ssim", "CUDA")
+
+
+def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
+    """Mean structural similarity of two batches of images.
+
+    11x11 Gaussian window of sigma 1.5 per channel, C1 = 0.01^2, C2 = 0.03^2 (values in [0, 1]).
+
+    Args:
+        img1: [B,C,H,W] float32 or float64, the render.
+        img2: [B,C,H,W], the photograph.
+        padding: ``same``: mean over all pixels, zeros around the images (3DGS); ``valid``: over the pixels whose window
+            lies inside.
+        train: False skips all work for the gradient.
+
+    Returns:
+        Scalar in [-1, 1], differentiable once for both images. The gradient of ``img1`` costs no second pass, that of
+        ``img2`` one. The same bits whatever the number of threads.
+
+    Raises:
+        ValueError: for another padding.
+        RuntimeError: for images that do not match or are too small.
+    """
+    if padding not in ("same", "valid"):
+        raise ValueError(f"fused_ssim: padding is {padding!r}, expected 'same' or 'valid'")
+    valid = padding == "valid"
+    if train and torch.is_grad_enabled() and (img1.requires_grad or img2.requires_grad):
+        return torch.ops.fused_ssim.mean_ssim_with_grad(img1, img2, valid)[0]
+    return torch.ops.fused_ssim.mean_ssim(img1.detach(), img2.detach(), valid)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    img1, img2, ctx.valid = inputs
+    grad = output[1]
+    ctx.mark_non_differentiable(grad)
+    ctx.save_for_backward(grad, *((img1, img2) if ctx.needs_input_grad[1] else ()))
+
+
+def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    grad, *images = ctx.saved_tensors
+    grad1 = upstream * grad if ctx.needs_input_grad[0] else None
+    grad2 = None
+    if images:  # SSIM is symmetric: the same operator with the images swapped
+        img1, img2 = images
+        grad2 = upstream * torch.ops.fused_ssim.mean_ssim_with_grad(img2, img1, ctx.valid)[1]
+    return grad1, grad2, None
+
+
+torch.library.register_autograd("fused_ssim::mean_ssim_with_grad", _backward, setup_context=_save)
+
+
+@torch.library.register_fake("fused_ssim::mean_ssim")
+def _(img1: Tensor, img2: Tensor, valid: bool) -> Tensor:
+    return img1.new_empty(())
+
+
+@torch.library.register_fake("fused_ssim::mean_ssim_with_grad")
+def _(img1: Tensor, img2: Tensor, valid: bool) -> tuple[Tensor, Tensor]:
+    return img1.new_empty(()), torch.empty_like(img1, memory_format=torch.contiguous_format)

@@ -1,0 +1,28 @@
+"""The same SSIM in readable PyTorch: the manual of the kernels and their oracle in the tests."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+RADIUS, SIGMA = 5, 1.5
+C1, C2 = 0.01**2, 0.03**2
+
+
+def mean_ssim(img1: Tensor, img2: Tensor, padding: str = "same") -> Tensor:
+    """Mean SSIM of [B,C,H,W] images; autograd gives the gradient. See ``ops.fused_ssim``."""
+    channels = img1.shape[1]
+    distance = torch.arange(-RADIUS, RADIUS + 1, dtype=img1.dtype, device=img1.device)
+    window = torch.exp(-(distance**2) / (2 * SIGMA**2))
+    window = window / window.sum()
+    kernel = (window[:, None] * window[None, :]).expand(channels, 1, -1, -1)
+
+    def blur(image: Tensor) -> Tensor:
+        return conv2d(image, kernel, padding=RADIUS if padding == "same" else 0, groups=channels)
+
+    mean1, mean2 = blur(img1), blur(img2)
+    variance1 = blur(img1 * img1) - mean1**2
+    variance2 = blur(img2 * img2) - mean2**2
+    covariance = blur(img1 * img2) - mean1 * mean2
+    luminance = (2 * mean1 * mean2 + C1) / (mean1**2 + mean2**2 + C1)
+    structure = (2 * covariance + C2) / (variance1 + variance2 + C2)
+    return (luminance * structure).mean()
