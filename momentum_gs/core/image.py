@@ -1,6 +1,7 @@
 """Image math. Images are [3,H,W] in [0, 1]."""
 
 import torch
+from fused_ssim import fused_ssim
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -20,19 +21,7 @@ def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, 
 
 def ssim(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
     """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim)."""
-    window = torch.arange(11, dtype=a.dtype, device=a.device).sub(5).div(1.5).square().mul(-0.5).exp()
-    window = window / window.sum()
-    kernel = (window[:, None] * window).expand(3, 1, 11, 11)
-
-    def blur(x: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(x[None], kernel, padding=5, groups=3)[0]
-
-    mean_a, mean_b = blur(a), blur(b)
-    var_a, var_b, cov = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    return (
-        (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    ).mean()
+    return fused_ssim(a[None], b[None])
 
 
 def to_uint8(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
