@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lpips-weights", type=Path, metavar="FOLDER", help="folder with torchvision's file of that network"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as markdown")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,11 +80,13 @@ def _lpips(args: argparse.Namespace, device: torch.device) -> Lpips | None:
 
 
 def _score_run(out: Path, split: str, folders: list[Path], lpips: Lpips | None, device: torch.device) -> list[Row]:
-    results, per_view, rows = {}, {}, []
+    results: dict[str, Any] = {}
+    per_view: dict[str, Any] = {}
+    rows = []
     for folder in folders:
         scores = score_folder(folder, lpips, device)
         record = read_json(folder / "render.json")
-        protocol: dict[str, Any] = {
+        protocol = {
             "split": split,
             **scores.protocol,
             "anchors": record.get("anchors"),

@@ -28,9 +28,6 @@ iteration, with speed and peak memory in render.json beside them.
   momentum-gs render OUT/coarse --split both --errors
 """
 
-_CACHE_BYTES = 2**28
-"""Of decoded images: every one is used once, and the default of training would count as peak memory."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
@@ -42,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="model to render (default: the last)")
     parser.add_argument("--errors", action="store_true", help="also write errors/: heat maps of the absolute error")
     parser.add_argument("-s", "--source_path", metavar="SCENE", help="the scene, where it moved since training")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's own setting")
+    parser.add_argument("--device", help="auto, cpu or cuda (default: the run's own setting)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     decoder = load_decoder(folder).to(device).eval()
     background = torch.full((3,), float(config.scene.white_background), device=device)
     method = f"ours_{iteration}{'_blocks' if args.blocks else ''}"
-    with Views(scene, _CACHE_BYTES, torch.device("cpu")) as views:
+    # Every photograph is used once, so none is kept: a cache would only count as peak memory.
+    with Views(scene, 0, pick_device("cpu")) as views:
         for split in splits:
             target = args.out / split / method
             record = {

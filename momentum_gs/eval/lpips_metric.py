@@ -82,7 +82,7 @@ def load_lpips(net: str, weights: Path | None, device: torch.device) -> Lpips:
         # A random trunk that is filled below: lpips itself would go to the network for it.
         model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     try:
-        state = torch.load(trunk, map_location="cpu", weights_only=True)
+        state = torch.load(trunk, weights_only=True)
         # lpips files torchvision's layer 'features.7.weight' under 'slice3.7.weight'.
         model.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in model.net.state_dict()})
     except Exception as error:

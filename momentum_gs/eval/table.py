@@ -1,6 +1,6 @@
 """One table over runs, with a visible mark on rows that were not scored alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Row:
 
     run: str
     method: str
-    mean: dict[str, float | None]
+    mean: Mapping[str, float | None]
     protocol: dict[str, Any]
 
 
