@@ -47,10 +47,13 @@ def resolve_config(args: argparse.Namespace) -> Config:
     flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for name, key in _FLAGS.items()
              if (value := getattr(args, name)) is not None]
     config = load_config(args.config, [*flags, *args.overrides])
+    test_list = config.scene.test_list
+    if test_list is not None and os.path.isfile(test_list):  # Otherwise it is relative to the scene.
+        test_list = _absolute(test_list)
     return replace(
         config,
         out=_absolute(config.out),
-        scene=replace(config.scene, path=_absolute(config.scene.path)),
+        scene=replace(config.scene, path=_absolute(config.scene.path), test_list=test_list),
         partition=replace(
             config.partition, coarse=_absolute(config.partition.coarse), file=_absolute(config.partition.file)
         ),
