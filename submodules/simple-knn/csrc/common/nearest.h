@@ -1,0 +1,59 @@
+// Distances and the three smallest of them. Plain C++17: no torch, no device, no threads.
+//
+// S may be a scalar or a vector of queries. What bounds a box is computed by the very operations that measure a point,
+// each of which rounds monotonically: a box that is skipped holds no nearer point.
+#pragma once
+
+#ifdef __CUDACC__
+#define SIMPLE_KNN_HD __host__ __device__
+#else
+#define SIMPLE_KNN_HD
+#endif
+
+namespace simple_knn {
+
+constexpr int kNeighbours = 3;
+
+template <typename S>
+SIMPLE_KNN_HD inline S smaller(S a, S b) {
+  return a < b ? a : b;
+}
+
+template <typename S>
+SIMPLE_KNN_HD inline S larger(S a, S b) {
+  return a < b ? b : a;
+}
+
+template <typename S>
+SIMPLE_KNN_HD inline S squared_norm(S x, S y, S z) {
+  return x * x + y * y + z * z;
+}
+
+// The three smallest values seen, in order.
+template <typename S>
+struct Nearest {
+  S first, second, third;
+
+  SIMPLE_KNN_HD void insert(S d) {
+    third = smaller(third, larger(second, d));
+    second = smaller(second, larger(first, d));
+    first = smaller(first, d);
+  }
+};
+
+template <typename T>
+struct Box {
+  T low[3], high[3];
+};
+
+// Squared distance of two boxes, 0 where they touch.
+template <typename T>
+SIMPLE_KNN_HD inline T squared_distance(const Box<T>& a, const Box<T>& b) {
+  T gap[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    gap[axis] = larger(T(0), larger(a.low[axis] - b.high[axis], b.low[axis] - a.high[axis]));
+  }
+  return squared_norm(gap[0], gap[1], gap[2]);
+}
+
+}  // namespace simple_knn

@@ -1,0 +1,39 @@
+"""The face that the field's code imports. ``reference.py`` is the same in readable PyTorch."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).parent / "_kernels.so"
+_BUILD = "pip install --no-build-isolation ./submodules/simple-knn"
+try:
+    torch.ops.load_library(_LIBRARY)
+except OSError as error:
+    state = "does not fit this torch" if _LIBRARY.exists() else "is not there"
+    raise ImportError(f"simple_knn: the compiled part {state}; build it: {_BUILD}") from error
+
+
+def has_cuda() -> bool:
+    """Whether the compiled part was built for GPUs too."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("simple_knn::mean_squared_distance", "CUDA")
+
+
+def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 - the name of the field
+    """Mean squared distance of every point to its three nearest other points, exact, on the device of ``points``.
+
+    Args:
+        points: [N,3] float32 or float64, finite. Copies of a point are its neighbours at distance 0.
+
+    Returns:
+        [N]; with fewer than four points the mean over those that exist, 0 for a single one. Not differentiable.
+
+    Raises:
+        RuntimeError: for another shape or dtype, or a point that is not finite.
+    """
+    return torch.ops.simple_knn.mean_squared_distance(points.detach())
+
+
+@torch.library.register_fake("simple_knn::mean_squared_distance")
+def _(points: Tensor) -> Tensor:
+    return points.new_empty(points.shape[0])
