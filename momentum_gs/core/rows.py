@@ -39,7 +39,7 @@ def append_rows(rows: Mapping[str, Tensor], new: Mapping[str, Tensor], optimizer
     return _edit(
         rows,
         optimizer,
-        lambda name, row: torch.cat([row, new[name].to(row)]),
+        lambda name, row: torch.cat([row, new[name].detach().to(row)]),
         lambda name, moment: torch.cat([moment, torch.zeros_like(new[name], dtype=moment.dtype)]),
     )
 

@@ -55,8 +55,10 @@ class GrowthStats:
     def observe(self, decoded: Decoded, output: RenderOutput) -> None:
         """Count one view; to be called after its backward pass."""
         visible = decoded.visible
-        n_offsets = len(self.offset_denom) // max(len(self.anchor_demon), 1)
-        opacity = decoded.neural_opacity.clamp_min(0).view(len(visible), -1).sum(dim=1, keepdim=True)
+        if len(visible) == 0:
+            return
+        n_offsets = len(decoded.kept) // len(visible)
+        opacity = decoded.neural_opacity.clamp_min(0).view(-1, n_offsets).sum(dim=1, keepdim=True)
         self.opacity_accum.index_add_(0, visible, opacity)
         self.anchor_demon.index_add_(0, visible, torch.ones_like(opacity))
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 
-def exponential(initial: float, final: float, max_steps: int) -> Callable[[float], float]:
+def exponential(initial: float, final: float, max_steps: int) -> Callable[[float | int], float]:
     """A rate that falls (or rises) by the same factor every step, from ``initial`` at 0 to ``final`` at ``max_steps``.
 
     Constant before and after. Source: utils/general_utils.py::get_expon_lr_func of the 3DGS family, whose delay never
@@ -14,7 +14,7 @@ def exponential(initial: float, final: float, max_steps: int) -> Callable[[float
         return lambda step: initial
     log_initial, log_final = math.log(initial), math.log(final)
 
-    def rate(step: float) -> float:
+    def rate(step: float | int) -> float:
         t = min(max(step / max_steps, 0.0), 1.0)
         return math.exp(log_initial * (1 - t) + log_final * t)
 

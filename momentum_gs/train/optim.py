@@ -29,13 +29,13 @@ def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
     return optimizer
 
 
-def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float, lr_scale: float) -> None:
+def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float | int, lr_scale: float) -> None:
     """The rates of the anchors at a block's own step."""
     offset = exponential(*config.offset_lr, config.lr_steps)(block_step) * lr_scale
     _set(optimizer, {"offset": offset, "feature": config.feature_lr, "log_scale": config.scaling_lr})
 
 
-def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float) -> None:
+def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | int) -> None:
     """The rates of the heads after ``decoder_step`` steps of the blocks' clock."""
     pairs = {
         "opacity": config.opacity_mlp_lr,
@@ -50,8 +50,8 @@ def set_learning_rates(
     anchor_opt: Adam,
     decoder_opt: Adam | None,
     config: OptimConfig,
-    block_step: float,
-    decoder_step: float,
+    block_step: float | int,
+    decoder_step: float | int,
     lr_scale: float,
 ) -> None:
     """Both at once; ``decoder_opt`` is None where the decoder is frozen."""

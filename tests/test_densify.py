@@ -1,0 +1,182 @@
+"""Growth and pruning against the original's figures and against a plain loop."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from anchor_scene import parity, random_anchors, random_decoder
+from densify_reference import grow_and_prune_reference
+from torch import Tensor
+
+from momentum_gs.config.schema import GrowthConfig, OptimConfig
+from momentum_gs.core.types import RenderOutput
+from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.expand import decode
+from momentum_gs.train.densify import GrowthStats, grow_and_prune
+from momentum_gs.train.optim import anchor_optimizer
+
+# interval * success = 8: offsets need more than 4 views, anchors more than 8.
+CONFIG = GrowthConfig(interval=10, success_threshold=0.8, init_factor=16, hierarchy_factor=4, depth=3)
+
+
+def draws(seed: int) -> Callable[[int, int], Tensor]:
+    return lambda level, count: torch.rand(count, generator=torch.Generator().manual_seed(100 * seed + level))
+
+
+def random_stats(anchors: Anchors, seed: int) -> GrowthStats:
+    """Statistics on both sides of every threshold."""
+    rng = torch.Generator().manual_seed(seed)
+    n, k = len(anchors), anchors.n_offsets
+    denom = torch.randint(0, 10, (n * k, 1), generator=rng).float()
+    demon = torch.randint(0, 20, (n, 1), generator=rng).float()
+    return GrowthStats(
+        offset_gradient_accum=denom * torch.rand(n * k, 1, generator=rng) * 1.2e-3,
+        offset_denom=denom,
+        opacity_accum=demon * torch.rand(n, 1, generator=rng) * 0.01,
+        anchor_demon=demon,
+    )
+
+
+def test_parity() -> None:
+    figures = parity("densify")
+    names = ("anchor", "offset", "anchor_feat", "scaling", "rotation", "opacity")
+    anchors = Anchors(*(figures[f"before_{name}"] for name in names)).as_leaves()
+    stats = GrowthStats.from_rows({k.removeprefix("stat_"): v for k, v in figures.items() if k.startswith("stat_")})
+    config = GrowthConfig(
+        interval=int(figures["check_interval"]),
+        success_threshold=float(figures["success_threshold"]),
+        grad_threshold=float(figures["grad_threshold"]),
+        min_opacity=float(figures["min_opacity"]),
+        depth=int(figures["update_depth"]),
+        init_factor=int(figures["update_init_factor"]),
+        hierarchy_factor=int(figures["update_hierarchy_factor"]),
+    )
+    grown, after, report = grow_and_prune(
+        anchors, None, stats, float(figures["voxel_size"]), config, lambda level, _: figures[f"rand_{level}"]
+    )
+    assert len(grown) == len(figures["before_anchor"]) + sum(report.grown) - report.pruned
+    assert report.pruned > 0 and report.grown[0] > 0 and report.grown[1] > 0
+    for name, row in zip(names, grown.rows().values(), strict=True):
+        # Same rows in the same order; one rounding for the logarithm of a scale or an opacity.
+        torch.testing.assert_close(
+            row.detach(), figures[f"after_{name}"], rtol=2e-7, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name, row in after.rows().items():
+        assert torch.equal(row, figures[f"after_stat_{name}"]), name
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("voxel_size", [0.002, 0.03])
+def test_same_as_the_plain_loop(seed: int, voxel_size: float) -> None:
+    anchors = random_anchors(60, n_offsets=3, feature_dim=4, seed=seed)
+    with torch.no_grad():
+        anchors.position *= 0.3
+        anchors.log_scale += 2  # some above the bound of 0.05
+    stats = random_stats(anchors, seed)
+    rows, seen = grow_and_prune_reference(anchors, stats, voxel_size, CONFIG, draws(seed))
+    grown, after, report = grow_and_prune(anchors, None, stats, voxel_size, CONFIG, draws(seed))
+    assert min(report.grown) > 0 and report.pruned > 0
+    for name, row in grown.rows().items():
+        # The loop takes its logarithms in NumPy.
+        torch.testing.assert_close(row.detach(), torch.from_numpy(rows[name]), rtol=3e-7, atol=0)
+    for name, row in after.rows().items():
+        assert torch.equal(row, torch.from_numpy(seen[name])), name
+
+
+def test_nothing_seen_changes_nothing() -> None:
+    anchors = random_anchors(10)
+    before = {name: row.detach().clone() for name, row in anchors.rows().items()}
+    grown, _, report = grow_and_prune(anchors, None, GrowthStats.zeros(anchors), 0.01, CONFIG, draws(0))
+    assert report.pruned == 0 and sum(report.grown) == 0
+    assert all(torch.equal(row, before[name]) for name, row in grown.rows().items())
+
+
+def test_growing_again_from_the_same_gradients_adds_no_duplicate() -> None:
+    """A cell that holds an anchor is never given another one, whoever proposes it."""
+    anchors = random_anchors(50, seed=3)
+    everything = lambda level, count: torch.ones(count)  # noqa: E731
+    config = GrowthConfig(interval=10, success_threshold=0.8, init_factor=16, depth=1, min_opacity=0.0)
+    first, stats, report = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, config, everything)
+    assert report.grown[0] > 0
+    again = random_stats(anchors, 3)
+    padded = GrowthStats.from_rows(
+        {k: torch.cat([v, s[len(v) :]]) for (k, v), s in zip(again.rows().items(), stats.rows().values(), strict=True)}
+    )
+    _, _, report = grow_and_prune(first, None, padded, 0.05, config, everything)
+    assert report.grown == (0,)
+
+
+def test_moments_follow_and_the_step_after_rests_every_anchor() -> None:
+    anchors = random_anchors(60, seed=1)
+    optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
+    sum(row.square().sum() for name, row in anchors.rows().items() if name in LEARNABLE).backward()
+    optimizer.step()
+    moments = optimizer.state[anchors.feature]["exp_avg"].clone()
+    position = anchors.position.clone()
+    grown, _, report = grow_and_prune(anchors, optimizer, random_stats(anchors, 1), 0.02, CONFIG, draws(1))
+    n_kept = 60 - report.pruned
+    kept = (position[:, None] == grown.position[None, :n_kept]).all(2).any(1)
+    assert torch.equal(optimizer.state[grown.feature]["exp_avg"][:n_kept], moments[kept])
+    assert not optimizer.state[grown.feature]["exp_avg"][n_kept:].any()
+    assert {id(group["params"][0]) for group in optimizer.param_groups} == {id(grown.rows()[k]) for k in LEARNABLE}
+    before = grown.offset.detach().clone()
+    optimizer.step()
+    assert torch.equal(grown.offset, before)
+    assert len(optimizer.state) == len(LEARNABLE)
+
+
+def test_anchors_rest_the_step_even_where_nothing_changed() -> None:
+    anchors = random_anchors(5)
+    optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
+    anchors.feature.sum().backward()
+    grown, _, _ = grow_and_prune(anchors, optimizer, GrowthStats.zeros(anchors), 0.01, CONFIG, draws(0))
+    assert all(grown.rows()[name].grad is None for name in LEARNABLE)
+
+
+def test_every_anchor_may_go() -> None:
+    anchors = random_anchors(4)
+    stats = GrowthStats.zeros(anchors)
+    stats.anchor_demon += 9
+    grown, after, report = grow_and_prune(
+        anchors, anchor_optimizer(anchors, OptimConfig(), 1.0), stats, 0.01, CONFIG, draws(0)
+    )
+    assert len(grown) == 0 and report.pruned == 4
+    assert all(len(row) == 0 for row in after.rows().values())
+    # An empty model can be judged again.
+    assert len(grow_and_prune(grown, None, after, 0.01, CONFIG, draws(0))[0]) == 0
+
+
+def test_observe_counts_as_a_loop_does() -> None:
+    anchors = random_anchors(12)
+    stats = GrowthStats.zeros(anchors)
+    expected = {name: row.clone() for name, row in stats.rows().items()}
+    rng = torch.Generator().manual_seed(0)
+    for visible in (torch.tensor([1, 4, 7, 11]), torch.tensor([4, 5]), torch.tensor([], dtype=torch.int64)):
+        decoded = decode(anchors, random_decoder(), torch.tensor([0.0, 0.0, 4.0]), visible)
+        n = len(decoded.gaussians)
+        screen = torch.zeros(n, 3, requires_grad=True)
+        screen.grad = torch.randn(n, 3, generator=rng)
+        radii = torch.randint(0, 3, (n,), generator=rng)
+        blank = torch.zeros(1, 1)
+        stats.observe(decoded, RenderOutput(blank.expand(3, 1, 1), blank, blank, radii, screen))
+        gaussian = 0
+        for i, anchor in enumerate(visible.tolist()):
+            expected["anchor_demon"][anchor] += 1
+            for k in range(4):
+                opacity = decoded.neural_opacity[4 * i + k].detach()
+                if opacity > 0:
+                    expected["opacity_accum"][anchor] += opacity
+                    if radii[gaussian] > 0:
+                        expected["offset_denom"][4 * anchor + k] += 1
+                        expected["offset_gradient_accum"][4 * anchor + k] += screen.grad[gaussian, :2].norm()
+                    gaussian += 1
+        assert gaussian == n
+    for name, row in stats.rows().items():
+        # Sums of a few float32 numbers in another order.
+        torch.testing.assert_close(row, expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_rows_and_back() -> None:
+    stats = random_stats(random_anchors(3), 0)
+    again = GrowthStats.from_rows(stats.rows())
+    assert all(again.rows()[name] is row for name, row in stats.rows().items())

@@ -1,0 +1,91 @@
+"""Learning rates against the original's figures."""
+
+import math
+
+import pytest
+import torch
+from anchor_scene import parity, random_anchors, random_decoder
+
+from momentum_gs.config.schema import OptimConfig
+from momentum_gs.train.lr import exponential
+from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer, set_learning_rates
+
+
+def rates(optimizer: torch.optim.Adam) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def test_parity_of_the_schedules() -> None:
+    figures = parity("lr_schedule")
+    assert figures["iteration"].max() >= 30_000
+    anchor_opt, decoder_opt = (
+        anchor_optimizer(random_anchors(3), OptimConfig(), 1.0),
+        decoder_optimizer(random_decoder(), OptimConfig()),
+    )
+    for i, step in enumerate(figures["iteration"].tolist()):
+        set_learning_rates(anchor_opt, decoder_opt, OptimConfig(), step, step, float(figures["spatial_lr_scale"]))
+        found = rates(anchor_opt) | rates(decoder_opt)
+        for ours, theirs in [("offset", "offset"), *((h, f"mlp_{h}") for h in ("opacity", "cov", "color"))]:
+            # float64 on both sides, with logarithms and exponentials of their own.
+            assert found[ours] == pytest.approx(float(figures[theirs][i]), rel=1e-12)
+        assert (found["feature"], found["log_scale"]) == (0.0075, 0.007)
+
+
+def test_exponential_is_a_constant_factor_between_its_ends() -> None:
+    rate = exponential(0.01, 1e-4, 100)
+    assert rate(0) == rate(-5) == pytest.approx(0.01, rel=1e-14)
+    assert rate(100) == rate(1000) == pytest.approx(1e-4, rel=1e-14)
+    assert rate(50) == pytest.approx(math.sqrt(0.01 * 1e-4), rel=1e-14)
+    assert rate(30) / rate(20) == pytest.approx(rate(80) / rate(70), rel=1e-12)
+
+
+def test_constant_pairs_may_be_zero() -> None:
+    assert exponential(0.0, 0.0, 10)(3) == 0.0
+    assert exponential(0.004, 0.004, 10)(7) == 0.004
+
+
+def test_a_frozen_decoder_keeps_its_rates() -> None:
+    anchor_opt = anchor_optimizer(random_anchors(2), OptimConfig(), 2.0)
+    assert rates(anchor_opt)["offset"] == pytest.approx(0.02)
+    set_learning_rates(anchor_opt, None, OptimConfig(), 30_000, 0, 2.0)
+    assert rates(anchor_opt)["offset"] == pytest.approx(2e-4)
+
+
+def test_the_decoder_has_its_own_clock() -> None:
+    anchor_opt = anchor_optimizer(random_anchors(2), OptimConfig(), 1.0)
+    decoder_opt = decoder_optimizer(random_decoder(), OptimConfig())
+    set_learning_rates(anchor_opt, decoder_opt, OptimConfig(), 0, 30_000, 1.0)
+    assert rates(anchor_opt)["offset"] == pytest.approx(0.01)
+    assert rates(decoder_opt)["color"] == pytest.approx(5e-5)
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    decoder = random_decoder(use_feature_bank=True)
+    optimizer = decoder_optimizer(decoder, OptimConfig())
+    assert set(rates(optimizer)) == {"opacity", "cov", "color", "feature_bank"}
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in decoder.parameters())
+    anchors = random_anchors(2)
+    groups = {group["name"]: group["params"] for group in anchor_optimizer(anchors, OptimConfig(), 1.0).param_groups}
+    assert groups.keys() == {"offset", "feature", "log_scale"}
+    assert all(len(params) == 1 and params[0] is anchors.rows()[name] for name, params in groups.items())
+
+
+def test_steps_follow_adam() -> None:
+    """The first step of Adam is lr times the gradient's sign, whatever its size: with eps 1e-15 even a tiny one's."""
+    anchors = random_anchors(4)
+    before = anchors.feature.detach().clone()
+    optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
+    sign = torch.where(torch.arange(8) % 2 == 0, 1.0, -1.0)
+    anchors.feature.grad = (1e-9 * sign).expand(4, 8).contiguous()
+    optimizer.step()
+    # One float32 rounding of values up to 4.
+    torch.testing.assert_close(before - anchors.feature.detach(), (0.0075 * sign).expand(4, 8), rtol=0, atol=1e-6)
+
+
+def test_no_anchor_is_no_error() -> None:
+    anchors = random_anchors(0)
+    optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
+    (anchors.feature.sum() + anchors.offset.sum()).backward()
+    optimizer.step()
+    assert len(anchors) == 0

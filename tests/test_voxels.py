@@ -1,0 +1,65 @@
+"""Sets of cells against torch.unique and the compare of each with each."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from momentum_gs.core.voxels import cell_centers, cells_of, occupied, occupied_reference, unique_cells
+
+# Extents of one axis: one cell, a few, 30 bits; three wide axes need 90 bits and thus ranks instead of the packed box.
+EXTENTS = st.tuples(*[st.sampled_from([1, 4, 2**30])] * 3)
+
+
+def random_cells(n: int, extents: tuple[int, int, int], rng: torch.Generator) -> torch.Tensor:
+    """Cells in a box around the origin, many of them equal: three corners of the box are repeated."""
+    spread = torch.tensor(extents)
+    cells = (torch.rand(n, 3, generator=rng, dtype=torch.float64) * spread).long() - spread // 2
+    cells[::3] = cells[: len(cells[::3])].clone()
+    return cells
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 40), EXTENTS, st.integers(0, 2**16))
+def test_unique_cells_are_those_of_torch(n: int, extents: tuple[int, int, int], seed: int) -> None:
+    cells = random_cells(n, extents, torch.Generator().manual_seed(seed))
+    if n == 0:
+        assert [len(part) for part in unique_cells(cells)] == [0, 0]
+        return
+    expected, expected_inverse = torch.unique(cells, dim=0, return_inverse=True)
+    unique, inverse = unique_cells(cells)
+    assert torch.equal(unique, expected)
+    assert torch.equal(inverse, expected_inverse)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 30), st.integers(0, 60), EXTENTS, st.integers(0, 2**16))
+def test_occupied_is_the_plain_compare(n_wanted: int, n_others: int, extents: tuple[int, int, int], seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    unique = unique_cells(random_cells(n_wanted, extents, rng))[0]
+    # Some of the others are wanted cells, the rest lie in a box twice as wide.
+    others = torch.cat([unique[::2], random_cells(n_others, tuple(2 * e for e in extents), rng)])
+    assert torch.equal(occupied(unique, others), occupied_reference(unique, others))
+
+
+def test_extremes_of_int32_coordinates_are_told_apart() -> None:
+    # A model of 2 km at the finest growth voxel of 0.1 mm would need 25 bits an axis; this is the original's own limit.
+    far = 2**31 - 1
+    cells = torch.tensor([[far, -far, far], [far, -far, far - 1], [-far, far, 0], [far, -far, far]])
+    unique, inverse = unique_cells(cells)
+    assert unique.tolist() == [[-far, far, 0], [far, -far, far - 1], [far, -far, far]]
+    assert inverse.tolist() == [2, 1, 0, 2]
+    assert occupied(unique, cells[:1]).tolist() == [False, False, True]
+
+
+def test_a_cell_is_the_nearest_multiple() -> None:
+    points = torch.tensor([[0.24, 0.26, -0.26], [0.25, 0.75, 1.25]])
+    # Halves go to the even neighbour, as NumPy and torch round.
+    assert cells_of(points, 0.5).tolist() == [[0, 1, -1], [0, 2, 2]]
+    assert torch.equal(cell_centers(cells_of(points, 0.5), 0.5, torch.float32)[0], torch.tensor([0.0, 0.5, -0.5]))
+
+
+@pytest.mark.parametrize("size", [0.1, 1e-4])
+def test_cells_of_centers_are_the_cells(size: float) -> None:
+    cells = torch.randint(-1000, 1000, (500, 3), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(cells_of(cell_centers(cells, size, torch.float32), size), cells)
