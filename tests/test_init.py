@@ -50,8 +50,8 @@ def test_features_and_offsets_start_at_zero() -> None:
 
 def test_automatic_voxel_size_is_a_length() -> None:
     points = torch.rand(300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    small = init_anchors(cloud(points), ModelConfig(voxel_size=0))[1]
-    large = init_anchors(cloud(points * 8), ModelConfig(voxel_size=0))[1]
+    small = init_anchors(cloud(points), ModelConfig(voxel_size=0.0))[1]
+    large = init_anchors(cloud(points * 8), ModelConfig(voxel_size=0.0))[1]
     # A power of two scales float32 distances exactly.
     assert large == pytest.approx(8 * small, rel=1e-6)
     grid = torch.cartesian_prod(*[torch.arange(6.0)] * 3).double()
@@ -74,4 +74,4 @@ def test_unusable_points_are_the_users_error(xyz: Tensor) -> None:
 
 def test_coinciding_points_give_no_automatic_voxel() -> None:
     with pytest.raises(UserError, match="voxel_size"):
-        init_anchors(cloud(torch.zeros(10, 3)), ModelConfig(voxel_size=0))
+        init_anchors(cloud(torch.zeros(10, 3)), ModelConfig(voxel_size=0.0))
