@@ -99,7 +99,8 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"config: cannot read {path}: {error.strerror}") from error
+        origin = f" (base of {children[-1]})" if children else ""
+        raise UserError(f"config: cannot read {path}{origin}: {error.strerror}; check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict | None):

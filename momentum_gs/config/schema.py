@@ -24,7 +24,7 @@ class SceneConfig:
     """Scene folder (``-s``): ``images/`` and ``sparse/0``, or Mega-NeRF style ``train/`` and ``val/``."""
     images: str = "images"
     """Name of the image folder (``-i``)."""
-    resolution: float = -1
+    resolution: float = -1.0
     """``-r``: 1, 2, 4, 8 divide the size; any other positive number is the width; -1 caps the width at 1600 [SGS]."""
     test_every: int = 8
     """Every n-th image in order of name is held out [SGS]; 0 holds out none. Unused with a list or a val folder."""
@@ -50,7 +50,7 @@ class ModelConfig:
     n_offsets: int = 10
     """Gaussians that one anchor spawns, K [MGS]."""
     voxel_size: float = 1e-4
-    """Edge of the voxel that holds one initial anchor, scene units [MGS]; 0: median nearest-neighbour distance [SGS]."""
+    """Edge of the voxel that holds one initial anchor, scene units [MGS]; 0: median nearest distance [SGS]."""
     use_feature_bank: bool = False
     """Blend three strides of the feature by view [SGS, off in MGS]."""
     add_opacity_dist: bool = False
