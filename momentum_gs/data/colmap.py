@@ -247,7 +247,8 @@ def _points_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.empty((0, 3)), np.empty((0, 3), np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(reader.data, np.uint8), _POINT.itemsize)
     records = windows[starts].view(_POINT)[:, 0]
-    return np.ascontiguousarray(records["xyz"], np.float64), np.ascontiguousarray(records["rgb"])
+    # Copies, since torch takes no strides of 51 bytes (and ascontiguousarray leaves those of a single point).
+    return records["xyz"].astype(np.float64), records["rgb"].copy()
 
 
 def _point_starts(reader: _Reader, count: int) -> np.ndarray:
@@ -378,9 +379,9 @@ def _write_text(
             file.writelines(lines)
 
 
-def _words(values: Iterable[float]) -> str:
+def _words(values: Iterable[float | int]) -> str:
     """Numbers as text that reads back to the same bits."""
-    return " ".join(repr(v) for v in values)
+    return " ".join(str(v) for v in values)
 
 
 # What both forms share.
