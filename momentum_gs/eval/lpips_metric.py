@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import progress, say
 
 NETS = ("vgg", "alex", "squeeze")
 """Trunks of the ``lpips`` package; the papers of the family use vgg."""
@@ -128,8 +128,13 @@ def _download(url: str, path: Path) -> None:
     digest = hashlib.sha256()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(url, timeout=_CONNECT_TIMEOUT) as answer, temporary.open("wb") as file:
+        with (
+            urllib.request.urlopen(url, timeout=_CONNECT_TIMEOUT) as answer,
+            temporary.open("wb") as file,
+            progress(int(answer.headers["Content-Length"] or 0), f"bytes of {path.name}") as bar,
+        ):
             while chunk := answer.read(1 << 20):
+                bar.update(len(chunk))
                 digest.update(chunk)
                 file.write(chunk)
         expected = path.stem.rsplit("-", 1)[1]
