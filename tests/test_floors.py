@@ -137,8 +137,8 @@ def annotations_are_real(path: str, tree: ast.Module) -> Iterator[Violation]:
 
 RULES: list[Rule] = [
     imports_point_down, every_package_has_a_floor, extensions_know_only_torch, extensions_have_doors,
-    processes_talk_through_comm, devices_are_named_in_one_place, files_never_run_code, errors_are_named, no_global_state,
-    annotations_are_real,
+    processes_talk_through_comm, devices_are_named_in_one_place, files_never_run_code, errors_are_named,
+    no_global_state, annotations_are_real,
 ]  # fmt: skip
 
 
