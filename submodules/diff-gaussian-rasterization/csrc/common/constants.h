@@ -1,0 +1,30 @@
+// The numbers that make a picture the family's picture. Kept in double; each use rounds to its scalar.
+#pragma once
+
+namespace dgr {
+
+// Variance in px^2 added to the diagonal of the screen covariance: a footprint never falls between pixel centres.
+constexpr double kLowPass = 0.3;
+// Where the Jacobian of the projection is taken, in units of tan(fov/2): the linearisation explodes farther out.
+constexpr double kJacobianMargin = 1.3;
+// Standard deviations that `radii` counts.
+constexpr double kRadiusSigmas = 3.0;
+// Floor of the discriminant in the larger eigenvalue of the screen covariance.
+constexpr double kEigenvalueFloor = 0.1;
+// Pixels of the square that the culling of `radii` rounds the picture up to (the tile of the CUDA original).
+constexpr int kCullTile = 16;
+// Radii at and above this are culled, Inf among them: beyond any picture, and they must fit an int32.
+constexpr double kMaxRadius = 1e9;
+
+// Contributions below one step of an 8-bit image are skipped.
+constexpr double kMinAlpha = 1.0 / 255.0;
+constexpr double kLog2MinAlpha = -7.994353436858858;
+// No Gaussian is fully opaque: 1/(1 - alpha) in the gradient stays bounded.
+constexpr double kMaxAlpha = 0.99;
+// A pixel is finished when its transmittance would fall under this.
+constexpr double kMinTransmittance = 1e-4;
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+}  // namespace dgr

@@ -1,0 +1,45 @@
+// The vocabulary that the shared formulas are written in.
+//
+// Everything in common/ is a template on F, the "scalar". F is float or double on one Gaussian (or one Gaussian at
+// one pixel), or a SIMD vector that carries several of them (cpu/simd.h overloads the names below). So the formulas
+// never branch on data: they compute both sides and `select`.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define DGR_HD __host__ __device__ __forceinline__
+#else
+#define DGR_HD inline __attribute__((always_inline))
+#endif
+
+namespace dgr {
+
+DGR_HD float select(bool mask, float a, float b) { return mask ? a : b; }
+DGR_HD double select(bool mask, double a, double b) { return mask ? a : b; }
+// Named apart from std:: so that no implicit conversion can pick a wrong overload.
+DGR_HD float root(float x) { return std::sqrt(x); }
+DGR_HD double root(double x) { return std::sqrt(x); }
+DGR_HD float round_up(float x) { return std::ceil(x); }
+DGR_HD double round_up(double x) { return std::ceil(x); }
+DGR_HD float magnitude(float x) { return std::fabs(x); }
+DGR_HD double magnitude(double x) { return std::fabs(x); }
+DGR_HD float power_of_two(float x) { return std::exp2(x); }
+DGR_HD double power_of_two(double x) { return std::exp2(x); }
+
+// A NaN in `x` comes out as `limit`: comparisons with NaN are false.
+template <class F> DGR_HD F at_least(F x, F limit) { return select(x > limit, x, limit); }
+template <class F> DGR_HD F at_most(F x, F limit) { return select(x < limit, x, limit); }
+
+template <class F> struct Vec3 { F x, y, z; };
+
+template <class F> DGR_HD F dot(const Vec3<F>& a, const Vec3<F>& b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+template <class F> DGR_HD Vec3<F> operator*(F s, const Vec3<F>& a) { return {s * a.x, s * a.y, s * a.z}; }
+template <class F> DGR_HD Vec3<F> operator+(const Vec3<F>& a, const Vec3<F>& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z};
+}
+template <class F> DGR_HD Vec3<F> operator-(const Vec3<F>& a, const Vec3<F>& b) {
+  return {a.x - b.x, a.y - b.y, a.z - b.z};
+}
+
+}  // namespace dgr

@@ -1,0 +1,123 @@
+// A vector of N scalars on the compilers' own vector extensions (GCC, Clang): AVX-512, AVX2, NEON or plain code from
+// one source. Speaks the vocabulary of common/scalar.h, so every shared formula also runs N Gaussians or pixels at once.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#include "../common/scalar.h"
+
+namespace dgr {
+
+// The compiler's vectors, by scalar: GCC wants the element type of vector_size spelled out.
+template <class S, int N> struct NativeOf;
+template <int N> struct NativeOf<float, N> {
+  typedef float Native __attribute__((vector_size(4 * N)));
+  typedef int32_t Bits __attribute__((vector_size(4 * N)));
+};
+template <int N> struct NativeOf<double, N> {
+  typedef double Native __attribute__((vector_size(8 * N)));
+  typedef int64_t Bits __attribute__((vector_size(8 * N)));
+};
+
+template <class S, int N> struct Vec {
+  using Native = typename NativeOf<S, N>::Native;
+  using NativeBits = typename NativeOf<S, N>::Bits;
+  Native v;
+
+  Vec() = default;
+  DGR_HD Vec(Native native) : v(native) {}
+  DGR_HD Vec(S scalar) : v(scalar - Native{}) {}
+  // Constants of common/ are doubles: F(0.5).
+  template <class T, class = std::enable_if_t<std::is_arithmetic_v<T> && !std::is_same_v<T, S>>>
+  DGR_HD explicit Vec(T scalar) : Vec(S(scalar)) {}
+
+  static DGR_HD Vec load(const S* p) {
+    Vec r;
+    std::memcpy(&r.v, p, sizeof(r.v));
+    return r;
+  }
+  DGR_HD void store(S* p) const { std::memcpy(p, &v, sizeof(v)); }
+  DGR_HD S operator[](int lane) const { return v[lane]; }
+
+  friend DGR_HD Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend DGR_HD Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend DGR_HD Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend DGR_HD Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+};
+
+template <class S, int N> struct Mask {
+  typename Vec<S, N>::NativeBits m;  // 0 or -1 a lane
+  friend DGR_HD Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
+};
+
+template <class S, int N> DGR_HD Mask<S, N> operator<(Vec<S, N> a, Vec<S, N> b) { return {a.v < b.v}; }
+template <class S, int N> DGR_HD Mask<S, N> operator>(Vec<S, N> a, Vec<S, N> b) { return {a.v > b.v}; }
+template <class S, int N> DGR_HD Mask<S, N> operator>=(Vec<S, N> a, Vec<S, N> b) { return {a.v >= b.v}; }
+
+template <class S, int N> DGR_HD Vec<S, N> select(Mask<S, N> mask, Vec<S, N> a, Vec<S, N> b) {
+  return mask.m ? a.v : b.v;
+}
+
+template <class S, int N> DGR_HD Vec<S, N> magnitude(Vec<S, N> a) {
+  using B = typename Vec<S, N>::NativeBits;
+  return (typename Vec<S, N>::Native)((B)a.v & ~((B)(Vec<S, N>(S(-0.0)).v)));
+}
+
+template <class S, int N> DGR_HD Vec<S, N> root(Vec<S, N> a) {
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<S, float> && N == 8) return (typename Vec<S, N>::Native)_mm256_sqrt_ps((__m256)a.v);
+#endif
+  for (int i = 0; i < N; ++i) a.v[i] = root(S(a.v[i]));
+  return a;
+}
+
+template <class S, int N> DGR_HD typename Vec<S, N>::NativeBits truncated(Vec<S, N> a) {
+  return __builtin_convertvector(a.v, typename Vec<S, N>::NativeBits);
+}
+
+// For values that an integer of the same size holds; others come out wrong but finite or are masked by the caller.
+template <class S, int N> DGR_HD Vec<S, N> round_up(Vec<S, N> a) {
+  const Vec<S, N> t = __builtin_convertvector(truncated(a), typename Vec<S, N>::Native);
+  // Beyond 2^24 (2^53) every value is whole already, and the conversion might overflow.
+  return select(magnitude(a) < Vec<S, N>(S(1 << 24)), select(a > t, t + Vec<S, N>(S(1)), t), a);
+}
+
+// 2^x, relative error below 2e-7 in float for |x| <= 126; other lanes come out as garbage.
+template <int N> DGR_HD Vec<float, N> power_of_two(Vec<float, N> x) {
+  using B = typename Vec<float, N>::NativeBits;
+  using V = typename Vec<float, N>::Native;
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  const V shifted = x.v + 12582912.0f;
+  const V f = x.v - (shifted - 12582912.0f);
+  // Fit of 2^f on [-1/2, 1/2] with the least relative error (9e-8) that is exact at 0.
+  V p = f * 1.326472609e-3f + 9.671512781e-3f;
+  p = p * f + 5.550733747e-2f;
+  p = p * f + 2.402224208e-1f;
+  p = p * f + 6.931469776e-1f;
+  p = p * f + 1.0f;
+  return (V)((B)p + ((B)shifted << 23));
+}
+
+template <int N> DGR_HD Vec<double, N> power_of_two(Vec<double, N> x) {
+  for (int i = 0; i < N; ++i) x.v[i] = std::exp2(double(x.v[i]));
+  return x;
+}
+
+template <class S, int N> DGR_HD S sum(Vec<S, N> a) {
+  if constexpr (N == 1) {
+    return a.v[0];
+  } else {
+    Vec<S, N / 2> lo, hi;
+    std::memcpy(&lo, &a, sizeof(lo));
+    std::memcpy(&hi, reinterpret_cast<const char*>(&a) + sizeof(lo), sizeof(hi));
+    return sum(lo + hi);
+  }
+}
+
+}  // namespace dgr

@@ -1,0 +1,13 @@
+"""Tile-based rasterizer of 3D Gaussians with gradients."""
+
+from diff_gaussian_rasterization.ops import Rasterization, rasterize, spherical_harmonics, visible_radii
+from diff_gaussian_rasterization.settings import GaussianRasterizationSettings, GaussianRasterizer
+
+__all__ = [
+    "GaussianRasterizationSettings",
+    "GaussianRasterizer",
+    "Rasterization",
+    "rasterize",
+    "spherical_harmonics",
+    "visible_radii",
+]

@@ -1,0 +1,356 @@
+"""The functional face: rasterize, visible_radii, spherical_harmonics.
+
+The operators are declared in csrc/binding.cpp and dispatched by device; here they get shapes for tracing, gradients
+and readable errors. Letters: G Gaussians, C channels, H W pixels.
+
+Conventions: the camera looks along +z with x right and y down; ``world_view`` maps column vectors; pixel coordinates
+are COLMAP's (centre of the first pixel at 0.5, 0.5); quaternions are (w, x, y, z) and used as given, not normalised.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+NEAR = 0.2
+"""Gaussians at or in front of this camera z are culled (scene units; the 3DGS family's constant)."""
+
+
+def _load() -> None:
+    libraries = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).parent.glob("_C*.pyd"))
+    if not libraries:
+        raise ImportError(
+            "diff_gaussian_rasterization: the compiled library is missing; build it with "
+            "'pip install --no-build-isolation ./submodules/diff-gaussian-rasterization'"
+        )
+    torch.ops.load_library(str(libraries[0]))
+
+
+_load()
+_ops = torch.ops.diff_gaussian_rasterization
+
+
+class Rasterization(NamedTuple):
+    """One drawn view."""
+
+    image: Tensor
+    """[C,H,W] sum of weight * color, and the background where light is left."""
+    alpha: Tensor
+    """[H,W] accumulated opacity, 1 - transmittance."""
+    depth: Tensor
+    """[H,W] sum of weight * camera z, not divided by alpha."""
+    radii: Tensor
+    """int32 [G] radius on the screen in pixels (3 sigma, rounded up), 0 where culled."""
+
+
+def rasterize(
+    means: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    *,
+    scales: Tensor | None = None,
+    quats: Tensor | None = None,
+    cov3d: Tensor | None = None,
+    world_view: Tensor,
+    fx: float,
+    fy: float,
+    cx: float,
+    cy: float,
+    width: int,
+    height: int,
+    background: Tensor,
+    means2d: Tensor | None = None,
+    scale_modifier: float = 1.0,
+    near: float = NEAR,
+) -> Rasterization:
+    """Draws Gaussians front to back and blends them over ``background``.
+
+    Args:
+        means: [G,3] centres in the world, float32 or float64; every other tensor has the same dtype and device.
+        opacities: [G,1] in (0, 1].
+        colors: [G,C] any number of channels, any range.
+        scales: [G,3] standard deviations in scene units, with ``quats`` [G,4]; or
+        cov3d: [G,6] upper triangle (xx xy xz yy yz zz) of the covariance, which replaces both.
+        world_view: [4,4] world to camera, for column vectors.
+        fx: focal lengths fx, fy and principal point cx, cy, in pixels.
+        fy: see fx.
+        cx: see fx.
+        cy: see fx.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
+        background: [C].
+        means2d: [G,3] values unused; after backward its ``grad[:, :2]`` is the gradient of the projected means in NDC
+            units (the pixel gradient times width/2, height/2), as densification in the 3DGS family reads it.
+        scale_modifier: multiplies ``scales``.
+        near: camera z up to which Gaussians are culled, not negative.
+
+    Returns:
+        Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
+        Gaussians with NaN or Inf in them are not drawn and get zero gradients.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+    """
+    world_view = world_view.to(device=means.device, dtype=means.dtype)
+    _check_gaussians(means, scales, quats, cov3d, world_view, width, height, near)
+    count = means.shape[0]
+    _check(opacities, "opacities", (count, 1), "[G, 1]", means)
+    if colors.ndim != 2 or colors.shape[0] != count or colors.shape[1] == 0:
+        raise ValueError(f"rasterize: colors has shape {list(colors.shape)}, expected [G, C] with G={count} from means")
+    _check_dtype(colors, "colors", means)
+    _check(background, "background", (colors.shape[1],), "[C]", means, f"C={colors.shape[1]} from colors")
+    if means2d is not None:
+        _check(means2d, "means2d", (count, 3), "[G, 3]", means)
+    camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
+    screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, means2d, *camera)
+    image, alpha, depth = _ops.composite(
+        screen_means, conics, depths, radii, opacities, colors, background, int(width), int(height)
+    )[:3]
+    return Rasterization(image, alpha, depth, radii)
+
+
+def visible_radii(
+    means: Tensor,
+    scales: Tensor | None = None,
+    quats: Tensor | None = None,
+    *,
+    cov3d: Tensor | None = None,
+    world_view: Tensor,
+    fx: float,
+    fy: float,
+    cx: float,
+    cy: float,
+    width: int,
+    height: int,
+    scale_modifier: float = 1.0,
+    near: float = NEAR,
+) -> Tensor:
+    """The ``radii`` that ``rasterize`` would give, without drawing: int32 [G], 0 where culled. No gradients."""
+    world_view = world_view.to(device=means.device, dtype=means.dtype)
+    _check_gaussians(means, scales, quats, cov3d, world_view, width, height, near)
+    tensors = [None if t is None else t.detach() for t in (means, scales, quats, cov3d, world_view)]
+    camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
+    return _ops.visible_radii(*tensors, *camera)
+
+
+def spherical_harmonics(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
+    """Evaluates real spherical harmonics up to ``degree`` (0 to 3).
+
+    Args:
+        degree: the first (degree + 1)^2 coefficients are used.
+        dirs: [G,3] directions from the camera to the Gaussians, any length.
+        sh: [G,K,C] coefficients, K at least (degree + 1)^2.
+
+    Returns:
+        Tensor: [G,C], differentiable in both; the family's color is this plus 0.5, clamped at 0.
+    """
+    if not 0 <= degree <= 3:
+        raise ValueError(f"spherical_harmonics: degree is {degree}, expected 0, 1, 2 or 3")
+    needed = (degree + 1) ** 2
+    if dirs.ndim != 2 or dirs.shape[1] != 3:
+        raise ValueError(f"spherical_harmonics: dirs has shape {list(dirs.shape)}, expected [G, 3]")
+    if sh.ndim != 3 or sh.shape[0] != dirs.shape[0] or sh.shape[1] < needed:
+        raise ValueError(
+            f"spherical_harmonics: sh has shape {list(sh.shape)}, expected [G, K, C] with G={dirs.shape[0]} from dirs "
+            f"and K at least {needed} for degree {degree}"
+        )
+    if sh.dtype != dirs.dtype or sh.device != dirs.device:
+        raise ValueError(f"spherical_harmonics: sh is {sh.dtype} on {sh.device}, dirs {dirs.dtype} on {dirs.device}")
+    return _ops.spherical_harmonics(int(degree), dirs, sh)
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+
+def _check_dtype(tensor: Tensor, name: str, means: Tensor) -> None:
+    if tensor.dtype != means.dtype or tensor.device != means.device:
+        raise ValueError(
+            f"rasterize: {name} is {tensor.dtype} on {tensor.device}, expected {means.dtype} on {means.device} as means"
+        )
+
+
+def _check(
+    tensor: Tensor, name: str, shape: tuple[int, ...], letters: str, means: Tensor, source: str | None = None
+) -> None:
+    if tuple(tensor.shape) != shape:
+        note = " (wxyz order)" if name == "quats" else ""
+        source = source or f"G={shape[0]} from means"
+        raise ValueError(f"rasterize: {name} has shape {list(tensor.shape)}, expected {letters} with {source}{note}")
+    _check_dtype(tensor, name, means)
+
+
+def _check_gaussians(
+    means: Tensor,
+    scales: Tensor | None,
+    quats: Tensor | None,
+    cov3d: Tensor | None,
+    world_view: Tensor,
+    width: int,
+    height: int,
+    near: float,
+) -> None:
+    if means.ndim != 2 or means.shape[1] != 3:
+        raise ValueError(f"rasterize: means has shape {list(means.shape)}, expected [G, 3]")
+    if means.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"rasterize: means is {means.dtype}, expected torch.float32 or torch.float64")
+    if cov3d is None and (scales is None or quats is None):
+        missing = "scales" if scales is None else "quats"
+        raise ValueError(f"rasterize: {missing} is missing; give scales and quats, or cov3d")
+    if cov3d is not None and (scales is not None or quats is not None):
+        raise ValueError("rasterize: got cov3d beside scales or quats; give scales and quats, or cov3d")
+    count = means.shape[0]
+    for tensor, name, columns in ((scales, "scales", 3), (quats, "quats", 4), (cov3d, "cov3d", 6)):
+        if tensor is not None:
+            _check(tensor, name, (count, columns), f"[G, {columns}]", means)
+    if tuple(world_view.shape) != (4, 4):
+        raise ValueError(f"rasterize: world_view has shape {list(world_view.shape)}, expected [4, 4]")
+    if width < 1 or height < 1:
+        raise ValueError(f"rasterize: picture of {width}x{height} pixels, expected at least 1x1")
+    if not near >= 0:
+        raise ValueError(f"rasterize: near is {near}, expected 0 or more")
+
+
+# ------------------------------------------------------------------------------------------ gradients, shapes
+
+
+def _project_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    means, scales, quats, cov3d, world_view, _screen, *camera = inputs
+    _means2d, conics, _depths, radii = output
+    ctx.save_for_backward(means, scales, quats, cov3d, world_view, conics, radii)
+    ctx.camera = camera
+    ctx.mark_non_differentiable(radii)
+    ctx.set_materialize_grads(False)
+
+
+def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 14
+    grad_means2d, grad_conics, grad_depths, _ = grads
+    if grad_means2d is None and grad_conics is None and grad_depths is None:
+        return nothing
+    means, scales, quats, cov3d, world_view, conics, radii = ctx.saved_tensors
+    need = ctx.needs_input_grad
+    screen = None
+    if need[5] and grad_means2d is not None:
+        width, height = ctx.camera[4], ctx.camera[5]
+        screen = torch.zeros_like(means)
+        torch.mul(grad_means2d, grad_means2d.new_tensor([0.5 * width, 0.5 * height]), out=screen[:, :2])
+    if not any(need[:5]):
+        return (*nothing[:5], screen, *nothing[6:])
+    wanted = _ops.project_backward(
+        grad_means2d,
+        grad_conics,
+        grad_depths,
+        means,
+        scales,
+        quats,
+        cov3d,
+        world_view,
+        conics,
+        radii,
+        *ctx.camera,
+        need[4],
+    )
+    return (*(g if n else None for g, n in zip(wanted, need[:5], strict=True)), screen, *nothing[6:])
+
+
+def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*output)
+    ctx.gaussians = inputs[0].shape[0]
+    ctx.mark_non_differentiable(*output[3:])
+    ctx.set_materialize_grads(False)
+
+
+def _composite_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    if all(grad is None for grad in grads[:3]):
+        return (None,) * 9
+    means2d, conics, depths, opacities, colors, background = _ops.composite_backward(
+        *grads[:3], *ctx.saved_tensors, ctx.gaussians
+    )
+    ready = (means2d, conics, depths if grads[2] is not None else None, None, opacities, colors, background)
+    return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), None, None)
+
+
+def _sh_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.degree, dirs, sh = inputs
+    ctx.save_for_backward(dirs, sh)
+
+
+def _sh_backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
+    return (None, *_ops.spherical_harmonics_backward(grad, ctx.degree, *ctx.saved_tensors))
+
+
+def _register() -> None:
+    space = "diff_gaussian_rasterization::"
+    torch.library.register_autograd(space + "project", _project_backward, setup_context=_project_setup)
+    torch.library.register_autograd(space + "composite", _composite_backward, setup_context=_composite_setup)
+    torch.library.register_autograd(space + "spherical_harmonics", _sh_backward, setup_context=_sh_setup)
+
+    @torch.library.register_fake(space + "project")
+    def _(means: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        n = means.shape[0]
+        return means.new_empty(n, 2), means.new_empty(n, 3), means.new_empty(n), means.new_empty(n, dtype=torch.int32)
+
+    @torch.library.register_fake(space + "project_backward")
+    def _(
+        g1: Any, g2: Any, g3: Any, means: Tensor, scales: Any, quats: Any, cov3d: Any, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        n = means.shape[0]
+        shapes = [means.new_empty(0 if t is None else n, c) for t, c in ((scales, 3), (quats, 4), (cov3d, 6))]
+        return means.new_empty(n, 3), *shapes, means.new_empty(4 if rest[-1] else 0, 4)
+
+    @torch.library.register_fake(space + "visible_radii")
+    def _(means: Tensor, *rest: Any) -> Tensor:
+        return means.new_empty(means.shape[0], dtype=torch.int32)
+
+    @torch.library.register_fake(space + "composite")
+    def _(
+        means2d: Tensor,
+        conics: Any,
+        depths: Any,
+        radii: Any,
+        opacities: Any,
+        colors: Tensor,
+        bg: Any,
+        width: int,
+        height: int,
+    ) -> tuple[Tensor, ...]:
+        # How many Gaussians and pairs are drawn depends on the data; the stride and the tiles are the backend's own.
+        drawn, stride, starts, tiles, pairs = (torch.library.get_ctx().new_dynamic_size() for _ in range(5))
+
+        def ints(*shape: Any) -> Tensor:
+            return means2d.new_empty(shape, dtype=torch.int32)
+
+        return (
+            means2d.new_empty(colors.shape[1], height, width),
+            means2d.new_empty(height, width),
+            means2d.new_empty(height, width),
+            means2d.new_empty(drawn, stride),
+            ints(drawn),
+            ints(starts),
+            ints(tiles),
+            ints(2, pairs),
+        )
+
+    @torch.library.register_fake(space + "composite_backward")
+    def _(gi: Any, ga: Any, gd: Any, image: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        n, c = rest[-1], image.shape[0]
+        return (
+            image.new_empty(n, 2),
+            image.new_empty(n, 3),
+            image.new_empty(0 if gd is None else n),
+            image.new_empty(n, 1),
+            image.new_empty(n, c),
+            image.new_empty(c),
+        )
+
+    @torch.library.register_fake(space + "spherical_harmonics")
+    def _(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
+        return dirs.new_empty(dirs.shape[0], sh.shape[2])
+
+    @torch.library.register_fake(space + "spherical_harmonics_backward")
+    def _(grad: Tensor, degree: int, dirs: Tensor, sh: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(dirs), torch.empty_like(sh)
+
+
+_register()

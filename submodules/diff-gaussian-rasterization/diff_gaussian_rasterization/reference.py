@@ -1,0 +1,128 @@
+"""The same render in readable PyTorch: the manual of the kernels and their oracle in tests.
+
+Every Gaussian is evaluated at every pixel, so it is for small pictures; gradients are autograd's. Notation as in
+csrc/common: t = R m + p in the camera, K the 2x2 screen covariance, T the transmittance.
+"""
+
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization.ops import NEAR, Rasterization
+
+LOW_PASS = 0.3
+JACOBIAN_MARGIN = 1.3
+MIN_ALPHA = 1 / 255
+MAX_ALPHA = 0.99
+MIN_TRANSMITTANCE = 1e-4
+CULL_TILE = 16
+
+
+def rotation_of(quats: Tensor) -> Tensor:
+    """[G,4] (w, x, y, z), not normalised here, to [G,3,3]."""
+    w, x, y, z = quats.unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, -1).reshape(-1, 3, 3)
+
+
+def covariance_of(scales: Tensor, quats: Tensor) -> Tensor:
+    """[G,3,3] R diag(s)^2 R^T."""
+    m = rotation_of(quats) * scales[:, None, :]
+    return m @ m.mT
+
+
+def project_reference(
+    means: Tensor,
+    cov: Tensor,
+    world_view: Tensor,
+    fx: float,
+    fy: float,
+    cx: float,
+    cy: float,
+    width: int,
+    height: int,
+    near: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means [G,2] in pixels, screen covariances [G,2,2], camera z [G], radii int32 [G] (0 where culled)."""
+    rotation, translation = world_view[:3, :3], world_view[:3, 3]
+    t = means @ rotation.T + translation
+    x, y, z = t.unbind(-1)
+    u, v = x / z, y / z
+    # The linearisation is taken inside 1.3 times the field of view.
+    margin_u = (JACOBIAN_MARGIN - 1) * 0.5 * width / fx
+    margin_v = (JACOBIAN_MARGIN - 1) * 0.5 * height / fy
+    uc = u.clamp(-cx / fx - margin_u, (width - cx) / fx + margin_u)
+    vc = v.clamp(-cy / fy - margin_v, (height - cy) / fy + margin_v)
+    zero = torch.zeros_like(z)
+    jacobian = torch.stack([fx / z, zero, -fx * uc / z, zero, fy / z, -fy * vc / z], -1).reshape(-1, 2, 3)
+    p = jacobian @ rotation
+    k = p @ cov @ p.mT + LOW_PASS * torch.eye(2, dtype=means.dtype)
+    means2d = torch.stack([fx * u + cx, fy * v + cy], -1)
+
+    det = k[:, 0, 0] * k[:, 1, 1] - k[:, 0, 1] ** 2
+    mid = 0.5 * (k[:, 0, 0] + k[:, 1, 1])
+    radius = torch.ceil(3 * torch.sqrt(mid + torch.sqrt((mid * mid - det).clamp_min(0.1))))
+    # Culled unless the square of the radius, rounded out to 16 pixels, meets the picture.
+    px, py = (means2d - 0.5).unbind(-1)
+    right, bottom = -(-width // CULL_TILE) * CULL_TILE, -(-height // CULL_TILE) * CULL_TILE
+    meets = (px + radius >= 1) & (px - radius < right) & (py + radius >= 1) & (py - radius < bottom)
+    visible = (z > near) & (det > 0) & (radius < 1e9) & meets
+    return means2d, k, z, torch.where(visible, radius, 0).to(torch.int32)
+
+
+def rasterize_reference(
+    means: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    *,
+    scales: Tensor | None = None,
+    quats: Tensor | None = None,
+    cov3d: Tensor | None = None,
+    world_view: Tensor,
+    fx: float,
+    fy: float,
+    cx: float,
+    cy: float,
+    width: int,
+    height: int,
+    background: Tensor,
+    means2d: Tensor | None = None,
+    scale_modifier: float = 1.0,
+    near: float = NEAR,
+) -> Rasterization:
+    """``ops.rasterize``, argument for argument (its docstring holds here too)."""
+    if cov3d is not None:
+        cov = cov3d[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+    else:
+        assert scales is not None and quats is not None
+        cov = covariance_of(scales * scale_modifier, quats)
+    centers, k, z, radii = project_reference(means, cov, world_view, fx, fy, cx, cy, width, height, near)
+    if means2d is not None:
+        # NDC spans two units over the picture.
+        centers = centers + means2d[:, :2] * means2d.new_tensor([0.5 * width, 0.5 * height])
+
+    order = torch.nonzero(radii > 0)[:, 0]
+    order = order[torch.argsort(z[order], stable=True)]
+    conic = torch.linalg.inv(k[order])
+
+    ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([xs.reshape(-1), ys.reshape(-1)], -1).to(means.dtype)
+    d = pixels[None] - centers[order, None]
+    power = -0.5 * torch.einsum("gpi,gij,gpj->gp", d, conic, d)
+    alpha = (opacities[order] * torch.exp(power)).clamp_max(MAX_ALPHA)
+    alpha = torch.where(alpha >= MIN_ALPHA, alpha, 0)
+    # T behind each Gaussian. It only falls, so "stop when T would fall under the limit" is a mask.
+    behind = torch.cumprod(1 - alpha, 0)
+    alpha = torch.where(behind >= MIN_TRANSMITTANCE, alpha, 0)
+    front = torch.cumprod(torch.cat([torch.ones_like(alpha[:1]), 1 - alpha]), 0) if len(order) else None
+    if front is None:
+        front = means.new_ones(1, height * width)
+    weight = alpha * front[:-1]
+    image = torch.einsum("gp,gc->cp", weight, colors[order]) + background[:, None] * front[-1]
+    depth = torch.einsum("gp,g->p", weight, z[order])
+    return Rasterization(
+        image.reshape(-1, height, width), (1 - front[-1]).reshape(height, width), depth.reshape(height, width), radii
+    )
