@@ -8,7 +8,6 @@ import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -57,7 +56,7 @@ def image_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def target_size(width: int, height: int, resolution: float) -> tuple[int, int]:
+def target_size(width: int, height: int, resolution: float | int) -> tuple[int, int]:
     """Training size of an image, the family's ``-r`` (3DGS utils/camera_utils.py::loadCam).
 
     1, 2, 4 and 8 divide both sides, rounded; any other positive number is the width; -1 caps the width at 1600. Where
@@ -154,7 +153,7 @@ def _is_cut_off(data: bytes) -> bool:
     return True
 
 
-def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _jpeg_segments(file: io.BufferedReader | io.BytesIO) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each segment of a JPEG's header, through the start of the first scan or the file's end."""
     file.seek(len(_JPEG))
     while True:
