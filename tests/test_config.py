@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_shipped_values_of_the_papers_scenes() -> None:
         assert (c.partition.aabb is None) == (path.stem == "campus")
         coarse = load_config(path, ["stage=coarse"])
         assert (coarse.steps, coarse.growth.until) == (30_000, 15_000)
+
+
+def test_the_settings_named_in_the_docs_exist() -> None:
+    text = (CONFIGS.parent / "docs" / "fidelity.md").read_text()
+    found = re.findall(r"`([a-z_.]+=[^` ]+)`", text)
+    assert len(found) > 30, "the pattern finds nothing"
+    for override in found:
+        load_config(None, [override])
+    shipped = text.split("## Hyper-parameters shipped")[1]
+    defaults = re.findall(r"`([a-z_.]+=[^` ]+)`", shipped)
+    assert load_config(None, defaults) == Config()
 
 
 def test_what_beats_what(tmp_path: Path) -> None:
