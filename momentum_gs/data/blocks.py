@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsFloat, SupportsInt
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -23,7 +24,7 @@ class BlockGrid:
     """xmin, ymin, zmin, xmax, ymax, zmax of the core, in the grid's frame."""
     dim: tuple[int, ...]
 
-    def __init__(self, aabb: Iterable[float | int | Tensor], dim: Iterable[int | Tensor]) -> None:
+    def __init__(self, aabb: Iterable[SupportsFloat], dim: Iterable[SupportsInt]) -> None:
         """Takes any six and three numbers.
 
         Raises:

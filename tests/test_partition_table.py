@@ -1,0 +1,208 @@
+"""Facts about the partition file."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scene_files import camera, points
+
+from momentum_gs.config.schema import PartitionConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import quat_to_matrix
+from momentum_gs.core.types import Camera
+from momentum_gs.data.blocks import BlockGrid
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene
+
+AABB = (-1.0, -2.0, -3.0, 1.0, 2.0, 3.0)
+TURN = quat_to_matrix(torch.tensor([0.9, 0.1, -0.3, 0.2], dtype=torch.float64))
+VIEWS = [["a/1.png", "b/1.png"], ["b/1.png"], [], ["ö 2.png"]]
+
+
+def table(rotation: torch.Tensor = TURN, **parts: Any) -> PartitionTable:
+    return PartitionTable(**{"aabb": AABB, "dim": (2, 2, 1), "rotation": rotation, "views": VIEWS, **parts})
+
+
+def scene(train: list[str], test: list[str]) -> Scene:
+    return Scene(Path("city"), [camera(n) for n in train], [camera(n) for n in test], points(), {})
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    meta = {"threshold": 0.05, "up": [0.0, 0.6, -0.8], "made by": {"coarse": "out/coarse"}}
+    path = tmp_path / "new" / "partition.json"
+    saved = table(meta=meta)
+    saved.save(path)
+    found = PartitionTable.load(path)
+    assert (found.aabb, found.dim, found.views, found.meta) == (saved.aabb, saved.dim, saved.views, meta)
+    assert torch.equal(found.rotation, saved.rotation)
+    assert found.n == 4 and found.grid == BlockGrid(AABB, (2, 2, 1))
+    assert [p.name for p in path.parent.iterdir()] == ["partition.json"]
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "partition.json"
+    table().save(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        table(meta={"score": math.nan}).save(path)  # JSON has no NaN
+    assert path.read_bytes() == before
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError):
+        table(views=[[], [], [], []]).save(path)
+    assert path.read_bytes() == before
+
+
+def test_cells_are_those_of_the_turned_points() -> None:
+    cloud = points(100).xyz
+    made = table()
+    assert torch.equal(made.cell_of(cloud), made.grid.cell_of(cloud @ TURN.T))
+    assert len(made.cell_of(cloud).unique()) == 4  # all cells occur, so the test can tell
+
+
+def test_without_a_turn_cells_are_bitwise_those_of_the_grid() -> None:
+    cloud = points(1000).xyz.float()
+    made = table(torch.eye(3, dtype=torch.float64))
+    assert torch.equal(made.to_grid(cloud), cloud)
+    assert torch.equal(made.cell_of(cloud), made.grid.cell_of(cloud))
+
+
+def test_the_owner_is_the_cell_of_the_cameras_centre() -> None:
+    made = table(torch.eye(3, dtype=torch.float64))
+
+    def at(x: float, y: float) -> Camera:
+        view = camera("a.png")
+        return Camera(**{**vars(view), "translation": -view.rotation @ torch.tensor([x, y, 0.1]).double()})
+
+    assert [made.owner(at(x, y)) for y in (-0.5, 0.5) for x in (-0.5, 0.5)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"views": [[]] * 3}, "3 lists of views for 4 blocks"),
+        ({"views": [["a"], ["b", "c", "b"], [], []]}, "listed twice"),
+        ({"rotation": 2 * torch.eye(3).double()}, "rotation"),
+        ({"rotation": -torch.eye(3).double()}, "rotation"),
+        ({"rotation": torch.full((3, 3), math.nan).double()}, "rotation"),
+        ({"dim": (2, 0, 2)}, "dim"),
+        ({"aabb": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0)}, "aabb"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        table(**parts)
+
+
+def change(key: str, value: object) -> Callable[[dict], None]:
+    return lambda record: record.update({key: value})
+
+
+DAMAGE: list[tuple[Callable[[dict], object], str]] = [
+    *((lambda record, key=key: record.pop(key), f"KeyError: '{key}'")
+      for key in ("version", "aabb", "dim", "rotation", "views", "meta")),
+    (change("version", 2), "version 2, expected 1"),
+    (change("version", None), "version None, expected 1"),
+    (change("aabb", [0, 0, 0, 1, 1]), "aabb must have 6 numbers"),
+    (change("aabb", [0, 0, 0, 1, 1, "1"]), "finite numbers"),
+    (change("aabb", [0, 0, 0, 1, 1, math.nan]), "finite numbers"),
+    (change("aabb", [0, 0, 0, 1, 1, True]), "finite numbers"),
+    (change("aabb", [0, 0, 0, 1, 1, 0]), "aabb is"),
+    (change("aabb", 3), "TypeError"),
+    (change("dim", [2, 2]), "3 integers"),
+    (change("dim", [2, 2, 1.0]), "3 integers"),
+    (change("dim", [2, 2, -1]), "dim is"),
+    (change("dim", [2, 2, 10**9]), "4 lists of views for 4000000000 blocks"),
+    (change("rotation", [[1, 0, 0], [0, 1, 0]]), "3x3"),
+    (change("rotation", [[1, 0, 0], [0, 1, 0], [0, 0, math.inf]]), "finite numbers"),
+    (change("rotation", [[1, 0, 0], [0, 1, 0], [0, 1, 0]]), "rotation is not one"),
+    (change("views", [[], [], []]), "3 lists of views for 4 blocks"),
+    (change("views", [[], [], [], ["a", 1]]), "lists of names"),
+    (change("views", [[], [], [], "abc"]), "lists of names"),
+    (change("views", None), "lists of names"),
+    (change("meta", []), "object"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[f"{i}-{m[:30]}" for i, (_, m) in enumerate(DAMAGE)])
+def test_damaged_records_are_refused_in_one_line(
+    tmp_path: Path, damage: Callable[[dict], object], message: str
+) -> None:
+    path = tmp_path / "partition.json"
+    table().save(path)
+    record = json.loads(path.read_text())
+    damage(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message) as error:
+        PartitionTable.load(path)
+    assert str(path) in str(error.value) and "re-run 'momentum-gs partition'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_files_that_are_no_table_are_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "partition.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="partition.json is damaged"):
+        PartitionTable.load(path)
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "partition.json"
+    table().save(path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="partition.json is damaged"):
+            PartitionTable.load(path)
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read .*No such file.*run 'momentum-gs partition'"):
+        PartitionTable.load(tmp_path / "partition.json")
+
+
+CITY = scene(["a/1.png", "b/1.png", "ö 2.png", "d.png"], ["c.png"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PartitionConfig(dim=(2, 2, 1)),
+        PartitionConfig(blocks=4),
+        PartitionConfig(dim=(2, 2, 1), aabb=AABB),
+        # The box went through float32.
+        PartitionConfig(dim=(2, 2, 1), aabb=tuple(v * (1 + 6e-8) for v in AABB)),
+        # A grid that is given is not counted again.
+        PartitionConfig(dim=(2, 2, 1), blocks=8),
+    ],
+)
+def test_a_table_that_fits_is_accepted(config: PartitionConfig) -> None:
+    table().check(config, CITY)
+
+
+@pytest.mark.parametrize(
+    ("config", "city", "message"),
+    [
+        (PartitionConfig(dim=(2, 1, 2)), CITY, "table was made for grid 2x2x1, config has 2x1x2; re-run"),
+        (PartitionConfig(blocks=8), CITY, "table has 4 blocks, config has partition.blocks=8; re-run"),
+        (
+            PartitionConfig(dim=(2, 2, 1), aabb=(-1.0, -2.0, -3.0, 1.0, 2.0, 3.1)),
+            CITY,
+            r"over aabb \[-1.0.*config has aabb .*3.1",
+        ),
+        (PartitionConfig(blocks=4), scene(["a/1.png", "b/1.png"], []), r"1 of 3 views .*first: 'ö 2.png' \(not in the"),
+        (PartitionConfig(blocks=4), scene(["a/1.png", "ö 2.png"], ["b/1.png"]), r"'b/1.png' \(a held-out view\)"),
+    ],
+)
+def test_a_table_for_something_else_is_refused(config: PartitionConfig, city: Scene, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        table().check(config, city)
+    assert "re-run 'momentum-gs partition'" in str(error.value)
