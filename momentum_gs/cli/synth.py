@@ -1,0 +1,59 @@
+"""``momentum-gs synth``: write a procedural city as a COLMAP scene."""
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+from momentum_gs.core.log import say
+from momentum_gs.data.synthetic import CitySettings, write_city
+
+HELP = "write a procedural city as a COLMAP scene"
+DESCRIPTION = """\
+Build a city (streets, blocks of buildings, parks, trees, cars; one sun with shadows), fly over it as a survey drone
+does (straight down, then obliquely in four directions) and write what it photographs as a COLMAP scene:
+
+  OUT/images/              JPEG
+  OUT/sparse/0/            cameras, images and points3D as COLMAP writes them, and test.txt: the held-out images
+  OUT/depths/              true depth, 16-bit PNG: metres of camera z = value * depth_scale, 0 where unknown
+  OUT/synth.json           the settings, and depth_scale
+
+One unit is a metre, z points up, the city is centred on the origin. The same settings give the same scene.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    default = CitySettings()
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; an earlier synthetic city is replaced")
+    parser.add_argument("--blocks-x", type=int, default=default.blocks_x, metavar="N",
+                        help="city blocks along x, 56 m each (default %(default)s)")  # fmt: skip
+    parser.add_argument("--blocks-y", type=int, default=default.blocks_y, metavar="M",
+                        help="city blocks along y (default %(default)s)")  # fmt: skip
+    parser.add_argument("--views", type=int, default=default.views, metavar="V",
+                        help="photographs; every 8th is held out for testing (default %(default)s)")  # fmt: skip
+    parser.add_argument("--size", type=_size, default=(default.width, default.height), metavar="WxH",
+                        help=f"size of a photograph in pixels (default {default.width}x{default.height})")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=default.seed, help="another seed, another city (default 0)")
+    parser.add_argument("--force", action="store_true", help="write into a folder that holds something else, too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the scene and say where it is."""
+    width, height = args.size
+    settings = CitySettings(
+        blocks_x=args.blocks_x, blocks_y=args.blocks_y, views=args.views, width=width, height=height, seed=args.seed
+    )
+    start = time.perf_counter()
+    points = write_city(args.out, settings, args.force)
+    say(
+        f"synth: {settings.views} views of {width}x{height} and {points} points of {settings.blocks_x}x"
+        f"{settings.blocks_y} city blocks in {args.out} ({time.perf_counter() - start:.0f} s)"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, expected WIDTHxHEIGHT such as 320x240")
+    return int(match[1]), int(match[2])
