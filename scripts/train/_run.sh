@@ -5,7 +5,8 @@
 #
 # CONFIG  name of a file in configs/scenes, without .yaml
 # SCENE   scene folder below $DATA, which holds the data sets (default: data)
-# GPUS    processes that share the active blocks (default: 1); the model does not depend on it
+# GPUS    processes that share the active blocks (default: 1); the model does not depend on it. At most blocks.active,
+#         which is 4 in these files: for more GPUs add blocks.active=8
 # OUT     output folder (default: output/CONFIG)
 #
 # Started again after an interruption it continues: finished steps are read back, training resumes at its checkpoint.
