@@ -1,5 +1,6 @@
 """The partition seen from above: cells, cameras in the colour of the block that owns them, points."""
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,14 +51,15 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     figure = Figure(figsize=(10, height + 0.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_xlim(float(low[across]), float(high[across]))
-    axes.set_ylim(float(low[along]), float(high[along]))
+    extent = (float(low[across]), float(high[across]), float(low[along]), float(high[along]))
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
     axes.set_aspect("equal")
 
     palette = np.array(_palette(table.n))
     level = (table.aabb[vertical] + table.aabb[vertical + 3]) / 2
     cells = _raster(table, low, high, level, (across, along, vertical))
-    axes.imshow(palette[cells], extent=_extent(axes), origin="lower", alpha=0.25, interpolation="nearest", zorder=0)
+    axes.imshow(palette[cells], extent=extent, origin="lower", alpha=0.25, interpolation="nearest", zorder=0)
     if len(cloud):
         axes.scatter(cloud[:, across], cloud[:, along], s=1.0, c=colors.numpy() / 255, linewidths=0, zorder=1)
     for line in _borders(table, level, (across, along, vertical)):
@@ -66,7 +68,7 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     axes.scatter(
         centers[:, across], centers[:, along], s=26, c=palette[owners], edgecolors="black", linewidths=0.6, zorder=3
     )
-    for place, text in _labels(table, cells, owners, axes, vertical):
+    for place, text in _labels(table, cells, owners, extent, vertical):
         axes.annotate(
             text, place, ha="center", va="center", fontsize=11, zorder=2.5,
             bbox={"boxstyle": "round", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"},
@@ -102,9 +104,7 @@ def _view_box(centers: Float[Tensor, "m 3"], cloud: Float[Tensor, "n 3"]) -> tup
     return low - margin, high + margin
 
 
-def _raster(
-    table: PartitionTable, low: Tensor, high: Tensor, level: float, order: tuple[int, int, int]
-) -> np.ndarray:
+def _raster(table: PartitionTable, low: Tensor, high: Tensor, level: float, order: tuple[int, int, int]) -> np.ndarray:
     """Block of every pixel of the picture on the plane at ``level``, [RASTER, RASTER], first row at the bottom."""
     across, along, vertical = order
     steps = (torch.arange(RASTER, dtype=torch.float64) + 0.5) / RASTER
@@ -131,10 +131,10 @@ def _borders(table: PartitionTable, level: float, order: tuple[int, int, int]) -
 
 
 def _labels(
-    table: PartitionTable, cells: np.ndarray, owners: np.ndarray, axes: "object", vertical: int
+    table: PartitionTable, cells: np.ndarray, owners: np.ndarray, extent: tuple[float, float, float, float], vertical: int
 ) -> list[tuple[tuple[float, float], str]]:
     """(place, text) of every cell in the picture; cells above it are named with it."""
-    x0, x1, y0, y1 = _extent(axes)
+    x0, x1, y0, y1 = extent
     stride = int(np.prod(table.dim[:vertical], dtype=int))
     labels = []
     for block in np.unique(cells):
@@ -147,12 +147,6 @@ def _labels(
     return labels
 
 
-def _extent(axes: "object") -> tuple[float, float, float, float]:
-    return (*axes.get_xlim(), *axes.get_ylim())  # type: ignore[attr-defined]
-
-
 def _palette(n: int) -> list[tuple[float, float, float]]:
     """Colours of the blocks; neighbours in number are far apart in hue (steps of the golden angle)."""
-    import colorsys
-
     return [colorsys.hsv_to_rgb(block * 0.61803 % 1, 0.75, 0.85 if block % 2 else 1.0) for block in range(n)]

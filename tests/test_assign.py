@@ -1,0 +1,148 @@
+"""Which cameras train a block."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from anchor_scene import random_decoder
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.cli.main import main
+from momentum_gs.core.image import ssim
+from momentum_gs.core.seeds import keyed_generator
+from momentum_gs.core.types import Camera
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.io import save_decoder, save_ply
+from momentum_gs.partition.assign import assign_cameras, view_changes, weak_blocks
+from momentum_gs.render.view import render_image
+
+BLACK = torch.zeros(3)
+DECODER = random_decoder()
+# Blocks 0 and 1 meet at x = 0; the second row of the grid (blocks 2 and 3) lies beyond y = 50 and holds nothing.
+TABLE = PartitionTable((-20.0, 0.0, -5.0, 20.0, 100.0, 20.0), (2, 2, 1), torch.eye(3, dtype=torch.float64), [[]] * 4)
+
+
+def town(center: float, count: int = 150) -> Anchors:
+    """A carpet of splats, 8 wide, around (center, 0, 0)."""
+    generator = keyed_generator("town", int(center))
+    place = (torch.rand(count, 3, generator=generator) - 0.5) * torch.tensor([8.0, 8.0, 0.5])
+    return Anchors(
+        position=place + torch.tensor([center, 0, 0]),
+        offset=torch.randn(count, 4, 3, generator=generator) * 0.3,
+        feature=10 * torch.randn(count, 8, generator=generator),  # large: an untrained decoder is pale
+        log_scale=torch.full((count, 6), math.log(0.4)),
+        rotation=torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
+        opacity=torch.zeros(count, 1),
+    )
+
+
+TOWNS = Anchors.cat([town(-10.0), town(10.0)])
+
+
+def looking(name: str, eye: tuple[float, float, float], target: tuple[float, float, float]) -> Camera:
+    """A camera at ``eye`` with ``target`` in the middle of its picture."""
+    at, to = torch.tensor(eye, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
+    forward = torch.nn.functional.normalize(to - at, dim=0)
+    right = torch.linalg.cross(forward, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    right = right / right.norm()
+    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    return Camera(name, 48, 36, 40.0, 40.0, 24.0, 18.0, rotation, -rotation @ at)
+
+
+OVER_A = looking("over_a.jpg", (-10, 0, 6), (-10, 0, 0))
+OVER_B = looking("over_b.jpg", (10, 0, 6), (10, 0, 0))
+HIGH = looking("high.jpg", (-1, 0, 19), (-1, 0, 0))
+A_TO_B = looking("a_to_b.jpg", (-2, 0, 8), (10, 0, 0))
+CAMERAS = [OVER_A, OVER_B, HIGH, A_TO_B]
+
+
+def assign(threshold: float = 0.05) -> list[list[str]]:
+    return assign_cameras(CAMERAS, TOWNS, DECODER, TABLE, threshold, BLACK)
+
+
+def test_camera_trains_the_block_that_it_sees_and_the_one_that_it_stands_in() -> None:
+    assert assign() == [["over_a.jpg", "high.jpg", "a_to_b.jpg"], ["over_b.jpg", "high.jpg", "a_to_b.jpg"], [], []]
+    # It stands in block 0 and sees nothing of it.
+    assert TABLE.owner(A_TO_B) == 0
+    assert set(view_changes(TOWNS, DECODER, A_TO_B, TABLE.cell_of(TOWNS.position), BLACK)) == {1}
+
+
+def test_higher_threshold_gives_fewer_views_and_never_takes_the_own_ones() -> None:
+    few, many = assign(0.9), assign(0.001)
+    assert all(set(a) <= set(b) for a, b in zip(few, many, strict=True))
+    for camera in CAMERAS:
+        assert camera.name in few[TABLE.owner(camera)]
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
+def test_change_is_that_of_leaving_the_block_out(camera: Camera) -> None:
+    """The Gaussians are decoded once and left out by block; decoding without the block's anchors gives the same."""
+    cell = TABLE.cell_of(TOWNS.position)
+    changes = view_changes(TOWNS, DECODER, camera, cell, BLACK)
+    whole = render_image(TOWNS, DECODER, camera, BLACK)
+    for block in range(TABLE.n):
+        without = render_image(TOWNS.subset(cell != block), DECODER, camera, BLACK)
+        # 1e-5: a matrix product over other rows rounds differently, and SSIM sums 5,000 such pixels.
+        assert changes.get(block, 0.0) == pytest.approx(1 - float(ssim(whole, without)), abs=1e-5)
+        if block not in changes:  # nothing of it in the picture, so nothing changes, exactly
+            torch.testing.assert_close(without, whole, rtol=0, atol=1e-6)
+
+
+def test_skipped_block_is_not_looked_at() -> None:
+    cell = TABLE.cell_of(TOWNS.position)
+    assert set(view_changes(TOWNS, DECODER, HIGH, cell, BLACK)) == {0, 1}
+    assert set(view_changes(TOWNS, DECODER, HIGH, cell, BLACK, skip=0)) == {1}
+
+
+def test_weak_blocks_are_named_with_their_cell() -> None:
+    table = replace(TABLE, views=[["a", "b"], ["a"], [], ["c", "d", "e"]])
+    lines = weak_blocks(table)
+    assert len(lines) == 2
+    assert "block 1 (cell x 2/2, y 1/2, z 1/1) has 1 training view" in lines[0]
+    assert "block 2 (cell x 1/2, y 2/2, z 1/1) has 0" in lines[1] and "partition.threshold" in lines[1]
+    assert len(weak_blocks(table, minimum=1)) == 1
+
+
+def write_coarse(folder: Path) -> None:
+    """A model of the tiny scene's plane, of no beauty, where a coarse training would leave it."""
+    iteration = folder / "point_cloud" / "iteration_10"
+    iteration.mkdir(parents=True)
+    anchors = Anchors.cat([town(-4.0), town(4.0)])
+    save_ply(iteration / "point_cloud.ply", anchors)
+    save_decoder(iteration, DECODER)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    command = ["partition", str(scene), "-m", str(out), "partition.blocks=4", "device=cpu"]
+
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "no coarse model" in message and "stage=coarse" in message and "\n" not in message.strip()
+
+    write_coarse(out / "coarse")
+    assert main(command) == 0
+    table = PartitionTable.load(out / "partition.json")
+    assert table.n == 4
+    assert sum(map(len, table.views)) >= 14  # all but the 2 of 16 that are held out
+    assert (out / "partition.png").is_file()
+    printed = capsys.readouterr().out
+    assert "x 2/2, y 2/2, z 1/1" in printed
+
+
+def test_one_block_needs_no_coarse_model(tmp_path: Path) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    assert main(["partition", str(scene), "-m", str(out), "partition.blocks=1", "device=cpu"]) == 0
+    assert len(PartitionTable.load(out / "partition.json").views[0]) == 14
+
+
+def test_block_without_a_view_is_an_error_with_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    write_coarse(out / "coarse")
+    box = "partition.aabb=-6,-6,-1,6,100,5"  # cut at y = 47, beyond every camera and anchor
+    assert main(["partition", str(scene), "-m", str(out), box, "partition.dim=1,2,1", "device=cpu"]) == 2
+    assert "block 1 (cell x 1/1, y 2/2, z 1/1) has 0 training view" in capsys.readouterr().err
+    assert (out / "partition.png").is_file()
