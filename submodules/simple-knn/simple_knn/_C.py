@@ -19,7 +19,7 @@ def has_cuda() -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("simple_knn::mean_squared_distance", "CUDA")
 
 
-def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 - the name of the field
+def distCUDA2(points: Tensor) -> Tensor:  # the name of the field
     """Mean squared distance of every point to its three nearest other points, exact, on the device of ``points``.
 
     Args:

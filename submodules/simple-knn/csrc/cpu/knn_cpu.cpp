@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kLeafPoints = 16;  // at most; a leaf is then at least half full
 constexpr int kTopLevels = 6;            // 64 subtrees keep many cores busy evenly
-constexpr int64_t kTaskPoints = 8192;    // about a millisecond of work
+constexpr int64_t kTaskPoints = 8192;    // about a millisecond
 
 template <typename T>
 struct Point {
