@@ -184,6 +184,20 @@ def test_broken_files_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", [name for name in BROKEN if "jpeg" in name and "width" not in name])
+def test_a_cut_jpeg_is_refused_where_the_decoder_would_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """OpenCV 4 fills what is missing with grey; OpenCV 5 refuses by itself."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.full((48, 64, 3), 128, np.uint8))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(WHOLE_JPEG + b"what some cameras append")
+    assert read_image(path, 64, 48).shape == (3, 48, 64)
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(UserError, match="truncated"):
+        read_image(path, 64, 48)
+
+
 @pytest.mark.parametrize("name", ["empty", "text", "jpeg signature only", "png of size 0", "jpeg of width 0"])
 def test_a_file_without_a_size_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / "DJI_0042.JPG"
