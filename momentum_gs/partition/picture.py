@@ -131,7 +131,11 @@ def _borders(table: PartitionTable, level: float, order: tuple[int, int, int]) -
 
 
 def _labels(
-    table: PartitionTable, cells: np.ndarray, owners: np.ndarray, extent: tuple[float, float, float, float], vertical: int
+    table: PartitionTable,
+    cells: np.ndarray,
+    owners: np.ndarray,
+    extent: tuple[float, float, float, float],
+    vertical: int,
 ) -> list[tuple[tuple[float, float], str]]:
     """(place, text) of every cell in the picture; cells above it are named with it."""
     x0, x1, y0, y1 = extent
