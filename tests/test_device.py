@@ -1,0 +1,54 @@
+"""The choice of the device, with and without GPUs, on a machine that need not have one."""
+
+import fused_ssim
+import pytest
+import torch
+
+from momentum_gs.core.device import pick_device
+from momentum_gs.core.errors import UserError
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As if torch had two GPUs and the extensions were built for them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(fused_ssim, "has_cuda", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return monkeypatch
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_auto_takes_the_gpu_of_its_rank(two_gpus: pytest.MonkeyPatch) -> None:
+    assert pick_device("auto") == torch.device("cuda", 0)
+    two_gpus.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 1)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_auto_falls_back_where_the_kernels_lack_cuda(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setattr(fused_ssim, "has_cuda", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="the extensions were built without it"):
+        pick_device("cuda")
+
+
+def test_more_ranks_than_gpus_is_refused(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="local rank 2 has no GPU of its own, 2 found; lower --nproc_per_node to 2"):
+        pick_device("auto")
+
+
+def test_without_a_gpu(no_gpu: None) -> None:
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="torch finds no usable GPU; set device=auto"):
+        pick_device("cuda")
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(UserError, match="device: 'tpu', expected auto, cpu or cuda"):
+        pick_device("tpu")
