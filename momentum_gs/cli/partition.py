@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     _print(table, scene)
     say(f"partition: {path}")
     try:
-        draw_partition(path.with_suffix(".png"), table, [*scene.train, *scene.test], scene.points)
+        draw_partition(path.with_suffix(".png"), table, scene.train, scene.points)
         say(f"map:       {path.with_suffix('.png')}")
     except UserError as error:  # the map is a help, not a part of the run
         say(f"no map: {error}")

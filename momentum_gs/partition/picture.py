@@ -28,7 +28,7 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     Args:
         path: Where to.
         table: The partition, with its views.
-        cameras: Of the scene, training and held-out.
+        cameras: Training cameras, those that the table lists.
         points: Sparse points, for orientation.
 
     Raises:
