@@ -113,12 +113,12 @@ class _Draw:
         return low + (high - low) * float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
     def chance(self, probability: float) -> bool:
-        return self.uniform(0, 1) < probability
+        return self.uniform(0.0, 1.0) < probability
 
     def pick(self, colors: Sequence[Color]) -> Color:
         """One of the colours, a little lighter or darker."""
         shade = self.uniform(0.92, 1.06)
-        r, g, b = colors[int(self.uniform(0, len(colors)))]
+        r, g, b = colors[int(self.uniform(0.0, float(len(colors))))]
         return min(255, round(r * shade)), min(255, round(g * shade)), min(255, round(b * shade))
 
 
@@ -262,7 +262,7 @@ def _house(plan: _Plan, lot: _Rect, draw: _Draw) -> None:
     x0 = yard.x1 - w if right else yard.x0
     y0 = yard.y1 - d if back else yard.y0
     paint = Paint(draw.pick(_WALLS), draw.pick(_GLASS), draw.pick(_TILES), draw.uniform(2.4, 3.4), 3.0, 0.42, 0.48)
-    plan.roof(_Rect(x0, y0, x0 + w, y0 + d), 3.0 * int(draw.uniform(2, 4)), draw.uniform(0.45, 0.8),
+    plan.roof(_Rect(x0, y0, x0 + w, y0 + d), 3.0 * int(draw.uniform(2.0, 4.0)), draw.uniform(0.45, 0.8),
               draw.chance(0.5), paint)  # fmt: skip
     # The free corner is diagonally opposite the house.
     x = (yard.x0 if right else yard.x1) + (1.5 if right else -1.5)
@@ -276,13 +276,16 @@ def _building(plan: _Plan, lot: _Rect, center: float, draw: _Draw) -> None:
     """A block of offices or flats: plain, stepped, L-shaped, or a tower on a podium; machines on its roof."""
     foot = lot.inset(draw.uniform(0.8, 2.2))
     storey = draw.uniform(3.2, 4.2)
-    height = storey * round((9 + 9 * draw.uniform(0, 1) + 26 * center * draw.uniform(0, 1) ** 2) / storey) + 1.0
+    height = storey * round((9 + 9 * draw.uniform(0.0, 1.0) + 26 * center * draw.uniform(0.0, 1.0) ** 2) / storey) + 1.0
     glassy = draw.chance(0.25 + 0.3 * center)
     wide, tall = (draw.uniform(0.78, 0.88), draw.uniform(0.66, 0.78)) if glassy else (draw.uniform(0.4, 0.6), 0.52)
     paint = Paint(draw.pick(_WALLS), draw.pick(_GLASS), draw.pick(_FLAT_ROOFS), draw.uniform(3.0, 4.4), storey, wide,
                   tall, 0.7)  # fmt: skip
     width, depth = foot.sides
-    form = draw.uniform(0, 1)
+    if min(width, depth) > 30:
+        _courtyard(plan, foot, height, paint, draw)
+        return
+    form = draw.uniform(0.0, 1.0)
     tower = foot
     if form < 0.35 and min(width, depth) > 12:
         plan.box(foot, 2 * storey + 0.8, paint)
@@ -297,6 +300,23 @@ def _building(plan: _Plan, lot: _Rect, center: float, draw: _Draw) -> None:
     _machines(plan, tower.inset(1.2), height, paint.wall, draw)
 
 
+def _courtyard(plan: _Plan, foot: _Rect, height: float, paint: Paint, draw: _Draw) -> None:
+    """Four wings of unequal height around a yard with trees."""
+    deep = draw.uniform(9.5, 11.5)
+    west, east = _Rect(foot.x0, foot.y0, foot.x0 + deep, foot.y1), _Rect(foot.x1 - deep, foot.y0, foot.x1, foot.y1)
+    south = _Rect(foot.x0, foot.y0, foot.x1, foot.y0 + deep)
+    north = _Rect(foot.x0, foot.y1 - deep, foot.x1, foot.y1)
+    # Steps of at least half a storey: where wings meet, two roofs must not lie in one plane.
+    for rank, wing in enumerate((south, east, north, west)):
+        top = height + paint.storey * (0.5 * rank + int(draw.uniform(0.0, 2.0)))
+        plan.box(wing, top, paint)
+        if rank % 2:
+            _machines(plan, wing.inset(1.2), top, paint.wall, draw)
+    yard = foot.inset(deep + 3.0)
+    for _ in range(4):
+        plan.tree(draw.uniform(yard.x0, yard.x1), draw.uniform(yard.y0, yard.y1), draw)
+
+
 def _machines(plan: _Plan, rect: _Rect, top: float, wall: Color, draw: _Draw) -> None:
     """The stair head and the air conditioning of a flat roof."""
     width, depth = rect.sides
@@ -304,7 +324,7 @@ def _machines(plan: _Plan, rect: _Rect, top: float, wall: Color, draw: _Draw) ->
         size = draw.uniform(low, high)
         long = size * draw.uniform(1.0, 1.6)
         if long < width and size < depth:
-            x, y = rect.x0 + draw.uniform(0, width - long), rect.y0 + draw.uniform(0, depth - size)
+            x, y = rect.x0 + draw.uniform(0.0, width - long), rect.y0 + draw.uniform(0.0, depth - size)
             plan.box(_Rect(x, y, x + long, y + size), top + rise, Paint(color, color, color))
 
 
@@ -359,7 +379,7 @@ def _tree_belt(plan: _Plan, half_x: float, half_y: float, seed: int) -> None:
     reach_x, reach_y = int((half_x + MARGIN) / side), int((half_y + MARGIN) / side)
     for i in range(-reach_x, reach_x + 1):
         for j in range(-reach_y, reach_y + 1):
-            x, y = i * side + draw.uniform(-4, 4), j * side + draw.uniform(-4, 4)
+            x, y = i * side + draw.uniform(-4.0, 4.0), j * side + draw.uniform(-4.0, 4.0)
             outside = abs(x) > half_x + KERB + 4 or abs(y) > half_y + KERB + 4
             if outside and draw.chance(0.35):
                 plan.tree(x, y, draw)

@@ -18,8 +18,9 @@ from momentum_gs.data.synthetic_city import KERB, LAWN, PARK, PITCH, ROAD, City,
 _AZIMUTH, _ELEVATION = math.radians(222), math.radians(50)
 SUN = (math.cos(_ELEVATION) * math.cos(_AZIMUTH), math.cos(_ELEVATION) * math.sin(_AZIMUTH), math.sin(_ELEVATION))
 """Unit vector towards the sun: the south-west at a summer afternoon's height."""
-_SUNLIGHT = (1.12, 1.06, 0.95)
-_SKYLIGHT = (0.37, 0.41, 0.48)
+# What a surface receives from the sun and from the open sky; white paint on a roof just reaches 1.
+SUNLIGHT = (1.12, 1.06, 0.95)
+SKYLIGHT = (0.37, 0.41, 0.48)
 """Ambient light from above; walls get it from half the sky and the bounce from the other half."""
 _BOUNCE = (0.20, 0.19, 0.17)
 _LIFT = 0.01
@@ -106,11 +107,11 @@ class Shader:
                 continue
             ray, point = directions[who], points[who]
             albedo, normal = surface(solid[who], point, ray, hits.distance[who] * spread)
-            color[who] = albedo * self._light(point, normal)
+            color[who] = albedo * self.light(point, normal)
         return color
 
-    def _light(self, point: Tensor, normal: Tensor) -> Tensor:
-        """Sun and sky on a surface, [m,3]."""
+    def light(self, point: Float[Tensor, "m 3"], normal: Float[Tensor, "m 3"]) -> Float[Tensor, "m 3"]:
+        """Light that a surface receives: the sky's, and the sun's by Lambert's law where nothing blocks it."""
         facing = normal @ self._sun
         sunny = (facing > 0).nonzero().squeeze(1)
         start = point[sunny] + normal[sunny] * _LIFT
@@ -120,8 +121,8 @@ class Shader:
         up = (0.5 + 0.5 * normal[:, 2:]).clamp(0, 1)
         # Walls near the street see less of the sky: a cheap stand-in for occlusion by what stands opposite.
         open_sky = torch.where(normal[:, 2:] > 0.5, 1.0, 0.6 + 0.4 * (point[:, 2:] / 8).clamp(0, 1))
-        ambient = point.new_tensor(_SKYLIGHT) * up + point.new_tensor(_BOUNCE) * (1 - up)
-        return sun[:, None] * point.new_tensor(_SUNLIGHT) + ambient * open_sky
+        ambient = point.new_tensor(SKYLIGHT) * up + point.new_tensor(_BOUNCE) * (1 - up)
+        return sun[:, None] * point.new_tensor(SUNLIGHT) + ambient * open_sky
 
     def _sky(self, directions: Tensor) -> Tensor:
         """Blue above, pale at the horizon, bright around the sun."""

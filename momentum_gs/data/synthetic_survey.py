@@ -21,6 +21,8 @@ _OBLIQUE_TILT = math.radians(42)
 """Of the oblique passes, from straight down: facades show and the horizon stays out of the picture."""
 _OVERLAP = 0.6
 """Share of a nadir picture's shorter side that the next picture shows again, at roof height."""
+_NADIR_REACH, _OBLIQUE_REACH = 0.85, 0.7
+"""Share of the city's extent over which the passes aim: the outer pictures still cover its edge, with few fields."""
 _JITTER_METRES, _JITTER_RADIANS = 1.5, math.radians(1.5)
 """Standard deviations of what wind does to position and attitude."""
 
@@ -48,17 +50,17 @@ def fly(city: City, views: int, width: int, height: int, seed: int) -> tuple[lis
     Returns:
         Cameras in the order of flight, named 0000.jpg onward, and the altitude in metres.
     """
-    size_x, size_y = city.size
+    near, far = ((city.size[0] * reach, city.size[1] * reach) for reach in (_NADIR_REACH, _OBLIQUE_REACH))
     oblique = int(views * _OBLIQUE_SHARE)
     nadir = views - 4 * oblique
-    spacing = math.sqrt(size_x * size_y / nadir)
+    spacing = math.sqrt(near[0] * near[1] / nadir)
     short_side = min(1.0, height / width) / FOCAL
     above_roofs = spacing / (1 - _OVERLAP) / short_side
     # Overlap is lost on high roofs; half of the tallest building is where most roofs are. Never among the buildings.
     altitude = max(above_roofs + city.tallest / 2, 1.5 * city.tallest)
-    poses = [(x, y, 0.0, turn) for x, y, turn in _lawnmower(size_x, size_y, nadir)]
+    poses = [(x, y, 0.0, turn) for x, y, turn in _lawnmower(*near, nadir)]
     for side in range(4):
-        for x, y, _ in _lawnmower(size_x, size_y, oblique):
+        for x, y, _ in _lawnmower(*far, oblique):
             poses.append((x, y, _OBLIQUE_TILT, side * math.pi / 2))
     generator = keyed_generator(seed, "flight")
     cameras = []
