@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
             assert grads[0] is not None
             output.image.backward(grads[0])
             mark("backward: raster")
-            upstream = [inputs[n].grad if g is None else inputs[n].grad + g for n, g in zip(names, grads[1:], strict=True)]
+            drawn = [inputs[n].grad for n in names]
+            upstream = [d if g is None else d + g for d, g in zip(drawn, grads[1:], strict=True)]
             torch.autograd.backward([getattr(decoded.gaussians, n) for n in names], upstream)
             mark("backward: decode")
             anchor_adam.step()

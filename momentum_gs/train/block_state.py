@@ -60,7 +60,7 @@ class PackedBlock:
     """A block at rest: host tensors by name and what is not a tensor."""
 
     tensors: dict[str, Tensor]
-    meta: dict[str, float]
+    meta: dict[str, int | float]
 
 
 def pack(state: BlockState) -> PackedBlock:

@@ -102,11 +102,11 @@ def load_checkpoint(
         raise UserError(f"{path}: damaged checkpoint ({error}); remove it and resume from an older one") from error
 
 
-def _read_meta(file: Path) -> dict[str, float]:
+def _read_meta(file: Path) -> dict[str, int | float]:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        meta: dict[str, float] = json.loads(opened.metadata()["meta"])
+        meta: dict[str, int | float] = json.loads(opened.metadata()["meta"])
         return meta
 
 

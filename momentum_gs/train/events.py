@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Saved:
 Event = RoundStarted | StepDone | BlocksMeasured | HeldOutScored | Saved
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Anything that wants to hear of training."""
 

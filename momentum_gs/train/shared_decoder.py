@@ -48,11 +48,12 @@ class SharedDecoder:
 
     def finish_step(self, comm: Comm, n_active: int) -> None:
         """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps."""
-        # A rank without an active block has no gradient, but takes part in the sum.
+        grads = []
         for parameter in self.student.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [parameter.grad for parameter in self.student.parameters()]
+            # A rank without an active block has no gradient, but takes part in the sum.
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = grad
+            grads.append(grad)
         sum_over_ranks_(grads, comm)
         torch._foreach_div_(grads, n_active)
         self.optimizer.step()
