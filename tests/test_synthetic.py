@@ -293,6 +293,9 @@ def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "images" / "mine.jpg").write_text("a photograph")
     with pytest.raises(UserError, match="no synthetic city.*--force"):
         write_city(tmp_path, settings)
+    with pytest.raises(UserError, match="no synthetic city"):
+        write_city(tmp_path / "missing" / "..", settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
     write_city(tmp_path, settings, force=True)
     assert (tmp_path / "images" / "mine.jpg").read_text() == "a photograph"
     with pytest.raises(UserError, match="is a file"):

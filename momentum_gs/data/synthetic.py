@@ -77,6 +77,8 @@ def write_city(folder: Path, settings: CitySettings, force: bool = False) -> int
     Raises:
         UserError: The folder holds something that is no synthetic city, and ``force`` is off.
     """
+    # 'missing/../full' does not exist until 'missing' is made; resolved, it is 'full', and checked as such.
+    folder = folder.resolve()
     _make_room(folder, force)
     city = build_city(settings.blocks_x, settings.blocks_y, settings.seed)
     caster = Caster(city)
