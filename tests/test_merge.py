@@ -123,7 +123,7 @@ def test_damaged_block_is_refused_and_leaves_the_old_model(tmp_path: Path) -> No
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = partition()
-    table.save(tmp_path / "partition.json")
+    table.save(tmp_path / "point_cloud" / "iteration_30" / "partition.json")
     (tmp_path / "config.yaml").write_text(dump_config(Config()))
     write_run(tmp_path / "point_cloud" / "iteration_30", table, [anchors(200, block) for block in range(4)])
     assert main(["merge", str(tmp_path)]) == 0

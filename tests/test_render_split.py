@@ -81,8 +81,9 @@ def run(tmp_path: Path, scene_path: Path) -> tuple[Path, Scene]:
         save_decoder(folder, decoder)
         for block in range(BLOCKS):
             save_ply(folder / f"point_cloud_block{block}.ply", random_anchors(100 + block))
-    views = [[camera.name for camera in scene.train]] * BLOCKS
-    PartitionTable(AABB, (BLOCKS, 1, 1), torch.eye(3, dtype=torch.float64), views, {}).save(out / "partition.json")
+        views = [[camera.name for camera in scene.train]] * BLOCKS
+        table = PartitionTable(AABB, (BLOCKS, 1, 1), torch.eye(3, dtype=torch.float64), views, {})
+        table.save(folder / "partition.json")
     (out / "config.yaml").write_text(dump_config(replace(config, out=str(out))))
     return out, scene
 

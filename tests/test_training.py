@@ -18,7 +18,7 @@ from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_decoder, load_ply
 from momentum_gs.train.block_state import init_block, pack, unpack
 from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.events import Observers
+from momentum_gs.train.events import Event, Observers
 from momentum_gs.train.loop import Outcome, Training
 
 CPU = torch.device("cpu")
@@ -69,10 +69,8 @@ def write_table(config: Config) -> PartitionTable:
 
 
 def train(config: Config, *, resume: bool = False) -> Outcome:
-    training = Training(
-        config, load_scene(config.scene), write_table(config), LocalComm(), CPU, Observers(), resume=resume
-    )
-    return training.run()
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, resume=resume)
+    return training.run(Observers())
 
 
 def model_of(out: Path) -> dict[str, torch.Tensor]:
@@ -91,9 +89,9 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path)
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, Observers())
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     before = {b: len(packed.tensors["anchors.position"]) for b, packed in training._store.held().items()}
-    outcome = training.run()
+    outcome = training.run(Observers())
     assert outcome.step == 120, "4 blocks, 2 at a time, 60 steps each"
     model = model_of(tmp_path)
     after = {b: len(model[f"point_cloud_block{b}.position"]) for b in range(4)}
@@ -106,27 +104,26 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, tmp_pat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene_folder, whole))
     config = make_config(scene_folder, parts, "log.checkpoint_every=37")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, Observers())
-    interrupt_after(training, 50)
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     with pytest.raises(KeyboardInterrupt):
-        training.run()
+        training.run(Observers([InterruptAfter(50)]))
     outcome = train(config, resume=True)
     assert outcome.step == 120
     assert_same_bits(model_of(whole), model_of(parts))
 
 
-def interrupt_after(training: Training, step: int) -> None:
+class InterruptAfter:
     """Stops the run as Ctrl-C would, when it reports that step."""
 
-    class Interrupt:
-        def on_event(self, event: object) -> None:
-            if getattr(event, "step", 0) == step:
-                raise KeyboardInterrupt
+    def __init__(self, step: int) -> None:
+        self._step = step
 
-        def close(self) -> None:
-            pass
+    def on_event(self, event: Event) -> None:
+        if event.step == self._step:
+            raise KeyboardInterrupt
 
-    training._observers = Observers([Interrupt()])
+    def close(self) -> None:
+        pass
 
 
 def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ def run(args: argparse.Namespace) -> None:
     config = load_run_config(out)
     if config.stage == "coarse":
         raise UserError(f"merge: {out} holds a coarse model, which is one piece; render it as it is")
-    table = PartitionTable.load(Path(config.partition.file or out / "partition.json"))
-    report = merge_blocks(model_folder(out, args.iteration), table)
+    folder = model_folder(out, args.iteration)
+    # The copy that training left beside the blocks: OUT/partition.json may have been made anew since.
+    report = merge_blocks(folder, PartitionTable.load(folder / "partition.json"))
     say(f"{'block':>5}{'kept':>12}{'dropped':>12}")
     for block, (kept, dropped) in enumerate(zip(report.kept, report.dropped, strict=True)):
         say(f"{block:>5}{kept:>12}{dropped:>12}")

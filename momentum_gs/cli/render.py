@@ -80,6 +80,6 @@ def _parts(
 ) -> list[ModelPart]:
     if not args.blocks:
         return merged_part(folder, cameras)
-    table = PartitionTable.load(Path(config.partition.file or args.out / "partition.json"))
+    table = PartitionTable.load(folder / "partition.json")
     table.check(config.partition, scene)
     return block_parts(folder, table, cameras)

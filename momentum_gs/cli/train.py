@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> None:
     if config.stage == "blocks":
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
         table.check(config.partition, scene)
-    training = Training(
-        config, scene, table, comm, device, Observers(_observers(config, folder, scene, comm)), resume=args.resume
-    )
+    training = Training(config, scene, table, comm, device, resume=args.resume)
+    # Only now does anything in the folder change: what is wrong has been said by here.
+    observers = Observers(_observers(config, folder, scene, comm))
     try:
-        outcome = training.run()
+        outcome = training.run(observers)
     finally:
-        training.close()
+        observers.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     if comm.rank == 0:
         say(

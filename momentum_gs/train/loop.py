@@ -52,7 +52,6 @@ class Training:
         table: PartitionTable | None,
         comm: Comm,
         device: torch.device,
-        observers: Observers,
         *,
         resume: bool = False,
     ) -> None:
@@ -64,8 +63,9 @@ class Training:
         self._started = time.perf_counter()
         assert config.out is not None
         self._config, self._scene, self._comm, self._device = config, scene, comm, device
-        self._observers = observers
+        self._observers = Observers()
         self._folder = Path(config.out)
+        self._table = table
         self._plan: BlockPlan = plan_blocks(scene, table)
         n = len(self._plan)
         coarse = config.stage == "coarse"
@@ -109,12 +109,13 @@ class Training:
         """Training time since construction."""
         return time.perf_counter() - self._started - self._untimed
 
-    def close(self) -> None:
-        """Closes the observers; also after an error."""
-        self._observers.close()
+    def run(self, observers: Observers) -> Outcome:
+        """Trains to the last step of the schedule (or to ``log.stop_psnr_ssim``) and writes the model.
 
-    def run(self) -> Outcome:
-        """Trains to the last step of the schedule (or to ``log.stop_psnr_ssim``) and writes the model."""
+        Args:
+            observers: hear of every step; the caller closes them.
+        """
+        self._observers = observers
         cache = int(self._config.scene.cache_gb * 2**30)
         stopped = False
         with Views(self._scene, cache, self._device) as views:
@@ -236,7 +237,7 @@ class Training:
         self._observers.on_event(Saved(self._step, str(folder)))
 
     def _save_model(self) -> None:
-        """``point_cloud/iteration_<steps>/``: a PLY per block (one for the coarse model) and the decoder, once."""
+        """``point_cloud/iteration_<steps>/``: a PLY per block (one for the coarse model), decoder and partition."""
         # Block steps; a coarse run that stopped early is named by what it did.
         steps = self._step if self._config.stage == "coarse" else self._config.steps
         folder = self._folder / "point_cloud" / f"iteration_{steps}"
@@ -247,5 +248,7 @@ class Training:
             save_ply(folder / name, Anchors.from_rows(rows))
         if self._comm.rank == 0:
             save_decoder(folder, self._shared.student)
+            if self._table is not None:
+                self._table.save(folder / "partition.json")
         self._comm.barrier()
         self._observers.on_event(Saved(self._step, str(folder)))
