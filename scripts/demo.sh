@@ -19,7 +19,7 @@ fi
 
 say() { printf '\n== %s\n' "$*"; }
 say "1/6 a city, its photographs and its sparse points"
-momentum-gs synth "$OUT/scene" --blocks-x 3 --blocks-y 3 --views 80 --size 240x180
+momentum-gs synth "$OUT/scene" --blocks-x 4 --blocks-y 4 --views 80 --size 240x180
 say "2/6 coarse model of the whole scene"
 momentum-gs train -c $CONFIG -s "$OUT/scene" -m "$OUT/coarse" stage=coarse
 say "3/6 four blocks, and who sees them"
