@@ -16,7 +16,7 @@ momentum-gs merge "$OUT"
 momentum-gs render "$OUT"
 momentum-gs render "$OUT" --blocks
 momentum-gs render "$COARSE"
-momentum-gs eval "$OUT" "$COARSE" --markdown "$OUT/table.md" "${LPIPS_FLAGS[@]:---lpips=vgg}"
+momentum-gs eval "$OUT" "$COARSE" --markdown "$OUT/table.md" --lpips "${LPIPS:-vgg}"
 for run in "$COARSE stage=coarse" "$OUT"; do
     # shellcheck disable=SC2086  # two words on purpose
     momentum-gs bench step -c $CONFIG -s "$SCENE" -m $run
