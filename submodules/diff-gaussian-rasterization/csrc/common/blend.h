@@ -15,36 +15,45 @@
 
 namespace dgr {
 
-template <class F> DGR_HD F exponent(F log_opacity, F a, F b, F c, F dx, F dy) {
-  return (a * dx + b * dy) * dx + (c * dy * dy + log_opacity);
-}
+// e as a polynomial of dx in one row of pixels: (a dx + linear) dx + constant.
+template <class F> struct RowTerms { F linear, constant; };
 
-// alpha, zero outside the footprint; `raw` is 2^e before the cap.
-template <class F> DGR_HD F alpha_of(F e, F& raw) {
-  raw = power_of_two(e);
-  return select(e >= F(kLog2MinAlpha), at_most(raw, F(kMaxAlpha)), F(0));
+template <class F> DGR_HD RowTerms<F> row_terms(F log_opacity, F b, F c, F dy) { return {b * dy, c * dy * dy + log_opacity}; }
+
+template <class F> DGR_HD F exponent(F a, const RowTerms<F>& row, F dx) { return (a * dx + row.linear) * dx + row.constant; }
+
+// alpha before the footprint is cut out of it, the mask of the footprint, and the mask where the cap does not hold.
+template <class F> struct Opacity {
+  F alpha;
+  decltype(F() < F()) inside, below_cap;
+};
+
+template <class F> DGR_HD Opacity<F> opacity_at(F e) {
+  const F raw = power_of_two(e);
+  return {at_most(raw, F(kMaxAlpha)), e >= F(kLog2MinAlpha), raw < F(kMaxAlpha)};
 }
 
 // Moves T past a Gaussian and returns its weight.
-template <class F> DGR_HD F blend(F alpha, F& t) {
-  const F weight = t * alpha, next = t - weight;
+template <class F> DGR_HD F blend(const Opacity<F>& o, F& t) {
+  const F weight = t * select(o.inside, o.alpha, F(0)), next = t - weight;
   const auto stop = next < F(kMinTransmittance);
   t = select(stop, F(0) - magnitude(t), next);
   return select(stop, F(0), weight);
 }
 
-// The same step, with `color_grad` = <color, gradient> of this Gaussian: returns dL/de * ln 2 (the gradient of the
-// natural exponent), updates t and rest.
-template <class F> DGR_HD F blend_vjp(F alpha, F raw, F color_grad, F& t, F& rest, F& weight) {
-  const F next = t - t * alpha;
+// The same step, with `color_grad` = <color, gradient> of this Gaussian: returns the gradient of ln alpha before the
+// cap, updates t and rest.
+template <class F> DGR_HD F blend_vjp(const Opacity<F>& o, F color_grad, F& t, F& rest, F& weight) {
+  const F odds = o.alpha * reciprocal(F(1) - o.alpha);  // first: the longest wait
+  const F full = t * select(o.inside, o.alpha, F(0)), next = t - full;
   const auto stop = next < F(kMinTransmittance);
-  alpha = select(stop, F(0), alpha);
-  weight = t * alpha;
+  weight = select(stop, F(0), full);
   t = select(stop, F(0) - magnitude(t), next);
   const F share = weight * color_grad;
   rest = rest - share;
-  // dL/dalpha = T <color, gradient> - rest / (1 - alpha); times dalpha/de = alpha, or 0 at the cap.
-  return select(raw < F(kMaxAlpha), share - rest * (alpha / (F(1) - alpha)), F(0));
+  // dL/dalpha = T <color, gradient> - rest / (1 - alpha), times dalpha/d(ln alpha) = alpha; nothing where the Gaussian
+  // was skipped or capped.
+  return select(o.inside & o.below_cap & (next >= F(kMinTransmittance)), share - rest * odds, F(0));
 }
 
 }  // namespace dgr

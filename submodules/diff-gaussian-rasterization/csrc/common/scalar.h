@@ -24,6 +24,8 @@ DGR_HD float round_up(float x) { return std::ceil(x); }
 DGR_HD double round_up(double x) { return std::ceil(x); }
 DGR_HD float magnitude(float x) { return std::fabs(x); }
 DGR_HD double magnitude(double x) { return std::fabs(x); }
+DGR_HD float reciprocal(float x) { return 1.0f / x; }
+DGR_HD double reciprocal(double x) { return 1.0 / x; }
 DGR_HD float power_of_two(float x) { return std::exp2(x); }
 DGR_HD double power_of_two(double x) { return std::exp2(x); }
 

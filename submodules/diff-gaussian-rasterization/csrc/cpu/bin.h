@@ -133,16 +133,16 @@ template <class S, class GetRecord> PairCounts count_pairs(int64_t visible, cons
   return out;
 }
 
-// Writes the lists: at every position of a tile's list the rank, and the pair's own number (where its gradient goes).
-inline void fill_lists(PairCounts& counts, int64_t visible, int64_t tiles_of_grid, int32_t* ranks, int32_t* pairs) {
+// Writes the lists: at every place of a tile's list the rank; and for every pair, numbered rank by rank, its place.
+inline void fill_lists(PairCounts& counts, int64_t visible, int64_t tiles_of_grid, int32_t* ranks, int32_t* places) {
   Tasks(visible).run([&](int64_t t, int64_t begin, int64_t end) {
     int32_t* cursor = counts.cursor.data() + t * tiles_of_grid;
     const int32_t* tile = counts.tiles[t].data();
     for (int64_t rank = begin; rank < end; ++rank)
       for (int32_t pair = counts.pair_start[rank]; pair < counts.pair_start[rank + 1]; ++pair) {
-        const int32_t at = cursor[*tile++]++;
-        ranks[at] = int32_t(rank);
-        pairs[at] = pair;
+        const int32_t place = cursor[*tile++]++;
+        ranks[place] = int32_t(rank);
+        places[pair] = place;
       }
   });
 }

@@ -2,8 +2,8 @@
 //
 // A tile keeps its planes (transmittance, channels) in cache and walks its list front to back. For each Gaussian the
 // exact span of every pixel row becomes a list of vectors ("cells") to touch; one flat loop visits them.
-// Gradients of a (tile, Gaussian) pair go to the pair's own row of a buffer; a second pass adds the rows of each
-// Gaussian in order. So nothing is shared, and results have the same bits for any number of threads.
+// Gradients of a (tile, Gaussian) pair go to the pair's own row of a buffer, in the order of the tile's list (one
+// stream: scattered stores would stall the walk); a second pass gathers and adds the rows of each Gaussian in order. So nothing is shared, and results have the same bits for any number of threads.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -27,54 +27,84 @@ using OptTensor = std::optional<Tensor>;
 
 template <class S> using V = Vec<S, kLanes>;
 
+// From one plane of a tile to the next: not a power of two, or the planes would share their cache sets.
+constexpr int kPlane = kTilePixels + 16;
+// Cells that go through the formulas in step.
+constexpr int kStep = 4;
 constexpr int kCellsPerRow = kTileWidth / kLanes;
+constexpr int kLaneBits = 3;
+// Cells start at multiples of this. Whole vectors would take a tenth more cells, single pixels more split cache lines.
+constexpr int kCellAlign = 4;
+static_assert(1 << kLaneBits == kLanes && kTileHeight + kLanes <= 64 && kTileWidth % kLanes == 0);
 // A tile that is finished is noticed, and finished rows are skipped, every so many Gaussians.
 constexpr int kLivenessStride = 16;
+// Moments of a pair: sums over its pixels of v, v dx, v dy, v dx dx, v dx dy, v dy dy, with v the gradient of ln alpha.
+constexpr int kMoments = 6;
+// Scalars in a pair's row of gradients: moments, features, and up to whole steps of sum_lanes.
+DGR_HD constexpr int pair_row(int features) { return (kMoments + features + 3) / 4 * 4; }
 // How far ahead of the list records are fetched.
 constexpr int kPrefetch = 4;
-// Moments of a pair: sums over its pixels of v, v dx, v dy, v dx dx, v dx dy, v dy dy, with v the gradient of e.
-constexpr int kMoments = 6;
+// The same for rows of gradients when they are added up.
+constexpr int kPrefetchRows = 16;
 
-// Centres of pixels from the corner of the tile.
+// Centres of pixels from the corner of the tile; a group of rows may start anywhere in it.
 template <class S> struct Centers {
-  alignas(64) S at[std::max(kTileWidth, kTileHeight)];
+  static constexpr int kCount = std::max(kTileWidth, kTileHeight) + kLanes;
+  alignas(64) S at[kCount];
   constexpr Centers() : at() {
-    for (int i = 0; i < std::max(kTileWidth, kTileHeight); ++i) at[i] = S(i) + S(0.5);
+    for (int i = 0; i < kCount; ++i) at[i] = S(i) + S(0.5);
   }
 };
 template <class S> constexpr Centers<S> kCenters{};
 
-// The cells (offsets of vectors in the tile's planes) that a footprint covers, row by row. `x`, `y`: its centre from
-// the corner of the tile; bit r of `live`: row r has unfinished pixels.
-template <class S> int cover(const Record<S>& r, S x, S y, uint64_t live, int32_t* cells) {
-  using B = typename V<S>::NativeBits;
+using Ints = NativeOf<float, kLanes>::Bits;
+constexpr Ints kLane = {0, 1, 2, 3, 4, 5, 6, 7};
+template <class S> DGR_HD Ints ints(V<S> a) { return __builtin_convertvector(a.v, Ints); }
+template <class S> DGR_HD Ints ints(Mask<S, kLanes> a) { return __builtin_convertvector(a.m, Ints); }
+
+// What a Gaussian covers of a tile: the cells (offsets of vectors in the tile's planes), row by row, and its terms in
+// every row that has one. Sized for the full tile and for what `pack` may write past it; a cell on the pad
+// finds finite terms.
+template <class S> struct Cover {
+  int count;
+  uint32_t cells[kTileHeight * kCellsPerRow + kLanes];
+  S dy[kTileHeight + kLanes] = {}, linear[kTileHeight + kLanes] = {}, constant[kTileHeight + kLanes] = {};
+};
+
+// `x`, `y`: centre of the footprint from the corner of the tile; bit r of `live`: row r has unfinished pixels.
+template <class S> DGR_HD void cover(const Record<S>& r, S x, S y, uint64_t live, Cover<S>& out) {
+  out.count = 0;
   const S top = std::max(y - r.half_height, S(0)), bottom = std::min(y + r.half_height, S(kTileHeight));
-  if (!(top < bottom)) return 0;
-  const int first_row = int(top), last_row = std::min(int(bottom), kTileHeight - 1);
-  int32_t* out = cells;
-  for (int base = first_row & ~(kLanes - 1); base <= last_row; base += kLanes) {
+  if (!(top < bottom)) return;
+  const int last_row = std::min(int(bottom), kTileHeight - 1);
+  uint32_t* next = out.cells;
+  for (int base = int(top); base <= last_row; base += kLanes) {
     const V<S> dy = V<S>::load(kCenters<S>.at + base) - V<S>(y);
+    const RowTerms<V<S>> terms = row_terms(V<S>(r.log_opacity), V<S>(r.b), V<S>(r.c), dy);
+    dy.store(out.dy + base);
+    terms.linear.store(out.linear + base);
+    terms.constant.store(out.constant + base);
     const V<S> square = V<S>(r.width2) - V<S>(r.bend) * dy * dy;
     const V<S> half = root(at_least(square, V<S>(S(0)))) + V<S>(S(kSlackPixels));
     const V<S> middle = V<S>(x - S(0.5)) + V<S>(r.slope) * dy;
     const V<S> left = at_most(at_least(middle - half, V<S>(S(0))), V<S>(S(kTileWidth)));
     const V<S> right = at_most(at_least(middle + half, V<S>(S(-1))), V<S>(S(kTileWidth - 1)));
     // ceil(left) for left >= 0 and floor(right) for right >= -1, up to the slack.
-    const B first = truncated(left + V<S>(S(0.999))), last = truncated(right + V<S>(S(1))) - 1;
-    const B cell = first & ~(kLanes - 1);
-    const B count = ((last - cell + kLanes) / kLanes) & (last >= first) & (B)(square.v > -(S(kSlackPixels) * r.width2));
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int row = base + lane;
-      const int32_t at = row * kTileWidth + int32_t(cell[lane]);
-      for (int k = 0; k < kCellsPerRow; ++k) out[k] = at + k * kLanes;
-      out += int32_t(count[lane]) & -int32_t((live >> row) & 1);
-    }
+    const Ints first = ints(left + V<S>(S(0.999))), last = ints(right + V<S>(S(1))) - 1;
+    const Ints meets = (last >= first) & ints(square > V<S>(S(-kSlackPixels) * r.width2));
+    const Ints is_live = -((Ints{} + int32_t(live >> base)) >> kLane & 1);
+    // The cells of a row start at its span, a little to the left for alignment, or further where they would leave the
+    // tile.
+    const Ints aligned = first & -kCellAlign;
+    const Ints count = ((last - aligned + kLanes) >> kLaneBits) & meets & is_live;
+    const Ints room = kTileWidth - kLanes * count;
+    const Ints start = (aligned < room ? aligned : room) + (base + kLane) * kTileWidth;
+    for (int k = 0; k < kCellsPerRow; ++k) next += pack(start + k * kLanes, count > k, next);
   }
-  return int(out - cells);
+  out.count = int(next - out.cells);
+  // Whole steps: the rest falls on the pad behind the planes, where every pixel is finished.
+  for (int i = 0; i < kStep - 1; ++i) next[i] = kTilePixels;
 }
-
-// Cells of a full tile, and what the last row may write past its own.
-constexpr int kCellBuffer = kTileHeight * kCellsPerRow + kCellsPerRow;
 
 struct Region {
   int64_t x, y;
@@ -87,11 +117,12 @@ struct Region {
         height(int(std::min<int64_t>(kTileHeight, grid.height - y))) {}
 };
 
-// Pixels outside the picture count as finished.
+// Pixels outside the picture, and on the pad of the plane, count as finished.
 template <class S> void start_transmittance(const Region& region, S* t) {
   for (int row = 0; row < kTileHeight; ++row)
     for (int column = 0; column < kTileWidth; ++column)
       t[row * kTileWidth + column] = row < region.height && column < region.width ? S(1) : S(-1);
+  std::fill(t + kTilePixels, t + kPlane, S(-1));
 }
 
 template <class S> uint64_t live_rows(const S* t) {
@@ -112,17 +143,17 @@ template <class S> uint64_t live_rows(const S* t) {
 template <class S> struct Lists {
   const S* records;
   int64_t stride;
-  const int32_t *tile_start, *ranks, *pairs;
+  const int32_t *tile_start, *ranks;
 
   const Record<S>& record(int32_t rank) const { return *reinterpret_cast<const Record<S>*>(records + rank * stride); }
 };
 
-// Walks the list of a tile: draw(record, x, y, cells, count, position) for each Gaussian until the tile is finished.
+// Walks the list of a tile: draw(record, x, cover, position) for each Gaussian until the tile is finished.
 // Returns the position behind the last Gaussian drawn.
-template <class S, class Draw> int32_t walk(const Lists<S>& lists, const Region& region, int64_t tile, const S* t, const Draw& draw) {
-  int32_t cells[kCellBuffer];
+template <class S, class Draw> DGR_HD int32_t walk(const Lists<S>& lists, const Region& region, int64_t tile, const S* t, const Draw& draw) {
+  Cover<S> covered;
   const int32_t begin = lists.tile_start[tile], end = lists.tile_start[tile + 1];
-  uint64_t live = ~uint64_t(0);
+  uint64_t live = 0;
   for (int32_t i = begin; i < end; ++i) {
     if ((i - begin) % kLivenessStride == 0 && !(live = live_rows(t))) return i;
     if (i + kPrefetch < end) {
@@ -130,86 +161,114 @@ template <class S, class Draw> int32_t walk(const Lists<S>& lists, const Region&
       for (int64_t byte = 0; byte < lists.stride * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(ahead + byte);
     }
     const Record<S>& record = lists.record(lists.ranks[i]);
-    const S x = record.x - S(region.x), y = record.y - S(region.y);
-    draw(record, x, y, cells, cover(record, x, y, live, cells), i);
+    const S x = record.x - S(region.x);
+    cover(record, x, record.y - S(region.y), live, covered);
+    draw(record, x, covered, i);
   }
   return end;
 }
 
 // Channels known when compiling (C > 0) stay in registers; C = 0 reads the number from `runtime`.
-template <int C> constexpr int channels(int runtime) { return C > 0 ? C : runtime; }
+template <int C> DGR_HD constexpr int channels(int runtime) { return C > 0 ? C : runtime; }
+
+// kStep cells of a Gaussian at once: loads and stores of their places in a plane.
+template <class S> using Cells = Group<V<S>, kStep>;
+
+template <class S> DGR_HD Cells<S> load_cells(const S* plane, const uint32_t* at) {
+  Cells<S> r;
+  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>::load(plane + at[i]);
+  return r;
+}
+template <class S> DGR_HD void store_cells(const Cells<S>& cells, S* plane, const uint32_t* at) {
+  for (int i = 0; i < kStep; ++i) cells.v[i].store(plane + at[i]);
+}
+template <class S> DGR_HD Cells<S> of_rows(const S* table, const uint32_t* at) {
+  Cells<S> r;
+  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>(table[at[i] / kTileWidth]);
+  return r;
+}
+template <class S> DGR_HD Cells<S> of_columns(const uint32_t* at) {
+  Cells<S> r;
+  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>::load(kCenters<S>.at + at[i] % kTileWidth);
+  return r;
+}
 
 template <class S, int C>
 void draw_tile(const Lists<S>& lists, const Region& region, int64_t tile, int runtime, S* t, S* planes) {
-  const int n = channels<C>(runtime);
-  walk(lists, region, tile, t, [&](const Record<S>& r, S x, S y, const int32_t* cells, int count, int32_t) {
+  walk(lists, region, tile, t, [=](const Record<S>& r, S x, const Cover<S>& cover, int64_t) {
+    const int n = channels<C>(runtime);
     const S* features = r.features();
-    const V<S> a(r.a), b(r.b), c(r.c), log_opacity(r.log_opacity), vx(x), vy(y);
-    for (int k = 0; k < count; ++k) {
-      const int at = cells[k];
-      const V<S> dx = V<S>::load(kCenters<S>.at + at % kTileWidth) - vx, dy = V<S>(kCenters<S>.at[at / kTileWidth]) - vy;
-      V<S> raw, trans = V<S>::load(t + at);
-      const V<S> alpha = alpha_of(exponent(log_opacity, a, b, c, dx, dy), raw);
-      const V<S> weight = blend(alpha, trans);
-      trans.store(t + at);
+    const Cells<S> a{V<S>(r.a)}, vx{V<S>(x)};
+    for (int k = 0; k < cover.count; k += kStep) {
+      const uint32_t* at = cover.cells + k;
+      const Cells<S> dx = of_columns<S>(at) - vx;
+      Cells<S> trans = load_cells(t, at);
+      const Cells<S> weight = blend(opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx)), trans);
+      store_cells(trans, t, at);
       for (int f = 0; f < n; ++f) {
-        S* plane = planes + f * kTilePixels + at;
-        (V<S>::load(plane) + weight * V<S>(features[f])).store(plane);
+        S* plane = planes + f * kPlane;
+        store_cells(load_cells(plane, at) + weight * Cells<S>(V<S>(features[f])), plane, at);
       }
     }
   });
 }
 
-template <class S, int C>
-void draw_tile_vjp(const Lists<S>& lists, const Region& region, int64_t tile, int runtime, bool with_alpha, S* t, S* rest, const S* grads,
-                   V<S>* feature_sums, S* pair_grads, int64_t row_size) {
-  const int n = channels<C>(runtime);
-  const S* alpha_grads = grads + n * kTilePixels;
-  const int32_t drawn = walk(lists, region, tile, t, [&](const Record<S>& r, S x, S y, const int32_t* cells, int count, int32_t position) {
-    const S* features = r.features();
-    const V<S> a(r.a), b(r.b), c(r.c), log_opacity(r.log_opacity), vx(x), vy(y), zero(S(0));
-    V<S> s0 = zero, sx = zero, sy = zero, sxx = zero, sxy = zero, syy = zero;
-    V<S> local[C > 0 ? C : 1];
-    V<S>* sums = C > 0 ? local : feature_sums;
-    for (int f = 0; f < n; ++f) sums[f] = zero;
-    for (int k = 0; k < count; ++k) {
-      const int at = cells[k];
-      const V<S> dx = V<S>::load(kCenters<S>.at + at % kTileWidth) - vx, dy = V<S>(kCenters<S>.at[at / kTileWidth]) - vy;
-      V<S> raw, weight, trans = V<S>::load(t + at), left = V<S>::load(rest + at);
-      const V<S> alpha = alpha_of(exponent(log_opacity, a, b, c, dx, dy), raw);
-      V<S> color_grad = with_alpha ? V<S>::load(alpha_grads + at) : zero;
-      for (int f = 0; f < n; ++f) color_grad = color_grad + V<S>::load(grads + f * kTilePixels + at) * V<S>(features[f]);
-      const V<S> v = blend_vjp(alpha, raw, color_grad, trans, left, weight);
-      trans.store(t + at);
-      left.store(rest + at);
-      for (int f = 0; f < n; ++f) sums[f] = sums[f] + weight * V<S>::load(grads + f * kTilePixels + at);
-      const V<S> vdx = v * dx, vdy = v * dy;
-      s0 = s0 + v;
-      sx = sx + vdx;
-      sy = sy + vdy;
-      sxx = sxx + vdx * dx;
-      sxy = sxy + vdx * dy;
-      syy = syy + vdy * dy;
+// A: the gradient of alpha is there.
+template <class S, int C, bool A>
+void draw_tile_vjp(const Lists<S>& lists, const Region& region, int64_t tile, int runtime, S* t, S* rest, const S* grads,
+                   V<S>* runtime_sums, S* pair_grads) {
+  const int32_t drawn = walk(lists, region, tile, t, [=](const Record<S>& r, S x, const Cover<S>& cover, int64_t position) {
+    const int n = channels<C>(runtime);
+    const S *alpha_grads = grads + n * kPlane, *features = r.features();
+    const V<S> zero(S(0));
+    const Cells<S> a{V<S>(r.a)}, vx{V<S>(x)};
+    V<S> local[C > 0 ? pair_row(C) : 1];
+    V<S>* sums = C > 0 ? local : runtime_sums;
+    for (int i = 0; i < pair_row(n); ++i) sums[i] = zero;
+    for (int k = 0; k < cover.count; k += kStep) {
+      const uint32_t* at = cover.cells + k;
+      const Cells<S> dx = of_columns<S>(at) - vx;
+      Cells<S> weight, trans = load_cells(t, at), left = load_cells(rest, at);
+      const Opacity<Cells<S>> opacity = opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx));
+      Cells<S> color_grad = A ? load_cells(alpha_grads, at) : Cells<S>(zero);
+      for (int f = 0; f < n; ++f) color_grad = color_grad + load_cells(grads + f * kPlane, at) * Cells<S>(V<S>(features[f]));
+      const Cells<S> v = blend_vjp(opacity, color_grad, trans, left, weight);
+      store_cells(trans, t, at);
+      store_cells(left, rest, at);
+      const Cells<S> dy = of_rows(cover.dy, at), vdx = v * dx, vdy = v * dy;
+      for (int i = 0; i < kStep; ++i) {
+        sums[0] = sums[0] + v.v[i];
+        sums[1] = sums[1] + vdx.v[i];
+        sums[2] = sums[2] + vdy.v[i];
+        sums[3] = sums[3] + vdx.v[i] * dx.v[i];
+        sums[4] = sums[4] + vdx.v[i] * dy.v[i];
+        sums[5] = sums[5] + vdy.v[i] * dy.v[i];
+        for (int f = 0; f < n; ++f) sums[kMoments + f] = sums[kMoments + f] + weight.v[i] * V<S>::load(grads + f * kPlane + at[i]);
+      }
     }
-    S* out = pair_grads + lists.pairs[position] * row_size;
-    out[0] = sum(s0), out[1] = sum(sx), out[2] = sum(sy), out[3] = sum(sxx), out[4] = sum(sxy), out[5] = sum(syy);
-    for (int f = 0; f < n; ++f) out[kMoments + f] = sum(sums[f]);
+    for (int i = 0; i < pair_row(n); i += 4) sum_lanes(sums + i, pair_grads + position * pair_row(n) + i);
   });
-  for (int32_t i = drawn; i < lists.tile_start[tile + 1]; ++i) std::fill_n(pair_grads + lists.pairs[i] * row_size, row_size, S(0));
+  const int row_size = pair_row(channels<C>(runtime));
+  std::fill(pair_grads + drawn * row_size, pair_grads + lists.tile_start[tile + 1] * row_size, S(0));
 }
 
-// Copies between a tile's plane and its place in a picture.
+// Copies between a tile's plane and its place in a picture; whole rows at a size that the compiler knows.
+template <class S> void copy_row(const S* from, int width, S* to) {
+  if (width == kTileWidth) std::memcpy(to, from, kTileWidth * sizeof(S));
+  else std::copy_n(from, width, to);
+}
+
 template <class S> void load_plane(const S* picture, const TileGrid& grid, const Region& region, S* plane) {
   for (int row = 0; row < kTileHeight; ++row) {
     const int width = row < region.height ? region.width : 0;
-    std::copy_n(picture + (region.y + row) * grid.width + region.x, width, plane + row * kTileWidth);
+    copy_row(picture + (region.y + row) * grid.width + region.x, width, plane + row * kTileWidth);
     std::fill(plane + row * kTileWidth + width, plane + (row + 1) * kTileWidth, S(0));
   }
 }
 
 template <class S> void store_plane(const S* plane, const TileGrid& grid, const Region& region, S* picture) {
   for (int row = 0; row < region.height; ++row)
-    std::copy_n(plane + row * kTileWidth, region.width, picture + (region.y + row) * grid.width + region.x);
+    copy_row(plane + row * kTileWidth, region.width, picture + (region.y + row) * grid.width + region.x);
 }
 
 // Calls f with the number of channels as a compile-time constant where that pays.
@@ -245,13 +304,7 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
   const S *opacity = opacities.const_data_ptr<S>(), *color = colors.const_data_ptr<S>();
   const int32_t* radius = radii.const_data_ptr<int32_t>();
 
-  std::vector<int32_t> ids = compact(means2d.size(0), [&](int64_t g) {
-    // A sum with a NaN or an Inf in it differs from itself.
-    S all = 0;
-    for (int64_t k = 0; k < c; ++k) all += color[g * c + k] * S(0);
-    Record<S> r;
-    return radius[g] > 0 && all == 0 && depth[g] > 0 && make_record(mean + 2 * g, conic + 3 * g, opacity[g], r);
-  });
+  std::vector<int32_t> ids = compact(means2d.size(0), [&](int64_t g) { return radius[g] > 0 && depth[g] > 0; });
   sort_by_depth(ids, depth);
   const int64_t visible = int64_t(ids.size());
   const auto ints = means2d.options().dtype(at::kInt);
@@ -262,16 +315,25 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
   S* records = out.records.data_ptr<S>();
   Tasks(visible).run([&](int64_t, int64_t begin, int64_t end) {
     for (int64_t rank = begin; rank < end; ++rank) {
+      if (rank + kPrefetchRows < end) {
+        const int64_t ahead = ids[rank + kPrefetchRows];
+        __builtin_prefetch(mean + 2 * ahead);
+        __builtin_prefetch(conic + 3 * ahead);
+        __builtin_prefetch(color + c * ahead);
+        __builtin_prefetch(opacity + ahead);
+      }
       const int64_t g = ids[rank];
       Record<S>& r = *reinterpret_cast<Record<S>*>(records + rank * stride);
       make_record(mean + 2 * g, conic + 3 * g, opacity[g], r);
-      std::copy_n(color + g * c, c, r.features());
+      S product = 0;  // NaN if any feature is NaN or Inf
+      for (int64_t k = 0; k < c; ++k) product += (r.features()[k] = color[g * c + k]) * S(0);
       r.features()[c] = depth[g];
+      if (!(product + depth[g] * S(0) == 0)) make_empty(r);
       std::fill(r.features() + features, records + (rank + 1) * stride, S(0));
     }
   });
 
-  Lists<S> lists{records, stride, nullptr, nullptr, nullptr};
+  Lists<S> lists{records, stride, nullptr, nullptr};
   PairCounts counts = count_pairs<S>(visible, grid, [&](int64_t rank) -> const Record<S>& { return lists.record(int32_t(rank)); });
   out.pair_start = at::empty({visible + 1}, ints);
   out.tile_start = at::empty({grid.count() + 1}, ints);
@@ -282,7 +344,6 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
   fill_lists(counts, visible, grid.count(), ranks, ranks + counts.pairs);
   lists.tile_start = counts.tile_start.data();
   lists.ranks = ranks;
-  lists.pairs = ranks + counts.pairs;
 
   out.image = at::empty({c, height, width}, means2d.options());
   out.alpha = at::empty({height, width}, means2d.options());
@@ -292,18 +353,18 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
   on_channels(features, [&](auto tag) {
     constexpr int C = decltype(tag)::value;
     parallel_items(grid.count(), [&](int64_t tile) {
-      Scratch<S> scratch((1 + features) * kTilePixels);
-      S *t = scratch.data(), *planes = t + kTilePixels;
+      Scratch<S> scratch((1 + features) * kPlane);
+      S *t = scratch.data(), *planes = t + kPlane;
       const Region region(grid, tile);
       start_transmittance(region, t);
       draw_tile<S, C>(lists, region, tile, int(features), t, planes);
       for (int i = 0; i < kTilePixels; ++i) t[i] = std::abs(t[i]);
       for (int64_t k = 0; k < c; ++k) {
-        S* plane = planes + k * kTilePixels;
+        S* plane = planes + k * kPlane;
         for (int i = 0; i < kTilePixels; ++i) plane[i] += back[k] * t[i];
         store_plane(plane, grid, region, image + k * height * width);
       }
-      store_plane(planes + c * kTilePixels, grid, region, depth_image);
+      store_plane(planes + c * kPlane, grid, region, depth_image);
       for (int i = 0; i < kTilePixels; ++i) t[i] = S(1) - t[i];
       store_plane(t, grid, region, alpha_image);
     });
@@ -350,10 +411,10 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
   const int64_t c = image.size(0), height = image.size(1), width = image.size(2), pixels = height * width, stride = record_rows.size(1);
   const TileGrid grid(width, height);
   // Depth is the last feature: without a gradient it is left off the end.
-  const int64_t features = c + (grad_depth ? 1 : 0), row_size = kMoments + features;
+  const int64_t features = c + (grad_depth ? 1 : 0), row_size = pair_row(int(features));
   const int64_t visible = order.size(0), pairs = pair_lists.size(1);
   const int32_t* lists_data = pair_lists.const_data_ptr<int32_t>();
-  const Lists<S> lists{record_rows.const_data_ptr<S>(), stride, tile_start.const_data_ptr<int32_t>(), lists_data, lists_data + pairs};
+  const Lists<S> lists{record_rows.const_data_ptr<S>(), stride, tile_start.const_data_ptr<int32_t>(), lists_data};
   const S *pictures[3] = {image.const_data_ptr<S>(), alpha.const_data_ptr<S>(), depth.const_data_ptr<S>()};
   const S* g_image = grad_image ? grad_image->const_data_ptr<S>() : nullptr;
   const S* g_alpha = grad_alpha ? grad_alpha->const_data_ptr<S>() : nullptr;
@@ -365,9 +426,9 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
   on_channels(features, [&](auto tag) {
     constexpr int C = decltype(tag)::value;
     parallel_items(grid.count(), [&](int64_t tile) {
-      Scratch<S> scratch((2 + features + 1) * kTilePixels + (features + 1) * kLanes);
-      S *t = scratch.data(), *rest = t + kTilePixels, *grads = rest + kTilePixels, *alpha_grads = grads + features * kTilePixels;
-      V<S>* sums = reinterpret_cast<V<S>*>(alpha_grads + kTilePixels);
+      Scratch<S> scratch((3 + features) * kPlane + row_size * kLanes);
+      S *t = scratch.data(), *rest = t + kPlane, *grads = rest + kPlane, *alpha_grads = grads + features * kPlane;
+      V<S>* sums = reinterpret_cast<V<S>*>(alpha_grads + kPlane);
       const Region region(grid, tile);
       // <gradient, pixel>: what is still to come, in front of the first Gaussian.
       const auto take = [&](const S* gradient, const S* picture, S* plane) {
@@ -377,17 +438,17 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
         for (int i = 0; i < kTilePixels; ++i) rest[i] += plane[i] * value[i];
       };
       if (g_image)
-        for (int64_t k = 0; k < c; ++k) take(g_image + k * pixels, pictures[0] + k * pixels, grads + k * kTilePixels);
-      if (g_depth) take(g_depth, pictures[2], grads + c * kTilePixels);
+        for (int64_t k = 0; k < c; ++k) take(g_image + k * pixels, pictures[0] + k * pixels, grads + k * kPlane);
+      if (g_depth) take(g_depth, pictures[2], grads + c * kPlane);
       if (g_alpha) take(g_alpha, pictures[1], alpha_grads);
       load_plane(pictures[1], grid, region, t);
       for (int64_t k = 0; k < c; ++k) {
         S total = 0;
-        for (int i = 0; i < kTilePixels; ++i) total += grads[k * kTilePixels + i] * (S(1) - t[i]);
+        for (int i = 0; i < kTilePixels; ++i) total += grads[k * kPlane + i] * (S(1) - t[i]);
         background_rows[tile * c + k] = total;
       }
       start_transmittance(region, t);
-      draw_tile_vjp<S, C>(lists, region, tile, int(features), g_alpha != nullptr, t, rest, grads, sums, pair_grads, row_size);
+      (g_alpha ? draw_tile_vjp<S, C, true> : draw_tile_vjp<S, C, false>)(lists, region, tile, int(features), t, rest, grads, sums, pair_grads);
     });
   });
 
@@ -401,12 +462,20 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
   S *d_means = out.means2d.data_ptr<S>(), *d_conics = out.conics.data_ptr<S>(), *d_opacities = out.opacities.data_ptr<S>();
   S *d_colors = out.colors.data_ptr<S>(), *d_depths = grad_depth ? out.depths.data_ptr<S>() : nullptr, *d_back = out.background.data_ptr<S>();
   const int32_t *ids = order.const_data_ptr<int32_t>(), *start = pair_start.const_data_ptr<int32_t>();
+  const int32_t* places = lists_data + pairs;
   Tasks(visible).run([&](int64_t, int64_t begin, int64_t end) {
     std::vector<S> total(row_size);
     for (int64_t rank = begin; rank < end; ++rank) {
       std::fill(total.begin(), total.end(), S(0));
-      for (int64_t pair = start[rank]; pair < start[rank + 1]; ++pair)
-        for (int64_t k = 0; k < row_size; ++k) total[k] += pair_grads[pair * row_size + k];
+      for (int64_t pair = start[rank]; pair < start[rank + 1]; ++pair) {
+        if (pair + kPrefetchRows < start[end]) {
+          const S* ahead = pair_grads + places[pair + kPrefetchRows] * row_size;
+          __builtin_prefetch(ahead);
+          __builtin_prefetch(ahead + row_size - 1);
+        }
+        const S* row = pair_grads + places[pair] * row_size;
+        for (int64_t k = 0; k < row_size; ++k) total[k] += row[k];
+      }
       const Record<S>& r = lists.record(int32_t(rank));
       const int64_t g = ids[rank];
       // Back from the base-2 exponent: the conic is (-2 a, -b, -2 c) ln 2, and dx = pixel - mean.

@@ -48,10 +48,16 @@ template <class S> int64_t record_stride(int64_t features) { return (kHeader<S> 
 constexpr double kSlack = 1e-5;
 constexpr double kSlackPixels = 0.01;
 
-// False (and no record) where nothing reaches 1/255 or where anything is NaN or Inf.
-template <class S> bool make_record(const S* mean, const S* conic, S opacity, Record<S>& r) {
+// Nothing of it is drawn: its footprint has no rows.
+template <class S> void make_empty(Record<S>& r) {
+  r = {};
+  r.half_height = -1;
+}
+
+// Empty where nothing reaches 1/255 or where anything is NaN or Inf.
+template <class S> void make_record(const S* mean, const S* conic, S opacity, Record<S>& r) {
   const S a = conic[0], b = conic[1], c = conic[2], det = a * c - b * b;
-  if (!(opacity >= S(kMinAlpha) && opacity < std::numeric_limits<S>::infinity() && a > 0 && c > 0 && det > 0)) return false;
+  if (!(opacity >= S(kMinAlpha) && opacity < std::numeric_limits<S>::infinity() && a > 0 && c > 0 && det > 0)) return make_empty(r);
   r.x = mean[0];
   r.y = mean[1];
   r.a = S(-0.5 * kLog2E) * a;
@@ -67,8 +73,9 @@ template <class S> bool make_record(const S* mean, const S* conic, S opacity, Re
   // d/d dy [slope dy + sqrt(width2 - bend dy^2)] = 0
   r.peak = r.slope * std::sqrt(r.width2 / (r.bend * (r.bend + r.slope * r.slope)));
   r.pad = 0;
-  return r.x - r.x == 0 && r.y - r.y == 0 && r.half_height - r.half_height == 0 && r.width2 - r.width2 == 0 &&
-         r.peak - r.peak == 0;
+  // Differences that are not zero, and so a sum that is not, betray NaN and Inf.
+  if (!((r.x - r.x) + (r.y - r.y) + (r.half_height - r.half_height) + (r.width2 - r.width2) + (r.bend - r.bend) + (r.peak - r.peak) == 0))
+    make_empty(r);
 }
 
 // Calls visit(first, last) for every row of tiles that the footprint meets, with the range of tile columns it meets

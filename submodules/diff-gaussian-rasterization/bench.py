@@ -1,0 +1,87 @@
+"""Timings of the rasterizer on this machine: ``python bench.py [--threads N] [--gaussians N] [--size WxH]``.
+
+Prints medians of the stages on a synthetic load (sizes log-normal around 2.5 px, opacities 0.02 to 0.92), and, on a
+scene small enough for it, the ratio to the readable reference.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diff_gaussian_rasterization import rasterize
+from diff_gaussian_rasterization.reference import rasterize_reference
+
+sys.path.insert(0, str(Path(__file__).parent / "tests"))
+from rasterizer_scenes import Scene, make_scene, screen_scene  # noqa: E402
+
+
+def median_ms(run: Callable[[], Any], repeats: int) -> float:
+    """Median wall time in milliseconds; the first run warms caches and allocators and does not count."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+def bench_stages(scene: Scene, repeats: int) -> None:
+    """Projection and compositing, forward and backward."""
+    ops = torch.ops.diff_gaussian_rasterization
+    camera = [scene[k] for k in ("fx", "fy", "cx", "cy", "width", "height")]
+    shape = (scene["means"], scene["scales"], scene["quats"], None, scene["world_view"])
+    means2d, conics, depths, radii = ops.project(*shape, None, *camera, 1.0, 0.2)
+    blend = (means2d, conics, depths, radii, scene["opacities"], scene["colors"], scene["background"], *camera[4:])
+    out = ops.composite(*blend)
+    count = len(means2d)
+    grad = torch.randn(out[0].shape, generator=torch.Generator().manual_seed(0))
+    grad_depth = torch.randn(out[2].shape, generator=torch.Generator().manual_seed(0))
+    back = ops.composite_backward(grad, None, None, *out, count)
+    print(f"{count} Gaussians, {camera[4]}x{camera[5]}, {out[7].shape[1]} (tile, Gaussian) pairs")
+    stages = {
+        "project": lambda: ops.project(*shape, None, *camera, 1.0, 0.2),
+        "composite (bin + blend)": lambda: ops.composite(*blend),
+        "composite backward, image": lambda: ops.composite_backward(grad, None, None, *out, count),
+        "composite backward, all": lambda: ops.composite_backward(grad, grad_depth, grad_depth, *out, count),
+        "project backward": lambda: ops.project_backward(
+            back[0], back[1], None, *shape, conics, radii, *camera, 1.0, 0.2, False
+        ),
+    }
+    for name, run in stages.items():
+        print(f"  {name:27s} {median_ms(run, repeats):8.2f} ms")
+
+
+def bench_reference(repeats: int) -> None:
+    """Forward and backward against the reference, where its dense evaluation fits."""
+    scene = make_scene(300, width=160, height=90, dtype=torch.float32)
+    scene["means"].requires_grad_()
+    fast = median_ms(lambda: rasterize(**scene).image.sum().backward(), repeats)
+    slow = median_ms(lambda: rasterize_reference(**scene).image.sum().backward(), 3)
+    print(f"300 Gaussians, 160x90, forward + backward: {fast:.2f} ms, reference {slow:.0f} ms, {slow / fast:.0f}x")
+
+
+def main() -> None:
+    """Parses the command line and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--gaussians", type=int, default=100_000)
+    parser.add_argument("--size", default="960x540")
+    parser.add_argument("--pixels", type=float, default=2.5, help="median standard deviation on the screen")
+    parser.add_argument("--repeats", type=int, default=21)
+    options = parser.parse_args()
+    width, height = (int(side) for side in options.size.split("x"))
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads")
+    bench_stages(screen_scene(options.gaussians, width, height, options.pixels), options.repeats)
+    bench_reference(options.repeats)
+
+
+if __name__ == "__main__":
+    main()
