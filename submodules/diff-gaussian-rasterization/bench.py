@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from diff_gaussian_rasterization import rasterize
 from diff_gaussian_rasterization.reference import rasterize_reference
 

@@ -6,14 +6,13 @@ import pickle
 
 import pytest
 import torch
-from rasterizer_scenes import Scene, make_scene
-
 from diff_gaussian_rasterization import (
     GaussianRasterizationSettings,
     GaussianRasterizer,
     rasterize,
     spherical_harmonics,
 )
+from rasterizer_scenes import Scene, make_scene
 
 
 def settings_of(scene: Scene, shift: float = 0.0) -> GaussianRasterizationSettings:

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from rasterizer_scenes import Scene, make_scene, screen_scene, with_cov3d
-from torch import Tensor
-
 from diff_gaussian_rasterization import Rasterization, rasterize, visible_radii
 from diff_gaussian_rasterization.reference import rasterize_reference
+from rasterizer_scenes import Scene, make_scene, screen_scene, with_cov3d
+from torch import Tensor
 
 # float64: round-off of sums of some thousand terms. float32: alpha's own error is 2e-7 (the fitted exponential), summed
 # over tens of layers; gradients also divide by 1 - alpha, down to 0.05 here.
@@ -101,7 +100,7 @@ def test_opaque_stack_stops_as_the_reference_does() -> None:
 
 @pytest.mark.parametrize("name", ["means", "scales", "quats", "opacities", "colors", "background", "world_view"])
 def test_gradcheck(name: str) -> None:
-    # Few Gaussians, wide and faint: no pixel lies within the difference step of 1/255, 0.99 or 1e-4, where the value jumps.
+    # Few Gaussians, wide and faint: no pixel is within the difference step of 1/255, 0.99 or 1e-4, where values jump.
     scene = make_scene(5, width=9, height=7, max_opacity=0.5)
     scene |= {"fx": 8.0, "fy": 8.0, "cx": 4.6, "cy": 3.4}
     scene["scales"] = scene["scales"] + 1.0
