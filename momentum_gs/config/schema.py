@@ -194,6 +194,8 @@ class BlocksConfig:
     """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
     init: Literal["visible", "full"] = "visible"
     """Initial points of a block: those that one of its cameras sees [ours], or the whole cloud [MGS]."""
+    confine: bool = True
+    """Gaussians stay on their anchor's side of the cell's border, so the merge leaves no seam [ours; MGS: false]."""
 
     def __post_init__(self) -> None:
         _check(self.active is None or self.active >= 1, "blocks.active", self.active, "at least 1")

@@ -90,7 +90,11 @@ class TorchComm(Comm):
         self.rank, self.world_size, self._device = dist.get_rank(), dist.get_world_size(), device
 
     def all_reduce_sum_(self, flat: Tensor) -> None:
-        dist.all_reduce(flat)
+        # NCCL sums what lies on its GPU; small tables live on the host.
+        here = flat.to(self._device)
+        dist.all_reduce(here)
+        if here is not flat:
+            flat.copy_(here)
 
     def barrier(self) -> None:
         # A sum that is read back: unlike dist.barrier it needs no hint which GPU is this rank's.

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from momentum_gs.config.schema import PartitionConfig
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
 from momentum_gs.core.types import Camera
 from momentum_gs.data.blocks import BlockGrid
 from momentum_gs.data.scene import Scene
@@ -86,12 +86,8 @@ class PartitionTable:
         }
         text = json.dumps(record, indent=1, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "PartitionTable":

@@ -7,7 +7,6 @@ downloaded. Where it cannot be had the metric is missing: another network gives 
 import contextlib
 import hashlib
 import importlib.util
-import os
 import urllib.request
 import warnings
 from functools import lru_cache
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress, say
 
 NETS = ("vgg", "alex", "squeeze")
@@ -126,11 +126,10 @@ def _download(url: str, path: Path) -> None:
     say(f"downloading {url}")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         with (
             urllib.request.urlopen(url, timeout=_CONNECT_TIMEOUT) as answer,
-            temporary.open("wb") as file,
+            part.open("wb") as file,
             progress(int(answer.headers["Content-Length"] or 0), f"bytes of {path.name}") as bar,
         ):
             while chunk := answer.read(1 << 20):
@@ -140,9 +139,6 @@ def _download(url: str, path: Path) -> None:
         expected = path.stem.rsplit("-", 1)[1]
         if not digest.hexdigest().startswith(expected):
             raise ValueError(f"its SHA-256 is {digest.hexdigest()[:8]}..., expected {expected}...")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,6 @@ The layout is the 3DGS family's, so its tools read ours and ``eval`` scores thei
 import hashlib
 import json
 import math
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import momentum_gs
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
 
 SPLITS = ("test", "train")
 
@@ -57,12 +57,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write atomically. A number that JSON does not have (the PSNR of equal images is infinite) becomes null."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -5,7 +5,6 @@ Rows are copied bit for bit between the files, a slice at a time: memory does no
 Source: Momentum-GS merge_blocks.py.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.data.partition_table import PartitionTable
 
@@ -54,18 +54,12 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
             )
     # Counted first, because the header tells the number of rows; the second look is cheaper than keeping them.
     kept = [sum(int(inside.sum()) for _, inside in _slices(rows, b, table)) for b, rows in enumerate(blocks)]
-    target, temporary = folder / "point_cloud.ply", folder / f".point_cloud.ply.{os.getpid()}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(blocks[0].dtype, sum(kept)))
-            for block, rows in enumerate(progress(blocks, desc="merging blocks")):
-                for part, inside in _slices(rows, block, table):
-                    part[inside].tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = folder / "point_cloud.ply"
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        file.write(_header(blocks[0].dtype, sum(kept)))
+        for block, rows in enumerate(progress(blocks, desc="merging blocks")):
+            for part, inside in _slices(rows, block, table):
+                part[inside].tofile(file)
     return MergeReport(target, kept, [len(rows) - n for rows, n in zip(blocks, kept, strict=True)])
 
 

@@ -5,11 +5,8 @@ A file is written under another name and renamed, so it is whole or not there.
 Source: save_ply, load_ply_sparse_gaussian and save_mlp_checkpoints of Scaffold-GS, scene/gaussian_model.py.
 """
 
-import contextlib
 import json
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
 
@@ -44,7 +42,7 @@ def save_ply(path: str | Path, anchors: Anchors) -> None:
     )
     layout = np.dtype([(name, "<f4") for name in _property_names(anchors.n_offsets, anchors.feature_dim)])
     vertices = np.ascontiguousarray(table.detach().cpu().numpy(), dtype="<f4").view(layout).reshape(-1)
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
 
 
@@ -97,7 +95,7 @@ def save_decoder(folder: str | Path, decoder: GaussianDecoder) -> None:
     """
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in decoder.state_dict().items()}
-    with _replacing(folder / DECODER_FILE) as temporary:
+    with replacing(folder / DECODER_FILE) as temporary:
         temporary.write_bytes(save(tensors, {"architecture": json.dumps(decoder.architecture)}))
 
     plain = _build(decoder.architecture, tensors)
@@ -105,7 +103,7 @@ def save_decoder(folder: str | Path, decoder: GaussianDecoder) -> None:
     if plain.feature_bank is not None:
         heads["feature_bank"] = plain.feature_bank
     for name, head in heads.items():
-        with _replacing(folder / f"{name}_mlp.pt") as temporary:
+        with replacing(folder / f"{name}_mlp.pt") as temporary:
             _script(head).save(str(temporary))
 
 
@@ -141,14 +139,3 @@ def _script(head: nn.Sequential) -> torch.jit.ScriptModule:
         # TorchScript is what the family's viewers load; that torch has newer formats does not matter here.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         return torch.jit.script(head.eval())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; takes its place when the block ends without an exception."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

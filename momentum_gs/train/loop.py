@@ -20,6 +20,7 @@ from momentum_gs.train.block_schedule import Round, check_counts, make_schedule
 from momentum_gs.train.block_state import BlockState, init_block, pack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from momentum_gs.train.confine import confine_offsets_
 from momentum_gs.train.events import BlocksMeasured, HeldOutScored, Observers, RoundStarted, Saved, StepDone
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
@@ -30,6 +31,8 @@ from momentum_gs.train.view_order import ViewOrder
 
 # Images that are decoded ahead of the step that shows them; a step takes longer than a decode, so a few suffice.
 PREFETCH_STEPS = 4
+# An offset moves by a few percent of a scale in so many steps, and looking at all of them costs a tenth of a step.
+CONFINE_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class Training:
             weights = self._scores.weights()
             report = train_step(inputs, self._shared, active, len(turn.blocks), weights, turn.decoder_live)
             self._step += 1
+            if self._step % CONFINE_EVERY == 0 or self._step == end:
+                self._confine(active)
             if self._due(self._config.log.every):
                 losses, anchors = self._gather(report, active, turn)
                 self._observers.on_event(StepDone(self._step, total, self.seconds, losses, anchors))
@@ -154,6 +159,12 @@ class Training:
         if self._step == total:
             self._checkpoint([])
         return stopped
+
+    def _confine(self, active: list[BlockState]) -> None:
+        table = self._table
+        if table is not None and self._config.blocks.confine:
+            for state in active:
+                confine_offsets_(state.anchors, table.cell_of, state.block)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
