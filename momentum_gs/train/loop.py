@@ -20,7 +20,7 @@ from momentum_gs.train.block_schedule import Round, check_counts, make_schedule
 from momentum_gs.train.block_state import BlockState, init_block, pack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from momentum_gs.train.confine import confine_offsets_
+from momentum_gs.train.confine import confine_
 from momentum_gs.train.events import BlocksMeasured, HeldOutScored, Observers, RoundStarted, Saved, StepDone
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
@@ -164,7 +164,7 @@ class Training:
         table = self._table
         if table is not None and self._config.blocks.confine:
             for state in active:
-                confine_offsets_(state.anchors, table.cell_of, state.block)
+                confine_(state.anchors, table.cell_of, state.block)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
