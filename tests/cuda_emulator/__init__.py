@@ -1,4 +1,4 @@
-"""Compiles CUDA sources with g++ and runs them on the CPU: the kernels and drivers that nvcc compiles. See README.md."""
+"""Compiles CUDA sources with g++ and runs them on the CPU: the code that nvcc compiles. See README.md."""
 
 import hashlib
 import os
@@ -76,7 +76,7 @@ def load(csrc: Path) -> None:
 
 @contextmanager
 def instead_of_cpu(name: str) -> Iterator[None]:
-    """While it lasts, the CPU operators of library ``name`` are the emulated ones: its whole Python face runs on them."""
+    """While it lasts, the CPU operators of library ``name`` are the emulated ones: its Python face runs on them."""
     emulated = f"{name}_emulated::"
     operators = [op for op in torch._C._dispatch_get_all_op_names() if op.startswith(emulated)]
     with torch.library._scoped_library(name, "IMPL") as library:

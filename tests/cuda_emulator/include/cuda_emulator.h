@@ -31,6 +31,12 @@ struct Extent {
   constexpr Extent(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+}  // namespace cuda_emulator
+
+inline cuda_emulator::Extent threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
+
+namespace cuda_emulator {
+
 constexpr unsigned kWarp = 32, kMaxThreads = 1024;
 constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 4096;  // a stack that overflows hits the guard page
 constexpr size_t kMaxSharedBytes = 227 * 1024;
@@ -50,8 +56,6 @@ struct Fiber {
 
 class Machine {
  public:
-  Extent thread, block, block_size, grid_size;  // of the fiber that runs
-
   static Machine& instance() {
     static Machine machine;
     return machine;
@@ -63,11 +67,11 @@ class Machine {
     require(threads > 0 && threads <= kMaxThreads && block.z <= 64, "a block has " + std::to_string(threads) + " threads");
     require(blocks > 0 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, "the grid's size is out of range");
     require(shared_bytes <= kMaxSharedBytes, std::to_string(shared_bytes) + " bytes of dynamic shared memory");
-    grid_size = grid, block_size = block, kernel_ = &kernel, count_ = unsigned(threads);
+    gridDim = grid, blockDim = block, kernel_ = &kernel, count_ = unsigned(threads);
     read_order();
     for (uint64_t i = 0; i < blocks; ++i) {
       const uint64_t at = reverse_ ? blocks - 1 - i : i;
-      this->block = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
+      blockIdx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
       shared_.assign(shared_bytes, '\xff');  // not a number: nobody may count on zeros
       try {
         run_block();
@@ -190,7 +194,7 @@ class Machine {
           .push_back(i);
     }
     std::ostringstream text;
-    text << "block (" << block.x << ", " << block.y << ", " << block.z << ")";
+    text << "block (" << blockIdx.x << ", " << blockIdx.y << ", " << blockIdx.z << ")";
     for (const auto& [at, threads] : places) text << "; " << threads.size() << " " << at << ", first " << threads[0];
     return text.str();
   }
@@ -199,7 +203,7 @@ class Machine {
 
   void resume(unsigned i) {
     Fiber& fiber = fibers_[i];
-    thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
+    threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     current_ = i;
     if (_setjmp(scheduler_)) return;
     if (fiber.started) _longjmp(fiber.here, 1);

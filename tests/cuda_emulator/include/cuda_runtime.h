@@ -20,12 +20,8 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __grid_constant__
 
-// --- built-in variables and types ---
+// --- built-in types ---
 using dim3 = cuda_emulator::Extent;
-#define threadIdx (cuda_emulator::Machine::instance().thread)
-#define blockIdx (cuda_emulator::Machine::instance().block)
-#define blockDim (cuda_emulator::Machine::instance().block_size)
-#define gridDim (cuda_emulator::Machine::instance().grid_size)
 constexpr int warpSize = 32;
 
 #define CUDA_EMULATOR_VECTORS(T, name)                                                                     \
