@@ -15,7 +15,6 @@ VENV=${VENV:-.venv}
 TORCH=2.13.0
 EXTENSIONS=(diff-gaussian-rasterization simple-knn fused-ssim)
 export PORTABLE=${PORTABLE:-0}
-export DGR_PORTABLE=$PORTABLE
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }

@@ -1,40 +1,62 @@
-"""Builds the CPU backend for the machine it runs on.
+"""Build of the compiled part: ``pip install --no-build-isolation ./submodules/diff-gaussian-rasterization``.
 
-DGR_PORTABLE=1 builds for any machine of the architecture's current baseline (x86-64-v3: AVX2) instead.
+The CPU drivers always; the CUDA drivers where torch is a CUDA build and nvcc is there. FORCE_CUDA=1 insists on them
+(on a machine without a GPU name the target in TORCH_CUDA_ARCH_LIST), FORCE_CUDA=0 leaves them out. PORTABLE=1 builds
+for any machine of the architecture's current baseline (x86-64-v3: AVX2) instead of this very one.
 """
 
 import os
 import platform
+from pathlib import Path
 
 from setuptools import setup
 
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     raise SystemExit(
-        "diff-gaussian-rasterization: building needs torch; install torch, then "
-        "pip install --no-build-isolation ./submodules/diff-gaussian-rasterization"
+        "diff-gaussian-rasterization: the build needs torch >= 2.4; install it, then add --no-build-isolation"
     ) from error
 
 
 def machine_flags() -> list[str]:
     """Instruction set: the builder's own, or the portable baseline."""
-    if os.environ.get("DGR_PORTABLE", "0") not in ("", "0"):
-        return ["-march=x86-64-v3"] if platform.machine() in ("x86_64", "AMD64") else []
-    return ["-mcpu=native"] if platform.machine() in ("arm64", "aarch64") else ["-march=native"]
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if os.environ.get("PORTABLE", "0") not in ("", "0"):
+        return ["-march=x86-64-v3"] if x86 else []
+    return ["-march=native" if x86 else "-mcpu=native"]
 
 
-SOURCES = ["csrc/binding.cpp", "csrc/cpu/composite.cpp", "csrc/cpu/project.cpp", "csrc/cpu/sh.cpp"]
+def with_cuda() -> bool:
+    """Whether to build the CUDA drivers; ends the build where they are demanded and cannot be."""
+    wanted = os.environ.get("FORCE_CUDA", "")
+    if wanted == "0":
+        return False
+    missing = None
+    if torch.version.cuda is None:
+        missing = f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+    elif CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
+        missing = f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to its folder"
+    if missing and wanted:
+        raise SystemExit(f"diff-gaussian-rasterization: FORCE_CUDA={wanted}, but {missing}")
+    return missing is None
+
+
+CUDA = with_cuda()
+SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
+SOURCES += sorted(map(str, Path("csrc/cuda").glob("*.cu"))) if CUDA else []
 # No errno and no floating-point traps: both only keep the compiler from using vector square roots and selects.
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+# -fopenmp only here, not for the linker: torch brings the OpenMP runtime, and a second one beside it would fight for
+# the cores.
+FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", *machine_flags()]
 
 setup(
     ext_modules=[
-        CppExtension(
+        (CUDAExtension if CUDA else CppExtension)(
             "diff_gaussian_rasterization._C",
             SOURCES,
-            extra_compile_args=FLAGS + machine_flags(),
-            extra_link_args=["-fopenmp"],
+            extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3", "-Xcompiler=-Wall"]},
         )
     ],
     cmdclass={"build_ext": BuildExtension},

@@ -29,6 +29,7 @@ def _load() -> None:
 
 _load()
 _ops = torch.ops.diff_gaussian_rasterization
+_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("diff_gaussian_rasterization::project", "CUDA")
 
 
 class Rasterization(NamedTuple):
@@ -192,6 +193,11 @@ def _check_gaussians(
 ) -> None:
     if means.ndim != 2 or means.shape[1] != 3:
         raise ValueError(f"rasterize: means has shape {list(means.shape)}, expected [G, 3]")
+    if means.device.type == "cuda" and not _HAS_CUDA:
+        raise ValueError(
+            f"rasterize: means is on {means.device}, but diff-gaussian-rasterization was built for CPUs only; rebuild "
+            "it with FORCE_CUDA=1, or move the tensors to the CPU"
+        )
     if means.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"rasterize: means is {means.dtype}, expected torch.float32 or torch.float64")
     if cov3d is None and (scales is None or quats is None):
@@ -233,8 +239,10 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
     screen = None
     if need[5] and grad_means2d is not None:
         width, height = ctx.camera[4], ctx.camera[5]
+        # Column by column with plain numbers: a tensor of the two would be copied to the device, and waited for.
         screen = torch.zeros_like(means)
-        torch.mul(grad_means2d, grad_means2d.new_tensor([0.5 * width, 0.5 * height]), out=screen[:, :2])
+        torch.mul(grad_means2d[:, 0], 0.5 * width, out=screen[:, 0])
+        torch.mul(grad_means2d[:, 1], 0.5 * height, out=screen[:, 1])
     if not any(need[:5]):
         return (*nothing[:5], screen, *nothing[6:])
     wanted = _ops.project_backward(

@@ -6,13 +6,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <utility>
 #include <vector>
 
-#include <c10/util/Exception.h>
-
+#include "../args.h"
 #include "parallel.h"
 #include "tiles.h"
 
@@ -121,8 +119,7 @@ template <class S, class GetRecord> PairCounts count_pairs(int64_t visible, cons
     }
   });
   for (const auto& tiles : out.tiles) out.pairs += int64_t(tiles.size());
-  TORCH_CHECK(out.pairs <= std::numeric_limits<int32_t>::max(), "rasterize: ", out.pairs,
-              " (tile, Gaussian) pairs, at most 2^31 - 1 can be drawn; render a smaller picture or fewer Gaussians");
+  check_pairs(out.pairs);
   std::partial_sum(out.pair_start.begin(), out.pair_start.end(), out.pair_start.begin());
   int32_t sum = 0;
   for (int64_t tile = 0; tile < grid.count(); ++tile) {

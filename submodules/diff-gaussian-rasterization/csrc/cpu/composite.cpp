@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "../common/blend.h"
-#include "args.h"
+#include "../args.h"
 #include "bin.h"
 #include "parallel.h"
 #include "simd.h"
@@ -370,22 +370,6 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
     });
   });
   return out;
-}
-
-void check_composite(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities,
-                     const Tensor& colors, const Tensor& background, int64_t width, int64_t height) {
-  TORCH_CHECK(means2d.dim() == 2 && means2d.size(1) == 2, "rasterize: means2d has shape ", means2d.sizes(), ", expected [G, 2]");
-  const int64_t n = means2d.size(0);
-  check_rows(conics, "conics", n, 3, means2d);
-  check_rows(opacities, "opacities", n, 1, means2d);
-  TORCH_CHECK(colors.dim() == 2 && colors.size(1) > 0, "rasterize: colors has shape ", colors.sizes(), ", expected [G, C]");
-  check_rows(colors, "colors", n, colors.size(1), means2d);
-  TORCH_CHECK(depths.numel() == n && radii.numel() == n && radii.scalar_type() == at::kInt && depths.scalar_type() == means2d.scalar_type(),
-              "rasterize: depths and radii (int32) need one entry for each of ", n, " Gaussians");
-  TORCH_CHECK(background.dim() == 1 && background.size(0) == colors.size(1) && background.scalar_type() == means2d.scalar_type(),
-              "rasterize: background has shape ", background.sizes(), ", expected [", colors.size(1), "] as colors has channels");
-  TORCH_CHECK(width > 0 && height > 0 && width <= (1 << 20) && height <= (1 << 20), "rasterize: picture of ", width, "x", height, " pixels");
-  TORCH_CHECK(n <= std::numeric_limits<int32_t>::max(), "rasterize: ", n, " Gaussians, at most 2^31 - 1");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cpu(

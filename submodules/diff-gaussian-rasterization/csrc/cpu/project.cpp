@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../common/project.h"
-#include "args.h"
+#include "../args.h"
 #include "parallel.h"
 #include "simd.h"
 

@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "../common/sh.h"
-#include "args.h"
+#include "../args.h"
 #include "parallel.h"
 
 namespace dgr {
@@ -16,14 +16,6 @@ using at::Tensor;
 
 constexpr int64_t kGrain = 4096;
 constexpr int kMaxBasis = sh_count(kMaxShDegree);
-
-void check_sh(int64_t degree, const Tensor& dirs, const Tensor& sh) {
-  TORCH_CHECK(degree >= 0 && degree <= kMaxShDegree, "spherical_harmonics: degree ", degree, ", expected 0 to ", kMaxShDegree);
-  TORCH_CHECK(dirs.dim() == 2 && dirs.size(1) == 3, "spherical_harmonics: dirs has shape ", dirs.sizes(), ", expected [G, 3]");
-  TORCH_CHECK(sh.dim() == 3 && sh.size(0) == dirs.size(0) && sh.size(1) >= sh_count(int(degree)), "spherical_harmonics: sh has shape ",
-              sh.sizes(), ", expected [", dirs.size(0), ", at least ", sh_count(int(degree)), ", C]");
-  TORCH_CHECK(sh.scalar_type() == dirs.scalar_type(), "spherical_harmonics: sh is ", sh.scalar_type(), ", dirs ", dirs.scalar_type());
-}
 
 template <class S> void sh_all(int degree, const S* dirs, const S* sh, int64_t n, int64_t coefficients, int64_t channels, S* out) {
   parallel_ranges(n, kGrain, [&](int64_t begin, int64_t end) {

@@ -1,0 +1,79 @@
+// Checks and small tensor helpers of the drivers. Messages for people are written in ops.py; these only guard
+// memory when the raw operators are called.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <limits>
+#include <optional>
+
+#include "common/sh.h"
+
+namespace dgr {
+
+inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& t) {
+  return t ? std::optional<at::Tensor>(t->contiguous()) : std::nullopt;
+}
+
+inline void check_rows(const at::Tensor& t, const char* name, int64_t rows, int64_t columns, const at::Tensor& like) {
+  TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns, "rasterize: ", name, " has shape ", t.sizes(), ", expected [",
+              rows, ", ", columns, "]");
+  TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.device() == like.device(), "rasterize: ", name, " is ", t.scalar_type(), " on ",
+              t.device(), ", expected ", like.scalar_type(), " on ", like.device(), " as means");
+}
+
+inline void check_shapes(const at::Tensor& means, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& quats,
+                         const std::optional<at::Tensor>& cov3d, const at::Tensor& world_view, int64_t width, int64_t height) {
+  TORCH_CHECK(means.dim() == 2 && means.size(1) == 3, "rasterize: means has shape ", means.sizes(), ", expected [G, 3]");
+  TORCH_CHECK(cov3d.has_value() != (scales.has_value() && quats.has_value()) && scales.has_value() == quats.has_value(),
+              "rasterize: give scales and quats, or cov3d");
+  const int64_t n = means.size(0);
+  if (scales) check_rows(*scales, "scales", n, 3, means);
+  if (quats) check_rows(*quats, "quats", n, 4, means);
+  if (cov3d) check_rows(*cov3d, "cov3d", n, 6, means);
+  check_rows(world_view, "world_view", 4, 4, means);
+  TORCH_CHECK(width > 0 && height > 0, "rasterize: picture of ", width, "x", height, " pixels");
+}
+
+inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,
+                            const at::Tensor& opacities, const at::Tensor& colors, const at::Tensor& background, int64_t width, int64_t height) {
+  TORCH_CHECK(means2d.dim() == 2 && means2d.size(1) == 2, "rasterize: means2d has shape ", means2d.sizes(), ", expected [G, 2]");
+  const int64_t n = means2d.size(0);
+  check_rows(conics, "conics", n, 3, means2d);
+  check_rows(opacities, "opacities", n, 1, means2d);
+  TORCH_CHECK(colors.dim() == 2 && colors.size(1) > 0, "rasterize: colors has shape ", colors.sizes(), ", expected [G, C]");
+  check_rows(colors, "colors", n, colors.size(1), means2d);
+  TORCH_CHECK(depths.numel() == n && radii.numel() == n && radii.scalar_type() == at::kInt && depths.scalar_type() == means2d.scalar_type() &&
+                  depths.device() == means2d.device() && radii.device() == means2d.device(),
+              "rasterize: depths and radii (int32) need one entry for each of ", n, " Gaussians, on ", means2d.device());
+  TORCH_CHECK(background.dim() == 1 && background.size(0) == colors.size(1) && background.scalar_type() == means2d.scalar_type() &&
+                  background.device() == means2d.device(),
+              "rasterize: background has shape ", background.sizes(), " on ", background.device(), ", expected [", colors.size(1),
+              "] as colors has channels, on ", means2d.device());
+  TORCH_CHECK(width > 0 && height > 0 && width <= (1 << 20) && height <= (1 << 20), "rasterize: picture of ", width, "x", height, " pixels");
+  TORCH_CHECK(n <= std::numeric_limits<int32_t>::max(), "rasterize: ", n, " Gaussians, at most 2^31 - 1");
+}
+
+inline void check_pairs(int64_t pairs) {
+  TORCH_CHECK(pairs <= std::numeric_limits<int32_t>::max(), "rasterize: ", pairs,
+              " (tile, Gaussian) pairs, at most 2^31 - 1 can be drawn; render a smaller picture or fewer Gaussians");
+}
+
+inline void check_sh(int64_t degree, const at::Tensor& dirs, const at::Tensor& sh) {
+  TORCH_CHECK(degree >= 0 && degree <= kMaxShDegree, "spherical_harmonics: degree ", degree, ", expected 0 to ", kMaxShDegree);
+  TORCH_CHECK(dirs.dim() == 2 && dirs.size(1) == 3, "spherical_harmonics: dirs has shape ", dirs.sizes(), ", expected [G, 3]");
+  TORCH_CHECK(sh.dim() == 3 && sh.size(0) == dirs.size(0) && sh.size(1) >= sh_count(int(degree)), "spherical_harmonics: sh has shape ",
+              sh.sizes(), ", expected [", dirs.size(0), ", at least ", sh_count(int(degree)), ", C]");
+  TORCH_CHECK(sh.scalar_type() == dirs.scalar_type() && sh.device() == dirs.device(), "spherical_harmonics: sh is ", sh.scalar_type(), " on ",
+              sh.device(), ", dirs ", dirs.scalar_type(), " on ", dirs.device());
+}
+
+// Calls f with a value of the tensor's scalar type.
+template <class F> void on_scalar(const at::Tensor& t, const F& f) {
+  if (t.scalar_type() == at::kFloat) f(float{});
+  else if (t.scalar_type() == at::kDouble) f(double{});
+  else TORCH_CHECK(false, "rasterize: means is ", t.scalar_type(), ", expected float32 or float64");
+}
+
+}  // namespace dgr

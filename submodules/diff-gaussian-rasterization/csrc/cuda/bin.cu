@@ -1,0 +1,206 @@
+// Binning: Gaussians sorted by depth first, then (tile, Gaussian) pairs by tile alone. The second sort is stable, so
+// every list is in depth order; its keys are as short as the number of tiles. Ties in depth keep the order of the input.
+//
+// How many tiles a Gaussian meets is found twice, once to count and once to write, with the same bits: common/tiles.h
+// leaves the compiler no freedom there. So no footprints are kept for Gaussians that are not drawn.
+#include "bin.cuh"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <cstring>
+#include <cub/device/device_radix_sort.cuh>
+#include <cub/device/device_scan.cuh>
+#include <limits>
+#include <type_traits>
+
+#include "../args.h"
+
+namespace dgr {
+namespace {
+
+using at::Tensor;
+
+// Depths sort as their bits do: they are positive. What is not drawn sorts last; no number has its key.
+template <class S> using Key = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
+template <class S> constexpr Key<S> kHidden = std::numeric_limits<Key<S>>::max();
+
+// Gaussians with more pairs than this are written by their whole warp: one thread would keep it waiting.
+constexpr int kAlone = 32;
+
+template <class S> struct Screen {
+  const S *means, *conics, *depths, *opacities, *colors;
+  int64_t channels;
+
+  // Empty where a color or the depth is NaN or Inf.
+  DGR_DEVICE Record<S> header(int64_t g) const {
+    Record<S> r;
+    make_record(means + 2 * g, conics + 3 * g, opacities[g], r);
+    S zero = depths[g] * S(0);
+    for (int64_t k = 0; k < channels; ++k) zero += colors[g * channels + k] * S(0);
+    if (!(zero == 0)) make_empty(r);
+    return r;
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    depth_keys(const S* __restrict__ depths, const int32_t* __restrict__ radii, int64_t n, Key<S>* __restrict__ keys, int32_t* __restrict__ ids) {
+  const int64_t g = thread_index();
+  if (g >= n) return;
+  const S depth = depths[g];
+  Key<S> key = kHidden<S>;
+  if (radii[g] > 0 && depth > S(0)) memcpy(&key, &depth, sizeof key);
+  keys[g] = key;
+  ids[g] = int32_t(g);
+}
+
+// counts[rank]: tiles that the Gaussian meets; counts[n]: Gaussians that are drawn.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    count_tiles(Screen<S> screen, Grid grid, const Key<S>* __restrict__ keys, const int32_t* __restrict__ ids, int64_t n, int64_t* __restrict__ counts) {
+  const int64_t rank = thread_index();
+  if (rank >= n) return;
+  int64_t count = 0;
+  if (keys[rank] != kHidden<S>) {
+    visit_tiles(screen.header(ids[rank]), grid, [&](int, int first, int last) { count += last - first + 1; });
+    if (rank + 1 == n || keys[rank + 1] == kHidden<S>) counts[n] = rank + 1;
+  }
+  counts[rank] = count;
+}
+
+struct Pairs { int32_t *tiles, *ranks, *numbers; };
+
+// `ends`: behind the last pair of every rank.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    write_records(Screen<S> screen, Grid grid, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends, int64_t visible, int64_t stride,
+                  S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs) {
+  const int64_t rank = thread_index();
+  const int lane = threadIdx.x % kWarp;
+  int begin = 0, count = 0;
+  const auto put = [&](int at, int64_t of_rank, int row, int column) {
+    pairs.tiles[at] = int32_t(row * grid.columns + column);
+    pairs.ranks[at] = int32_t(of_rank);
+    pairs.numbers[at] = at;
+  };
+  if (rank < visible) {
+    const int64_t g = ids[rank];
+    Record<S>& r = *reinterpret_cast<Record<S>*>(records + rank * stride);
+    r = screen.header(g);
+    S* features = r.features();
+    for (int64_t k = 0; k < stride - kHeader<S>; ++k)
+      features[k] = k < screen.channels ? screen.colors[g * screen.channels + k] : k == screen.channels ? screen.depths[g] : S(0);
+    order[rank] = int32_t(g);
+    begin = rank ? int(ends[rank - 1]) : 0;
+    count = int(ends[rank] - begin);
+    if (rank == 0) pair_start[0] = 0;
+    pair_start[rank + 1] = begin + count;
+    if (count <= kAlone) {
+      int at = begin;
+      visit_tiles(r, grid, [&](int row, int first, int last) {
+        for (int column = first; column <= last; ++column) put(at++, rank, row, column);
+      });
+    }
+  }
+  unsigned large = __ballot_sync(kAllLanes, count > kAlone);
+  __syncwarp();  // the records are written
+  while (large) {
+    const int owner = __ffs(int(large)) - 1;
+    large &= large - 1;
+    const int64_t of_rank = rank - lane + owner;
+    int at = __shfl_sync(kAllLanes, begin, owner);
+    visit_tiles(*reinterpret_cast<const Record<S>*>(records + of_rank * stride), grid, [&](int row, int first, int last) {
+      for (int column = first + lane; column <= last; column += kWarp) put(at + column - first, of_rank, row, column);
+      at += last - first + 1;
+    });
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    gather_ranks(const int32_t* __restrict__ rank_of_pair, const int32_t* __restrict__ numbers, int64_t pairs, int32_t* __restrict__ ranks) {
+  const int64_t place = thread_index();
+  if (place < pairs) ranks[place] = rank_of_pair[numbers[place]];
+}
+
+// The first place whose tile is not before each tile.
+__global__ void __launch_bounds__(kThreads)
+    find_tiles(const int32_t* __restrict__ sorted, int64_t pairs, int64_t tiles, int32_t* __restrict__ tile_start) {
+  const int64_t tile = thread_index();
+  if (tile > tiles) return;
+  int64_t low = 0, high = pairs;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (sorted[middle] < tile) low = middle + 1;
+    else high = middle;
+  }
+  tile_start[tile] = int32_t(low);
+}
+
+// Calls an algorithm of cub twice: for the size of its storage, and with it.
+template <class F> void with_storage(const Tensor& like, const F& call) {
+  size_t bytes = 0;
+  C10_CUDA_CHECK(call(nullptr, bytes));
+  const Tensor storage = at::empty({int64_t(bytes)}, like.options().dtype(at::kByte));
+  C10_CUDA_CHECK(call(data<uint8_t>(storage), bytes));
+}
+
+template <class K> void sort_pairs(const Tensor& keys, const Tensor& keys_out, const Tensor& values, const Tensor& values_out, int bits) {
+  if (keys.numel() == 0) return;
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  with_storage(keys, [&](void* storage, size_t& bytes) {
+    return cub::DeviceRadixSort::SortPairs(storage, bytes, data<K>(keys), data<K>(keys_out), data<int32_t>(values), data<int32_t>(values_out),
+                                           int(keys.numel()), 0, bits, stream);
+  });
+}
+
+}  // namespace
+
+template <class S>
+Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
+         const Grid& grid) {
+  const int64_t n = means2d.size(0), channels = colors.size(1), stride = record_stride<S>(channels + 1);
+  const auto ints = means2d.options().dtype(at::kInt);
+  const Screen<S> screen{data<S>(means2d), data<S>(conics), data<S>(depths), data<S>(opacities), data<S>(colors), channels};
+
+  Tensor ids = at::empty({n}, ints), counts = at::zeros({n + 1}, ints.dtype(at::kLong));
+  {
+    const auto options = ints.dtype(sizeof(S) == 4 ? at::kInt : at::kLong);
+    const Tensor keys = at::empty({n}, options), sorted = at::empty({n}, options), unsorted_ids = at::empty({n}, ints);
+    launch(depth_keys<S>, blocks_of(n), data<S>(depths), data<int32_t>(radii), n, data<Key<S>>(keys), data<int32_t>(unsorted_ids));
+    sort_pairs<Key<S>>(keys, sorted, unsorted_ids, ids, 8 * int(sizeof(S)) - 1);  // no sign
+    launch(count_tiles<S>, blocks_of(n), screen, grid, data<Key<S>>(sorted), data<int32_t>(ids), n, data<int64_t>(counts));
+  }
+  if (n > 0) {
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    with_storage(counts, [&](void* storage, size_t& bytes) {
+      return cub::DeviceScan::InclusiveSum(storage, bytes, data<int64_t>(counts), data<int64_t>(counts), int(n), stream);
+    });
+  }
+  // The only wait: both numbers in one copy.
+  const Tensor totals = counts.narrow(0, n > 0 ? n - 1 : 0, n > 0 ? 2 : 1).cpu();
+  const int64_t visible = n > 0 ? totals.const_data_ptr<int64_t>()[1] : 0, pairs = n > 0 ? totals.const_data_ptr<int64_t>()[0] : 0;
+  check_pairs(pairs);
+
+  Bins out;
+  out.records = at::empty({visible, stride}, means2d.options());
+  out.order = at::empty({visible}, ints);
+  out.pair_start = visible ? at::empty({visible + 1}, ints) : at::zeros({1}, ints);
+  out.tile_start = at::empty({grid.count() + 1}, ints);
+  out.lists = at::empty({2, pairs}, ints);
+  const Tensor tiles = at::empty({pairs}, ints), ranks = at::empty({pairs}, ints), numbers = at::empty({pairs}, ints);
+  launch(write_records<S>, blocks_of(visible), screen, grid, data<int32_t>(ids), data<int64_t>(counts), visible, stride, data<S>(out.records),
+         data<int32_t>(out.order), data<int32_t>(out.pair_start), Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)});
+  const Tensor sorted = at::empty({pairs}, ints), sorted_ranks = out.lists.select(0, 0), sorted_numbers = out.lists.select(0, 1);
+  int bits = 1;
+  while (grid.count() > int64_t(1) << bits) ++bits;
+  sort_pairs<int32_t>(tiles, sorted, numbers, sorted_numbers, bits);
+  launch(gather_ranks, blocks_of(pairs), data<int32_t>(ranks), data<int32_t>(sorted_numbers), pairs, data<int32_t>(sorted_ranks));
+  launch(find_tiles, blocks_of(grid.count() + 1), data<int32_t>(sorted), pairs, grid.count(), data<int32_t>(out.tile_start));
+  return out;
+}
+
+template Bins bin<float>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&);
+template Bins bin<double>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&);
+
+}  // namespace dgr
