@@ -14,13 +14,16 @@ from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import in_any_view
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.train.block_schedule import make_schedule
 from momentum_gs.train.block_state import init_block, pack, unpack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.events import Event, Observers
 from momentum_gs.train.loop import Outcome, Training
+from momentum_gs.train.plan import plan_blocks
 
 CPU = torch.device("cpu")
 
@@ -111,16 +114,19 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
     assert all(bool(value.isfinite().all()) for value in model.values())
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, tmp_path: Path, ranks: int) -> None:
-    # 37 lies within a round, so half-trained blocks are in the checkpoint. With 2, one process began the run and two
-    # go on with it; bits survive that too, as a sum of two gradients does not depend on its order.
+@pytest.mark.parametrize(("ranks", "checkpoint"), [(1, 37), (2, 37), (1, 97), (2, 97)])
+def test_resume_is_bit_for_bit_the_uninterrupted_run(
+    scene_folder: Path, tmp_path: Path, ranks: int, checkpoint: int
+) -> None:
+    # 37 lies within a round, so half-trained blocks are in the checkpoint, and so does 97, where they settle. With 2
+    # ranks, one process began the run and two go on with it; bits survive that too, as a sum of two gradients does not
+    # depend on its order.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene_folder, whole))
-    config = make_config(scene_folder, parts, "log.checkpoint_every=37")
+    config = make_config(scene_folder, parts, f"log.checkpoint_every={checkpoint}")
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(50)]))
+        training.run(Observers([InterruptAfter(checkpoint + 5)]))
     if ranks == 1:
         assert train(config, resume=True).step == 120
     else:
@@ -140,6 +146,26 @@ class InterruptAfter:
 
     def close(self) -> None:
         pass
+
+
+def test_blocks_settle_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path, "blocks.active=1")
+    scene, table = load_scene(config.scene), write_table(config)
+    train(config)
+    folder = tmp_path / "point_cloud" / "iteration_60"
+    blocks = [load_ply(folder / f"point_cloud_block{b}.ply") for b in range(4)]
+    inside = [table.cell_of(anchors.position.double()) == b for b, anchors in enumerate(blocks)]
+    # The block that trained last has the final anchors of all others around it, as far as its views see them.
+    last = make_schedule(4, 1, 60, config.blocks, config.seed)[-1].blocks[0]
+    cameras = plan_blocks(scene, table).train[last]
+    for name, rows in blocks[last].rows().items():
+        others = []
+        for b in set(range(4)) - {last}:
+            seen = in_any_view(blocks[b].position.double(), cameras)
+            others.append(blocks[b].rows()[name][inside[b] & seen])
+        assert torch.equal(rows[~inside[last]], torch.cat(others)), name
+    assert inside[last].any()
+    assert not inside[last].all()
 
 
 def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> None:

@@ -194,6 +194,9 @@ class BlocksConfig:
     """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
     init: Literal["visible", "full"] = "visible"
     """Initial points of a block: those that one of its cameras sees [ours], or the whole cloud [MGS]."""
+    settle: bool = True
+    """In the rounds with a frozen decoder a block trains its own cell amid the other cells as they are, held fixed,
+    instead of anchors of its own that the merge drops [ours; MGS: false]."""
     confine: bool = True
     """Gaussians stay on their anchor's side of the cell's border, so the merge leaves no seam [ours; MGS: false]."""
 

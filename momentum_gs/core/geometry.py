@@ -89,6 +89,14 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
     return inside.all(dim=1) & (depth > near)
 
 
+def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool[Tensor, "n"]:
+    """Which points fall into at least one of the pictures."""
+    seen = torch.zeros(len(points), dtype=torch.bool)
+    for camera in cameras:
+        seen |= in_view(points, camera)
+    return seen
+
+
 def camera_radius(centers: Float[Tensor, "m 3"]) -> float:
     """1.1 times the largest distance of a camera from the cameras' mean, scene units.
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.optim import Adam
 
@@ -31,6 +32,8 @@ class BlockState:
     """Radius of the block's cameras, the family's spatial_lr_scale."""
     step: int = 0
     """Block steps done."""
+    fixed: Bool[Tensor, "n"] | None = None
+    """Anchors that are drawn but do not learn (``train/settle.py``); None: all learn. Follows from the round."""
 
     def grow(self, config: Config) -> GrowthReport:
         """Adds and removes anchors by the statistics since the last growth (Scaffold-GS ``adjust_anchor``)."""
@@ -42,6 +45,16 @@ class BlockState:
             self.anchors, self.optimizer, self.stats, self.voxel_size, config.growth, draw
         )
         return report
+
+    def rest_fixed(self) -> None:
+        """Takes the gradient from the anchors that do not learn, after the backward pass.
+
+        They have no moments, so Adam leaves them where they are.
+        """
+        for name in LEARNABLE:
+            grad = self.anchors.rows()[name].grad
+            if self.fixed is not None and grad is not None:
+                grad[self.fixed] = 0
 
 
 def init_block(

@@ -4,8 +4,11 @@ Each rank keeps in host memory the blocks that it trained last. Law: any number 
 """
 
 import json
+from collections.abc import Callable, Iterator
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
@@ -32,6 +35,29 @@ class BlockStore:
     def held(self) -> dict[int, PackedBlock]:
         """The blocks that rest on this rank."""
         return self._held
+
+    def crops(
+        self, cell_of: Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]]
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The anchors of every block inside its own cell, block by block, on every rank: what the merge would keep.
+
+        All blocks are at rest. One block's rows are in memory at a time, unless the caller keeps them.
+        """
+        for block, holder in enumerate(self._holder):
+            if holder == self._comm.rank:
+                rows = {
+                    name.removeprefix("anchors."): tensor
+                    for name, tensor in self._held[block].tensors.items()
+                    if name.startswith("anchors.")
+                }
+                inside = cell_of(rows["position"].double()) == block
+                rows = {name: row[inside] for name, row in rows.items()}
+                for rank in range(self._comm.world_size):
+                    if rank != holder:
+                        self._comm.send(rows, "", rank)
+            else:
+                rows, _ = self._comm.recv(holder)
+            yield block, rows
 
     def activate(self, blocks: tuple[int, ...]) -> list[BlockState]:
         """Hands this rank its share of a round's blocks (i mod R = rank), moving them between ranks where needed.

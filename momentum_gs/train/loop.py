@@ -20,11 +20,12 @@ from momentum_gs.train.block_schedule import Round, check_counts, make_schedule
 from momentum_gs.train.block_state import BlockState, init_block, pack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from momentum_gs.train.confine import confine_
+from momentum_gs.train.confine import confine_offsets_
 from momentum_gs.train.events import BlocksMeasured, HeldOutScored, Observers, RoundStarted, Saved, StepDone
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
 from momentum_gs.train.score_table import ScoreTable
+from momentum_gs.train.settle import gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.shared_decoder import SharedDecoder
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
@@ -135,7 +136,7 @@ class Training:
         """Trains one round; true where the wanted quality was reached before its end."""
         self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
         inputs = StepInputs(self._config, self._comm, self._background, self._order.camera, views.image)
-        active = self._store.activate(turn.blocks)
+        active = self._activate(turn)
         total = self._schedule[-1].first_step + self._schedule[-1].steps
         end, stopped = turn.first_step + turn.steps, False
         while self._step < end and not stopped:
@@ -160,11 +161,27 @@ class Training:
             self._checkpoint([])
         return stopped
 
+    def _activate(self, turn: Round) -> list[BlockState]:
+        """This rank's blocks of a round; where they settle, with the other blocks around them."""
+        table, ranks = self._table, self._comm.world_size
+        if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.settle:
+            return self._store.activate(turn.blocks)
+        surroundings = {}
+        if self._step == turn.first_step:  # A resumed round has them already.
+            mine = turn.blocks[self._comm.rank :: ranks]
+            surroundings = gather_surroundings(self._store, table.cell_of, {b: self._plan.train[b] for b in mine})
+        active = self._store.activate(turn.blocks)
+        for state in active:
+            if state.block in surroundings:
+                surround(state, surroundings[state.block], table.cell_of)
+            hold_surroundings(state, table.cell_of)
+        return active
+
     def _confine(self, active: list[BlockState]) -> None:
         table = self._table
         if table is not None and self._config.blocks.confine:
             for state in active:
-                confine_(state.anchors, table.cell_of, state.block)
+                confine_offsets_(state.anchors, table.cell_of, state.block)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0

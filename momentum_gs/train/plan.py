@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.geometry import in_view
+from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
@@ -55,7 +53,5 @@ def initial_points(scene: Scene, cameras: list[Camera], config: Config) -> Point
     points = scene.points
     if config.stage == "coarse" or config.blocks.init == "full":
         return points
-    seen = torch.zeros(len(points), dtype=torch.bool)
-    for camera in cameras:
-        seen |= in_view(points.xyz, camera)
+    seen = in_any_view(points.xyz, cameras)
     return PointCloud(points.xyz[seen], points.rgb[seen])

@@ -72,7 +72,9 @@ def train_step(
         torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
         report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
         block.step += 1
-        if growth.start_stat < block.step < growth.until:
+        if block.fixed is not None:
+            block.rest_fixed()
+        elif growth.start_stat < block.step < growth.until:
             block.stats.observe(view.decoded, view.output)
             if block.step > growth.from_step and block.step % growth.interval == 0:
                 report.grown[block.block] = block.grow(config)
