@@ -1,4 +1,4 @@
-"""``momentum-gs bench``: where the time of a step goes, measured on a trained model."""
+"""``momentum-gs bench``: where the time of a step goes, on a trained model. bench_kernels.py times the kernels."""
 
 import argparse
 import resource
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from momentum_gs.cli import bench_kernels
 from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
@@ -26,6 +27,12 @@ bench step: times the parts of a training step on a model that training wrote (a
 view, and prints the median of each part and its share of the step. In the blocks stage, decoding includes the teacher.
 
   momentum-gs bench step -c configs/caliterra.yaml -s SCENE -m OUT/coarse stage=coarse
+
+bench raster, ssim, knn: times a kernel on a synthetic load, and in the same run what else does the same: the readable
+reference, gsplat and the original rasterizer (on a GPU, where installed), convolutions in torch, a k-d tree. Prints
+medians and ratios; above 1, ours is faster. On a GPU also the peak of memory beyond the inputs.
+
+  momentum-gs bench raster --gaussians 100000 --size 960x540 --threads 2 device=cpu
 """
 PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster", "backward: decode",
          "optimizer")  # fmt: skip
@@ -33,15 +40,30 @@ PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    parser.add_argument("what", choices=["step"], help="what to time")
+    parser.add_argument("what", choices=["step", "raster", "ssim", "knn"], help="what to time")
     add_run_arguments(parser)
-    parser.add_argument("--steps", type=int, default=40, help="steps to time after 5 for warming up (default 40)")
+    parser.add_argument("--steps", type=int, default=40, help="step: steps to time after 5 for warming up (default 40)")
+    add = parser.add_argument_group("kernels").add_argument
+    add("--gaussians", type=int, metavar="N", help="raster (default 100000, on a GPU 1000000)")
+    add("--size", type=size, metavar="WxH", help="raster, ssim: pixels (default 960x540, on a GPU 1600x900)")
+    add("--points", type=int, default=200_000, metavar="N", help="knn (default %(default)s)")
+    add("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
+    add("--repeats", type=int, default=11, metavar="N", help="runs that the median is of (default %(default)s)")
+    add("--original", metavar="MODULE", help="raster: the name under which the original CUDA rasterizer is installed")
+
+
+def size(text: str) -> tuple[int, int]:
+    """``1600x900``; a ValueError is worded by argparse."""
+    width, height = text.lower().split("x")
+    return int(width), int(height)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
     config = resolve_config(args)
     device = pick_device(config.device)
+    if args.what != "step":
+        return bench_kernels.run(args, device)
     if config.out is None:
         raise UserError("bench: no run folder; give -m OUT")
     models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))

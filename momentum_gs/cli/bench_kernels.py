@@ -1,0 +1,301 @@
+"""``momentum-gs bench raster|ssim|knn``: each kernel against what else does the same, timed in the same run.
+
+Figures of two runs, or of two machines, do not compare; ratios of one run do. What it is compared with may be missing,
+so it is loaded by name.
+"""
+
+import argparse
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.image import ssim
+from momentum_gs.core.log import say
+from momentum_gs.core.types import Camera, Gaussians
+from momentum_gs.model.init import distCUDA2
+from momentum_gs.render.rasterize import rasterize
+
+Draw = Callable[[Gaussians, Camera], Tensor]
+"""Draws on black: the picture [C,H,W]."""
+
+REFERENCE_SIZE = (300, 160, 90)
+"""Gaussians, width and height for the readable rasterizer, which evaluates every Gaussian at every pixel."""
+BRUTE_POINTS = 20_000
+"""Points for which all distances are computed."""
+NEAR = 0.2
+"""Camera z of the near plane, of the 3DGS family."""
+
+
+class Cost(NamedTuple):
+    """Medians in milliseconds; memory beyond what was allocated before, MiB, None where it is not counted."""
+
+    forward: float
+    both: float
+    memory: float | None
+
+
+def run(args: argparse.Namespace, device: torch.device) -> None:
+    """Times the kernel ``args.what`` and prints the table."""
+    for flag, least in (("gaussians", 1), ("points", 5), ("threads", 1), ("repeats", 1)):
+        if (value := getattr(args, flag)) is not None and value < least:
+            raise UserError(f"bench: --{flag} is {value}, expected at least {least}")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(args.threads or before)
+        {"raster": bench_raster, "ssim": bench_ssim, "knn": bench_knn}[args.what](args, device)
+    finally:
+        torch.set_num_threads(before)
+
+
+def bench_raster(args: argparse.Namespace, device: torch.device) -> None:
+    """The rasterizer against gsplat and the original where they run, and against the readable one on a small load."""
+    count = args.gaussians or (100_000 if device.type == "cpu" else 1_000_000)
+    width, height = args.size or ((960, 540) if device.type == "cpu" else (1600, 900))
+    gaussians, camera = raster_load(count, width, height, device)
+    _head(f"raster: {count} Gaussians, {width}x{height}", args, device)
+    others: dict[str, Draw] = {}
+    if device.type == "cpu":
+        say("  gsplat: not compared (its compositing needs a GPU)")
+    elif (module := _load("gsplat")) is not None:
+        # Which of its two layouts is faster depends on the load.
+        others |= {f"gsplat, packed={packed}": gsplat_draw(module, packed) for packed in (False, True)}
+    if args.original is None:
+        say("  original CUDA rasterizer: not compared (ours has its name; give --original with the name of a module "
+            "under which it is installed)")  # fmt: skip
+    elif (module := _load(args.original)) is not None:
+        others[f"original ({args.original})"] = family_draw(module)
+    _compare_draws(others, gaussians, camera, args.repeats)
+
+    reference = _load("diff_gaussian_rasterization.reference")
+    if reference is not None:
+        gaussians, camera = raster_load(*REFERENCE_SIZE, device)
+        say("  {} Gaussians, {}x{}:".format(*REFERENCE_SIZE))
+        _compare_draws({"readable reference": reference_draw(reference)}, gaussians, camera, args.repeats)
+
+
+def bench_ssim(args: argparse.Namespace, device: torch.device) -> None:
+    """SSIM and its gradient against the same by convolutions in torch."""
+    width, height = args.size or ((960, 540) if device.type == "cpu" else (1600, 900))
+    generator = torch.Generator().manual_seed(0)
+    photograph = torch.rand(3, height, width, generator=generator).to(device)
+    render = (photograph + 0.1 * torch.randn(3, height, width, generator=generator).to(device)).clamp(0, 1)
+    _head(f"ssim: 3x{height}x{width}", args, device)
+    reference = _load("fused_ssim.reference")
+    ours, value = _time_gradient(lambda a: ssim(a, photograph), render, args.repeats)
+    _row("momentum-gs", ours)
+    if reference is not None:
+        theirs, other = _time_gradient(
+            lambda a: reference.mean_ssim(a[None], photograph[None]), render, args.repeats
+        )
+        _row("convolutions in torch", theirs, ours, f"differs by {float((value - other).abs()):.1e}")
+
+
+def bench_knn(args: argparse.Namespace, device: torch.device) -> None:
+    """Mean squared distance to the three nearest neighbours against a k-d tree and against all pairs."""
+    points = surface_points(args.points, device)
+    few = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:BRUTE_POINTS].to(device)]
+    _head(f"knn: {len(points)} points on a rough surface", args, device)
+    scipy = _load("scipy.spatial")
+
+    def tree(at: Tensor) -> Tensor:
+        where = at.cpu().numpy()
+        distances, _ = scipy.cKDTree(where).query(where, k=4, workers=torch.get_num_threads())  # type: ignore[union-attr]
+        return torch.from_numpy(distances[:, 1:]).square().mean(1).to(at)
+
+    # The first of four is the point itself.
+    def all_pairs(at: Tensor) -> Tensor:
+        rows = [torch.cdist(part, at).topk(4, largest=False).values[:, 1:] for part in at.split(2048)]
+        return torch.cat(rows).square().mean(1)
+
+    cases = [(points, "k-d tree of scipy", tree)] if scipy is not None else []
+    for at, name, other in [*cases, (few, "all pairs in torch", all_pairs)]:
+        ours, theirs = (median_ms(partial(f, at), args.repeats, device) for f in (distCUDA2, other))
+        off = ((distCUDA2(at) - other(at)).abs() / other(at).clamp_min(1e-12)).median()
+        say(f"  {len(at)} points: momentum-gs {ours:.2f} ms, {name} {theirs:.2f} ms, {theirs / ours:.2f}x; "
+            f"differs by {float(off):.1e} (median, relative)")  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- loads
+
+
+def raster_load(count: int, width: int, height: int, device: torch.device) -> tuple[Gaussians, Camera]:
+    """Gaussians spread evenly over the picture: sizes log-normal around 2.5 px, spread 0.5, opacities 0.02 to 0.92."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(columns: int) -> Tensor:
+        return torch.rand(count, columns, generator=generator)
+
+    def normal(columns: int) -> Tensor:
+        return torch.randn(count, columns, generator=generator)
+
+    focal = float(width)
+    depth = 1 + 10 * uniform(1)
+    xy = (uniform(2) - 0.5) * torch.tensor([width, height]) * depth / focal
+    gaussians = Gaussians(
+        means=torch.cat([xy, depth], 1).to(device),
+        scales=(torch.exp(0.5 * normal(3)) * 2.5 * depth / focal).to(device),
+        quats=torch.nn.functional.normalize(normal(4), dim=1).to(device),
+        opacities=(0.02 + 0.9 * uniform(1)).to(device),
+        colors=uniform(3).to(device),
+    )
+    pose = {"rotation": torch.eye(3, dtype=torch.float64), "translation": torch.zeros(3, dtype=torch.float64)}
+    return gaussians, Camera("bench", width, height, focal, focal, width / 2, height / 2, **pose)
+
+
+def surface_points(count: int, device: torch.device) -> Tensor:
+    """[N,3] on hills and steps, a little off them: a sparse model of a city is a surface, not a volume."""
+    generator = torch.Generator().manual_seed(0)
+    xy = 10 * torch.rand(count, 2, generator=generator)
+    height = torch.sin(xy[:, :1]) * torch.cos(xy[:, 1:]) + 0.5 * (xy[:, :1].floor() % 2)
+    return torch.cat([xy, height + 0.01 * torch.randn(count, 1, generator=generator)], 1).to(device)
+
+
+# ---------------------------------------------------------------------------------------------------- other rasterizers
+
+
+def reference_draw(module: ModuleType) -> Draw:
+    """The readable rasterizer of our own extension."""
+
+    def draw(gaussians: Gaussians, camera: Camera) -> Tensor:
+        view = {k: getattr(camera, k) for k in ("fx", "fy", "cx", "cy", "width", "height")}
+        world_view, black = camera.world_view.to(gaussians.means), gaussians.means.new_zeros(gaussians.colors.shape[1])
+        return module.rasterize_reference(**vars(gaussians), world_view=world_view, background=black, **view).image
+
+    return draw
+
+
+def gsplat_draw(module: ModuleType, packed: bool) -> Draw:
+    """gsplat's ``rasterization``; our pixel centres are its pixel centres."""
+
+    def draw(gaussians: Gaussians, camera: Camera) -> Tensor:
+        pinhole = [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
+        images, _, _ = module.rasterization(
+            gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, 0], gaussians.colors,
+            viewmats=camera.world_view.to(gaussians.means)[None], Ks=gaussians.means.new_tensor([pinhole]),
+            width=camera.width, height=camera.height, near_plane=NEAR, packed=packed,
+        )  # fmt: skip
+        return images[0].permute(2, 0, 1)
+
+    return draw
+
+
+def family_draw(module: ModuleType) -> Draw:
+    """The interface of the 3DGS family, for a camera with the principal point in the middle."""
+
+    def draw(gaussians: Gaussians, camera: Camera) -> Tensor:
+        tan_x, tan_y = camera.width / (2 * camera.fx), camera.height / (2 * camera.fy)
+        view = camera.world_view.to(gaussians.means).T  # for row vectors, as all of the family's matrices
+        far = 100.0
+        projection = view.new_zeros(4, 4)
+        projection[0, 0], projection[1, 1] = 1 / tan_x, 1 / tan_y
+        projection[2, 2], projection[2, 3], projection[3, 2] = far / (far - NEAR), 1, -far * NEAR / (far - NEAR)
+        fields = {
+            "image_height": camera.height, "image_width": camera.width, "tanfovx": tan_x, "tanfovy": tan_y,
+            "bg": view.new_zeros(3), "scale_modifier": 1.0, "viewmatrix": view, "projmatrix": view @ projection,
+            "sh_degree": 0, "campos": camera.center.to(view),
+        }  # fmt: skip
+        # prefiltered, debug, antialiasing: which of them there are depends on the fork.
+        switches = {name: False for name in module.GaussianRasterizationSettings._fields if name not in fields}
+        rasterizer = module.GaussianRasterizer(module.GaussianRasterizationSettings(**fields, **switches))
+        return rasterizer(
+            means3D=gaussians.means, means2D=torch.zeros_like(gaussians.means, requires_grad=True), shs=None,
+            opacities=gaussians.opacities, colors_precomp=gaussians.colors, scales=gaussians.scales,
+            rotations=gaussians.quats, cov3D_precomp=None,
+        )[0]  # fmt: skip
+
+    return draw
+
+
+# ------------------------------------------------------------------------------------------------------------- timing
+
+
+def median_ms(work: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """Median wall time; the first run warms caches and allocators and does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[1:])
+
+
+def _time_gradient(function: Callable[[Tensor], Tensor], at: Tensor, repeats: int) -> tuple[Cost, Tensor]:
+    """Cost of a function of one tensor, and its value."""
+    leaf = at.clone().requires_grad_()
+    with torch.no_grad():
+        forward = median_ms(lambda: function(at), repeats, at.device)
+
+    def both() -> None:
+        torch.autograd.grad(function(leaf), leaf)
+
+    return Cost(forward, median_ms(both, repeats, at.device), _extra_memory(both, at.device)), function(at)
+
+
+def _compare_draws(others: dict[str, Draw], gaussians: Gaussians, camera: Camera, repeats: int) -> None:
+    """Rows for ours and the others: drawing, and drawing with the gradients of all Gaussians."""
+    names = list(vars(gaussians))
+
+    def measure(draw: Draw) -> tuple[Cost, Tensor]:
+        leaves = Gaussians(**{n: t.clone().requires_grad_() for n, t in vars(gaussians).items()})
+        with torch.no_grad():
+            picture = draw(gaussians, camera)
+            forward = median_ms(lambda: draw(gaussians, camera), repeats, picture.device)
+        weight = torch.rand(picture.shape, generator=torch.Generator().manual_seed(1)).to(picture)
+
+        def both() -> None:
+            torch.autograd.grad((draw(leaves, camera) * weight).sum(), [getattr(leaves, n) for n in names])
+
+        return Cost(forward, median_ms(both, repeats, picture.device), _extra_memory(both, picture.device)), picture
+
+    ours, expected = measure(lambda g, c: rasterize(g, c, g.means.new_zeros(3)).image)
+    _row("momentum-gs", ours)
+    for name, draw in others.items():
+        theirs, picture = measure(draw)
+        _row(name, theirs, ours, f"picture differs by {float((picture - expected).abs().mean()):.1e} (mean)")
+
+
+def _extra_memory(work: Callable[[], Any], device: torch.device) -> float | None:
+    if device.type == "cpu":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _load(name: str) -> ModuleType | None:
+    """The module, or None and a line that says why not."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        say(f"  {name}: not compared ({error})")
+        return None
+
+
+def _head(what: str, args: argparse.Namespace, device: torch.device) -> None:
+    place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    say(f"{what}, torch {torch.__version__}, {place}, medians of {args.repeats}")
+
+
+def _row(name: str, cost: Cost, ours: Cost | None = None, note: str = "") -> None:
+    text = f"  {name:<24} forward {cost.forward:9.2f} ms   forward+backward {cost.both:9.2f} ms"
+    if cost.memory is not None:
+        text += f"   peak extra memory {cost.memory:8.1f} MiB"
+    if ours is not None:
+        text += f"   {cost.forward / ours.forward:.2f}x and {cost.both / ours.both:.2f}x the time of ours   {note}"
+    say(text)

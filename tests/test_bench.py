@@ -1,0 +1,109 @@
+"""``momentum-gs bench``: what the kernels are compared with draws and computes the same, and the table says so."""
+
+import inspect
+import sys
+from types import ModuleType, SimpleNamespace
+
+import diff_gaussian_rasterization
+import pytest
+import torch
+from diff_gaussian_rasterization import reference
+
+from momentum_gs.cli import main as cli
+from momentum_gs.cli.bench_kernels import family_draw, gsplat_draw, raster_load, reference_draw, surface_points
+from momentum_gs.render.rasterize import rasterize
+
+CPU = torch.device("cpu")
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
+    assert cli.main(["bench", *argv, "--repeats", "1", "--threads", "1", "device=cpu"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_raster_prints_ours_the_reference_and_why_not_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    head, *rows = lines_of(capsys, "raster", "--gaussians", "500", "--size", "80x60", "--original", "no_such_module")
+    assert head.startswith("raster: 500 Gaussians, 80x60, torch") and "1 threads, medians of 1" in head
+    assert any("gsplat: not compared (its compositing needs a GPU)" in row for row in rows)
+    assert any("no_such_module: not compared (No module named" in row for row in rows)
+    (ratio,) = (row for row in rows if "readable reference" in row)
+    assert "the time of ours" in ratio and "picture differs by" in ratio
+    assert torch.get_num_threads() == threads  # what the flag changed is put back
+
+
+def test_raster_compares_with_an_installed_original(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours has the original's interface, so it can stand in for it."""
+    monkeypatch.setitem(sys.modules, "original_rasterizer", diff_gaussian_rasterization)
+    rows = lines_of(capsys, "raster", "--gaussians", "500", "--size", "80x60", "--original", "original_rasterizer")
+    (row,) = (row for row in rows if "original (original_rasterizer)" in row)
+    assert float(row.split("differs by ")[1].split()[0]) < 1e-6
+
+
+def test_ssim_and_knn_agree_with_what_they_are_compared_with(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = lines_of(capsys, "ssim", "--size", "60x40")
+    assert len(rows) == 3 and float(rows[2].split("differs by ")[1]) < 1e-5
+    pytest.importorskip("scipy", reason="the k-d tree that knn is compared with is scipy's")
+    rows = lines_of(capsys, "knn", "--points", "3000")
+    assert ["k-d tree of scipy" in rows[1], "all pairs in torch" in rows[2]] == [True, True]
+    # All pairs in float32 subtract squares of coordinates up to 10: 1e-5 of squared distances of 0.03.
+    for row in rows[1:]:
+        assert float(row.split("differs by ")[1].split()[0]) < 1e-2
+
+
+@pytest.mark.parametrize("flag", [("--gaussians", "0"), ("--repeats", "0"), ("--threads", "-1"), ("--points", "4")])
+def test_a_load_of_nothing_is_refused(flag: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "raster", *flag, "device=cpu"]) == 2
+    assert f"bench: {flag[0]} is {flag[1]}, expected at least" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "raster", "--size", "large"])
+    assert "invalid size value: 'large'" in capsys.readouterr().err
+
+
+def test_step_still_asks_for_its_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "step", "device=cpu"]) == 2
+    assert "bench: no run folder; give -m OUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("draw", [family_draw(diff_gaussian_rasterization), reference_draw(reference)])
+def test_others_are_asked_for_our_picture(draw: object) -> None:
+    gaussians, camera = raster_load(400, 60, 45, CPU)
+    expected = rasterize(gaussians, camera, torch.zeros(3)).image
+    assert expected.mean() > 0.05
+    # float32; an alpha on the threshold 1/255 may fall on either side.
+    assert (draw(gaussians, camera) - expected).abs().mean() < 1e-5
+
+
+def test_gsplat_is_asked_for_our_picture() -> None:
+    """It draws on GPUs only; here its signature is held against the call, and the camera against its convention."""
+    gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
+    gaussians, camera = raster_load(10, 60, 45, CPU)
+    calls: list[inspect.BoundArguments] = []
+
+    def rasterization(*args: object, **kwargs: object) -> tuple[torch.Tensor, None, None]:
+        calls.append(inspect.signature(gsplat.rasterization).bind(*args, **kwargs))
+        return torch.zeros(1, 45, 60, 3), None, None
+
+    stand_in = ModuleType("gsplat")
+    vars(stand_in).update(rasterization=rasterization)
+    assert gsplat_draw(stand_in, packed=True)(gaussians, camera).shape == (3, 45, 60)
+    asked = SimpleNamespace(**calls[0].arguments)
+    assert asked.opacities.shape == (10,) and asked.viewmats.shape == (1, 4, 4) and asked.packed is True
+    assert torch.equal(asked.Ks[0, :2, 2], torch.tensor([camera.cx, camera.cy]))
+
+
+def test_the_load_is_as_described() -> None:
+    gaussians, camera = raster_load(20_000, 160, 90, CPU)
+    depth = gaussians.means[:, 2:]
+    pixels = gaussians.scales * camera.fx / depth
+    # Log-normal around 2.5 px with spread 0.5; 60000 draws: standard errors 0.002 and 0.0015.
+    assert abs(pixels.log().mean() - torch.tensor(2.5).log()) < 0.01 and abs(pixels.log().std() - 0.5) < 0.01
+    assert gaussians.opacities.min() >= 0.02 and gaussians.opacities.max() <= 0.92
+    screen = gaussians.means[:, :2] / depth * camera.fx
+    assert (screen.abs() <= torch.tensor([80.0, 45.0]) + 1e-3).all()
+    assert surface_points(100, CPU).shape == (100, 3)
