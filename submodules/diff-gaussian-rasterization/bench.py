@@ -1,10 +1,13 @@
 """Timings of the rasterizer on this machine: ``python bench.py [--threads N] [--gaussians N] [--size WxH]``.
 
 Prints medians of the stages on a synthetic load (sizes log-normal around 2.5 px, opacities 0.02 to 0.92), and, on a
-scene small enough for it, the ratio to the readable reference.
+scene small enough for it, the ratio to the readable reference. ``--memory`` instead draws the load once, with the
+gradients of everything, and prints the peak resident memory: ``python bench.py --memory --gaussians 5000000 --size
+1600x900``.
 """
 
 import argparse
+import resource
 import statistics
 import sys
 import time
@@ -66,6 +69,24 @@ def bench_reference(repeats: int) -> None:
     print(f"300 Gaussians, 160x90, forward + backward: {fast:.2f} ms, reference {slow:.0f} ms, {slow / fast:.0f}x")
 
 
+def measure_memory(scene: Scene) -> None:
+    """Peak resident memory before and after one forward and backward pass; call it in a fresh process."""
+
+    def peak_gb() -> float:
+        # Kilobytes on Linux, bytes on macOS.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+    names = ("means", "opacities", "colors", "scales", "quats")
+    size = sum(scene[name].nbytes for name in names) / 1e9
+    print(f"{len(scene['means'])} Gaussians, {scene['width']}x{scene['height']}: {size:.2f} GB of inputs")
+    print(f"  peak before drawing     {peak_gb():.2f} GB")
+    leaves = {name: scene[name].requires_grad_() for name in names}
+    out = rasterize(**(scene | leaves))
+    print(f"  after drawing           {peak_gb():.2f} GB")
+    (out.image.sum() + out.alpha.sum() + out.depth.sum()).backward()
+    print(f"  after the gradients     {peak_gb():.2f} GB")
+
+
 def main() -> None:
     """Parses the command line and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,11 +95,15 @@ def main() -> None:
     parser.add_argument("--size", default="960x540")
     parser.add_argument("--pixels", type=float, default=2.5, help="median standard deviation on the screen")
     parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--memory", action="store_true", help="peak memory of one pass instead of timings")
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads")
-    bench_stages(screen_scene(options.gaussians, width, height, options.pixels), options.repeats)
+    scene = screen_scene(options.gaussians, width, height, options.pixels)
+    if options.memory:
+        return measure_memory(scene)
+    bench_stages(scene, options.repeats)
     bench_reference(options.repeats)
 
 

@@ -59,7 +59,7 @@ def project_reference(
     zero = torch.zeros_like(z)
     jacobian = torch.stack([fx / z, zero, -fx * uc / z, zero, fy / z, -fy * vc / z], -1).reshape(-1, 2, 3)
     p = jacobian @ rotation
-    k = p @ cov @ p.mT + LOW_PASS * torch.eye(2, dtype=means.dtype)
+    k = p @ cov @ p.mT + LOW_PASS * torch.eye(2, dtype=means.dtype, device=means.device)
     means2d = torch.stack([fx * u + cx, fy * v + cy], -1)
 
     det = k[:, 0, 0] * k[:, 1, 1] - k[:, 0, 1] ** 2
@@ -108,8 +108,9 @@ def rasterize_reference(
     order = order[torch.argsort(z[order], stable=True)]
     conic = torch.linalg.inv(k[order])
 
-    ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixels = torch.stack([xs.reshape(-1), ys.reshape(-1)], -1).to(means.dtype)
+    rows, columns = (torch.arange(n, dtype=means.dtype, device=means.device) + 0.5 for n in (height, width))
+    ys, xs = torch.meshgrid(rows, columns, indexing="ij")
+    pixels = torch.stack([xs.reshape(-1), ys.reshape(-1)], -1)
     d = pixels[None] - centers[order, None]
     power = -0.5 * torch.einsum("gpi,gij,gpj->gp", d, conic, d)
     alpha = (opacities[order] * torch.exp(power)).clamp_max(MAX_ALPHA)
