@@ -135,7 +135,7 @@ def test_gradient_of_each_output_alone(backend: Backend, dtype: torch.dtype, out
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_footprints_over_many_tiles(backend: Backend, dtype: torch.dtype) -> None:
     # Up to 63 tiles each, beyond what one thread writes alone; and batches of the list that follow on each other.
-    scene = make_scene(150, width=131, height=97, dtype=dtype, max_opacity=0.3)
+    scene = make_scene(70, width=131, height=97, dtype=dtype, max_opacity=0.3)
     scene["scales"][::2] *= 8
     compare(backend, with_cov3d(scene))
 

@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Batch<S, N, kSize> batch;
   const Place place(grid);
   const int chunk = blockIdx.y;
-  const int64_t end = lists.tile_start[blockIdx.x + 1];
-  int64_t from = lists.tile_start[blockIdx.x];
+  const uint32_t end = lists.tile_start[blockIdx.x + 1];
+  uint32_t from = lists.tile_start[blockIdx.x];
   S t = place.inside ? S(1) : S(-1), sums[N] = {};
   auto next = batch.fetch(lists, from, end, chunk);
   for (; from < end; from += kSize) {

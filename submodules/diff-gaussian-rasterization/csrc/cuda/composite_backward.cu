@@ -33,7 +33,7 @@ constexpr int kMoments = 6;
 // Scalars of a pair: moments, then the gradient of N features.
 template <int N> constexpr int kPairRow = kMoments + N;
 
-// Sizes that leave room in shared memory for four blocks or more.
+// Sizes that leave room in shared memory for four blocks of a multiprocessor (three with eight features).
 template <class S> constexpr int kVjpBatch = sizeof(S) == 4 ? 32 : 16;
 template <class S> constexpr int kSlots = sizeof(S) == 4 ? 8 : 4;
 
@@ -47,7 +47,7 @@ template <class S> struct PictureGrads { const S *image, *alpha, *depth; };  // 
 // blockIdx.x: tile; blockIdx.y: chunk of N features. `rows`: [chunks, pairs, kPairRow]; `background_rows`: [tiles,
 // chunks, N].
 template <class S, int N>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 1)
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
     draw_vjp_kernel(Lists<S> lists, const int32_t* __restrict__ numbers, int64_t pairs, Grid grid, int channels, int features,
                     PictureGrads<S> pictures, PictureGrads<S> grads, S* __restrict__ rows, S* __restrict__ background_rows) {
   constexpr int kSize = kVjpBatch<S>, kRow = kPairRow<N>, kParts = kWarp / kSlots<S>;  // lanes that share a Gaussian
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 1)
   const Place place(grid);
   const int chunk = blockIdx.y, warp = place.warp, lane = place.lane;
   const int64_t area = grid.width * grid.height, pixel = place.y * grid.width + place.x;
-  const int64_t end = lists.tile_start[blockIdx.x + 1];
-  int64_t from = lists.tile_start[blockIdx.x];
+  const uint32_t end = lists.tile_start[blockIdx.x + 1];
+  uint32_t from = lists.tile_start[blockIdx.x];
 
   // <gradient, pixel>: what is still to come, in front of the first Gaussian.
   S rest = 0, alpha = 0, alpha_grad = 0, grad[N] = {};
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 1)
         const S* feature = r.features();
         S color_grad = alpha_grad, weight;
 #pragma unroll
-        for (int k = 0; k < N; ++k) color_grad += grad[k] * feature[k];
+        for (int k = 0; k < N; ++k) color_grad += pixel_grads[warp][lane][k] * feature[k];
         const S v = blend_vjp(opacity_at(exponent(r.a, row_terms(r.log_opacity, r.b, r.c, dy), dx)), color_grad, t, rest, weight);
         shares[warp][slot][lane] = {v, weight};
       }
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 1)
       if (mine >= 0) {
         const Record<S>& r = batch.record(mine);
         const S x = S(place.left + part) + S(0.5) - r.x, y = S(place.top) + S(0.5) - r.y;
-#pragma unroll
+#pragma unroll 4
         for (int step = 0; step < kWarp; step += kParts) {
           const int at = step + part;
           const Share<S> share = shares[warp][lane % kSlots<S>][at];
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 1)
       __syncwarp();  // the slots are free
     }
     __syncthreads();
-    const int size = int(end - from < kSize ? end - from : kSize);
+    const int size = end - from < kSize ? int(end - from) : kSize;
     for (int at = threadIdx.x; at < size * kRow; at += kThreads) {
       const int i = at / kRow, k = at % kRow;
       S total = 0;
@@ -160,7 +160,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 1)
     }
   }
   // Behind the last Gaussian that any pixel took.
-  for (int64_t at = from * kRow + threadIdx.x; at < end * kRow; at += kThreads) rows[numbers[at / kRow] * int64_t(kRow) + at % kRow] = 0;
+  for (int64_t at = int64_t(from) * kRow + threadIdx.x; at < int64_t(end) * kRow; at += kThreads)
+    rows[numbers[at / kRow] * int64_t(kRow) + at % kRow] = 0;
 }
 
 template <class S> struct GaussianGrads { S *means2d, *conics, *depths, *opacities, *colors; };  // depths may be null

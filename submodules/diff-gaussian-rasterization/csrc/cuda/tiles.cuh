@@ -65,8 +65,8 @@ template <class S, int N, int Size> struct Batch {
 
   Unit units[Size * kRow];
 
-  DGR_DEVICE static Unit fetch(const Lists<S>& lists, int64_t from, int64_t end, int chunk) {
-    const int64_t place = from + int(threadIdx.x) / kUnits;
+  DGR_DEVICE static Unit fetch(const Lists<S>& lists, uint32_t from, uint32_t end, int chunk) {
+    const uint32_t place = from + threadIdx.x / kUnits;
     if (int(threadIdx.x) >= Size * kUnits || place >= end) return Unit{};
     const int unit = int(threadIdx.x) % kUnits, skip = unit < kHeaderUnits ? 0 : chunk * kFeatureUnits;
     return reinterpret_cast<const Unit*>(lists.records + lists.ranks[place] * lists.stride)[unit + skip];
