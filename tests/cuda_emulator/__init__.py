@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,7 +81,9 @@ def instead_of_cpu(name: str) -> Iterator[None]:
     emulated = f"{name}_emulated::"
     operators = [op for op in torch._C._dispatch_get_all_op_names() if op.startswith(emulated)]
     with torch.library._scoped_library(name, "IMPL") as library:
-        for operator in (op.removeprefix(emulated) for op in operators):
-            if torch._C._dispatch_has_kernel_for_dispatch_key(emulated + operator, "CPU"):
-                library.impl(operator, getattr(getattr(torch.ops, f"{name}_emulated"), operator).default, "CPU")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")  # to override is what is wanted
+            for operator in (op.removeprefix(emulated) for op in operators):
+                if torch._C._dispatch_has_kernel_for_dispatch_key(emulated + operator, "CPU"):
+                    library.impl(operator, getattr(getattr(torch.ops, f"{name}_emulated"), operator).default, "CPU")
         yield

@@ -64,9 +64,9 @@ class Machine {
   void launch(Extent grid, Extent block, size_t shared_bytes, const std::function<void()>& kernel) {
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
     const uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
-    require(threads > 0 && threads <= kMaxThreads && block.z <= 64, "a block has " + std::to_string(threads) + " threads");
-    require(blocks > 0 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, "the grid's size is out of range");
-    require(shared_bytes <= kMaxSharedBytes, std::to_string(shared_bytes) + " bytes of dynamic shared memory");
+    if (!threads || threads > kMaxThreads || block.z > 64) fail("a block has " + std::to_string(threads) + " threads");
+    if (!blocks || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("the grid's size is out of range");
+    if (shared_bytes > kMaxSharedBytes) fail(std::to_string(shared_bytes) + " bytes of dynamic shared memory");
     gridDim = grid, blockDim = block, kernel_ = &kernel, count_ = unsigned(threads);
     read_order();
     for (uint64_t i = 0; i < blocks; ++i) {
@@ -93,7 +93,7 @@ class Machine {
 
   const Fiber& collective(unsigned mask, uint64_t given, std::source_location where) {
     Fiber& self = fibers_[current_];
-    require(mask >> lane() & 1, place(where) + ": lane " + std::to_string(lane()) + " is not in its own mask");
+    if (!(mask >> lane() & 1)) fail(place(where) + ": lane " + std::to_string(lane()) + " is not in its own mask");
     self.named = mask, self.given = given;
     wait(Fiber::in_collective, where);
     return self;
@@ -105,14 +105,13 @@ class Machine {
  private:
   Machine() : fibers_(kMaxThreads) {}
 
-  static void require(bool holds, const std::string& message) {
-    if (!holds) throw std::runtime_error("cuda_emulator: " + message);
-  }
+  [[noreturn]] static void fail(const std::string& message) { throw std::runtime_error("cuda_emulator: " + message); }
   static std::string place(const std::source_location& at) {
     return std::string(at.file_name()) + ":" + std::to_string(at.line());
   }
   static bool same(const std::source_location& a, const std::source_location& b) {
-    return a.line() == b.line() && a.column() == b.column() && !std::strcmp(a.file_name(), b.file_name());
+    return a.line() == b.line() && a.column() == b.column() &&
+           (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
   }
 
   // CUDA_EMULATOR_ORDER: forward (default), reverse, or a number that seeds a new order for every step.
@@ -135,7 +134,9 @@ class Machine {
         if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
       }
     } while (release_collectives() || release_barrier());
-    for (unsigned i = 0; i < count_; ++i) require(fibers_[i].state == Fiber::returned, "deadlock: " + who_waits());
+    for (unsigned i = 0; i < count_; ++i) {
+      if (fibers_[i].state != Fiber::returned) fail("deadlock: " + who_waits());
+    }
   }
 
   bool release_collectives() {
@@ -172,7 +173,7 @@ class Machine {
       if (fiber.state == Fiber::returned) continue;  // as on the device: only threads that still run are waited for
       if (fiber.state != Fiber::at_barrier) return false;
       if (!first) first = &fiber;
-      require(same(fiber.where, first->where), "threads of one block are at different barriers: " + who_waits());
+      if (!same(fiber.where, first->where)) fail("threads of one block are at different barriers: " + who_waits());
       ++voters;
       votes += fiber.predicate;
     }
@@ -210,7 +211,7 @@ class Machine {
     fiber.started = true;
     if (!fiber.stack) {
       void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      require(stack != MAP_FAILED && mprotect(stack, kGuardBytes, PROT_NONE) == 0, "no memory for a thread's stack");
+      if (stack == MAP_FAILED || mprotect(stack, kGuardBytes, PROT_NONE)) fail("no memory for a thread's stack");
       fiber.stack = static_cast<char*>(stack);
     }
     getcontext(&start_);
