@@ -87,12 +87,11 @@ def test_compiles_as_one_graph(backend: str) -> None:
     """What is around the operators is compiled with them; the operators themselves keep their bits."""
     scene = make_scene(60, dtype=torch.float32)
     sh = torch.randn(60, 16, 3, generator=torch.Generator().manual_seed(0)) * 0.1
-    names = (*ROWS[:2], *ROWS[3:], "background", "world_view")
+    names = ("means", "opacities", "scales", "quats", "background", "world_view")
 
     def loss(*values: Tensor) -> Tensor:
         inputs = dict(zip(names, values, strict=True))
-        colors = spherical_harmonics(3, inputs["means"], sh) + 0.5
-        out = rasterize(**(scene | inputs | {"opacities": torch.sigmoid(inputs["opacities"]), "colors": colors}))
+        out = rasterize(**(scene | inputs | {"colors": spherical_harmonics(3, inputs["means"], sh)}))
         return out.image.square().sum() + out.alpha.sum() + 0.1 * out.depth.sum()
 
     def run(function: Any) -> tuple[Tensor, ...]:
@@ -103,7 +102,7 @@ def test_compiles_as_one_graph(backend: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     for a, b in zip(run(compiled), run(loss), strict=True):
-        # Fused sigmoids and sums are rounded in another order.
+        # Fused sums are rounded in another order.
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5 * float(b.abs().max()))
 
 
@@ -206,6 +205,14 @@ def test_refusals_of_harmonics_name_the_argument() -> None:
     ):
         with pytest.raises(ValueError, match="spherical_harmonics: " + message):
             spherical_harmonics(*arguments)
+
+
+@pytest.mark.xfail(strict=True, reason="ops.py does not check it, and the operator's own message speaks of 'means'")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_refusal_of_harmonics_in_another_dtype_names_dirs(dtype: torch.dtype) -> None:
+    dirs, sh = torch.zeros(4, 3, dtype=dtype), torch.zeros(4, 16, 3, dtype=dtype)
+    with pytest.raises(ValueError, match="spherical_harmonics: dirs is torch.*, expected torch.float32 or torch.float64"):
+        spherical_harmonics(3, dirs, sh)
 
 
 def test_raw_operators_guard_their_memory() -> None:
