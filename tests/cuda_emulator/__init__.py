@@ -56,6 +56,7 @@ def build(sources: Sequence[Path], headers: Path) -> Path:
     cache.mkdir(mode=0o700, exist_ok=True)
 
     def compiled(source: Path) -> Path:
+        source = source.resolve()  # messages name it, so it is part of the key
         target = cache / f"{_digest(common.encode(), str(source).encode(), source.read_bytes())}.o"
         if not target.exists():
             _run([COMPILER, *flags, "-x", "c++", "-c", source], target)

@@ -1,4 +1,4 @@
-// The operators' schemas. Drivers register themselves per device (csrc/cpu).
+// The operators' schemas. Drivers register themselves per device (csrc/cpu, csrc/cuda).
 #include <torch/library.h>
 
 TORCH_LIBRARY(fused_ssim, m) {

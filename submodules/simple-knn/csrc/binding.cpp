@@ -1,4 +1,4 @@
-// The operator's schema. Drivers register themselves per device (csrc/cpu).
+// The operator's schema. Drivers register themselves per device (csrc/cpu, csrc/cuda).
 #include <torch/library.h>
 
 TORCH_LIBRARY(simple_knn, m) {

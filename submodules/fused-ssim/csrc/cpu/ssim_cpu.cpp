@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../common/ssim.h"
+#include "../images.h"
 #include "simd.h"
 
 namespace fused_ssim {
@@ -205,29 +206,15 @@ double mean_over_planes(const T* x, const T* y, int64_t planes, int64_t height, 
 }
 
 at::Tensor run(const at::Tensor& img1, const at::Tensor& img2, bool valid, at::Tensor* grad) {
-  TORCH_CHECK(img1.dim() == 4, "fused_ssim: img1 has ", img1.dim(), " dimensions, expected [B,C,H,W]");
-  TORCH_CHECK(img1.sizes() == img2.sizes(), "fused_ssim: img2 has shape ", img2.sizes(), ", img1 ", img1.sizes());
-  TORCH_CHECK(img1.scalar_type() == img2.scalar_type(), "fused_ssim: img2 is ", img2.scalar_type(), ", img1 ",
-              img1.scalar_type());
-  const int64_t height = img1.size(2), width = img1.size(3), smallest = valid ? kTaps : 1;
-  TORCH_CHECK(img1.numel() > 0 && height >= smallest && width >= smallest, "fused_ssim: images of shape ", img1.sizes(),
-              " have no pixel to average; expected at least ", smallest, "x", smallest);
+  check(img1, img2, valid);
   const at::Tensor x = img1.contiguous(), y = img2.contiguous();
   if (grad) *grad = at::empty_like(x);
-  const int64_t planes = x.size(0) * x.size(1);
   const auto mean = [&](auto zero) {
     using T = decltype(zero);
-    return mean_over_planes<T>(x.const_data_ptr<T>(), y.const_data_ptr<T>(), planes, height, width, valid,
-                               grad ? grad->mutable_data_ptr<T>() : nullptr);
+    return mean_over_planes<T>(x.const_data_ptr<T>(), y.const_data_ptr<T>(), x.size(0) * x.size(1), x.size(2), x.size(3),
+                               valid, grad ? grad->mutable_data_ptr<T>() : nullptr);
   };
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return at::scalar_tensor(mean(float{}), x.options());
-    case at::kDouble:
-      return at::scalar_tensor(mean(double{}), x.options());
-    default:
-      TORCH_CHECK(false, "fused_ssim: images are ", x.scalar_type(), ", expected float32 or float64");
-  }
+  return at::scalar_tensor(x.scalar_type() == at::kFloat ? mean(float{}) : mean(double{}), x.options());
 }
 
 at::Tensor mean_ssim(const at::Tensor& img1, const at::Tensor& img2, bool valid) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../common/nearest.h"
+#include "../points.h"
 #include "simd.h"
 
 namespace simple_knn {
@@ -194,16 +195,8 @@ at::Tensor run(const at::Tensor& points) {
 }
 
 at::Tensor mean_squared_distance(const at::Tensor& points) {
-  TORCH_CHECK(points.dim() == 2 && points.size(1) == 3, "simple_knn: points have shape ", points.sizes(),
-              ", expected [N,3]");
-  switch (points.scalar_type()) {
-    case at::kFloat:
-      return run<float>(points.contiguous());
-    case at::kDouble:
-      return run<double>(points.contiguous());
-    default:
-      TORCH_CHECK(false, "simple_knn: points are ", points.scalar_type(), ", expected float32 or float64");
-  }
+  check(points);
+  return points.scalar_type() == at::kFloat ? run<float>(points.contiguous()) : run<double>(points.contiguous());
 }
 
 }  // namespace
