@@ -22,38 +22,41 @@
 namespace simple_knn {
 namespace {
 
+// A point or a node. Below 2^31, so that what follows the last one fits too; coordinates are counted by size_t.
+using Index = unsigned;
+
 constexpr int kThreads = 128;
-constexpr int kFanOut = 8;       // points of a leaf, children of a node
+constexpr Index kFanOut = 8;     // points of a leaf, children of a node
 constexpr int kMaxLevels = 11;   // 8^11 > 2^31
 constexpr int kAxisBits = 21;    // three of them fill a 64 bit key
 
-int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
+int64_t blocks_for(Index items) { return (int64_t(items) + kThreads - 1) / kThreads; }
 
-__device__ int64_t thread_index() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
+__device__ Index thread_index() { return blockIdx.x * kThreads + threadIdx.x; }
 
 // Where each level's boxes start in one array; level 0 are the leaves, the last level is one box.
 struct Levels {
   int count = 0;
-  int64_t start[kMaxLevels + 1] = {};
+  Index start[kMaxLevels + 1] = {};
 
-  explicit Levels(int64_t points) {
-    int64_t nodes = points;
+  explicit Levels(Index points) {
+    Index nodes = points;
     do {
       nodes = (nodes + kFanOut - 1) / kFanOut;
       start[count + 1] = start[count] + nodes;
       ++count;
     } while (nodes > 1);
   }
-  __host__ __device__ int64_t nodes(int level) const { return start[level + 1] - start[level]; }
+  __host__ __device__ Index nodes(int level) const { return start[level + 1] - start[level]; }
 };
 
 template <typename T>
-__global__ void find_not_finite(const T* __restrict__ xyz, int64_t count, int* __restrict__ first) {
-  const int64_t row = thread_index();
+__global__ void find_not_finite(const T* __restrict__ xyz, Index count, int* __restrict__ first) {
+  const Index row = thread_index();
   if (row >= count) return;
   bool finite = true;
   // x - x is 0 for what is finite, not a number otherwise.
-  for (int axis = 0; axis < 3; ++axis) finite &= xyz[3 * row + axis] - xyz[3 * row + axis] == T(0);
+  for (int axis = 0; axis < 3; ++axis) finite &= xyz[3 * size_t(row) + axis] - xyz[3 * size_t(row) + axis] == T(0);
   if (!finite) atomicMin(first, int(row));
 }
 
@@ -68,15 +71,15 @@ __device__ uint64_t spread(uint64_t x) {
 
 // Halves of coordinates and double precision: no difference overflows, whatever the points.
 template <typename T>
-__global__ void morton_keys(const T* __restrict__ xyz, int64_t count, const T* __restrict__ low,
+__global__ void morton_keys(const T* __restrict__ xyz, Index count, const T* __restrict__ low,
                             const T* __restrict__ high, uint64_t* __restrict__ keys, int* __restrict__ rows) {
-  const int64_t row = thread_index();
+  const Index row = thread_index();
   if (row >= count) return;
   double side = 0;
   for (int axis = 0; axis < 3; ++axis) side = larger(side, double(high[axis]) / 2 - double(low[axis]) / 2);
   uint64_t key = 0;
   for (int axis = 0; axis < 3; ++axis) {
-    const double offset = double(xyz[3 * row + axis]) / 2 - double(low[axis]) / 2;
+    const double offset = double(xyz[3 * size_t(row) + axis]) / 2 - double(low[axis]) / 2;
     const double cells = double((1 << kAxisBits) - 1);
     key |= spread(uint64_t(side > 0 ? smaller(offset / side, 1.0) * cells : 0.0)) << axis;
   }
@@ -85,14 +88,14 @@ __global__ void morton_keys(const T* __restrict__ xyz, int64_t count, const T* _
 }
 
 template <typename T>
-__global__ void gather(const T* __restrict__ xyz, int64_t count, const int* __restrict__ rows, T* __restrict__ sorted) {
-  const int64_t i = thread_index();
+__global__ void gather(const T* __restrict__ xyz, Index count, const int* __restrict__ rows, T* __restrict__ sorted) {
+  const Index i = thread_index();
   if (i >= count) return;
-  for (int axis = 0; axis < 3; ++axis) sorted[3 * i + axis] = xyz[3 * int64_t(rows[i]) + axis];
+  for (int axis = 0; axis < 3; ++axis) sorted[3 * size_t(i) + axis] = xyz[3 * size_t(rows[i]) + axis];
 }
 
 template <typename T>
-__device__ void grow(Box<T>& box, const T (&low)[3], const T (&high)[3]) {
+__device__ void grow(Box<T>& box, const T* low, const T* high) {
   for (int axis = 0; axis < 3; ++axis) {
     box.low[axis] = smaller(box.low[axis], low[axis]);
     box.high[axis] = larger(box.high[axis], high[axis]);
@@ -100,52 +103,53 @@ __device__ void grow(Box<T>& box, const T (&low)[3], const T (&high)[3]) {
 }
 
 template <typename T>
-__global__ void bound_points(const T* __restrict__ sorted, int64_t count, Box<T>* __restrict__ leaves, int64_t nodes) {
-  const int64_t i = thread_index();
+__global__ void bound_points(const T* __restrict__ sorted, Index count, Box<T>* __restrict__ leaves, Index nodes) {
+  const Index i = thread_index();
   if (i >= nodes) return;
-  const int64_t last = smaller(count, (i + 1) * kFanOut);
+  const Index last = smaller(count, (i + 1) * kFanOut);
   Box<T> box;
-  for (int axis = 0; axis < 3; ++axis) box.low[axis] = box.high[axis] = sorted[3 * i * kFanOut + axis];
-  for (int64_t j = i * kFanOut + 1; j < last; ++j) {
-    const T at[3] = {sorted[3 * j], sorted[3 * j + 1], sorted[3 * j + 2]};
+  for (int axis = 0; axis < 3; ++axis) box.low[axis] = box.high[axis] = sorted[3 * size_t(i * kFanOut) + axis];
+  for (Index j = i * kFanOut + 1; j < last; ++j) {
+    const T* const at = sorted + 3 * size_t(j);
     grow(box, at, at);
   }
   leaves[i] = box;
 }
 
 template <typename T>
-__global__ void bound_boxes(const Box<T>* __restrict__ below, int64_t count, Box<T>* __restrict__ above, int64_t nodes) {
-  const int64_t i = thread_index();
+__global__ void bound_boxes(const Box<T>* __restrict__ below, Index count, Box<T>* __restrict__ above, Index nodes) {
+  const Index i = thread_index();
   if (i >= nodes) return;
-  const int64_t last = smaller(count, (i + 1) * kFanOut);
+  const Index last = smaller(count, (i + 1) * kFanOut);
   Box<T> box = below[i * kFanOut];
-  for (int64_t j = i * kFanOut + 1; j < last; ++j) grow(box, below[j].low, below[j].high);
+  for (Index j = i * kFanOut + 1; j < last; ++j) grow(box, below[j].low, below[j].high);
   above[i] = box;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    mean_of_nearest(const T* __restrict__ sorted, int64_t count, const int* __restrict__ rows,
+    mean_of_nearest(const T* __restrict__ sorted, Index count, const int* __restrict__ rows,
                     const Box<T>* __restrict__ boxes, const __grid_constant__ Levels levels, T infinity, T* __restrict__ out) {
-  const int64_t self = thread_index();
+  const Index self = thread_index();
   if (self >= count) return;
-  const T x = sorted[3 * self], y = sorted[3 * self + 1], z = sorted[3 * self + 2];
+  const T *const at = sorted + 3 * size_t(self), x = at[0], y = at[1], z = at[2];
   const Box<T> here = {{x, y, z}, {x, y, z}};
   Nearest<T> nearest = {infinity, infinity, infinity};
 
-  const auto scan = [&](int64_t leaf) {
-    const int64_t last = smaller(count, (leaf + 1) * kFanOut);
-    for (int64_t j = leaf * kFanOut; j < last; ++j) {
-      if (j != self) nearest.insert(squared_norm(x - sorted[3 * j], y - sorted[3 * j + 1], z - sorted[3 * j + 2]));
+  const auto scan = [&](Index leaf) {
+    const Index last = smaller(count, (leaf + 1) * kFanOut);
+    for (Index j = leaf * kFanOut; j < last; ++j) {
+      const T* const other = sorted + 3 * size_t(j);
+      if (j != self) nearest.insert(squared_norm(x - other[0], y - other[1], z - other[2]));
     }
   };
   scan(self / kFanOut);
 
-  int64_t own = self / kFanOut;  // the ancestor at `top`
+  Index own = self / kFanOut;  // the ancestor at `top`
   for (int top = 0; top + 1 < levels.count; ++top, own /= kFanOut) {
-    const int64_t end = smaller(levels.nodes(top), (own / kFanOut + 1) * kFanOut);  // of its siblings
+    const Index end = smaller(levels.nodes(top), (own / kFanOut + 1) * kFanOut);  // of its siblings
     int level = top;
-    int64_t node = own / kFanOut * kFanOut;
+    Index node = own / kFanOut * kFanOut;
     // Depth first through the siblings' subtrees. A node that is skipped or done passes on to the next of its level, or,
     // where its parent's children end, to the one after its parent.
     while (level < top || node < end) {
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  const int found = int(smaller<int64_t>(kNeighbours, count - 1));
+  const int found = int(smaller<Index>(kNeighbours, count - 1));
   T sum = 0;
   if (found > 0) sum += nearest.first;
   if (found > 1) sum += nearest.second;
@@ -176,8 +180,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 at::Tensor run(const at::Tensor& points) {
-  const int64_t count = points.size(0);
-  TORCH_CHECK(count <= std::numeric_limits<int>::max(), "simple_knn: ", count, " points, expected at most 2^31 - 1");
+  const int64_t rows_given = points.size(0);
+  TORCH_CHECK(rows_given <= std::numeric_limits<int>::max(), "simple_knn: ", rows_given,
+              " points, expected at most 2^31 - 1");
+  const Index count = Index(rows_given);
   at::Tensor out = at::empty({count}, points.options());
   if (!count) return out;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
