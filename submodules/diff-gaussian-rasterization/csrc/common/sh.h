@@ -12,9 +12,9 @@ constexpr int sh_count(int degree) { return (degree + 1) * (degree + 1); }
 // Normalisation constants of the basis: sqrt((2l+1)/(4 pi) (l-m)!/(l+m)!) with the polynomial's own factor.
 constexpr double kSh0 = 0.28209479177387814;
 constexpr double kSh1 = 0.4886025119029199;
-constexpr double kSh2[3] = {1.0925484305920792, 0.31539156525252005, 0.5462742152960396};
-constexpr double kSh3[4] = {0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154};
-constexpr double kSh3d = 1.445305721320277;
+constexpr double kSh2a = 1.0925484305920792, kSh2b = 0.31539156525252005, kSh2c = 0.5462742152960396;
+constexpr double kSh3a = 0.5900435899266435, kSh3b = 2.890611442640554, kSh3c = 0.4570457994644658, kSh3d = 0.3731763325901154;
+constexpr double kSh3e = 1.445305721320277;
 
 template <class F> DGR_HD void sh_basis(int degree, const Vec3<F>& d, F* out) {
   const F x = d.x, y = d.y, z = d.z;
@@ -25,19 +25,19 @@ template <class F> DGR_HD void sh_basis(int degree, const Vec3<F>& d, F* out) {
   out[3] = F(-kSh1) * x;
   if (degree < 2) return;
   const F xx = x * x, yy = y * y, zz = z * z;
-  out[4] = F(kSh2[0]) * x * y;
-  out[5] = F(-kSh2[0]) * y * z;
-  out[6] = F(kSh2[1]) * (F(2) * zz - xx - yy);
-  out[7] = F(-kSh2[0]) * x * z;
-  out[8] = F(kSh2[2]) * (xx - yy);
+  out[4] = F(kSh2a) * x * y;
+  out[5] = F(-kSh2a) * y * z;
+  out[6] = F(kSh2b) * (F(2) * zz - xx - yy);
+  out[7] = F(-kSh2a) * x * z;
+  out[8] = F(kSh2c) * (xx - yy);
   if (degree < 3) return;
-  out[9] = F(-kSh3[0]) * y * (F(3) * xx - yy);
-  out[10] = F(kSh3[1]) * x * y * z;
-  out[11] = F(-kSh3[2]) * y * (F(4) * zz - xx - yy);
-  out[12] = F(kSh3[3]) * z * (F(2) * zz - F(3) * xx - F(3) * yy);
-  out[13] = F(-kSh3[2]) * x * (F(4) * zz - xx - yy);
-  out[14] = F(kSh3d) * z * (xx - yy);
-  out[15] = F(-kSh3[0]) * x * (xx - F(3) * yy);
+  out[9] = F(-kSh3a) * y * (F(3) * xx - yy);
+  out[10] = F(kSh3b) * x * y * z;
+  out[11] = F(-kSh3c) * y * (F(4) * zz - xx - yy);
+  out[12] = F(kSh3d) * z * (F(2) * zz - F(3) * xx - F(3) * yy);
+  out[13] = F(-kSh3c) * x * (F(4) * zz - xx - yy);
+  out[14] = F(kSh3e) * z * (xx - yy);
+  out[15] = F(-kSh3a) * x * (xx - F(3) * yy);
 }
 
 // Gradient of the direction, given the gradient of the basis values.
@@ -47,15 +47,15 @@ template <class F> DGR_HD Vec3<F> sh_basis_vjp(int degree, const Vec3<F>& d, con
   if (degree < 1) return r;
   r = {F(-kSh1) * g[3], F(-kSh1) * g[1], F(kSh1) * g[2]};
   if (degree < 2) return r;
-  const F a4 = F(kSh2[0]) * g[4], a5 = F(kSh2[0]) * g[5], a6 = F(2 * kSh2[1]) * g[6], a7 = F(kSh2[0]) * g[7],
-          a8 = F(2 * kSh2[2]) * g[8];
+  const F a4 = F(kSh2a) * g[4], a5 = F(kSh2a) * g[5], a6 = F(2 * kSh2b) * g[6], a7 = F(kSh2a) * g[7],
+          a8 = F(2 * kSh2c) * g[8];
   r.x = r.x + a4 * y - a6 * x - a7 * z + a8 * x;
   r.y = r.y + a4 * x - a5 * z - a6 * y - a8 * y;
   r.z = r.z - a5 * y + F(2) * a6 * z - a7 * x;
   if (degree < 3) return r;
   const F xx = x * x, yy = y * y, zz = z * z;
-  const F b9 = F(-3 * kSh3[0]) * g[9], b10 = F(kSh3[1]) * g[10], b11 = F(-kSh3[2]) * g[11], b12 = F(3 * kSh3[3]) * g[12],
-          b13 = F(-kSh3[2]) * g[13], b14 = F(kSh3d) * g[14], b15 = F(-3 * kSh3[0]) * g[15];
+  const F b9 = F(-3 * kSh3a) * g[9], b10 = F(kSh3b) * g[10], b11 = F(-kSh3c) * g[11], b12 = F(3 * kSh3d) * g[12],
+          b13 = F(-kSh3c) * g[13], b14 = F(kSh3e) * g[14], b15 = F(-3 * kSh3a) * g[15];
   const F two(2);
   r.x = r.x + b9 * two * x * y + b10 * y * z - b11 * two * x * y - b12 * two * x * z + b13 * (F(4) * zz - F(3) * xx - yy) +
         b14 * two * x * z + b15 * (xx - yy);

@@ -45,7 +45,8 @@ template <class S> struct Screen {
 
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    depth_keys(const S* __restrict__ depths, const int32_t* __restrict__ radii, int64_t n, Key<S>* __restrict__ keys, int32_t* __restrict__ ids) {
+    depth_keys(const S* __restrict__ depths, const int32_t* __restrict__ radii, int64_t n, Key<S>* __restrict__ keys,
+               int32_t* __restrict__ ids) {
   const int64_t g = thread_index();
   if (g >= n) return;
   const S depth = depths[g];
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(kThreads)
 // counts[rank]: tiles that the Gaussian meets; counts[n]: Gaussians that are drawn.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    count_tiles(Screen<S> screen, Grid grid, const Key<S>* __restrict__ keys, const int32_t* __restrict__ ids, int64_t n, int64_t* __restrict__ counts) {
+    count_tiles(Screen<S> screen, Grid grid, const Key<S>* __restrict__ keys, const int32_t* __restrict__ ids, int64_t n,
+                int64_t* __restrict__ counts) {
   const int64_t rank = thread_index();
   if (rank >= n) return;
   int64_t count = 0;
@@ -74,8 +76,8 @@ struct Pairs { int32_t *tiles, *ranks, *numbers; };
 // `ends`: behind the last pair of every rank.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    write_records(Screen<S> screen, Grid grid, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends, int64_t visible, int64_t stride,
-                  S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs) {
+    write_records(Screen<S> screen, Grid grid, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends, int64_t visible,
+                  int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs) {
   const int64_t rank = thread_index();
   const int lane = threadIdx.x % kWarp;
   int begin = 0, count = 0;
@@ -118,7 +120,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    gather_ranks(const int32_t* __restrict__ rank_of_pair, const int32_t* __restrict__ numbers, int64_t pairs, int32_t* __restrict__ ranks) {
+    gather_ranks(const int32_t* __restrict__ rank_of_pair, const int32_t* __restrict__ numbers, int64_t pairs,
+                 int32_t* __restrict__ ranks) {
   const int64_t place = thread_index();
   if (place < pairs) ranks[place] = rank_of_pair[numbers[place]];
 }
@@ -149,16 +152,16 @@ template <class K> void sort_pairs(const Tensor& keys, const Tensor& keys_out, c
   if (keys.numel() == 0) return;
   const auto stream = c10::cuda::getCurrentCUDAStream();
   with_storage(keys, [&](void* storage, size_t& bytes) {
-    return cub::DeviceRadixSort::SortPairs(storage, bytes, data<K>(keys), data<K>(keys_out), data<int32_t>(values), data<int32_t>(values_out),
-                                           int(keys.numel()), 0, bits, stream);
+    return cub::DeviceRadixSort::SortPairs(storage, bytes, data<K>(keys), data<K>(keys_out), data<int32_t>(values),
+                                           data<int32_t>(values_out), int(keys.numel()), 0, bits, stream);
   });
 }
 
 }  // namespace
 
 template <class S>
-Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
-         const Grid& grid) {
+Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities,
+         const Tensor& colors, const Grid& grid) {
   const int64_t n = means2d.size(0), channels = colors.size(1), stride = record_stride<S>(channels + 1);
   const auto ints = means2d.options().dtype(at::kInt);
   const Screen<S> screen{data<S>(means2d), data<S>(conics), data<S>(depths), data<S>(opacities), data<S>(colors), channels};
@@ -189,8 +192,9 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
   out.tile_start = at::empty({grid.count() + 1}, ints);
   out.lists = at::empty({2, pairs}, ints);
   const Tensor tiles = at::empty({pairs}, ints), ranks = at::empty({pairs}, ints), numbers = at::empty({pairs}, ints);
-  launch(write_records<S>, blocks_of(visible), screen, grid, data<int32_t>(ids), data<int64_t>(counts), visible, stride, data<S>(out.records),
-         data<int32_t>(out.order), data<int32_t>(out.pair_start), Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)});
+  launch(write_records<S>, blocks_of(visible), screen, grid, data<int32_t>(ids), data<int64_t>(counts), visible, stride,
+         data<S>(out.records), data<int32_t>(out.order), data<int32_t>(out.pair_start),
+         Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)});
   const Tensor sorted = at::empty({pairs}, ints), sorted_ranks = out.lists.select(0, 0), sorted_numbers = out.lists.select(0, 1);
   int bits = 1;
   while (grid.count() > int64_t(1) << bits) ++bits;

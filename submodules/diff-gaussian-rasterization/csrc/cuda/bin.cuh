@@ -17,7 +17,7 @@ struct Bins {
 
 // Contiguous float32 or float64 tensors as `composite` takes them. The one wait for the device is in here.
 template <class S>
-Bins bin(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii, const at::Tensor& opacities,
-         const at::Tensor& colors, const Grid& grid);
+Bins bin(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,
+         const at::Tensor& opacities, const at::Tensor& colors, const Grid& grid);
 
 }  // namespace dgr

@@ -169,8 +169,9 @@ template <class S> struct GaussianGrads { S *means2d, *conics, *depths, *opaciti
 // A warp a rank: sixteen lanes for the columns of a row, two rows at a time.
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads)
-    sum_pairs(const S* __restrict__ rows, int64_t pairs, int chunks, const S* __restrict__ records, int64_t stride, const int32_t* __restrict__ order,
-              const int32_t* __restrict__ pair_start, int64_t visible, int channels, GaussianGrads<S> out) {
+    sum_pairs(const S* __restrict__ rows, int64_t pairs, int chunks, const S* __restrict__ records, int64_t stride,
+              const int32_t* __restrict__ order, const int32_t* __restrict__ pair_start, int64_t visible, int channels,
+              GaussianGrads<S> out) {
   constexpr int kRow = kPairRow<N>, kColumns = kWarp / 2;
   static_assert(kRow <= kColumns);
   const int64_t rank = thread_index() / kWarp;
@@ -210,8 +211,8 @@ __global__ void __launch_bounds__(kThreads)
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cuda(
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
-    const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start, const Tensor& lists,
-    int64_t gaussians) {
+    const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start,
+    const Tensor& lists, int64_t gaussians) {
   const c10::cuda::CUDAGuard guard(image.device());
   const int64_t channels = image.size(0), height = image.size(1), width = image.size(2), stride = records.size(1);
   const int64_t visible = order.size(0), pairs = lists.size(1);
@@ -220,8 +221,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
   const Grid grid(width, height);
   const OptTensor gi = contiguous(grad_image), ga = contiguous(grad_alpha), gd = contiguous(grad_depth);
   const auto zeros = [&](int64_t rows, int64_t columns) { return at::zeros({rows, columns}, image.options()); };
-  Tensor d_means = zeros(gaussians, 2), d_conics = zeros(gaussians, 3), d_opacities = zeros(gaussians, 1), d_colors = zeros(gaussians, channels);
-  Tensor d_depths = at::zeros({grad_depth ? gaussians : 0}, image.options()), d_background;
+  Tensor d_means = zeros(gaussians, 2), d_conics = zeros(gaussians, 3), d_opacities = zeros(gaussians, 1);
+  Tensor d_colors = zeros(gaussians, channels), d_depths = at::zeros({grad_depth ? gaussians : 0}, image.options()), d_background;
   on_scalar(image, [&](auto tag) {
     using S = decltype(tag);
     const auto in = [](const OptTensor& t) { return t ? data<S>(*t) : nullptr; };
