@@ -211,7 +211,7 @@ def test_refusals_of_harmonics_name_the_argument() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
 def test_refusal_of_harmonics_in_another_dtype_names_dirs(dtype: torch.dtype) -> None:
     dirs, sh = torch.zeros(4, 3, dtype=dtype), torch.zeros(4, 16, 3, dtype=dtype)
-    with pytest.raises(ValueError, match="spherical_harmonics: dirs is torch.*, expected torch.float32 or torch.float64"):
+    with pytest.raises(ValueError, match="spherical_harmonics: dirs is .*, expected torch.float32 or torch.float64"):
         spherical_harmonics(3, dirs, sh)
 
 
