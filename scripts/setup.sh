@@ -89,7 +89,7 @@ fi
 # --- the extensions ---
 # Built from a copy inside the venv: two environments never share objects, and the checkout stays as it is.
 export PATH="$(cd "$VENV/bin" && pwd):$PATH"  # ninja
-machine=$(uname -m; grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true)
+machine=$(uname -m; echo "${FORCE_CUDA:-}"; command -v nvcc || true; grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || true)
 for name in "${EXTENSIONS[@]}"; do
     files=$(cd "submodules/$name" && find . -type f -not -path './build/*' -not -path '*/__pycache__/*' \
         -not -path './*.egg-info/*' -not -path './tests/*' -not -name '*.so' -not -name '*.md' | LC_ALL=C sort)

@@ -21,7 +21,7 @@ from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer
 
-HELP = "timings: where a training step spends its time"
+HELP = "timings of a training step and of the kernels"
 DESCRIPTION = """\
 bench step: times the parts of a training step on a model that training wrote (a run folder of either stage), view by
 view, and prints the median of each part and its share of the step. In the blocks stage, decoding includes the teacher.

@@ -21,7 +21,7 @@ VERBS = {
     "merge": "crop every block to its cell and join them to one model",
     "render": "render the test or training views of a finished run",
     "eval": "score rendered views: PSNR, SSIM, LPIPS, raw and colour-corrected",
-    "bench": "timings: where a training step spends its time",
+    "bench": "timings of a training step and of the kernels",
 }
 
 # How long another rank than 0 waits before it speaks. When rank 0 met the same error, it prints it, and its exit makes

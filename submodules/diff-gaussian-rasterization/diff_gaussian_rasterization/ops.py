@@ -156,6 +156,8 @@ def spherical_harmonics(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
             f"spherical_harmonics: sh has shape {list(sh.shape)}, expected [G, K, C] with G={dirs.shape[0]} from dirs "
             f"and K at least {needed} for degree {degree}"
         )
+    if dirs.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"spherical_harmonics: dirs is {dirs.dtype}, expected torch.float32 or torch.float64")
     if sh.dtype != dirs.dtype or sh.device != dirs.device:
         raise ValueError(f"spherical_harmonics: sh is {sh.dtype} on {sh.device}, dirs {dirs.dtype} on {dirs.device}")
     return _ops.spherical_harmonics(int(degree), dirs, sh)
