@@ -75,9 +75,10 @@ class GaussianDecoder(nn.Module):
         if self.feature_bank is not None:
             feature = blend_strides(feature, self.feature_bank(torch.cat([direction, distance], dim=1)))
         near = torch.cat([feature, direction], dim=1)
-        far = torch.cat([near, distance], dim=1)
+        with_distance = [self.architecture[f"add_{name}_dist"] for name in HEADS]
+        far = torch.cat([near, distance], dim=1) if any(with_distance) else near
         opacity, cov, color = (
-            getattr(self, name)(far if self.architecture[f"add_{name}_dist"] else near) for name in HEADS
+            getattr(self, name)(far if reads else near) for name, reads in zip(HEADS, with_distance, strict=True)
         )
         return DecoderOutput(opacity, cov.unflatten(1, (self.n_offsets, 7)), color.unflatten(1, (self.n_offsets, 3)))
 
