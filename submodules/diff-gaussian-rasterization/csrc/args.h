@@ -36,6 +36,37 @@ inline void check_shapes(const at::Tensor& means, const std::optional<at::Tensor
   TORCH_CHECK(width > 0 && height > 0, "rasterize: picture of ", width, "x", height, " pixels");
 }
 
+inline void check_projected(const at::Tensor& means, const at::Tensor& conics, const at::Tensor& radii,
+                            const std::optional<at::Tensor>& grad_means2d, const std::optional<at::Tensor>& grad_conics,
+                            const std::optional<at::Tensor>& grad_depths) {
+  const int64_t n = means.size(0);
+  check_rows(conics, "conics", n, 3, means);
+  TORCH_CHECK(radii.numel() == n && radii.scalar_type() == at::kInt && radii.device() == means.device(),
+              "rasterize: radii has shape ", radii.sizes(), ", expected int32 [", n, "] on ", means.device());
+  if (grad_means2d) check_rows(*grad_means2d, "the gradient of means2d", n, 2, means);
+  if (grad_conics) check_rows(*grad_conics, "the gradient of conics", n, 3, means);
+  if (grad_depths) check_rows(grad_depths->unsqueeze(-1), "the gradient of depths", n, 1, means);
+}
+
+// That the tensors which the backward reads have the sizes of one forward; what stands in them is taken on trust.
+inline void check_composed(const std::optional<at::Tensor>& grad_image, const std::optional<at::Tensor>& grad_alpha,
+                           const std::optional<at::Tensor>& grad_depth, const at::Tensor& image, const at::Tensor& alpha,
+                           const at::Tensor& depth, const at::Tensor& records, const at::Tensor& order, const at::Tensor& pair_start,
+                           const at::Tensor& lists) {
+  TORCH_CHECK(image.dim() == 3, "rasterize: image has shape ", image.sizes(), ", expected [C, H, W]");
+  const int64_t height = image.size(1), width = image.size(2), drawn = order.numel();
+  if (grad_image)
+    TORCH_CHECK(grad_image->sizes() == image.sizes() && grad_image->scalar_type() == image.scalar_type() &&
+                    grad_image->device() == image.device(),
+                "rasterize: the gradient of the image has shape ", grad_image->sizes(), ", expected ", image.sizes());
+  for (const auto* plane : {&alpha, &depth}) check_rows(*plane, "alpha or depth", height, width, image);
+  for (const auto* plane : {&grad_alpha, &grad_depth})
+    if (*plane) check_rows(**plane, "the gradient of alpha or depth", height, width, image);
+  TORCH_CHECK(records.dim() == 2 && records.size(0) == drawn && pair_start.numel() == drawn + 1 && lists.dim() == 2 && lists.size(0) == 2,
+              "rasterize: records ", records.sizes(), ", order ", order.sizes(), ", pair_start ", pair_start.sizes(), " and lists ",
+              lists.sizes(), " are not of one forward pass");
+}
+
 inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,
                             const at::Tensor& opacities, const at::Tensor& colors, const at::Tensor& background, int64_t width, int64_t height) {
   TORCH_CHECK(means2d.dim() == 2 && means2d.size(1) == 2, "rasterize: means2d has shape ", means2d.sizes(), ", expected [G, 2]");

@@ -185,6 +185,7 @@ def test_a_broken_camera_sees_the_background(value: float) -> None:
     for broken in (*views, *(scene | {name: value} for name in ("fx", "fy", "cx", "cy"))):
         out, grads = gradients(broken, 0)
         assert torch.equal(out.image, background)
+        assert not out.radii.any(), "an infinitely far Gaussian is culled as well"
         assert not any(grad.any() for name, grad in grads.items() if name != "background")
 
 

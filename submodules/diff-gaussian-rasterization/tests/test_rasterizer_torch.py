@@ -237,3 +237,16 @@ def test_raw_operators_guard_their_memory() -> None:
             ops.composite(*wrong, *camera[4:])
     with pytest.raises(RuntimeError, match="picture of 0x37 pixels"):
         ops.composite(*inputs, 0, 37)
+
+    grads = [torch.zeros_like(tensor) for tensor in drawn[:3]]
+    projected = [*grads, *shape, drawn[1], drawn[3]]
+    for at in (0, 1, 2, 8, 9):
+        wrong = [*projected[:at], projected[at][:-1], *projected[at + 1 :]]
+        with pytest.raises(RuntimeError, match="rasterize: "):
+            ops.project_backward(*wrong, *camera, 1.0, 0.2, True)
+    out = ops.composite(*inputs, *camera[4:])
+    composed = [*(torch.zeros_like(tensor) for tensor in out[:3]), *out]
+    for at in (0, 1, 2, 4, 5, 6, 7, 8, 10):
+        wrong = [*composed[:at], composed[at][:-1], *composed[at + 1 :]]
+        with pytest.raises(RuntimeError, match="rasterize: "):
+            ops.composite_backward(*wrong, 20)

@@ -15,6 +15,8 @@ constexpr double kEigenvalueFloor = 0.1;
 constexpr int kCullTile = 16;
 // Radii at and above this are culled, Inf among them: beyond any picture, and they must fit an int32.
 constexpr double kMaxRadius = 1e9;
+// Depths at and above this are culled, Inf among them: about the largest float.
+constexpr double kMaxDepth = 3.4e38;
 
 // Contributions below one step of an 8-bit image are skipped.
 constexpr double kMinAlpha = 1.0 / 255.0;

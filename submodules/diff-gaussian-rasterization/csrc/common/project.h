@@ -129,7 +129,7 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   // The square of the radius, rounded out to kCullTile, meets the picture. Half a pixel: the family counts from the
   // centre of the first pixel.
   const F px = out.x - F(0.5), py = out.y - F(0.5);
-  return (w.t.z > cam.near) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &
+  return (w.t.z > cam.near) & (w.t.z < F(kMaxDepth)) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &
          (px - out.radius < cam.width) & (py + out.radius >= F(1)) & (py - out.radius < cam.height);
 }
 

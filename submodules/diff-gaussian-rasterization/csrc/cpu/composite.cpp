@@ -483,6 +483,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cp
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start, const Tensor& lists,
     int64_t gaussians) {
+  check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, lists);
   CompositeGrads out;
   on_scalar(image, [&](auto tag) {
     out = composite_vjp<decltype(tag)>(contiguous(grad_image), contiguous(grad_alpha), contiguous(grad_depth), image, alpha, depth, records,

@@ -213,6 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start,
     const Tensor& lists, int64_t gaussians) {
+  check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, lists);
   const c10::cuda::CUDAGuard guard(image.device());
   const int64_t channels = image.size(0), height = image.size(1), width = image.size(2), stride = records.size(1);
   const int64_t visible = order.size(0), pairs = lists.size(1);

@@ -84,6 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward_cuda(
     const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view, const Tensor& conics, const Tensor& radii, double fx, double fy,
     double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near, bool need_view) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
+  check_projected(means, conics, radii, grad_means2d, grad_conics, grad_depths);
   const c10::cuda::CUDAGuard guard(means.device());
   const int64_t n = means.size(0);
   const Tensor m = means.contiguous(), w = world_view.contiguous(), k = conics.contiguous(), r = radii.contiguous();
