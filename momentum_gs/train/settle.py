@@ -33,21 +33,22 @@ def gather_surroundings(
         views: The views of the blocks that this rank trains next.
 
     Returns:
-        Block of ``views`` -> rows of the other blocks' anchors, block by block.
+        Block of ``views`` -> rows of the other blocks' anchors, block by block, on the host.
     """
     found: dict[int, list[dict[str, Tensor]]] = {block: [] for block in views}
     for other, rows in store.crops(cell_of):
         for block, cameras in views.items():
             if block != other:
                 seen = in_any_view(rows["position"].double().cpu(), cameras)
-                found[block].append({name: row[seen.to(row.device)] for name, row in rows.items()})
+                found[block].append({name: row.cpu()[seen] for name, row in rows.items()})
     return {block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} for block, parts in found.items()}
 
 
 def surround(state: BlockState, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
     """Puts ``rows`` in the place of the block's anchors outside its cell."""
     own = keep_rows(state.anchors.rows(), ~_outside(state, cell_of), state.optimizer)
-    state.anchors = Anchors.from_rows(append_rows(own, rows, state.optimizer))
+    here = {name: row.to(state.anchors.position.device) for name, row in rows.items()}
+    state.anchors = Anchors.from_rows(append_rows(own, here, state.optimizer))
     state.stats = GrowthStats.zeros(state.anchors)
 
 
