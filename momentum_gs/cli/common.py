@@ -54,6 +54,7 @@ def resolve_config(args: argparse.Namespace) -> Config:
         config,
         out=_absolute(config.out),
         scene=replace(config.scene, path=_absolute(config.scene.path), test_list=test_list),
+        store=replace(config.store, folder=_absolute(config.store.folder)),
         partition=replace(
             config.partition, coarse=_absolute(config.partition.coarse), file=_absolute(config.partition.file)
         ),

@@ -33,7 +33,10 @@ class SceneConfig:
     white_background: bool = False
     """``-w``: composite on white instead of black."""
     cache_gb: float = 4.0
-    """Bound of the decoded-image cache, GiB of host memory [ours]."""
+    """Bound of the decoded-image cache, GiB of host memory of one process [ours]."""
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What an image that cannot be read does to a run: end it, or leave its views out of training and report how many
+    were [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.resolution == -1 or self.resolution > 0, "scene.resolution", self.resolution, "-1 or above 0")
@@ -141,6 +144,23 @@ class GrowthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnchorsConfig:
+    """How large a block may grow [ours]."""
+
+    max_per_block: int | None = None
+    """Growth stops at so many anchors in a block, those with the largest gradients first; default: no bound."""
+    max_gb_per_block: float | None = None
+    """The same as GiB that a block takes while it trains: anchors, gradients, moments and statistics. Views in work
+    come on top."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_per_block is None or self.max_per_block >= 1, "anchors.max_per_block", self.max_per_block,
+               "at least 1")
+        _check(self.max_gb_per_block is None or self.max_gb_per_block > 0, "anchors.max_gb_per_block",
+               self.max_gb_per_block, "a size above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The momentum teacher and the consistency loss."""
 
@@ -188,8 +208,11 @@ class BlocksConfig:
     """k, blocks that train in a round; default: the number of ranks. A setting of the experiment, not the machine."""
     interval: int = 500
     """Block steps of a round [MGS]."""
-    schedule: Literal["permutation", "sequential", "random"] = "permutation"
-    """How rounds choose their blocks [ours; MGS: sequential]."""
+    schedule: Literal["permutation", "sequential", "random", "lagging"] = "permutation"
+    """How rounds choose their blocks [ours; MGS: sequential]. ``lagging``: in proportion to the blocks' weights."""
+    groups: int = 1
+    """Blocks b with b mod groups = g form group g; every round draws equally from each, and a group stays with its
+    share of the processes. As many groups as machines keep every block on one machine [ours]."""
     decoder_freeze_rounds: int = 1
     """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
     init: Literal["visible", "full"] = "visible"
@@ -204,6 +227,21 @@ class BlocksConfig:
         _check(self.active is None or self.active >= 1, "blocks.active", self.active, "at least 1")
         _check(self.interval >= 1, "blocks.interval", self.interval, "at least 1")
         _check(self.decoder_freeze_rounds >= 0, "blocks.decoder_freeze_rounds", self.decoder_freeze_rounds, ">= 0")
+        _check(self.groups >= 1, "blocks.groups", self.groups, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where blocks rest that are not training [ours]."""
+
+    ram_gb: float | None = None
+    """GiB of host memory for resting blocks, of each process; what is over it goes to disk. Default: half of the
+    memory that is free at the start, shared by the processes of the machine."""
+    folder: str | None = None
+    """Where blocks go that memory cannot hold, best a fast local disk; default ``<out>/store``."""
+
+    def __post_init__(self) -> None:
+        _check(self.ram_gb is None or self.ram_gb >= 0, "store.ram_gb", self.ram_gb, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,11 +280,19 @@ class LogConfig:
     wandb: bool = False
     """Also record to Weights & Biases (project ``momentum-gs``; WANDB_MODE=offline is honoured)."""
     checkpoint_every: int = 5000
-    """Steps between checkpoints; 0 writes one only at the end."""
+    """Steps between checkpoints; 0: none by steps. There is always one at the end."""
+    checkpoint_minutes: float = 15.0
+    """Minutes after which a checkpoint is written anyway; 0: none by time."""
+    keep_checkpoints: int = 2
+    """The newest so many are kept. Blocks that did not train between two of them share their bytes on disk."""
     test_every: int = 0
     """Steps between scores of the held-out views; 0 scores none while training."""
     stop_psnr_ssim: tuple[float, float] | None = None
     """Stop once the held-out views pass both (used by the time-to-quality script)."""
+
+    def __post_init__(self) -> None:
+        _check(self.keep_checkpoints >= 1, "log.keep_checkpoints", self.keep_checkpoints, "at least 1")
+        _check(self.checkpoint_minutes >= 0, "log.checkpoint_minutes", self.checkpoint_minutes, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,9 +313,11 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
