@@ -1,6 +1,10 @@
-"""Facts about photographs on demand: pixels, the bound of bytes, threads, errors."""
+"""Facts about photographs on demand: pixels, the bound of bytes, threads, errors, files that do not answer."""
 
 import os
+import random
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from scene_files import picture, write_scene
+from scene_files import camera, picture, points, write_picture, write_scene
 
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.data import views as views_module
+from momentum_gs.data.colmap import write_model
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 
@@ -234,3 +239,175 @@ def test_no_file_stays_open(scene: Scene) -> None:
         settle(views)
         opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
     assert not [path for path in opened if path.startswith(str(scene.path))]
+
+
+def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    path = scene.image_paths["3.png"]
+    data = path.read_bytes()
+    path.unlink()
+    with Views(scene, 0, CPU, skip_bad=True) as views:
+        assert views.image_or_skip("3.png") is None
+        path.write_bytes(data[:500])
+        assert views.image_or_skip("3.png") is None
+        assert list(views.bad) == ["3.png"] and "500 bytes" in views.bad["3.png"]
+        path.write_bytes(data)
+        good = views.image_or_skip("3.png")
+        assert good is not None and torch.equal(good, views.image("3.png"))
+        assert not views.bad
+    assert capsys.readouterr().out.count("3.png") == 1
+
+
+def test_without_leave_a_bad_image_is_not_skipped(scene: Scene) -> None:
+    scene.image_paths["3.png"].unlink()
+    with Views(scene, 8 * SIZE, CPU) as views, pytest.raises(UserError, match=r"3\.png"):
+        views.image_or_skip("3.png")
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemExit, KeyboardInterrupt])
+def test_what_ends_a_decode_reaches_the_caller(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Whatever it is. And the thread lives on: there are more failures here than threads."""
+    begun, go = threading.Event(), threading.Event()
+    real = views_module.read_image
+
+    def read(path: Path, *rest: object) -> torch.Tensor:
+        if path.name == "7.png":
+            return real(path, *rest)
+        begun.set()
+        assert go.wait(10)
+        raise error
+
+    monkeypatch.setattr(views_module, "read_image", read)
+    with Views(scene, 8 * SIZE, CPU) as views, ThreadPoolExecutor(1) as caller:
+        views.prefetch(NAMES)
+        assert begun.wait(10)
+        answer = caller.submit(views.image, NAMES[0])
+        time.sleep(0.01)
+        go.set()
+        with pytest.raises(error):
+            answer.result(10)
+        settle(views)
+        assert set(views._cache) == {"7.png"}
+        assert views.held_bytes == SIZE
+
+
+def test_closing_ends_the_wait_for_a_decode_not_begun(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    real = views_module.read_image
+
+    def read(*arguments: object) -> torch.Tensor:
+        assert go.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(views_module, "read_image", read)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # so that the first holds up the second
+    with Views(scene, 8 * SIZE, CPU) as views, ThreadPoolExecutor(2) as callers:
+        views.prefetch(["1.png", "2.png"])
+        begun, waiting = (callers.submit(views.image, name) for name in ("1.png", "2.png"))
+        until(lambda: begun.running() and waiting.running())
+        closing = threading.Thread(target=views.close)
+        closing.start()
+        with pytest.raises(RuntimeError, match=r"closed while 2\.png"):
+            waiting.result(10)
+        go.set()
+        assert begun.result(10).shape == (3, 30, 40)
+        closing.join(10)
+        assert views.held_bytes == 0
+
+
+# Files that do not answer: a FIFO that nobody writes to is one, as is a network folder whose server is gone.
+
+NO_FIFO = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+
+
+@NO_FIFO
+@pytest.mark.parametrize("prefetched", [False, True])
+def test_a_slow_image_is_named_while_it_is_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prefetched: bool
+) -> None:
+    monkeypatch.setattr(views_module, "SLOW_SECONDS", 0.1)
+    path = scene.image_paths["3.png"]
+    data = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    said = ""
+    with Views(scene, SIZE if prefetched else 0, CPU) as views, ThreadPoolExecutor(1) as caller:
+        if prefetched:
+            views.prefetch(["3.png"])
+        for _ in range(1 if prefetched else 2):
+            answer = caller.submit(views.image, "3.png")
+            time.sleep(0.3)
+            said += capsys.readouterr().out
+            assert not answer.done()
+            path.write_bytes(data)
+            assert answer.result(10).shape == (3, 30, 40)
+    said += capsys.readouterr().out
+    assert re.search(r"3\.png \(40x30 in training\) is waited for since 0\.1 s", said)
+    assert said.count("3.png") == 1, "once an image"
+
+
+def test_an_image_that_comes_in_time_is_not_called_slow(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    with Views(scene, 0, CPU) as views:
+        views.image("3.png")
+        assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)
+                    and not thread.finished.is_set()]  # fmt: skip
+    assert capsys.readouterr().out == ""
+
+
+@NO_FIFO
+def test_a_dead_folder_holds_neither_close_nor_exit(tmp_path: Path) -> None:
+    """In a process of its own, which ends although one of its threads never will."""
+    root = write_scene(tmp_path, NAMES)
+    program = f"""
+import os, torch
+from momentum_gs.config.schema import SceneConfig
+from momentum_gs.data import views
+from momentum_gs.data.scene import load_scene
+scene = load_scene(SceneConfig(path={str(root)!r}, resolution=1.0))
+scene.image_paths["3.png"].unlink()
+os.mkfifo(scene.image_paths["3.png"])
+views.SLOW_SECONDS = 0.1
+with views.Views(scene, 1 << 20, torch.device("cpu")) as opened:
+    opened.prefetch(["3.png"])
+    raise SystemExit(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=60)  # nearly all of it is loading torch
+    assert ended.returncode == 7
+
+
+# Many images.
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is measured through /proc")
+def test_ten_thousand_images_leave_no_trace(tmp_path: Path) -> None:
+    """Mixed sizes in random order under a bound that holds few of them."""
+    kinds = [(f"kind{i}{suffix}", 64 + 16 * i, 48 + 20 * (i * 5 % 7)) for i in range(7) for suffix in (".jpg", ".png")]
+    for name, width, height in kinds:
+        write_picture(tmp_path / "kinds" / name, picture(name, width, height))
+    cameras = []
+    (tmp_path / "images").mkdir()
+    for i in range(10_000):
+        kind, width, height = kinds[i % len(kinds)]
+        cameras.append(camera(f"{i:05d}{Path(kind).suffix}", width, height))
+        os.link(tmp_path / "kinds" / kind, tmp_path / "images" / cameras[-1].name)
+    write_model(tmp_path / "sparse" / "0", cameras, points())
+    scene = load_scene(SceneConfig(path=str(tmp_path), resolution=1.0, test_every=0))
+    names = [view.name for view in scene.train]
+    random.Random(0).shuffle(names)
+
+    def footprint() -> tuple[int, int]:
+        settle(views)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))
+
+    with Views(scene, 20 * 3 * 160 * 168, CPU) as views:
+        for i, name in enumerate(names):
+            if i == 2000:
+                before, files = footprint()
+            views.prefetch(names[i + 1 : i + 5])
+            views.image(name)
+        after, files_after = footprint()
+    assert files_after == files
+    # The smallest has 9 KB of pixels: to keep those of 8000 would take 74 MB. The allocator alone takes less than one.
+    assert after - before < 8 * 2**20

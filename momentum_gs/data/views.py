@@ -2,20 +2,27 @@
 
 import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from queue import SimpleQueue
 from types import TracebackType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import say
 from momentum_gs.data.images import read_image
 from momentum_gs.data.scene import Scene
 
 # Decoding one photograph takes several steps' time on a GPU, so a few at once keep up; more would only hold memory.
 MAX_THREADS = 8
+# A core decodes photographs of 100 megapixels in 2 to 4 s; what takes longer than this is not arriving.
+SLOW_SECONDS = 10.0
 
 
 class Views:
@@ -25,15 +32,27 @@ class Views:
     exceeds ``cache_bytes``. Beyond it each decode holds one photograph at full size for a moment. No file stays open.
     """
 
-    def __init__(self, scene: Scene, cache_bytes: int, device: torch.device) -> None:
-        """``cache_bytes`` bounds host memory (0: nothing is kept); ``device`` is where ``image`` delivers."""
-        self._scene, self._bound, self._device = scene, cache_bytes, device
+    def __init__(self, scene: Scene, cache_bytes: int, device: torch.device, *, skip_bad: bool = False) -> None:
+        """``cache_bytes`` bounds host memory (0: nothing is kept); ``device`` is where photographs are delivered;
+        ``skip_bad`` is what ``image_or_skip`` does with those that cannot be read (``scene.bad_images``)."""
+        self._scene, self._bound, self._device, self._skip_bad = scene, cache_bytes, device, skip_bad
+        self.bad: dict[str, str] = {}
+        """Name -> reason of the photographs that were skipped. One that is read again later leaves."""
         self._sizes = {camera.name: (camera.width, camera.height) for camera in (*scene.train, *scene.test)}
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._pending: dict[str, Future[Tensor]] = {}
+        self._slow: set[str] = set()
         self._held = 0
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="views")
+        # Not an executor: the interpreter would wait at its end for a thread that a dead network folder holds.
+        self._todo: SimpleQueue[tuple[str, Future[Tensor]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"views-{i}", daemon=True)
+            for i in range(min(MAX_THREADS, os.cpu_count() or 1))
+        ]
+        self._closed = False
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> "Views":
         return self
@@ -49,26 +68,51 @@ class Views:
         return self._held
 
     def image(self, name: str) -> Float[Tensor, "3 h w"]:
-        """One photograph, RGB in [0, 1], a tensor of its own.
+        """One photograph, RGB in [0, 1], a tensor of its own. One that takes seconds is named on the terminal, once.
 
         Raises:
             UserError: naming the file where it is missing or cannot be decoded, also if it was when prefetched.
             KeyError: for a name that is not in the scene.
+            RuntimeError: where the views are closed while it waits.
         """
         with self._lock:
             pixels, pending = self._cache.get(name), self._pending.get(name)
             if pixels is not None:
                 self._cache.move_to_end(name)
         if pixels is None:
-            pixels = self._decode_and_keep(name) if pending is None else pending.result()
+            with self._watched(name):
+                pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
         return pixels.to(self._device).float().div_(255)
+
+    def image_or_skip(self, name: str) -> Float[Tensor, "3 h w"] | None:
+        """``image``; with ``skip_bad`` None for one that cannot be read, which is named once and kept in ``bad``.
+
+        The file is tried anew each time, so that the answer depends on the file and not on when a process began.
+        """
+        if not self._skip_bad:
+            return self.image(name)
+        try:
+            pixels = self.image(name)
+        except UserError as error:
+            if name not in self.bad:
+                say(f"{error} (skipped: scene.bad_images=skip)")
+            self.bad[name] = str(error)
+            return None
+        self.bad.pop(name, None)
+        return pixels
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Begins to decode what is not cached, in the given order, as far as the bound goes. Returns at once.
 
         Cached photographs leave for it, but none of ``names``. Errors wait for ``image`` to meet them.
+
+        Raises:
+            KeyError: for a name that is not in the scene.
+            RuntimeError: after ``close``.
         """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("views: prefetch after close")
             for name in names:
                 if name in self._cache:
                     self._cache.move_to_end(name)
@@ -76,16 +120,38 @@ class Views:
                     if not self._make_room(self._bytes(name), spare=names):
                         break
                     # Its thread cannot finish before this lock is free.
-                    self._pending[name] = self._pool.submit(self._fetch, name)
+                    self._pending[name] = Future()
                     self._held += self._bytes(name)
+                    self._todo.put((name, self._pending[name]))
 
     def close(self) -> None:
-        """Waits for decodes under way, drops those not begun, empties the cache. ``prefetch`` is over after this."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Drops decodes not begun, waits for those under way, empties the cache. ``prefetch`` is over after this.
+
+        A decode that takes longer than ``SLOW_SECONDS`` is left to its thread.
+        """
+        with self._lock:
+            self._closed = True
+            for pending in self._pending.values():
+                pending.cancel()
+        end = time.monotonic() + SLOW_SECONDS
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         with self._lock:
             self._cache.clear()
             self._pending.clear()
             self._held = 0
+
+    def _work(self) -> None:
+        """Prefetches in a thread until ``close``; whatever goes wrong is for the caller who waits."""
+        while (task := self._todo.get()) is not None:
+            name, future = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._fetch(name))
+                except BaseException as error:
+                    future.set_exception(error)
 
     def _fetch(self, name: str) -> Tensor:
         """A prefetch in its thread; its bytes are already counted."""
@@ -93,12 +159,13 @@ class Views:
             pixels = self._decode(name)
         except BaseException:
             with self._lock:
-                del self._pending[name]
-                self._held -= self._bytes(name)
+                if self._pending.pop(name, None) is not None:
+                    self._held -= self._bytes(name)
             raise
         with self._lock:
-            del self._pending[name]
-            self._cache[name] = pixels
+            # Not there any more where it was closed meanwhile.
+            if self._pending.pop(name, None) is not None:
+                self._cache[name] = pixels
         return pixels
 
     def _decode_and_keep(self, name: str) -> Tensor:
@@ -114,6 +181,28 @@ class Views:
     def _decode(self, name: str) -> Tensor:
         width, height = self._sizes[name]
         return read_image(self._scene.image_paths[name], width, height, self._scene.white_background)
+
+    @contextmanager
+    def _watched(self, name: str) -> Iterator[None]:
+        """Names a photograph that is long in coming while it is waited for: the wait itself may never end."""
+        timer = threading.Timer(SLOW_SECONDS, self._tell_slow, [name])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell_slow(self, name: str) -> None:
+        if name not in self._slow:
+            self._slow.add(name)
+            width, height = self._sizes[name]
+            # No look at the file itself: its folder may be what does not answer.
+            say(
+                f"data: image {self._scene.image_paths[name]} ({width}x{height} in training) is waited for since "
+                f"{SLOW_SECONDS:g} s, expected a fraction of a second; see whether its folder answers, copy the images "
+                "to a local disk, or make them smaller"
+            )
 
     def _bytes(self, name: str) -> int:
         width, height = self._sizes[name]
@@ -134,3 +223,10 @@ class Views:
             del self._cache[name]
             self._held -= self._bytes(name)
         return True
+
+
+def _result(pending: Future[Tensor], name: str) -> Tensor:
+    try:
+        return pending.result()
+    except CancelledError as error:
+        raise RuntimeError(f"views: closed while {name} was waited for") from error

@@ -31,8 +31,8 @@ def score_views(
     cameras: Sequence[Camera],
     views: Views,
     background: Float[Tensor, "3"],
-) -> Scores:
-    """Renders the cameras and compares with their photographs.
+) -> Scores | None:
+    """Renders the cameras and compares with their photographs, without those that ``views`` skips.
 
     Args:
         anchors: The model's anchors.
@@ -41,15 +41,24 @@ def score_views(
         views: Gives the photographs.
         background: Colour behind everything.
 
+    Returns:
+        None where every photograph is skipped: a mean over nothing would poison whoever stores it.
+
     Raises:
-        ValueError: without cameras; a mean over nothing would poison whoever stores it.
+        UserError: naming a photograph that cannot be read and is not to be skipped.
+        ValueError: without cameras.
     """
     if not cameras:
         raise ValueError("score_views: no cameras, expected at least one")
     psnrs, ssims = [], []
     for i, camera in enumerate(cameras):
         views.prefetch([following.name for following in cameras[i + 1 : i + 2]])
-        image, photograph = render_image(anchors, decoder, camera, background), views.image(camera.name)
+        photograph = views.image_or_skip(camera.name)
+        if photograph is None:
+            continue
+        image = render_image(anchors, decoder, camera, background)
         psnrs.append(float(psnr(image, photograph)))
         ssims.append(float(ssim(image, photograph)))
+    if not psnrs:
+        return None
     return Scores(psnr=sum(psnrs) / len(psnrs), ssim=sum(ssims) / len(ssims))

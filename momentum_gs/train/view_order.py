@@ -1,15 +1,24 @@
 """Which view a block shows at which of its steps: shuffled epochs, keyed by (seed, block, epoch)."""
 
 import functools
+from collections.abc import Collection, Iterator
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from momentum_gs.core.errors import UserError
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera
+from momentum_gs.data.views import Views
 
 
 class ViewOrder:
-    """Every training view of a block once an epoch, in an order that no machine or resume can change."""
+    """Every training view of a block once an epoch, in an order that no machine or resume can change.
+
+    A view whose photograph is skipped (``scene.bad_images``) gives its steps to the next in the order that can be read.
+    So what a block shows depends on (seed, block, step) and on which files are bad, and on nothing that has to be kept.
+    """
 
     def __init__(self, cameras: list[list[Camera]], seed: int) -> None:
         """``cameras[b]``: the training views of block b."""
@@ -22,7 +31,30 @@ class ViewOrder:
         generator = keyed_generator(self._seed, "views", block, epoch)
         return torch.randperm(len(self._cameras[block]), generator=generator).tolist()
 
+    def cameras(self, block: int, step: int) -> Iterator[Camera]:
+        """All views of a block: that of its step (from 0), then those that take its place, around its epoch's order."""
+        cameras = self._cameras[block]
+        epoch, index = divmod(step, len(cameras))
+        order = self._order(block, epoch)
+        return (cameras[order[(index + i) % len(order)]] for i in range(len(order)))
+
     def camera(self, block: int, step: int) -> Camera:
-        """The view that a block shows at its step (from 0)."""
-        epoch, index = divmod(step, len(self._cameras[block]))
-        return self._cameras[block][self._order(block, epoch)[index]]
+        """The view of a step where every photograph is good."""
+        return next(self.cameras(block, step))
+
+    def expected(self, block: int, step: int, bad: Collection[str]) -> Camera:
+        """The view that a block will show at a step, as far as bad photographs are known by name: to decode ahead."""
+        return next((c for c in self.cameras(block, step) if c.name not in bad), self.camera(block, step))
+
+    def show(self, block: int, step: int, views: Views) -> tuple[Camera, Float[Tensor, "3 h w"]]:
+        """The view that a block shows at its step, and its photograph on the views' device.
+
+        Raises:
+            UserError: naming the photograph that cannot be read, or the block where all of its are skipped.
+        """
+        for camera in self.cameras(block, step):
+            photograph = views.image_or_skip(camera.name)
+            if photograph is not None:
+                return camera, photograph
+        count, first = len(self._cameras[block]), self.camera(block, step).name
+        raise UserError(f"block {block}: none of its {count} images can be read; first: {views.bad[first]}")
