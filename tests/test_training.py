@@ -18,7 +18,7 @@ from momentum_gs.core.geometry import in_any_view
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_decoder, load_ply
-from momentum_gs.train.block_schedule import make_schedule
+from momentum_gs.train.block_schedule import Schedule
 from momentum_gs.train.block_state import init_block, pack, unpack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.events import Event, Observers
@@ -105,7 +105,8 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path)
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    before = {b: len(packed.tensors["anchors.position"]) for b, packed in training._store.held().items()}
+    store = training._store
+    before = {b: len(store.packed(b).tensors["anchors.position"]) for b in store.held()}
     outcome = training.run(Observers())
     assert outcome.step == 120, "4 blocks, 2 at a time, 60 steps each"
     model = model_of(tmp_path)
@@ -156,7 +157,7 @@ def test_blocks_settle_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: P
     blocks = [load_ply(folder / f"point_cloud_block{b}.ply") for b in range(4)]
     inside = [table.cell_of(anchors.position.double()) == b for b, anchors in enumerate(blocks)]
     # The block that trained last has the final anchors of all others around it, as far as its views see them.
-    last = make_schedule(4, 1, 60, config.blocks, config.seed)[-1].blocks[0]
+    last = Schedule(4, 1, 60, config.blocks, config.seed)[-1].blocks[0]
     cameras = plan_blocks(scene, table).train[last]
     for name, rows in blocks[last].rows().items():
         others = []
@@ -187,11 +188,11 @@ def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Pa
     state.stats.opacity_accum.uniform_()
     state.step = 17
     wanted = {k: v.clone() for k, v in pack(state).tensors.items()}
-    store = BlockStore(1, config, CPU, LocalComm())
+    store = BlockStore(1, config, CPU, LocalComm(), tmp_path / "store")
     store.put(0, pack(state))
     for _ in range(3):
         store.rest(store.activate((0,)))
-    packed = store.held()[0]
+    packed = store.packed(0)
     assert_same_bits(packed.tensors, wanted)
     assert any(k.startswith("adam.feature.exp_avg") for k in wanted), "moments travel"
     assert unpack(packed, config, CPU).step == 17

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 
@@ -31,6 +32,28 @@ def pick_device(setting: str) -> torch.device:
             f"device: local rank {local_rank} has no GPU of its own, {n_gpus} found; lower --nproc_per_node to {n_gpus}"
         )
     return torch.device("cuda", local_rank)
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether what travels to and from the device should lie in page-locked host memory."""
+    return device.type == "cuda"
+
+
+def free_memory() -> int:
+    """Bytes of host memory that can be had without swapping."""
+    try:
+        with open("/proc/meminfo") as file:
+            found = dict(line.split(":", 1) for line in file)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except OSError:  # Not Linux: what is installed is the best that the standard library knows.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in host memory, page-locked where it comes from a GPU; itself where it is there already."""
+    if not pins_memory(tensor.device):
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def _why_no_cuda() -> str | None:

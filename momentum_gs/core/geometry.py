@@ -97,6 +97,26 @@ def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool
     return seen
 
 
+def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: float = 0.2) -> bool:
+    """Whether an axis-aligned box may show in one of the pictures; never false where a point of it does.
+
+    A box is out of a picture if all of its corners are beyond one of the planes that bound the view.
+
+    Args:
+        box: xmin, ymin, zmin, xmax, ymax, zmax in world coordinates.
+        near: Smallest depth, scene units.
+    """
+    low, high = box.double().view(2, 3).unbind(0)
+    corners = torch.cartesian_prod(*torch.stack([low, high], dim=1).unbind(0))
+    for camera in cameras:
+        x, y, depth = ((corners - camera.center) @ camera.rotation.T).unbind(1)
+        left, top = camera.fx * x + camera.cx * depth, camera.fy * y + camera.cy * depth
+        beyond = [depth <= near, left < 0, left >= camera.width * depth, top < 0, top >= camera.height * depth]
+        if not any(bool(plane.all()) for plane in beyond):
+            return True
+    return False
+
+
 def camera_radius(centers: Float[Tensor, "m 3"]) -> float:
     """1.1 times the largest distance of a camera from the cameras' mean, scene units.
 

@@ -1,4 +1,4 @@
-"""Words for the person at the terminal: plain lines and progress bars, from rank 0 only."""
+"""Words for the person at the terminal: plain lines and progress bars, from rank 0; warnings from any."""
 
 import os
 import sys
@@ -13,6 +13,12 @@ def say(message: str) -> None:
     if _is_first_rank():
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
+
+
+def warn(message: str) -> None:
+    """Print one line on whichever rank it concerns; others than the first say which they are."""
+    tqdm.write(message if _is_first_rank() else f"[rank {os.environ['RANK']}] {message}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def progress(items: Iterable[Any] | int, desc: str) -> tqdm:

@@ -1,11 +1,17 @@
-"""Which blocks train when: the k-of-n rounds of an experiment, known in full before it starts.
+"""Which blocks train when: the k-of-n rounds of an experiment.
 
-The schedule depends on the experiment's settings alone (n, k, steps, interval, seed), never on the number of ranks.
+The schedule depends on the experiment alone (n, k, steps, interval, groups, seed; ``lagging``: on the blocks' weights
+too), never on the number of ranks. All but ``lagging`` are known in full before the experiment starts; that one is
+drawn one round ahead, so that the next round's blocks can be fetched.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from momentum_gs.config.schema import BlocksConfig
 from momentum_gs.core.errors import UserError
@@ -17,7 +23,7 @@ class Round:
     """A stretch of steps in which the same blocks are active."""
 
     blocks: tuple[int, ...]
-    """Distinct active blocks; rank r trains ``blocks[i]`` for which i mod R = r."""
+    """Distinct active blocks, in the order in which ranks take them (``ranks_of``)."""
     steps: int
     """Steps of this round; every active block trains each of them."""
     first_step: int
@@ -26,11 +32,46 @@ class Round:
     """False in the last epoch, where anchors settle against the decoder that is saved."""
 
 
-def check_counts(n: int, k: int, ranks: int) -> None:
+# A weight moves by less than this between runs that differ in rounding alone, and by more where blocks really differ.
+_WEIGHT_STEPS = 256
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Intervals of one length for every block."""
+
+    first: int
+    """Intervals of every block before this phase."""
+    count: int
+    """Intervals of every block in it."""
+    steps: int
+    """Of an interval."""
+    live: bool
+
+
+def ranks_of(blocks: Sequence[int], groups: int, ranks: int) -> list[int]:
+    """The rank that trains each of a round's blocks.
+
+    Without groups the block at position i goes to rank i mod R. With groups every group has its own ranks, neighbours
+    in number and so on one machine under torchrun, and its blocks go round among those.
+    """
+    if groups == 1:
+        return [i % ranks for i in range(len(blocks))]
+    seen = [0] * groups
+    found = []
+    for block in blocks:
+        group = block % groups
+        each = max(1, ranks // groups)
+        found.append(group * ranks // groups + seen[group] % each)
+        seen[group] += 1
+    return found
+
+
+def check_counts(n: int, k: int, ranks: int, groups: int = 1) -> None:
     """Refuses what cannot be scheduled, with the arithmetic.
 
     Raises:
-        UserError: unless ranks <= k <= n.
+        UserError: unless ranks <= k <= n and the groups divide k, fit in n and divide or are divided by the ranks.
     """
     if k > n:
         raise UserError(f"blocks: active k = {k} exceeds the n = {n} blocks of the partition; set blocks.active <= {n}")
@@ -39,53 +80,174 @@ def check_counts(n: int, k: int, ranks: int) -> None:
             f"blocks: {ranks} ranks share k = {k} active blocks, so {ranks - k} would be idle; "
             f"start at most {k} ranks or raise blocks.active (at most n = {n})"
         )
+    if k % groups:
+        raise UserError(
+            f"blocks: k = {k} active blocks in {groups} groups leave {k % groups} over; set blocks.active to a "
+            f"multiple of blocks.groups = {groups}"
+        )
+    if k // groups > n // groups:
+        raise UserError(
+            f"blocks: {groups} groups of n = {n} blocks hold {n // groups} each, fewer than the k / groups = "
+            f"{k // groups} that a round draws from a group; set blocks.active <= {n // groups * groups}"
+        )
+    if ranks % groups and groups % ranks:
+        raise UserError(
+            f"blocks: {ranks} ranks cannot be shared among {groups} groups; start a multiple or a divisor of "
+            f"blocks.groups = {groups} ranks"
+        )
 
 
-def make_schedule(n: int, k: int, steps: int, config: BlocksConfig, seed: int) -> list[Round]:
-    """All rounds of an experiment, in order. Every block gets exactly ``steps`` block steps.
+class Schedule(Sequence[Round]):
+    """The rounds of an experiment, in order. Every block gets exactly ``steps`` block steps, but for ``lagging``.
 
     An epoch gives every block one interval, in ceil(n/k) rounds; the last round of an epoch is smaller where k does
-    not divide n. ``random`` has no epochs: each round draws among the blocks that still have intervals left. In every
-    schedule the last ``decoder_freeze_rounds`` intervals of all blocks come after all others, with a frozen decoder.
-
-    Raises:
-        UserError: where freezing would leave the decoder untrained.
+    not divide n. ``random`` has no epochs: each round draws among the blocks that still have intervals left.
+    ``lagging`` gives as many intervals in all, but to each block in proportion to its weight: a round takes the k
+    blocks with the most credit; every block earns k * weight / sum(weights) a round and pays 1 for an interval. Weights
+    lie in [1, 2), so no block gets less than half of an equal share, and none starves. In every schedule the last
+    ``decoder_freeze_rounds`` intervals of all blocks come after all others, in epochs, with a frozen decoder.
     """
-    lengths = [config.interval] * (steps // config.interval)
-    if steps % config.interval:
-        lengths.append(steps % config.interval)
-    frozen = config.decoder_freeze_rounds
-    if frozen >= len(lengths):
-        raise UserError(
-            f"blocks: steps = {steps} in intervals of {config.interval} make {len(lengths)} rounds a block, of which "
-            f"decoder_freeze_rounds = {frozen} are frozen: none would train the decoder; lower interval or freeze fewer"
-        )
-    live = len(lengths) - frozen
-    rounds: list[Round] = []
-    for first, count in ((0, live), (live, frozen)):
-        for blocks, interval in _phase(n, k, count, config.schedule, (seed, first)):
-            done = rounds[-1].first_step + rounds[-1].steps if rounds else 0
-            rounds.append(Round(blocks, lengths[first + interval], done, decoder_live=first == 0))
-    return rounds
+
+    def __init__(self, n: int, k: int, steps: int, config: BlocksConfig, seed: int) -> None:
+        """
+        Raises:
+            UserError: where freezing would leave the decoder untrained.
+        """
+        full, rest = divmod(steps, config.interval)
+        count, frozen = full + (rest > 0), config.decoder_freeze_rounds
+        if frozen >= count:
+            raise UserError(
+                f"blocks: steps = {steps} in intervals of {config.interval} make {count} rounds a block, of which "
+                f"decoder_freeze_rounds = {frozen} are frozen: none would train the decoder; lower interval or freeze "
+                "fewer"
+            )
+        live = count - frozen
+        self._lay_out(range(n), k, config, seed, 0, [
+            _Phase(0, min(live, full), config.interval, True),
+            _Phase(full, live - min(live, full), rest, True),
+            _Phase(live, full - min(live, full), config.interval, False),
+            _Phase(full, int(rest > 0 and frozen > 0), rest, False),
+        ])  # fmt: skip
+
+    @classmethod
+    def continued(
+        cls, blocks: Sequence[int], k: int, steps: int, first_step: int, config: BlocksConfig, seed: int
+    ) -> "Schedule":
+        """Rounds that give some blocks ``steps`` more steps after ``first_step`` global ones, with a frozen decoder."""
+        new = cls.__new__(cls)
+        full, rest = divmod(steps, config.interval)
+        phases = [_Phase(0, full, config.interval, False), _Phase(full, int(rest > 0), rest, False)]
+        new._lay_out(sorted(blocks), k, config, seed, first_step, phases)
+        return new
+
+    def _lay_out(
+        self, blocks: Sequence[int], k: int, config: BlocksConfig, seed: int, step: int, phases: list[_Phase]
+    ) -> None:
+        groups = [[b for b in blocks if b % config.groups == g] for g in range(config.groups)]
+        groups = [group for group in groups if group]
+        each = max(1, k // config.groups)
+        self._config, self._groups = config, groups
+        self._rounds: list[Round] = []
+        self._sizes: dict[int, list[int]] = {}
+        """Round not drawn yet -> how many blocks of each group it will have."""
+        self._credit = dict.fromkeys(blocks, 0.0)
+        for phase in phases:
+            later = phase.live and config.schedule == "lagging"
+            if later:
+                sizes = [_sizes(phase.count * len(group), min(each, len(group))) for group in groups]
+                for row in zip_longest(*sizes, fillvalue=0):
+                    self._sizes[len(self._rounds)] = list(row)
+                    self._rounds.append(Round((), phase.steps, step, phase.live))
+                    step += phase.steps
+                continue
+            kind = config.schedule if config.schedule != "lagging" else "permutation"
+            keys = [(seed, phase.first) if len(groups) == 1 else (seed, phase.first, g) for g in range(len(groups))]
+            drawn = [_draw(group, each, phase.count, kind, key) for group, key in zip(groups, keys, strict=True)]
+            for parts in zip_longest(*drawn, fillvalue=()):
+                self._rounds.append(Round(sum(parts, ()), phase.steps, step, phase.live))
+                step += phase.steps
+        self.drawn = min(self._sizes, default=len(self._rounds))
+        """Rounds before this one are known."""
+
+    @property
+    def total(self) -> int:
+        """Global steps at the end."""
+        return self._rounds[-1].first_step + self._rounds[-1].steps
+
+    def block_steps_per_update(self) -> float:
+        """Steps that a block trains while the decoder is updated once, on average; 1 where it never is."""
+        live = [(turn.steps, self.size(i)) for i, turn in enumerate(self._rounds) if turn.decoder_live]
+        updates = sum(steps for steps, _ in live)
+        return sum(steps * size for steps, size in live) / len(self._credit) / updates if live else 1.0
+
+    def size(self, index: int) -> int:
+        """Blocks of a round, drawn or not."""
+        return sum(self._sizes[index]) if index in self._sizes else len(self._rounds[index].blocks)
+
+    def draw(self, index: int, weights: Tensor) -> None:
+        """Decides the rounds up to ``index`` by the blocks' weights [B]; no-op where they are known."""
+        for i in range(self.drawn, min(index + 1, len(self._rounds))):
+            if i in self._sizes:
+                chosen = [
+                    self._pick(g, size, weights) for g, size in zip(self._groups, self._sizes.pop(i), strict=True)
+                ]
+                self._rounds[i] = replace(self._rounds[i], blocks=sum(chosen, ()))
+            self.drawn = i + 1
+
+    def _pick(self, group: list[int], size: int, weights: Tensor) -> tuple[int, ...]:
+        # Coarse weights, so that other orders of summation, as other numbers of ranks have, draw the same blocks.
+        earned = (weights[group].double() * _WEIGHT_STEPS).round()
+        for block, share in zip(group, (earned / earned.sum() * size).tolist(), strict=True):
+            self._credit[block] += share
+        chosen = sorted(group, key=lambda b: (-self._credit[b], b))[:size]
+        for block in chosen:
+            self._credit[block] -= 1
+        return tuple(chosen)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to know of the rounds that were drawn."""
+        drawn = [] if self._config.schedule != "lagging" else [turn.blocks for turn in self._rounds[: self.drawn]]
+        return {"drawn": drawn, "credit": list(self._credit.values())}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state``."""
+        self._credit = dict(zip(self._credit, state["credit"], strict=True))
+        for i, blocks in enumerate(state["drawn"]):
+            self._sizes.pop(i, None)
+            self._rounds[i] = replace(self._rounds[i], blocks=tuple(blocks))
+            self.drawn = max(self.drawn, i + 1)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    @overload
+    def __getitem__(self, index: int) -> Round: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Round]: ...
+    def __getitem__(self, index: int | slice) -> Round | list[Round]:
+        return self._rounds[index]
 
 
-def _phase(n: int, k: int, count: int, kind: str, key: tuple[int, int]) -> list[tuple[tuple[int, ...], int]]:
-    """(blocks, interval number) of rounds that give every block the intervals 0 .. count-1."""
-    rounds: list[tuple[tuple[int, ...], int]] = []
+def _sizes(slots: int, each: int) -> list[int]:
+    """``slots`` blocks in rounds of ``each``; the last may be smaller."""
+    return [min(each, slots - first) for first in range(0, slots, each)]
+
+
+def _draw(blocks: Sequence[int], k: int, count: int, kind: str, key: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The blocks of rounds that give every block ``count`` intervals."""
+    rounds: list[tuple[int, ...]] = []
     if kind == "random":
-        done = torch.zeros(n, dtype=torch.int64)
+        left = torch.full((len(blocks),), count)
         generator = keyed_generator("schedule", *key)
-        while bool((done < count).any()):
-            # Only blocks at the same interval share a round: a shorter last interval then fits all of them.
-            left = torch.nonzero(done < count).flatten()
-            left = left[torch.randperm(len(left), generator=generator)]
-            chosen = left[done[left] == done[left[0]]][:k]
-            rounds.append((tuple(sorted(chosen.tolist())), int(done[chosen[0]])))
-            done[chosen] += 1
+        while bool((left > 0).any()):
+            open_ = torch.nonzero(left > 0).flatten()
+            chosen = open_[torch.randperm(len(open_), generator=generator)[:k]]
+            rounds.append(tuple(sorted(blocks[i] for i in chosen.tolist())))
+            left[chosen] -= 1
         return rounds
     for interval in range(count):
-        order = list(range(n))
+        order = list(range(len(blocks)))
         if kind == "permutation":
-            order = torch.randperm(n, generator=keyed_generator("schedule", *key, interval)).tolist()
-        rounds += [(tuple(order[i : i + k]), interval) for i in range(0, n, k)]
+            order = torch.randperm(len(blocks), generator=keyed_generator("schedule", *key, interval)).tolist()
+        rounds += [tuple(blocks[j] for j in order[i : i + k]) for i in range(0, len(order), k)]
     return rounds

@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.config.schema import Config
+from momentum_gs.core.device import to_host
 from momentum_gs.core.geometry import camera_radius
-from momentum_gs.core.seeds import keyed_generator
+from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.model.init import init_anchors
+from momentum_gs.train.anchor_budget import max_anchors
 from momentum_gs.train.densify import GrowthReport, GrowthStats, grow_and_prune
 from momentum_gs.train.optim import anchor_optimizer
 
@@ -36,14 +38,15 @@ class BlockState:
     """Anchors that are drawn but do not learn (``train/settle.py``); None: all learn. Follows from the round."""
 
     def grow(self, config: Config) -> GrowthReport:
-        """Adds and removes anchors by the statistics since the last growth (Scaffold-GS ``adjust_anchor``)."""
+        """Adds and removes anchors by the statistics since the last growth, within the bounds of ``config.anchors``."""
 
-        def draw(level: int, count: int) -> Tensor:
-            return torch.rand(count, generator=keyed_generator(config.seed, "growth", self.block, self.step, level))
+        def draw(level: int, offsets: Tensor) -> Tensor:
+            return keyed_uniform(offsets, config.seed, "growth", self.block, self.step, level)
 
         self.anchors, self.stats, report = grow_and_prune(
-            self.anchors, self.optimizer, self.stats, self.voxel_size, config.growth, draw
-        )
+            self.anchors, self.optimizer, self.stats, self.voxel_size, config.growth, draw,
+            max_anchors(config.anchors, config.model),
+        )  # fmt: skip
         return report
 
     def rest_fixed(self) -> None:
@@ -75,6 +78,11 @@ class PackedBlock:
     tensors: dict[str, Tensor]
     meta: dict[str, int | float]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
 
 def pack(state: BlockState) -> PackedBlock:
     """Takes a block apart. On the CPU the tensors are the block's own: drop the state, or copy, before training on."""
@@ -84,7 +92,7 @@ def pack(state: BlockState) -> PackedBlock:
         parameter = state.anchors.rows()[name]
         tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
     meta = {"block": state.block, "step": state.step, "voxel_size": state.voxel_size, "lr_scale": state.lr_scale}
-    return PackedBlock({k: v.cpu() for k, v in tensors.items()}, meta)
+    return PackedBlock({k: to_host(v) for k, v in tensors.items()}, meta)
 
 
 def unpack(packed: PackedBlock, config: Config, device: torch.device) -> BlockState:

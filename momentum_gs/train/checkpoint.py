@@ -1,113 +1,224 @@
 """Checkpoints: all blocks, decoder, teacher, scores and position, without a trace of how many ranks wrote them.
 
-``<out>/checkpoint/step_<N>/``: ``block_<i>.safetensors``, ``decoder.safetensors``, ``state.json``. A folder is written
-under another name and renamed when complete, so what is there is whole; the one before it is removed only then.
+``<out>/checkpoint/step_<N>/``: ``block_<i>.safetensors``, ``decoder.safetensors``, ``state.json`` with the size and
+SHA-256 of each. A folder is written under another name and renamed when complete, so what is there is whole; what
+harms it later is found when it is read. Blocks that did not change since the last checkpoint share its bytes.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 
 from momentum_gs.config.load import config_to_dict
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.block_state import BlockState, PackedBlock, pack
+from momentum_gs.core.log import warn
+from momentum_gs.train.block_file import FileRecord, enough_space, write_block, write_tensors
+from momentum_gs.train.block_state import BlockState, pack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.shared_decoder import SharedDecoder
 
-FORMAT = 1
+FORMAT = 2
 # Settings that may differ between the run that wrote a checkpoint and the one that continues it: they change where
 # things are and what is reported, not the model.
-FREE = ("out", "device", "log", "scene.path", "scene.cache_gb", "partition.file", "partition.coarse")
+FREE = ("out", "device", "log", "store", "scene.path", "scene.cache_gb", "partition.file", "partition.coarse")
+_DECODER, _STATE = "decoder.safetensors", "state.json"
 
 
-def save_checkpoint(
-    folder: Path, step: int, store: BlockStore, active: list[BlockState], shared: SharedDecoder, scores: ScoreTable,
-    config: Config, comm: Comm,
-) -> None:  # fmt: skip
-    """Writes the state after ``step`` global steps; every rank writes the blocks that it holds."""
-    target, part = folder / f"step_{step}", folder / f".step_{step}.part"
-    if comm.rank == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    comm.barrier()
-    for block, packed in (store.held() | {state.block: pack(state) for state in active}).items():
-        meta = {"meta": json.dumps(packed.meta)}
-        # safetensors wants contiguous tensors that share no memory.
-        save_file({k: v.contiguous() for k, v in packed.tensors.items()}, part / f"block_{block}.safetensors", meta)
-    comm.barrier()
-    if comm.rank == 0:
-        save_file({k: v.contiguous() for k, v in shared.to_tensors().items()}, part / "decoder.safetensors")
-        state = {
-            "format": FORMAT,
-            "step": step,
-            "decoder_updates": shared.updates,
-            "scores": [[None if v != v else v for v in row] for row in scores.scores.tolist()],
-            "config": config_to_dict(config),
-        }
-        (part / "state.json").write_text(json.dumps(state))
-        for path in part.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-        for old in folder.glob("step_*"):
-            if old != target:
-                shutil.rmtree(old)
-    comm.barrier()
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, beside its blocks and its decoder."""
+
+    step: int
+    """Global steps done."""
+    active: int
+    """k; of the experiment, so another number of ranks goes on with it."""
+    block_steps: list[int]
+    """[B] steps that every block has done."""
+    schedule: dict[str, Any]
+    """``Schedule.state``."""
+    only: list[int]
+    """The blocks that are trained on with a fixed decoder (``--only-blocks``); empty in an ordinary run."""
+    first_step: int
+    """Global steps before the schedule's first round; above 0 with ``only``."""
+    steps: int
+    """Block steps that the schedule gives."""
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, if there is any."""
-    found = [p for p in folder.glob("step_*") if (p / "state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.removeprefix("step_")), default=None)
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is whole."""
 
+    path: Path
+    progress: Progress
+    config: dict[str, Any]
+    """The settings that it was written with (``config_to_dict``)."""
+    _state: dict[str, Any]
 
-def load_checkpoint(
-    path: Path, store: BlockStore, shared: SharedDecoder, scores: ScoreTable, config: Config, n: int
-) -> int:
-    """Fills store, decoder and scores; returns the global step.
+    def check_settings(self, config: Config, free: tuple[str, ...] = ()) -> None:
+        """Refuses to go on with settings that would give another model.
 
-    Raises:
-        UserError: where the checkpoint was written with settings that would give another model, or is damaged.
-    """
-    try:
-        state = json.loads((path / "state.json").read_text())
-        found, wanted = _flatten(state["config"]), _flatten(config_to_dict(config))
+        Args:
+            free: Settings that may differ beside ``FREE``.
+
+        Raises:
+            UserError: naming them.
+        """
+        found, wanted = _flatten(self.config), _flatten(config_to_dict(config))
         differing = [
             f"{key} = {found.get(key)!r} there, {value!r} now"
             for key, value in wanted.items()
-            if not key.startswith(FREE) and found.get(key) != value
+            if not key.startswith(FREE + free) and found.get(key) != value
         ]
         if differing:
             raise UserError(
-                f"{path}: written with other settings ({'; '.join(differing)}); resume with the same, or train anew "
-                "without --resume"
+                f"{self.path}: written with other settings ({'; '.join(differing)}); resume with the same, or train "
+                "anew without --resume"
             )
-        for block in range(n):
+
+    def fill(self, store: BlockStore, shared: SharedDecoder, scores: ScoreTable) -> None:
+        """Lays this rank's blocks down in the store, and sets decoder and scores."""
+        for block in range(store.n):
             if store.home(block):
-                file = path / f"block_{block}.safetensors"
-                store.put(block, PackedBlock(load_file(file), _read_meta(file)))
-        shared.load_tensors(load_file(path / "decoder.safetensors"), state["decoder_updates"])
-        for block, row in enumerate(state["scores"]):
+                name = _block_name(block)
+                store.adopt(block, self.path / name, FileRecord(**self._state["files"][name]))
+        shared.load_tensors(load_file(self.path / _DECODER), self._state["decoder_updates"])
+        for block, row in enumerate(self._state["scores"]):
             for i, value in enumerate(row):
                 scores.scores[block, i] = float("nan") if value is None else value
-        return int(state["step"])
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error}); remove it and resume from an older one") from error
 
 
-def _read_meta(file: Path) -> dict[str, int | float]:
-    from safetensors import safe_open
+def save_checkpoint(
+    folder: Path, progress: Progress, store: BlockStore, active: list[BlockState], shared: SharedDecoder,
+    scores: ScoreTable, config: Config, comm: Comm,
+) -> Path:  # fmt: skip
+    """Writes the state after ``progress.step`` global steps; every rank writes the blocks that it holds.
 
-    with safe_open(file, "pt") as opened:
-        meta: dict[str, int | float] = json.loads(opened.metadata()["meta"])
-        return meta
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: where the disk is full. What was there before stays, what was begun is removed.
+    """
+    target, part = folder / f"step_{progress.step}", folder / f".step_{progress.step}.part"
+    if comm.rank == 0:
+        for unfinished in folder.glob(".step_*.part"):
+            shutil.rmtree(unfinished)
+        part.mkdir(parents=True)
+    comm.barrier()
+    with _removed_on_error(part):
+        files = {_block_name(block): store.save(block, part / _block_name(block)) for block in store.held()}
+        for block in active:
+            files[_block_name(block.block)] = write_block(part / _block_name(block.block), pack(block))
+        _write_json(part / f"files_{comm.rank}.json", {name: asdict(record) for name, record in files.items()})
+        comm.barrier()
+        if comm.rank == 0:
+            listed = {_DECODER: asdict(write_tensors(part / _DECODER, shared.to_tensors(), {}))}
+            for rank in range(comm.world_size):
+                listing = part / f"files_{rank}.json"
+                listed |= json.loads(listing.read_text())
+                listing.unlink()
+            state = asdict(progress) | {
+                "format": FORMAT,
+                "decoder_updates": shared.updates,
+                "scores": [[None if v != v else v for v in row] for row in scores.scores.tolist()],
+                "config": config_to_dict(config),
+                "files": listed,
+            }
+            _write_json(part / _STATE, state)
+            _sync(part)
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            _sync(folder)
+            for _, old in checkpoints(folder)[config.log.keep_checkpoints :]:
+                shutil.rmtree(old)
+    comm.barrier()
+    return target
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in a folder, the newest first."""
+    found = [(int(p.name.removeprefix("step_")), p) for p in folder.glob("step_*") if p.name[5:].isdigit()]
+    return sorted(found, reverse=True)
+
+
+def find_checkpoint(folder: Path, comm: Comm) -> Checkpoint:
+    """The newest checkpoint that is whole; all ranks find the same one.
+
+    Every file's size and hash is checked, the ranks sharing the work. A damaged checkpoint is named and left as it is.
+
+    Raises:
+        UserError: where there is no checkpoint, or none is whole.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise UserError(f"{folder}: no checkpoint to resume; start without --resume")
+    for _, path in found:
+        checkpoint, why = _read(path, comm)
+        damaged = torch.tensor([float(why is not None)])
+        comm.all_reduce_sum_(damaged)
+        if why is not None:
+            warn(f"checkpoint: {path} is damaged ({why}), so the one before it is taken")
+        elif checkpoint is not None and not damaged:
+            return checkpoint
+    names = ", ".join(path.name for _, path in found)
+    raise UserError(f"{folder}: every checkpoint is damaged ({names}); restore one, or train anew without --resume")
+
+
+def _read(path: Path, comm: Comm) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint, or why it cannot be used as far as this rank's share of the files tells."""
+    try:
+        state = json.loads((path / _STATE).read_text())
+        if state["format"] != FORMAT:
+            return None, f"format {state['format']}, this version reads {FORMAT}"
+        progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
+        records = {name: FileRecord(**record) for name, record in sorted(state["files"].items())}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        return None, f"{_STATE}: {error}"
+    for name, record in list(records.items())[comm.rank :: comm.world_size]:
+        if why := record.mismatch(path / name):
+            return None, why
+    return Checkpoint(path, progress, state["config"], state), None
+
+
+def _block_name(block: int) -> str:
+    return f"block_{block}.safetensors"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content)
+    with enough_space(path, len(text)), path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Puts the names in a folder on the disk for good."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -59,7 +59,29 @@ class Saved:
     path: str
 
 
-Event = RoundStarted | StepDone | BlocksMeasured | HeldOutScored | Saved
+@dataclass(frozen=True)
+class RoundEnded:
+    """A round is over and its blocks rest."""
+
+    step: int
+    waited: float
+    """Seconds that this rank has waited for blocks since the start of the run."""
+    seconds: float
+    """Training time since the start of this run."""
+
+
+@dataclass(frozen=True)
+class GrowthCapped:
+    """A block wanted more anchors than it may have (``anchors.max_per_block``)."""
+
+    step: int
+    block: int
+    anchors: int
+    refused: int
+    """Anchors that did not grow."""
+
+
+Event = RoundStarted | StepDone | BlocksMeasured | HeldOutScored | Saved | RoundEnded | GrowthCapped
 
 
 @runtime_checkable

@@ -1,14 +1,19 @@
 """The run around the step: rounds, measurements, checkpoints, the final files."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
@@ -16,16 +21,25 @@ from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.io import save_decoder, save_ply
 from momentum_gs.render.score import Scores, score_views
-from momentum_gs.train.block_schedule import Round, check_counts, make_schedule
+from momentum_gs.train.block_schedule import Round, Schedule, check_counts, ranks_of
 from momentum_gs.train.block_state import BlockState, init_block, pack
-from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from momentum_gs.train.block_store import BlockStore, ram_bound
+from momentum_gs.train.checkpoint import Checkpoint, Progress, find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
-from momentum_gs.train.events import BlocksMeasured, HeldOutScored, Observers, RoundStarted, Saved, StepDone
+from momentum_gs.train.events import (
+    BlocksMeasured,
+    GrowthCapped,
+    HeldOutScored,
+    Observers,
+    RoundEnded,
+    RoundStarted,
+    Saved,
+    StepDone,
+)
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
 from momentum_gs.train.score_table import ScoreTable
-from momentum_gs.train.settle import gather_surroundings, hold_surroundings, surround
+from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.shared_decoder import SharedDecoder
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
@@ -34,6 +48,11 @@ from momentum_gs.train.view_order import ViewOrder
 PREFETCH_STEPS = 4
 # An offset moves by a few percent of a scale in so many steps, and looking at all of them costs a tenth of a step.
 CONFINE_EVERY = 10
+# Steps between two agreements of the ranks on whether to stop or to save: a second or less, and no cost to speak of.
+AGREE_EVERY = 10
+
+Ending = Literal["good enough", "interrupted"] | None
+"""Why a run ends before its last step."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,14 @@ class Outcome:
     step: int
     seconds: float
     """Training time, scoring of held-out views not counted."""
+    waited: float
+    """Seconds of it in which this rank waited for blocks."""
     stopped_early: bool
+    """The wanted quality was reached (``log.stop_psnr_ssim``)."""
+    interrupted: bool
+    """Somebody asked to stop; a checkpoint was written, the model was not."""
+    bad_images: dict[str, str]
+    """Name -> reason of the images that this rank skipped (``scene.bad_images``)."""
 
 
 class Training:
@@ -58,8 +84,16 @@ class Training:
         device: torch.device,
         *,
         resume: bool = False,
+        only: Sequence[int] = (),
+        start: Callable[[int], BlockState] | None = None,
     ) -> None:
-        """``table``: the partition; None for the coarse stage.
+        """
+        Args:
+            table: The partition; None for the coarse stage.
+            resume: Continue from the newest checkpoint of the output folder.
+            only: Blocks to train on, with the decoder as it is, after a finished run: up to ``config.steps`` in place
+                of the run's own number.
+            start: Block -> its state at step 0; default: from the scene's points.
 
         Raises:
             UserError: for counts, partitions or checkpoints that do not fit, before any training.
@@ -72,110 +106,205 @@ class Training:
         self._table = table
         self._plan: BlockPlan = plan_blocks(scene, table)
         n = len(self._plan)
-        coarse = config.stage == "coarse"
-        k = 1 if coarse else config.blocks.active or min(comm.world_size, n)
-        check_counts(n, k, comm.world_size)
-        self._schedule = (
-            [Round((0,), config.steps, 0, True)]
-            if coarse
-            else make_schedule(n, k, config.steps, config.blocks, config.seed)
-        )
-        live = [r for r in self._schedule if r.decoder_live]
-        clock_scale = sum(r.steps * len(r.blocks) for r in live) / n / sum(r.steps for r in live)
-        self._shared = SharedDecoder(config, device, clock_scale)
+        saved = find_checkpoint(self._folder / "checkpoint", comm) if resume or only else None
+        self._progress = self._begin(n) if saved is None else self._go_on(saved, tuple(only))
+        self._schedule = self._make_schedule(n)
+        self._step = self._progress.step
+        self._block_steps = list(self._progress.block_steps)
+        self._shared = SharedDecoder(config, device, self._schedule.block_steps_per_update())
         self._scores = ScoreTable(n, config.weighting)
-        self._store = BlockStore(n, config, device, comm)
+        folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
+        self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._untimed = 0.0
-        self._step = 0
-        checkpoint = latest_checkpoint(self._folder / "checkpoint") if resume else None
-        if resume and checkpoint is None:
-            raise UserError(f"{self._folder / 'checkpoint'}: no checkpoint to resume; start without --resume")
-        if checkpoint is not None:
-            self._step = load_checkpoint(checkpoint, self._store, self._shared, self._scores, config, n)
+        self._boxes: Tensor | None = None
+        self._capped: set[int] = set()
+        if saved is None:
+            self._init_blocks(start or self._first_state)
         else:
-            self._init_blocks()
+            saved.fill(self._store, self._shared, self._scores)
 
-    def _init_blocks(self) -> None:
-        for block, cameras in enumerate(self._plan.train):
+    def _begin(self, n: int) -> Progress:
+        """A run at its start."""
+        blocks, ranks = self._config.blocks, self._comm.world_size
+        k = 1 if self._config.stage == "coarse" else blocks.active or max(min(ranks, n), blocks.groups)
+        return Progress(0, k, [0] * n, {}, [], 0, self._config.steps)
+
+    def _go_on(self, saved: Checkpoint, only: tuple[int, ...]) -> Progress:
+        """A run where a checkpoint left it, or at the start of a stretch for some blocks after its end."""
+        self._progress = saved.progress
+        n, ended = len(self._plan), saved.progress.step >= self._make_schedule(len(self._plan)).total
+        if not only:
+            if saved.progress.only:
+                listed = ",".join(map(str, saved.progress.only))
+                raise UserError(f"{saved.path}: written by --only-blocks {listed}; continue with the same")
+            saved.check_settings(self._config)
+            return saved.progress
+        unknown = [block for block in only if not 0 <= block < n]
+        if unknown or len(set(only)) < len(only):
+            raise UserError(f"--only-blocks: {list(only)}, expected distinct blocks of 0 to {n - 1}")
+        saved.check_settings(self._config, free=("steps",))
+        if not ended and saved.progress.only != sorted(only):
+            raise UserError(f"{saved.path}: the run has not ended; finish it first with --resume and its own settings")
+        if not ended and saved.config["steps"] == self._config.steps:
+            return saved.progress
+        more = self._config.steps - saved.config["steps"]
+        if not ended or more <= 0:
+            raise UserError(
+                f"--only-blocks: steps = {self._config.steps} is a total, and the blocks have trained towards "
+                f"{saved.config['steps']}; set steps to more than that"
+                + ("" if ended else ", once this stretch has ended")
+            )
+        at = saved.progress
+        k = min(at.active, len(only))
+        return Progress(at.step, k, at.block_steps, {}, sorted(only), at.step, more)
+
+    def _make_schedule(self, n: int) -> Schedule:
+        at, blocks, seed = self._progress, self._config.blocks, self._config.seed
+        if self._config.stage == "coarse":
+            blocks = replace(blocks, interval=at.steps, decoder_freeze_rounds=0, schedule="sequential", groups=1)
+        if at.only:
+            schedule = Schedule.continued(at.only, at.active, at.steps, at.first_step, blocks, seed)
+        else:
+            check_counts(n, at.active, self._comm.world_size, blocks.groups)
+            schedule = Schedule(n, at.active, at.steps, blocks, seed)
+        if at.schedule:
+            schedule.load_state(at.schedule)
+        return schedule
+
+    def _init_blocks(self, start: Callable[[int], BlockState]) -> None:
+        for block in progress(range(len(self._plan)), "blocks"):
             if self._store.home(block):
-                points = initial_points(self._scene, cameras, self._config)
-                if len(points) == 0:
-                    raise UserError(
-                        f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
-                        f"{len(cameras)} views; check the poses, or set blocks.init=full"
-                    )
-                self._store.put(block, pack(init_block(block, points, cameras, self._config, self._device)))
+                self._store.put(block, pack(start(block)))
+
+    def _first_state(self, block: int) -> BlockState:
+        cameras = self._plan.train[block]
+        points = initial_points(self._scene, cameras, self._config)
+        if len(points) == 0:
+            raise UserError(
+                f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
+                f"{len(cameras)} views; check the poses, or set blocks.init=full"
+            )
+        return init_block(block, points, cameras, self._config, self._device)
 
     @property
     def seconds(self) -> float:
         """Training time since construction."""
         return time.perf_counter() - self._started - self._untimed
 
-    def run(self, observers: Observers) -> Outcome:
+    def run(self, observers: Observers, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Trains to the last step of the schedule (or to ``log.stop_psnr_ssim``) and writes the model.
 
         Args:
             observers: hear of every step; the caller closes them.
+            stop: asked every few steps; once it says yes on any rank, all write a checkpoint and return.
         """
         self._observers = observers
+        self._stop, self._saved_at = stop, time.perf_counter()
         cache = int(self._config.scene.cache_gb * 2**30)
-        stopped = False
-        with Views(self._scene, cache, self._device) as views:
-            for turn in self._schedule:
-                if turn.first_step + turn.steps <= self._step:
-                    continue
-                stopped = self._run_round(turn, views)
-                if stopped:
-                    break
-        self._save_model()
-        return Outcome(self._step, self.seconds, stopped)
+        ending: Ending = None
+        try:
+            with Views(self._scene, cache, self._device, skip_bad=self._config.scene.bad_images == "skip") as views:
+                for index in range(len(self._schedule)):
+                    # Two ahead: the next round's blocks come while this one trains.
+                    self._schedule.draw(index + 1, self._scores.weights())
+                    turn = self._schedule[index]
+                    if turn.first_step + turn.steps > self._step:
+                        ending = self._run_round(index, views)
+                    if ending is not None:
+                        break
+                bad = dict(views.bad)
+            if ending != "interrupted":
+                self._save_model()
+        finally:
+            self._store.close()
+        return Outcome(
+            self._step, self.seconds, self._store.waited, ending == "good enough", ending == "interrupted", bad
+        )
 
-    def _run_round(self, turn: Round, views: Views) -> bool:
-        """Trains one round; true where the wanted quality was reached before its end."""
+    def _run_round(self, index: int, views: Views) -> Ending:
+        """Trains one round, or what is left of it; why it ended before its last step, if it did."""
+        turn = self._schedule[index]
         self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
-        inputs = StepInputs(self._config, self._comm, self._background, self._order.camera, views.image)
+        inputs = StepInputs(self._config, self._comm, self._background, partial(self._order.show, views=views))
         active = self._activate(turn)
-        total = self._schedule[-1].first_step + self._schedule[-1].steps
-        end, stopped = turn.first_step + turn.steps, False
-        while self._step < end and not stopped:
-            ahead = min(PREFETCH_STEPS, end - self._step)
-            views.prefetch([self._order.camera(b.block, b.step + i).name for i in range(ahead) for b in active])
+        self._store.look_ahead([r.blocks for r in self._schedule[index + 1 : self._schedule.drawn]])
+        end = turn.first_step + turn.steps
+        ending: Ending = None
+        while self._step < end and ending is None:
+            ahead = range(min(PREFETCH_STEPS, end - self._step))
+            views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
             report = train_step(inputs, self._shared, active, len(turn.blocks), weights, turn.decoder_live)
             self._step += 1
+            for block in turn.blocks:
+                self._block_steps[block] += 1
             if self._step % CONFINE_EVERY == 0 or self._step == end:
                 self._confine(active)
-            if self._due(self._config.log.every):
-                losses, anchors = self._gather(report, active, turn)
-                self._observers.on_event(StepDone(self._step, total, self.seconds, losses, anchors))
-            else:
-                self._observers.on_event(StepDone(self._step, total, self.seconds))
+            self._tell(report, active, turn)
             self._measure(active, turn, views)
-            stopped = self._score_held_out(active, views)
-            if self._due(self._config.log.checkpoint_every) and self._step < total:
+            if self._score_held_out(active, views):
+                ending = "good enough"
+            stop, save = self._agree()
+            if stop:
+                ending = "interrupted"
+            if (stop or save or self._due(self._config.log.checkpoint_every)) and self._step < self._schedule.total:
                 self._checkpoint(active)
         self._store.rest(active)
-        if self._step == total:
+        self._observers.on_event(RoundEnded(self._step, self._store.waited, self.seconds))
+        if self._step == self._schedule.total:
             self._checkpoint([])
-        return stopped
+            ending = None if ending == "interrupted" else ending
+        return ending
+
+    def _agree(self) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether it is time for a checkpoint by rank 0's clock."""
+        if self._step % AGREE_EVERY:
+            return False, False
+        minutes = self._config.log.checkpoint_minutes
+        late = self._comm.rank == 0 and minutes > 0 and time.perf_counter() - self._saved_at > 60 * minutes
+        flags = torch.tensor([float(self._stop()), float(late)])
+        self._comm.all_reduce_sum_(flags)
+        return bool(flags[0]), bool(flags[1])
 
     def _activate(self, turn: Round) -> list[BlockState]:
         """This rank's blocks of a round; where they settle, with the other blocks around them."""
-        table, ranks = self._table, self._comm.world_size
+        table, comm = self._table, self._comm
         if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.settle:
             return self._store.activate(turn.blocks)
+        if self._boxes is None:
+            self._boxes = cell_boxes(self._store, table.cell_of, comm)
         surroundings = {}
         if self._step == turn.first_step:  # A resumed round has them already.
-            mine = turn.blocks[self._comm.rank :: ranks]
-            surroundings = gather_surroundings(self._store, table.cell_of, {b: self._plan.train[b] for b in mine})
+            ranks = ranks_of(turn.blocks, self._config.blocks.groups, comm.world_size)
+            trainers = dict(zip(turn.blocks, ranks, strict=True))
+            surroundings = gather_surroundings(
+                self._store, table.cell_of, self._boxes, trainers, self._plan.train, comm
+            )
         active = self._store.activate(turn.blocks)
         for state in active:
             if state.block in surroundings:
                 surround(state, surroundings[state.block], table.cell_of)
             hold_surroundings(state, table.cell_of)
         return active
+
+    def _tell(self, report: StepReport, active: list[BlockState], turn: Round) -> None:
+        for state in active:
+            growth = report.grown.get(state.block)
+            if growth is not None and growth.refused:
+                self._observers.on_event(GrowthCapped(self._step, state.block, len(state.anchors), growth.refused))
+                if state.block not in self._capped:
+                    self._capped.add(state.block)
+                    warn(
+                        f"train: block {state.block} stops growing at {len(state.anchors)} anchors "
+                        f"({growth.refused} more were wanted): anchors.max_per_block or max_gb_per_block"
+                    )
+        if self._due(self._config.log.every):
+            losses, anchors = self._gather(report, active, turn)
+            self._observers.on_event(StepDone(self._step, self._schedule.total, self.seconds, losses, anchors))
+        else:
+            self._observers.on_event(StepDone(self._step, self._schedule.total, self.seconds))
 
     def _confine(self, active: list[BlockState]) -> None:
         table = self._table
@@ -210,13 +339,14 @@ class Training:
         config = self._config.weighting
         if self._config.stage == "coarse" or not config.enabled:
             return
-        # Blocks of a round share their step count, so every rank knows whether a measurement is due.
-        if self._block_step(turn) % config.every:
+        due = [block for block in turn.blocks if self._block_steps[block] % config.every == 0]
+        if not due:  # On any rank: all count the steps of all blocks.
             return
         measured = {}
-        for state in active:
+        for state in (state for state in active if state.block in due):
             found = self._score(state.anchors, self._plan.train[state.block][:: config.view_stride], views)
-            measured[state.block] = (found.psnr, found.ssim)
+            if found is not None:
+                measured[state.block] = (found.psnr, found.ssim)
         self._scores.update(measured, self._comm)
         weights = self._scores.weights()
         scores = self._scores.scores.tolist()
@@ -230,11 +360,6 @@ class Training:
             )
         )
 
-    def _block_step(self, turn: Round) -> int:
-        """Steps that the blocks of a round have done by now."""
-        earlier = sum(r.steps for r in self._schedule if r.first_step < turn.first_step and turn.blocks[0] in r.blocks)
-        return earlier + self._step - turn.first_step
-
     def _score_held_out(self, active: list[BlockState], views: Views) -> bool:
         """Reports held-out scores where due; true where they pass ``log.stop_psnr_ssim``."""
         if not self._due(self._config.log.test_every):
@@ -244,8 +369,8 @@ class Training:
         passed = False
         for state in active:
             cameras = self._plan.test[state.block]
-            if cameras:
-                found = self._score(state.anchors, cameras, views)
+            found = self._score(state.anchors, cameras, views) if cameras else None
+            if found is not None:
                 self._observers.on_event(
                     HeldOutScored(self._step, state.block, len(cameras), found.psnr, found.ssim, seconds)
                 )
@@ -254,14 +379,15 @@ class Training:
         self._untimed += time.perf_counter() - now
         return passed and self._config.stage == "coarse"
 
-    def _score(self, anchors: Anchors, cameras: list[Camera], views: Views) -> Scores:
+    def _score(self, anchors: Anchors, cameras: list[Camera], views: Views) -> Scores | None:
         return score_views(anchors, self._shared.student, cameras, views, self._background)
 
     def _checkpoint(self, active: list[BlockState]) -> None:
-        folder = self._folder / "checkpoint"
-        save_checkpoint(
-            folder, self._step, self._store, active, self._shared, self._scores, self._config, self._comm
-        )  # fmt: skip
+        at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self._schedule.state())
+        folder = save_checkpoint(
+            self._folder / "checkpoint", at, self._store, active, self._shared, self._scores, self._config, self._comm
+        )
+        self._saved_at = time.perf_counter()
         self._observers.on_event(Saved(self._step, str(folder)))
 
     def _save_model(self) -> None:
@@ -270,8 +396,8 @@ class Training:
         steps = self._step if self._config.stage == "coarse" else self._config.steps
         folder = self._folder / "point_cloud" / f"iteration_{steps}"
         folder.mkdir(parents=True, exist_ok=True)
-        for block, packed in self._store.held().items():
-            rows = {k.removeprefix("anchors."): v for k, v in packed.tensors.items() if k.startswith("anchors.")}
+        for block in self._store.held():
+            rows = self._store.rows(block, [field.name for field in fields(Anchors)])
             name = "point_cloud.ply" if self._config.stage == "coarse" else f"point_cloud_block{block}.ply"
             save_ply(folder / name, Anchors.from_rows(rows))
         if self._comm.rank == 0:

@@ -6,12 +6,14 @@ but held fixed; only the cell's own anchors learn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from momentum_gs.core.geometry import in_any_view
+from momentum_gs.core.comm import Comm
+from momentum_gs.core.geometry import box_in_any_view, in_any_view
 from momentum_gs.core.rows import append_rows, keep_rows
 from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
@@ -23,32 +25,78 @@ CellOf = Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]]
 """The block whose cell holds a world point, float64."""
 
 
+def cell_boxes(store: BlockStore, cell_of: CellOf, comm: Comm) -> Float[Tensor, "b 6"]:
+    """The box of every block's anchors inside its own cell, NaN where it has none; all ranks take part.
+
+    Anchors inside their cell neither move nor come nor go once blocks settle, so the boxes hold from then on.
+    """
+    table = torch.zeros(store.n, 7, dtype=torch.float64)
+    for block in store.held():
+        position = store.rows(block, ["position"])["position"].double()
+        position = position[cell_of(position) == block]
+        if len(position):
+            table[block] = torch.cat([position.amin(0), position.amax(0), torch.ones(1)])
+    comm.all_reduce_sum_(table)
+    table[table[:, 6] == 0] = torch.nan
+    return table[:, :6]
+
+
 def gather_surroundings(
-    store: BlockStore, cell_of: CellOf, views: Mapping[int, Sequence[Camera]]
+    store: BlockStore,
+    cell_of: CellOf,
+    boxes: Float[Tensor, "b 6"],
+    trainers: Mapping[int, int],
+    views: Sequence[Sequence[Camera]],
+    comm: Comm,
 ) -> dict[int, dict[str, Tensor]]:
     """What the merged model has outside each block, as far as the block's views see it; all ranks take part.
 
     Args:
         store: All blocks, at rest.
-        views: The views of the blocks that this rank trains next.
+        boxes: ``cell_boxes``; blocks out of all views are left where they are.
+        trainers: Block that trains next -> its rank.
+        views: Training views by block.
 
     Returns:
-        Block of ``views`` -> rows of the other blocks' anchors, block by block, on the host.
+        Blocks that this rank trains -> rows of the other blocks' anchors, block by block, on the host.
     """
-    found: dict[int, list[dict[str, Tensor]]] = {block: [] for block in views}
-    for other, rows in store.crops(cell_of):
-        for block, cameras in views.items():
-            if block != other:
-                seen = in_any_view(rows["position"].double().cpu(), cameras)
-                found[block].append({name: row.cpu()[seen] for name, row in rows.items()})
-    return {block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} for block, parts in found.items()}
+    found: dict[int, list[dict[str, Tensor]]] = {block: [] for block, rank in trainers.items() if rank == comm.rank}
+    for other, box in enumerate(boxes):
+        near = [b for b in trainers if b != other and not box.isnan().any() and box_in_any_view(box, views[b])]
+        rows = _share(store, other, sorted({trainers[b] for b in near}), cell_of, comm)
+        for block in near:
+            if block in found:
+                seen = in_any_view(rows["position"].double(), views[block])
+                found[block].append({name: row[seen] for name, row in rows.items()})
+    return {
+        block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
+        for block, parts in found.items()
+    }
+
+
+def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf, comm: Comm) -> dict[str, Tensor]:
+    """A block's anchors inside its cell, on the given ranks; nothing on others."""
+    rows: dict[str, Tensor] = {}
+    holder = store.holder(block)
+    if ranks and holder == comm.rank:
+        rows = store.rows(block, [field.name for field in fields(Anchors)])
+        inside = cell_of(rows["position"].double()) == block
+        rows = {name: row[inside] for name, row in rows.items()}
+    for rank in ranks:
+        if rank != holder and comm.rank == holder:
+            comm.send(rows, "", rank)
+        elif rank != holder and comm.rank == rank:
+            rows, _ = comm.recv(holder)
+    return rows
 
 
 def surround(state: BlockState, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
     """Puts ``rows`` in the place of the block's anchors outside its cell."""
     own = keep_rows(state.anchors.rows(), ~_outside(state, cell_of), state.optimizer)
-    here = {name: row.to(state.anchors.position.device) for name, row in rows.items()}
-    state.anchors = Anchors.from_rows(append_rows(own, here, state.optimizer))
+    if rows:
+        here = {name: row.to(state.anchors.position.device) for name, row in rows.items()}
+        own = append_rows(own, here, state.optimizer)
+    state.anchors = Anchors.from_rows(own)
     state.stats = GrowthStats.zeros(state.anchors)
 
 

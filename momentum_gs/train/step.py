@@ -28,10 +28,8 @@ class StepInputs:
     config: Config
     comm: Comm
     background: Tensor
-    next_camera: Callable[[int, int], Camera]
-    """(block, block step) -> the view that the block shows."""
-    image: Callable[[str], Tensor]
-    """Image name -> [3,H,W] in [0,1] on the device."""
+    show: Callable[[int, int], tuple[Camera, Tensor]]
+    """(block, block step) -> the view that the block shows, and its photograph, [3,H,W] in [0,1] on the device."""
 
 
 @dataclass
@@ -64,11 +62,11 @@ def train_step(
     shared.begin_step(decoder_live)
     for block in active:
         set_anchor_lr(block.optimizer, config.optim, block.step, block.lr_scale)
-        camera = inputs.next_camera(block.block, block.step)
+        camera, photograph = inputs.show(block.block, block.step)
         view = render_view(
             block.anchors, shared.student, camera, inputs.background, teacher, config.teacher.detach
         )  # fmt: skip
-        terms = loss_terms(view.output.image, inputs.image(camera.name), view.decoded, view.targets, config)
+        terms = loss_terms(view.output.image, photograph, view.decoded, view.targets, config)
         torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
         report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
         block.step += 1

@@ -1,0 +1,170 @@
+"""Blocks at rest: through memory, disk or both, k swaps are no swaps; files are whole or named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.config.load import load_config
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.seeds import keyed_generator
+from momentum_gs.data.scene import load_scene
+from momentum_gs.train.block_file import read_block, read_rows, write_block, write_tensors
+from momentum_gs.train.block_schedule import Schedule
+from momentum_gs.train.block_state import BlockState, PackedBlock, init_block, pack
+from momentum_gs.train.block_store import BlockStore
+
+CPU = torch.device("cpu")
+N = 5
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = write_tiny_scene(tmp_path_factory.mktemp("tiny"), grid=2, points=200)
+    return load_config(None, [f"scene.path={folder}", "model.voxel_size=0.3", "model.n_offsets=2"])
+
+
+def first_state(config: Config, block: int) -> BlockState:
+    scene = load_scene(config.scene)
+    return init_block(block, scene.points, scene.train, config, CPU)
+
+
+def train_a_little(state: BlockState, config: Config) -> None:
+    """An Adam step, statistics and a growth of their own: everything that a block carries changes."""
+    generator = keyed_generator(state.block, state.step)
+    for group in state.optimizer.param_groups:
+        group["params"][0].grad = torch.randn(group["params"][0].shape, generator=generator)
+    state.optimizer.step()
+    state.stats.offset_denom += 30
+    state.stats.anchor_demon += 30
+    state.stats.opacity_accum += 1
+    state.stats.offset_gradient_accum += torch.rand(state.stats.offset_gradient_accum.shape, generator=generator)
+    state.step += 1
+    state.grow(config)
+
+
+def bits(packed: PackedBlock) -> dict[str, bytes]:
+    return {k: v.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for k, v in packed.tensors.items()}
+
+
+def assert_same(found: PackedBlock, wanted: PackedBlock) -> None:
+    assert found.meta == wanted.meta
+    assert bits(found) == bits(wanted)
+
+
+@pytest.mark.parametrize("blocks_in_memory", [None, 0, 1.5, 3])
+def test_swaps_through_memory_disk_or_both_are_no_swaps(
+    config: Config, tmp_path: Path, blocks_in_memory: float | None
+) -> None:
+    wanted = {b: first_state(config, b) for b in range(N)}
+    size = max(pack(state).nbytes for state in wanted.values())
+    # Moments double what a block holds once it has trained; growth adds some.
+    bound = None if blocks_in_memory is None else int(3 * size * blocks_in_memory)
+    store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store", bound)
+    for block in range(N):
+        store.put(block, pack(first_state(config, block)))
+    rounds = [turn.blocks for turn in Schedule(N, 2, 4, config.blocks.__class__(interval=1), seed=1)]
+    for i, blocks in enumerate(rounds):
+        active = store.activate(blocks)
+        assert [state.block for state in active] == list(blocks)
+        store.look_ahead(rounds[i + 1 :])
+        for state in active:
+            train_a_little(state, config)
+            train_a_little(wanted[state.block], config)
+        store.join()
+        assert bound is None or store.ram_bytes <= bound
+        store.rest(active)
+    for block in range(N):
+        assert_same(store.packed(block), pack(wanted[block]))
+    on_disk = len(list((tmp_path / "store").glob("*")))
+    assert (on_disk > 0) == (bound is not None)
+    store.close()
+    assert not (tmp_path / "store").exists(), "nothing is left behind"
+
+
+def test_a_round_finds_its_blocks_in_memory(config: Config, tmp_path: Path) -> None:
+    store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store", 0)
+    states = [first_state(config, block) for block in range(N)]
+    for state in states:
+        store.put(state.block, pack(state))
+    assert store.ram_bytes == 0
+    size = pack(states[0]).nbytes
+    store._bound = 2 * size + size // 2
+    active = store.activate((0, 1))
+    store.look_ahead([(2, 3), (4, 0)])
+    store.join()
+    assert store.ram_bytes == pytest.approx(2 * size, rel=0.01), "the next two, and no more than fit"
+    store.rest(active)
+    active = store.activate((2, 3))
+    store.look_ahead([(4, 0), (1, 2)])
+    store.join()
+    # 0 and 1 have just trained; 4 comes from disk. 1 comes up last of them, so it made room.
+    assert [b for b in (0, 1, 4) if store._resting[b].packed is not None] == [0, 4]
+    store.rest(active)
+
+
+def test_what_the_background_meets_is_raised(config: Config, tmp_path: Path) -> None:
+    store = BlockStore(2, config, CPU, LocalComm(), tmp_path / "store", 0)
+    for block in range(2):
+        store.put(block, pack(first_state(config, block)))
+    active = store.activate((0,))
+    file = next((tmp_path / "store").glob("block_1.*"))
+    file.write_bytes(file.read_bytes()[:100])
+    store._bound = 2**30
+    store.look_ahead([(1,)])
+    with pytest.raises(UserError, match=r"block_1.*damaged block file"):
+        store.rest(active)
+
+
+def test_what_did_not_change_is_not_written_again(config: Config, tmp_path: Path) -> None:
+    store = BlockStore(1, config, CPU, LocalComm(), tmp_path / "store")
+    store.put(0, pack(first_state(config, 0)))
+    first = store.save(0, tmp_path / "a")
+    second = store.save(0, tmp_path / "b")
+    assert first == second
+    assert (tmp_path / "a").samefile(tmp_path / "b")
+    states = store.activate((0,))
+    train_a_little(states[0], config)
+    store.rest(states)
+    assert store.save(0, tmp_path / "c") != first
+    assert first.mismatch(tmp_path / "a") is None, "older checkpoints stay as they were"
+
+
+def test_files_are_what_the_library_reads(config: Config, tmp_path: Path) -> None:
+    state = first_state(config, 0)
+    train_a_little(state, config)
+    packed = pack(state)
+    odd = {"mask": torch.tensor([True, False, True]), "empty": torch.empty(0, 6), "half": torch.ones(3).bfloat16()}
+    packed = PackedBlock(packed.tensors | odd, packed.meta)
+    record = write_block(tmp_path / "block", packed)
+    assert_same(read_block(tmp_path / "block"), packed)
+    assert_same(PackedBlock(load_file(tmp_path / "block"), packed.meta), packed)
+    assert record.size == (tmp_path / "block").stat().st_size
+    rows = read_rows(tmp_path / "block", "anchors.", ["position"])
+    assert rows.keys() == {"position"}
+    assert torch.equal(rows["position"], packed.tensors["anchors.position"])
+
+
+def test_harm_to_a_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    record = write_tensors(path, {"a": torch.arange(100)}, {})
+    assert record.mismatch(path) is None
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert record.mismatch(path) == f"x has {len(whole) - 1} bytes, expected {len(whole)}"
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert record.mismatch(path) == "x has other bytes than were written"
+    path.unlink()
+    assert record.mismatch(path) == "x cannot be read (No such file or directory)"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    full = tmp_path / "block_3"
+    full.symlink_to("/dev/full")  # Every write to it finds no space.
+    with pytest.raises(UserError, match=r"the disk is full, 0.0 MiB wanted for block_3, .* --resume"):
+        write_tensors(full, {"a": torch.arange(100)}, {})
+    assert not full.is_symlink()
