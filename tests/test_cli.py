@@ -88,21 +88,6 @@ def test_an_error_for_the_user_is_one_line_without_a_traceback() -> None:
     )
 
 
-def test_an_error_on_another_rank_says_which(
-    probe: Verb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wrong(args: argparse.Namespace) -> None:
-        raise UserError("block 2: it is empty; start again")
-
-    waited: list[float] = []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
-    monkeypatch.setenv("RANK", "3")
-    probe(wrong)
-    assert cli.main(["probe"]) == 2
-    assert capsys.readouterr().err == "momentum-gs: [rank 3] block 2: it is empty; start again\n"
-    assert waited == [cli.RANK_GRACE_SECONDS]
-
-
 def test_an_interruption_is_status_130(probe: Verb, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt

@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from momentum_gs.core.comm import Comm, LocalComm, connect, sum_over_ranks_
+from momentum_gs.core.comm import Comm, LocalComm, connect, launched, sum_over_ranks_
+from momentum_gs.core.watch import Stop
 
 
 def blocks() -> dict[str, torch.Tensor]:
@@ -30,6 +32,8 @@ def check_rank(comm: Comm) -> None:
     flat = torch.tensor([1.0, 10.0]) * (comm.rank + 1)
     comm.all_reduce_sum_(flat)
     assert flat.tolist() == [3.0, 30.0]
+    assert comm.summed_bytes == 8
+    assert comm.summing_seconds > 0
 
     gradients = [torch.full((2, 2), float(comm.rank)), torch.full((3,), 5.0), torch.tensor(1.0)]
     sum_over_ranks_(gradients, comm)
@@ -50,8 +54,34 @@ def check_rank(comm: Comm) -> None:
     for peer in (comm.rank, 2):
         with pytest.raises(ValueError, match="has no peer"):
             comm.send({}, "", to=peer)
+    check_transfers_beside_sums(comm)
     comm.barrier()
     comm.close()
+
+
+def check_transfers_beside_sums(comm: Comm) -> None:
+    """Blocks travel in one thread while another sums, with ranks out of step: neither gets what the other sent."""
+    rounds, other = 100, 1 - comm.rank
+
+    def travel() -> None:
+        for i in range(rounds):
+            for sender in (0, 1):
+                if comm.rank == sender:
+                    comm.send({"block": torch.full((1000,), float(i + sender))}, str(i), other)
+                else:
+                    tensors, meta = comm.recv(other)
+                    assert (meta, tensors["block"].unique().tolist()) == (str(i), [float(i + sender)])
+            done.append(i)
+
+    done: list[int] = []
+    thread = threading.Thread(target=travel)
+    thread.start()
+    for i in range(3 * rounds):
+        summed = torch.tensor([float(i)])
+        comm.all_reduce_sum_(summed)
+        assert summed.item() == 2 * i
+    thread.join()
+    assert len(done) == rounds
 
 
 def test_two_gloo_ranks() -> None:
@@ -75,7 +105,8 @@ def test_two_gloo_ranks() -> None:
 
 def test_one_rank_is_the_same_code_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    comm = connect(torch.device("cpu"))
+    with Stop() as stop, launched(stop) as launch:
+        comm = connect(torch.device("cpu"), launch)
     assert isinstance(comm, LocalComm)
     assert (comm.rank, comm.world_size) == (0, 1)
     gradients = [torch.tensor([1.0, 2.0])]
@@ -89,4 +120,5 @@ def test_one_rank_is_the_same_code_without_traffic(monkeypatch: pytest.MonkeyPat
 
 
 if __name__ == "__main__":
-    check_rank(connect(torch.device("cpu")))
+    with Stop() as stop, launched(stop) as launch:
+        check_rank(connect(torch.device("cpu"), launch))

@@ -8,11 +8,10 @@ import argparse
 import importlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from momentum_gs import __version__
-from momentum_gs.core.errors import UserError
+from momentum_gs.core.errors import UserError, complain
 
 VERBS = {
     "synth": "write a procedural city as a COLMAP scene",
@@ -24,21 +23,16 @@ VERBS = {
     "bench": "timings of a training step and of the kernels",
 }
 
-# How long another rank than 0 waits before it speaks. When rank 0 met the same error, it prints it, and its exit makes
-# torchrun end the other ranks within about a tenth of a second: the line appears once. When rank 0 is well, this rank
-# is the only one that knows.
-RANK_GRACE_SECONDS = 2.0
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own); returns the exit status: 0, 2 user error, 130 interrupted."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        _report(str(error))
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
-        print("momentum-gs: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
 
 
@@ -59,6 +53,8 @@ def _run(argv: list[str]) -> int:
     # step of the drone scene), and loses a lot where another program wants a core too (230 to 1000 against 90 ms). It
     # is read when torch is loaded, below; whoever has set it keeps it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Where a connection breaks, torch's C++ prints its stack on every rank, beside the one message that explains it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     verb = importlib.import_module(f"momentum_gs.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"momentum-gs {name}", description=verb.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,12 +62,3 @@ def _run(argv: list[str]) -> int:
     verb.add_arguments(parser)
     # Intermixed: 'key=value' may stand before, between and after the flags.
     return verb.run(parser.parse_intermixed_args(argv[1:])) or 0
-
-
-def _report(message: str) -> None:
-    """The error on stderr, once for all ranks where all met it, and with the rank's number where one did."""
-    rank = int(os.environ.get("RANK", "0"))  # Set by torchrun.
-    if rank:
-        time.sleep(RANK_GRACE_SECONDS)
-        message = f"[rank {rank}] {message}"
-    print(f"momentum-gs: {message}", file=sys.stderr, flush=True)

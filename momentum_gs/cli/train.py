@@ -1,21 +1,29 @@
 """``momentum-gs train``: the coarse model, or the blocks of a partitioned scene, alone or under torchrun."""
 
 import argparse
+import os
 import resource
+import socket
 import sys
+import time
+import uuid
 from pathlib import Path
 
-from momentum_gs.cli.common import add_run_arguments, resolve_config
+import torch
+
+from momentum_gs.cli.common import add_run_arguments, out_folder, resolve_config
 from momentum_gs.config.family import write_cfg_args
 from momentum_gs.config.load import config_to_dict, dump_config
 from momentum_gs.config.schema import Config
-from momentum_gs.core.comm import Comm, connect
+from momentum_gs.core.comm import Comm, Launch, connect, launched
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
+from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.family_files import write_cameras_json, write_input_ply
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wandb
@@ -29,44 +37,119 @@ the model does not depend on R, only on blocks.active (k).
   momentum-gs train -c configs/demo.yaml -s SCENE -m OUT/coarse stage=coarse
   momentum-gs partition SCENE -c configs/demo.yaml -m OUT
   momentum-gs train -c configs/demo.yaml -s SCENE -m OUT blocks.active=2
+
+SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it. Under torchrun --max-restarts=N the ranks
+continue from the last checkpoint by themselves. For several machines see scripts/launch.
 """
+
+# Names the launch that began the run in a folder, so that its restarted ranks continue this run and no other.
+_LAUNCH_FILE = ".launch"
+# What another machine has just written shows up on a network disk within seconds.
+_SHARED_SECONDS = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the output folder")
+    parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, metavar="S",
+        help="seconds without a sign of life after which a rank counts as lost and the run ends (default: %(default)g)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes the model."""
+    with Stop() as stop, launched(stop, args.max_silence) as launch:
+        _train(args, launch, stop)
+
+
+def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
     config = resolve_config(args)
     device = pick_device(config.device)
-    comm = connect(device)
-    if config.out is None:
-        raise UserError("train: no output folder; give -m OUT")
-    folder = Path(config.out)
-    if not args.resume and (folder / "point_cloud").exists():
-        raise UserError(f"{folder}: holds a trained model; continue it with --resume, or choose another folder with -m")
+    comm = connect(device, launch)
+    folder = out_folder(config)
+    _check_shared(folder, comm)
+    resume = _resumes(args, folder, launch, comm)
     scene = load_scene(config.scene)
     table = None
     if config.stage == "blocks":
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
         table.check(config.partition, scene)
-    training = Training(config, scene, table, comm, device, resume=args.resume)
+    training = Training(config, scene, table, comm, device, resume=resume)
     # Only now does anything in the folder change: what is wrong has been said by here.
     observers = Observers(_observers(config, folder, scene, comm))
     try:
-        outcome = training.run(observers)
+        outcome = training.run(observers, stop=stop)
     finally:
         observers.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    if comm.rank == 0:
+    if outcome.interrupted:
+        # Another rank may have been asked.
+        by = stop.signal.name if stop() and stop.signal else "a signal"
+        say(f"train: stopped by {by} at step {outcome.step}, saved; continue with --resume")
+    else:
         say(
             f"train: {outcome.step} steps in {outcome.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
             + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")
         )
     comm.close()
+
+
+def _check_shared(folder: Path, comm: Comm) -> None:
+    """Makes sure that the output folder is one folder for all ranks.
+
+    Raises:
+        UserError: naming the machine that has another.
+    """
+    if comm.world_size == 1:
+        return
+    # The file is named by rank 0 at random: one that an earlier run left behind proves nothing.
+    number = torch.tensor([uuid.uuid4().int % 2**62 if comm.rank == 0 else 0])
+    comm.all_reduce_sum_(number)
+    token = folder / f".shared_{int(number)}"
+    if comm.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    comm.barrier()
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (found := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    comm.barrier()
+    if comm.rank == 0:
+        token.unlink()
+    if not found:
+        raise UserError(
+            f"{folder}: {socket.gethostname()} does not find there what rank 0 has written, expected one folder that "
+            "all machines share; mount it at the same path everywhere, or name another with -m"
+        )
+    comm.barrier()  # None goes on where one has failed: the folder stays as it was.
+
+
+def _resumes(args: argparse.Namespace, folder: Path, launch: Launch, comm: Comm) -> bool:
+    """Whether to continue from a checkpoint: where told to, and where the launcher has started the ranks again.
+
+    Raises:
+        UserError: where a new run would overwrite another.
+    """
+    verdict = torch.zeros(1)
+    if comm.rank == 0:  # Alone: the launcher may have counted the restarts of one machine only.
+        saved = [path for _, path in checkpoints(folder / "checkpoint")]
+        mark = folder / _LAUNCH_FILE
+        again = launch.restarts > 0 and mark.is_file() and mark.read_text() == _launch_name()
+        if again:
+            how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
+            say(f"train: the ranks were started again; {how}")
+        elif not args.resume and (saved or (folder / "point_cloud").exists()):
+            raise UserError(
+                f"{folder}: holds a {'run' if saved else 'trained model'}; continue it with --resume, or choose "
+                "another folder with -m"
+            )
+        verdict += bool(saved) if again else args.resume
+    comm.all_reduce_sum_(verdict)
+    return bool(verdict)
+
+
+def _launch_name() -> str:
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def _observers(config: Config, folder: Path, scene: Scene, comm: Comm) -> list:
@@ -75,6 +158,7 @@ def _observers(config: Config, folder: Path, scene: Scene, comm: Comm) -> list:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
+    (folder / _LAUNCH_FILE).write_text(_launch_name())
     write_cfg_args(folder, config)
     write_cameras_json(folder / "cameras.json", scene)
     write_input_ply(folder / "input.ply", scene.points)

@@ -4,18 +4,107 @@ One rank runs the same code through ``LocalComm``, where every collective vanish
 flat buffer a step (``sum_over_ranks_``) and blocks of named tensors between rounds (``send`` / ``recv``).
 """
 
+import contextlib
 import json
 import os
+import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from momentum_gs.core.errors import LostRank, UserError
+from momentum_gs.core.watch import SILENCE_SECONDS, Stop, Watch, lay_out
 
 # A rank may wait while another scores many views or writes a checkpoint; half an hour is a hang, not work.
 _TIMEOUT = timedelta(minutes=30)
+# A block is asked for when the round before it begins, and comes at its end. The watch finds dead ranks.
+_TRANSFER_TIMEOUT = timedelta(days=1)
+# Loading programs from a busy network disk takes minutes on some machines.
+_JOIN_TIMEOUT = timedelta(minutes=10)
+_JOIN_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a process knows of the ranks that were started with it."""
+
+    restarts: int
+    """How often the launcher has started the ranks again, as far as this rank knows; 0 for the first attempt."""
+    store: dist.Store | None = None
+    """Where the ranks of this attempt find each other; None for one rank."""
+    watch: Watch | None = None
+    """Ends this rank with the others; None for one rank."""
+
+
+@contextlib.contextmanager
+def launched(stop: Stop, silence_seconds: float = SILENCE_SECONDS) -> Iterator[Launch]:
+    """Joins the ranks that ``torchrun`` started, or stands alone; around all that may fail on one rank only.
+
+    Args:
+        stop: requests to stop, which launchers also send when a rank has died.
+        silence_seconds: without a sign of life, after which a rank counts as lost and the run ends.
+
+    Raises:
+        UserError: where the other ranks do not come. What the body raises ends the process (``core/watch.py``), except
+            with one rank.
+    """
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if world_size == 1:
+        yield Launch(restarts)
+        return
+    # Two connections: one that waits for a key keeps its other users waiting.
+    stores = [next(rendezvous("env://", timeout=_JOIN_TIMEOUT))[0] for _ in range(2)]
+    attempt = _agree_on_attempt(stores[0], rank, world_size, stop)
+    ours, watched = (dist.PrefixStore(f"attempt {attempt}", store) for store in stores)
+    with Watch(watched, rank, world_size, stop, silence_seconds) as watch:
+        yield Launch(max(restarts, attempt - 1), ours, watch)
+
+
+def _agree_on_attempt(store: dist.Store, rank: int, world_size: int, stop: Stop) -> int:
+    """The number of this attempt, from 1, and room for its watch: the launcher's store outlives the attempts.
+
+    TORCHELASTIC_RESTART_COUNT will not do: it is counted by each machine, and only where a rank of its own failed. So
+    rank 0 counts, and answers those that are alive: they repeat their call until then, the dead of earlier attempts do
+    not.
+    """
+    deadline = time.monotonic() + _JOIN_TIMEOUT.total_seconds()
+
+    def wait(keys: list[str]) -> bool:
+        if stop():
+            raise SystemExit(1)
+        if time.monotonic() > deadline:
+            missing = [key for key in keys if not store.check([key])]
+            raise UserError(
+                f"ranks: no {', '.join(missing)} within {_JOIN_TIMEOUT}, expected all {world_size} ranks to start; "
+                "look at the output of their machines"
+            )
+        time.sleep(_JOIN_POLL_SECONDS)
+        return not store.check(keys)
+
+    if rank == 0:
+        calls = [f"call of rank {other}" for other in range(1, world_size)]
+        for call in calls:
+            store.delete_key(call)
+        attempt = store.add("attempts", 1)
+        lay_out(dist.PrefixStore(f"attempt {attempt}", store), world_size)
+        while wait(calls):
+            pass
+        for caller in store.multi_get(calls):
+            store.set(f"answer to {caller.decode()}", str(attempt))
+        return attempt
+    name = f"rank {rank} {uuid.uuid4().hex}"
+    store.set(f"call of rank {rank}", name)
+    while wait([f"answer to {name}"]):
+        store.set(f"call of rank {rank}", name)
+    return int(store.get(f"answer to {name}"))
 
 
 class Comm(ABC):
@@ -23,19 +112,28 @@ class Comm(ABC):
 
     rank: int
     world_size: int
+    summed_bytes: int = 0
+    """What this rank has given to sums so far."""
+    summing_seconds: float = 0.0
+    """Time in sums so far, waiting for slower ranks included. Sums on a GPU return before they are done."""
 
     @abstractmethod
     def all_reduce_sum_(self, flat: Tensor) -> None:
-        """Replace ``flat`` on every rank by the sum over ranks; the same bits on every rank."""
+        """Replace ``flat``, on this rank's device or the host, by the sum over ranks; the same bits on every rank."""
 
     @abstractmethod
     def barrier(self) -> None:
-        """Wait for every rank."""
+        """Wait for every rank. Work under way on a GPU is not waited for."""
+
+    @abstractmethod
+    def doing(self, what: str) -> None:
+        """Note what this rank is at, e.g. ``step 120, block 5, image 0012.jpg``, for the case that it falls silent."""
 
     @abstractmethod
     def send(self, tensors: Mapping[str, Tensor], meta: str, to: int) -> None:
         """Send named tensors and a string to rank ``to``; returns when it has taken them.
 
+        ``send`` and ``recv`` have connections of their own, so one thread may transfer while another one sums; not two.
         Ranks that exchange several messages must walk one common list of moves in the same order, else two senders
         wait for each other.
 
@@ -45,7 +143,7 @@ class Comm(ABC):
 
     @abstractmethod
     def recv(self, source: int) -> tuple[dict[str, Tensor], str]:
-        """Receive what rank ``source`` sent here: tensors on this rank's device, and the string.
+        """Receive what rank ``source`` sent here: tensors on the host, and the string.
 
         Raises:
             ValueError: if ``source`` is this rank itself or no rank.
@@ -72,6 +170,9 @@ class LocalComm(Comm):
     def barrier(self) -> None:
         pass
 
+    def doing(self, what: str) -> None:
+        pass
+
     def send(self, tensors: Mapping[str, Tensor], meta: str, to: int) -> None:
         self._check_peer(to)
 
@@ -84,67 +185,90 @@ class LocalComm(Comm):
 
 
 class TorchComm(Comm):
-    """Ranks of an initialised default process group (gloo on the CPU, NCCL on GPUs)."""
+    """Ranks of an initialised default process group (gloo on the CPU, NCCL on GPUs).
 
-    def __init__(self, device: torch.device) -> None:
-        self.rank, self.world_size, self._device = dist.get_rank(), dist.get_world_size(), device
+    Beside it, two groups of gloo: one for tensors on the host, where NCCL cannot reach them; one for transfers, as the
+    calls of two threads on one group could pair up differently on different ranks.
+    """
+
+    def __init__(self, device: torch.device, watch: Watch | None) -> None:
+        self.rank, self.world_size, self._device, self._watch = dist.get_rank(), dist.get_world_size(), device, watch
+        with _lost_rank():
+            self._host = None if device.type == "cpu" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            self._transfers = dist.new_group(backend="gloo", timeout=_TRANSFER_TIMEOUT)
 
     def all_reduce_sum_(self, flat: Tensor) -> None:
-        # NCCL sums what lies on its GPU; small tables live on the host.
-        here = flat.to(self._device)
-        dist.all_reduce(here)
-        if here is not flat:
-            flat.copy_(here)
+        started = time.perf_counter()
+        with _lost_rank():
+            dist.all_reduce(flat, group=None if flat.device.type == self._device.type else self._host)
+        self.summing_seconds += time.perf_counter() - started
+        self.summed_bytes += flat.nbytes
 
     def barrier(self) -> None:
-        # A sum that is read back: unlike dist.barrier it needs no hint which GPU is this rank's.
-        token = torch.zeros(1, device=self._device)
-        dist.all_reduce(token)
-        token.item()
+        self.all_reduce_sum_(torch.zeros(1))
+
+    def doing(self, what: str) -> None:
+        if self._watch is not None:
+            self._watch.doing = what
 
     def send(self, tensors: Mapping[str, Tensor], meta: str, to: int) -> None:
         # Length of the header, the header (JSON), then the tensors as bytes: nothing is pickled, every dtype travels.
         self._check_peer(to)
         layout = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()]
         header = bytearray(json.dumps({"meta": meta, "tensors": layout}).encode())
-        dist.send(torch.tensor([len(header)], device=self._device), to)
-        dist.send(torch.frombuffer(header, dtype=torch.uint8).to(self._device), to)
-        for tensor in tensors.values():
-            if tensor.numel():
-                dist.send(tensor.detach().to(self._device).contiguous().reshape(-1).view(torch.uint8), to)
+        with _lost_rank():
+            dist.send(torch.tensor([len(header)]), to, self._transfers)
+            dist.send(torch.frombuffer(header, dtype=torch.uint8), to, self._transfers)
+            for tensor in tensors.values():
+                if tensor.numel():
+                    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                    dist.send(raw, to, self._transfers)
 
     def recv(self, source: int) -> tuple[dict[str, Tensor], str]:
         self._check_peer(source)
-        length = torch.empty(1, dtype=torch.int64, device=self._device)
-        dist.recv(length, source)
-        header = torch.empty(int(length), dtype=torch.uint8, device=self._device)
-        dist.recv(header, source)
-        message = json.loads(header.cpu().numpy().tobytes())
-        tensors = {}
-        for name, dtype, shape in message["tensors"]:
-            tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
-            if tensors[name].numel():
-                dist.recv(tensors[name].reshape(-1).view(torch.uint8), source)
+        with _lost_rank():
+            length = torch.empty(1, dtype=torch.int64)
+            dist.recv(length, source, self._transfers)
+            header = torch.empty(int(length), dtype=torch.uint8)
+            dist.recv(header, source, self._transfers)
+            message = json.loads(header.numpy().tobytes())
+            tensors = {}
+            for name, dtype, shape in message["tensors"]:
+                tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+                if tensors[name].numel():
+                    dist.recv(tensors[name].reshape(-1).view(torch.uint8), source, self._transfers)
         return tensors, message["meta"]
 
     def close(self) -> None:
         dist.destroy_process_group()
 
 
-def connect(device: torch.device) -> Comm:
-    """Join the ranks that ``torchrun`` started, or stand alone without it.
+@contextlib.contextmanager
+def _lost_rank() -> Iterator[None]:
+    """Marks what torch raises where a connection broke, so that it may give way to the error of the rank behind it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRank(f"communication with other ranks broke off: {error}") from error
+
+
+def connect(device: torch.device, launch: Launch) -> Comm:
+    """The groups through which the ranks of a launch talk.
 
     Args:
         device: This rank's device; it decides between NCCL and gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launch.store is None:
         return LocalComm()
-    if device.type == "cpu":
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
-    else:
+    if device.type != "cpu":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=_TIMEOUT)
-    return TorchComm(device)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with _lost_rank():
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            store=launch.store, rank=rank, world_size=world_size, timeout=_TIMEOUT,
+        )  # fmt: skip
+    return TorchComm(device, launch.watch)
 
 
 def sum_over_ranks_(tensors: Sequence[Tensor], comm: Comm) -> None:

@@ -1,0 +1,241 @@
+"""Ranks that end together: signs of life, the first error of a run, and requests to stop.
+
+A rank that fails leaves the others in a collective, where they would wait for its time-out. So each rank has a thread
+that tells the others, through the store of the launcher, that it is alive, and ends its process when another rank has
+failed or fallen silent. The rank that failed prints its error; the others end without a word.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import NoReturn, Protocol, runtime_checkable
+
+from momentum_gs.core.errors import LostRank, UserError, complain
+
+SILENCE_SECONDS = 60.0
+"""A machine that swaps may stall for long; one that is silent for a minute does not come back."""
+
+TICK_SECONDS = 0.5
+# How long the rank with the error stays: two ticks' time for the others to hear of it before the launcher ends them.
+_LINGER_SECONDS = 2 * TICK_SECONDS
+# The others stay longer, so that the launcher sees the rank with the error end first and names that one.
+_YIELD_SECONDS = 3 * TICK_SECONDS
+# After a broken connection: time in which its cause may be announced, and in which a dead rank misses several beats.
+_CAUSE_SECONDS = 6 * TICK_SECONDS
+# Silence that is too long once we were asked to stop: launchers do so when a rank has died, and kill soon after.
+_STOPPING_SILENCE_SECONDS = 5.0
+# Of a request that arrives twice: from a scheduler that signals every process, and from the launcher below it.
+_SAME_REQUEST_SECONDS = 1.0
+_DONE = "done"
+
+
+class Stop:
+    """Whether this process was asked to stop, by SIGTERM (schedulers) or SIGINT (Ctrl-C).
+
+    A context manager for the main thread. The first request is only noted; a second one ends the process at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The first request."""
+        self._first = 0.0
+
+    def __enter__(self) -> "Stop":
+        # Python runs handlers in the main thread, which may sit in a collective that never returns. The pipe is
+        # written by the C handler, so that any thread can hear of the request.
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in self.SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for end in self._pipe:
+            os.close(end)
+
+    def __call__(self) -> bool:
+        """True once a request has come; from any thread, inside the context."""
+        with contextlib.suppress(BlockingIOError):  # Nothing has arrived.
+            for number in os.read(self._pipe[0], 16):
+                if number in self.SIGNALS:
+                    self.signal = self.signal or signal.Signals(number)
+        return self.signal is not None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self._first:
+            self._first = now
+        elif now - self._first > _SAME_REQUEST_SECONDS:
+            os._exit(128 + number)
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What the watch needs of the launcher's key-value store."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Writes a value."""
+
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        """Reads several values that are there."""
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+        """Writes ``desired`` if the value is ``expected``; returns the value after that."""
+
+
+def lay_out(store: Store, world_size: int) -> None:
+    """Writes the keys of a watch that is about to begin, so that reading them never waits."""
+    for key in ("error", *map(_beat, range(world_size))):
+        store.set(key, "")
+
+
+class Watch:
+    """One rank's part in ending together. A context manager around all that the rank does.
+
+    An exception that leaves it is announced to the other ranks and printed, once for all ranks: a ``UserError`` as one
+    line (exit status 2), any other with its traceback (1). The process ends there and then, without waiting for
+    threads that talk to other ranks. ``LostRank`` gives way to the error that caused it.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, world_size: int, stop: Stop, silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
+        """``store``: laid out, for this watch alone; ``silence_seconds``: after which a rank counts as lost."""
+        self.doing = "starting"
+        """What this rank is at, for the message of the ranks that miss it."""
+        self._store, self._rank, self._world_size = store, rank, world_size
+        self._stop, self._silence = stop, silence_seconds
+        # Each rank watches one other, so the traffic grows with the number of ranks, not its square.
+        self._next = (rank + 1) % world_size
+        self._error = ""
+        self._beats = 0
+        self._still_beats = 0
+        self._seen = ""
+        self._over = threading.Event()
+        # The store may cease to answer, when its machine is gone; the thread that ends the process must not talk to it.
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._talk, self._guard)]
+
+    def __enter__(self) -> "Watch":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, LostRank):
+            self._wait_for_cause(error)
+        elif isinstance(error, UserError):
+            self._fail(str(error), 2)
+        elif isinstance(error, Exception):
+            self._fail("".join(traceback.format_exception(error)), 1)
+        self._over.set()
+        for thread in self._threads:
+            thread.join(_LINGER_SECONDS)
+        with contextlib.suppress(RuntimeError):  # Other ranks were quicker, and the store is gone with the launcher.
+            self._store.set(_beat(self._rank), _DONE)
+
+    def _talk(self) -> None:
+        """Shows that this rank is alive, and looks for errors and for the next rank's signs of life."""
+        host = socket.gethostname()
+        try:
+            while not self._over.is_set():
+                self._store.set(_beat(self._rank), f"{self._beats} on {host}, {self.doing}")
+                error, beat = self._read("error", _beat(self._next))
+                # Counted in beats of our own: while this process or its machine was frozen, no time has passed.
+                self._still_beats = self._still_beats + 1 if beat == self._seen and beat != _DONE else 0
+                self._error, self._seen = error, beat
+                self._beats += 1
+                self._over.wait(TICK_SECONDS)
+        except RuntimeError:
+            return  # The store is gone; the guard notices that the beats have ceased.
+
+    def _guard(self) -> None:
+        """Ends the process where the run is over, whatever the main thread waits for.
+
+        A collective cannot be interrupted, so the process exits without unwinding. What it writes is whole or absent.
+        """
+        beats = unanswered = 0
+        while not self._over.wait(TICK_SECONDS):
+            silence = min(self._silence, _STOPPING_SILENCE_SECONDS) if self._stop() else self._silence
+            unanswered = unanswered + 1 if self._beats == beats else 0
+            beats = self._beats
+            if self._error and not self._error.startswith(f"{self._rank} "):
+                self._yield()
+            elif self._still_beats * TICK_SECONDS > silence:
+                self._fail(f"{self._describe(self._next, self._seen)} has given no sign of life for {silence:g} s", 1)
+            elif unanswered * TICK_SECONDS > silence or not self._threads[0].is_alive():
+                self._leave_without_store()
+
+    def _fail(self, message: str, status: int) -> NoReturn:
+        """Announces and prints an error, unless another rank was first; ends the process."""
+        try:
+            first = self._store.compare_set("error", "", f"{self._rank} {message}").decode()
+        except RuntimeError:
+            self._leave_without_store(message)
+        if not first.startswith(f"{self._rank} "):
+            self._yield()
+        complain(message if self._rank == 0 else f"[rank {self._rank}] {message}")
+        time.sleep(_LINGER_SECONDS)
+        _end(status)
+
+    def _wait_for_cause(self, error: LostRank) -> NoReturn:
+        """Ends the process with the error that broke a connection; with this one where no rank announces any."""
+        try:
+            before = self._read(*map(_beat, range(self._world_size)))
+            deadline = time.monotonic() + _CAUSE_SECONDS
+            while time.monotonic() < deadline:
+                time.sleep(TICK_SECONDS)
+                # Asked to stop: the launcher saw the other rank end, and says so.
+                if self._error or self._stop():
+                    self._yield()
+            after = self._read(*map(_beat, range(self._world_size)))
+        except RuntimeError:
+            self._leave_without_store()
+        same = zip(before, after, strict=True)
+        lost = [rank for rank, (a, b) in enumerate(same) if a == b and b != _DONE and rank != self._rank]
+        if lost:
+            self._fail(f"{self._describe(lost[0], after[lost[0]])} is gone, killed or with its machine", 1)
+        self._fail("".join(traceback.format_exception(error)), 1)
+
+    def _yield(self) -> NoReturn:
+        """Ends the process without a word, after the rank that speaks."""
+        time.sleep(_YIELD_SECONDS)
+        _end(1)
+
+    def _leave_without_store(self, message: str = "the launcher's store is gone, perhaps with its machine") -> NoReturn:
+        """Ends the process with a message from each machine, as its ranks can no longer agree on one."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            complain(f"[rank {self._rank}] {message}")
+        _end(1)
+
+    def _describe(self, rank: int, beat: str) -> str:
+        return f"rank {rank} of {self._world_size} ({beat.partition(' ')[2] or 'not heard of yet'})"
+
+    def _read(self, *keys: str) -> Sequence[str]:
+        return [value.decode() for value in self._store.multi_get(list(keys))]
+
+
+def _beat(rank: int) -> str:
+    return f"beat/{rank}"
+
+
+def _end(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
