@@ -254,7 +254,7 @@ def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: 
         good = views.image_or_skip("3.png")
         assert good is not None and torch.equal(good, views.image("3.png"))
         assert not views.bad
-    assert capsys.readouterr().out.count("3.png") == 1
+    assert capsys.readouterr().err.count("3.png") == 1
 
 
 def test_without_leave_a_bad_image_is_not_skipped(scene: Scene) -> None:
@@ -338,11 +338,11 @@ def test_a_slow_image_is_named_while_it_is_waited_for(
         for _ in range(1 if prefetched else 2):
             answer = caller.submit(views.image, "3.png")
             time.sleep(0.3)
-            said += capsys.readouterr().out
+            said += capsys.readouterr().err
             assert not answer.done()
             path.write_bytes(data)
             assert answer.result(10).shape == (3, 30, 40)
-    said += capsys.readouterr().out
+    said += capsys.readouterr().err
     assert re.search(r"3\.png \(40x30 in training\) is waited for since 0\.1 s", said)
     assert said.count("3.png") == 1, "once an image"
 
@@ -352,7 +352,7 @@ def test_an_image_that_comes_in_time_is_not_called_slow(scene: Scene, capsys: py
         views.image("3.png")
         assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)
                     and not thread.finished.is_set()]  # fmt: skip
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 @NO_FIFO

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import warn
 from momentum_gs.data.images import read_image
 from momentum_gs.data.scene import Scene
 
@@ -95,7 +95,7 @@ class Views:
             pixels = self.image(name)
         except UserError as error:
             if name not in self.bad:
-                say(f"{error} (skipped: scene.bad_images=skip)")
+                warn(f"{error} (skipped: scene.bad_images=skip)")
             self.bad[name] = str(error)
             return None
         self.bad.pop(name, None)
@@ -198,7 +198,7 @@ class Views:
             self._slow.add(name)
             width, height = self._sizes[name]
             # No look at the file itself: its folder may be what does not answer.
-            say(
+            warn(
                 f"data: image {self._scene.image_paths[name]} ({width}x{height} in training) is waited for since "
                 f"{SLOW_SECONDS:g} s, expected a fraction of a second; see whether its folder answers, copy the images "
                 "to a local disk, or make them smaller"
