@@ -1,12 +1,18 @@
 """The k-of-n schedule: facts that hold for every n, k, number of steps and kind."""
 
+import itertools
+import json
+import math
 from collections import Counter
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from momentum_gs.config.schema import BlocksConfig
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.block_schedule import check_counts, Schedule
+from momentum_gs.train.block_schedule import Schedule, check_counts, ranks_of
 
 CASES = [(4, 2, 2000), (8, 3, 1700), (5, 5, 1000), (7, 1, 501), (9, 4, 1001)]
 KINDS = ["permutation", "sequential", "random"]
@@ -62,3 +68,90 @@ def test_impossible_counts_are_refused_with_arithmetic() -> None:
         check_counts(4, 2, 3)
     with pytest.raises(UserError, match=r"500 in intervals of 500 make 1 rounds a block"):
         Schedule(4, 2, 500, BlocksConfig(), seed=0)
+
+
+def lagging(n: int, k: int, intervals: int, weights: torch.Tensor, groups: int = 1) -> Schedule:
+    config = BlocksConfig(schedule="lagging", interval=10, groups=groups)
+    schedule = Schedule(n, k, 10 * intervals, config, seed=0)
+    for i in range(len(schedule)):
+        schedule.draw(i + 1, weights)
+    return schedule
+
+
+def test_lagging_blocks_come_up_in_proportion_to_their_weight() -> None:
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.5, 1.75])
+    schedule = lagging(6, 2, 61, weights)
+    done = Counter(b for turn in schedule if turn.decoder_live for b in turn.blocks)
+    assert sum(done.values()) == 6 * 60, "as many intervals as any schedule gives"
+    share = weights / weights.sum() * 6 * 60
+    # What a block has had differs from what it has earned by less than one interval, and less than k at the end.
+    assert all(abs(done[b] - share[b]) <= 2 for b in range(6)), (done, share)
+    frozen = [b for turn in schedule if not turn.decoder_live for b in turn.blocks]
+    assert sorted(frozen) == list(range(6)), "every block settles once"
+
+
+@settings(max_examples=30)
+@given(n=st.integers(2, 12), k=st.integers(1, 12), seed=st.integers(0, 100))
+def test_lagging_starves_no_block(n: int, k: int, seed: int) -> None:
+    k = min(k, n)
+    weights = 1 + torch.rand(n, generator=torch.Generator().manual_seed(seed)) * 0.999
+    live = [turn for turn in lagging(n, k, 41, weights) if turn.decoder_live]
+    # A block earns at least k / (2n) a round, so it is due after 2n / k rounds; up to n others may be due before it.
+    longest = math.ceil(2 * n / k) + math.ceil(n / k)
+    for block in range(n):
+        at = [-1, *(i for i, turn in enumerate(live) if block in turn.blocks), len(live)]
+        assert max(b - a for a, b in itertools.pairwise(at)) <= longest + 1
+
+
+def test_lagging_goes_on_where_a_checkpoint_left_it() -> None:
+    config = BlocksConfig(schedule="lagging", interval=10)
+    whole, parts = Schedule(5, 2, 200, config, 0), Schedule(5, 2, 200, config, 0)
+    weights = [1 + torch.rand(5, generator=torch.Generator().manual_seed(i)) for i in range(len(whole))]
+    for i in range(len(whole)):
+        whole.draw(i + 1, weights[i])
+    for i in range(7):
+        parts.draw(i + 1, weights[i])
+    resumed = Schedule(5, 2, 200, config, 0)
+    resumed.load_state(json.loads(json.dumps(parts.state())))
+    assert resumed[:8] == whole[:8]
+    assert resumed.drawn == 8
+    for i in range(7, len(whole)):
+        resumed.draw(i + 1, weights[i])
+    assert resumed[:] == whole[:]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lagging"])
+@pytest.mark.parametrize(("n", "k", "groups"), [(8, 4, 2), (7, 3, 3), (9, 2, 2)])
+def test_groups_stay_with_their_ranks(n: int, k: int, groups: int, kind: str) -> None:
+    schedule = Schedule(n, k, 100, BlocksConfig(schedule=kind, interval=10, groups=groups), seed=2)
+    done: Counter[int] = Counter()
+    for ranks in (1, groups, 2 * groups):
+        homes: dict[int, set[int]] = {}
+        for i in range(len(schedule)):
+            schedule.draw(i, torch.ones(n))
+            turn = schedule[i]
+            for block, rank in zip(turn.blocks, ranks_of(turn.blocks, groups, ranks), strict=True):
+                homes.setdefault(block % groups, set()).add(rank)
+                assert rank < ranks
+            if ranks == 1:
+                done.update(turn.blocks)
+        machines = {group: {rank * groups // ranks for rank in found} for group, found in homes.items()}
+        if ranks >= groups:
+            assert machines == {group: {group} for group in range(groups)}, "one machine a group"
+    if kind != "lagging":
+        assert done == dict.fromkeys(range(n), 10)
+
+
+def test_some_blocks_train_on() -> None:
+    schedule = Schedule.continued([5, 3], 4, 120, 1000, BlocksConfig(interval=50), seed=0)
+    assert [turn.first_step for turn in schedule] == [1000, 1050, 1100]
+    assert [turn.steps for turn in schedule] == [50, 50, 20]
+    assert all(sorted(turn.blocks) == [3, 5] and not turn.decoder_live for turn in schedule)
+    assert schedule.total == 1120
+
+
+def test_groups_that_do_not_fit_are_refused_with_arithmetic() -> None:
+    with pytest.raises(UserError, match=r"k = 3 active blocks in 2 groups leave 1 over"):
+        check_counts(8, 3, 1, groups=2)
+    with pytest.raises(UserError, match=r"3 ranks cannot be shared among 2 groups"):
+        check_counts(8, 4, 3, groups=2)

@@ -120,18 +120,21 @@ def test_what_the_background_meets_is_raised(config: Config, tmp_path: Path) -> 
         store.rest(active)
 
 
-def test_what_did_not_change_is_not_written_again(config: Config, tmp_path: Path) -> None:
-    store = BlockStore(1, config, CPU, LocalComm(), tmp_path / "store")
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("bound", [None, 0])
+def test_saved_blocks_stay_as_they_were(config: Config, tmp_path: Path, share: bool, bound: int | None) -> None:
+    store = BlockStore(1, config, CPU, LocalComm(), tmp_path / "store", bound)
     store.put(0, pack(first_state(config, 0)))
-    first = store.save(0, tmp_path / "a")
-    second = store.save(0, tmp_path / "b")
+    first = store.save(0, tmp_path / "a", share=share)
+    second = store.save(0, tmp_path / "b", share=share)
     assert first == second
-    assert (tmp_path / "a").samefile(tmp_path / "b")
+    assert (tmp_path / "a").samefile(tmp_path / "b") == share
     states = store.activate((0,))
     train_a_little(states[0], config)
     store.rest(states)
-    assert store.save(0, tmp_path / "c") != first
-    assert first.mismatch(tmp_path / "a") is None, "older checkpoints stay as they were"
+    assert store.save(0, tmp_path / "c", share=share) != first
+    for name in ("a", "b"):
+        assert first.mismatch(tmp_path / name) is None
 
 
 def test_files_are_what_the_library_reads(config: Config, tmp_path: Path) -> None:

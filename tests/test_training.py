@@ -1,31 +1,24 @@
 """The promises of block training: swaps, resume and the number of ranks do not change the model."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
 from tiny_scene import write_tiny_scene
 
-from momentum_gs.config.load import load_config
-from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
-from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
-from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.model.io import load_ply
 from momentum_gs.train.block_schedule import Schedule
 from momentum_gs.train.block_state import init_block, pack, unpack
 from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.events import Event, Observers
-from momentum_gs.train.loop import Outcome, Training
+from momentum_gs.train.events import Observers
+from momentum_gs.train.loop import Training
 from momentum_gs.train.plan import plan_blocks
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -37,69 +30,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-SETTINGS = [
-    "steps=60",
-    "model.voxel_size=0.3",
-    "model.n_offsets=4",
-    "blocks.interval=15",
-    "blocks.active=2",
-    "partition.dim=[2,2,1]",
-    "growth.start_stat=5",
-    "growth.from_step=10",
-    "growth.interval=10",
-    "growth.success_threshold=0.1",
-    # One level of the anchors' own size: a coarser cell of this dense plane is never empty.
-    "growth.depth=1",
-    "growth.init_factor=1",
-    # Low, so that every growth step finds something to grow.
-    "growth.grad_threshold=1e-5",
-    "weighting.every=20",
-    "weighting.view_stride=2",
-    "log.tensorboard=false",
-    "scene.resolution=1",
-]
-
-
 @pytest.fixture(scope="module")
 def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
-
-
-def make_config(scene: Path, out: Path, *overrides: str) -> Config:
-    return load_config(None, [f"scene.path={scene}", f"out={out}", *SETTINGS, *overrides])
-
-
-def write_table(config: Config) -> PartitionTable:
-    """A 2x2 partition in which every block sees the views of its own quadrant and one of the next."""
-    assert config.out is not None
-    scene = load_scene(config.scene)
-    bounds = (-4.0, -4.0, -1.0, 4.0, 4.0, 5.0)
-    empty = PartitionTable(bounds, (2, 2, 1), torch.eye(3, dtype=torch.float64), [[]] * 4, {})
-    views = [[c.name for c in scene.train if empty.owner(c) == b] for b in range(4)]
-    views = [own + views[(b + 1) % 4][:1] for b, own in enumerate(views)]
-    table = PartitionTable(bounds, (2, 2, 1), torch.eye(3, dtype=torch.float64), views, {})
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    table.save(Path(config.out) / "partition.json")
-    return table
-
-
-def train(config: Config, *, resume: bool = False) -> Outcome:
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, resume=resume)
-    return training.run(Observers())
-
-
-def model_of(out: Path) -> dict[str, torch.Tensor]:
-    folder = next((out / "point_cloud").glob("iteration_*"))
-    tensors = {f"decoder.{k}": v for k, v in load_decoder(folder).state_dict().items()}
-    for ply in sorted(folder.glob("point_cloud_block*.ply")):
-        tensors |= {f"{ply.stem}.{k}": v.detach() for k, v in load_ply(ply).rows().items()}
-    return tensors
-
-
-def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
@@ -133,20 +66,6 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(
     else:
         run_ranks(scene_folder, parts, ranks, "--resume")
     assert_same_bits(model_of(whole), model_of(parts))
-
-
-class InterruptAfter:
-    """Stops the run as Ctrl-C would, when it reports that step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_event(self, event: Event) -> None:
-        if event.step == self._step:
-            raise KeyboardInterrupt
-
-    def close(self) -> None:
-        pass
 
 
 def test_blocks_settle_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: Path) -> None:
@@ -196,18 +115,6 @@ def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Pa
     assert_same_bits(packed.tensors, wanted)
     assert any(k.startswith("adam.feature.exp_avg") for k in wanted), "moments travel"
     assert unpack(packed, config, CPU).step == 17
-
-
-def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str) -> dict[str, torch.Tensor]:
-    """Trains with torchrun, as a user would."""
-    config = make_config(scene, out)
-    write_table(config)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "momentum_gs", "train", "-s", str(scene), "-m", str(out), *SETTINGS, *overrides]
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
-    return model_of(out)
 
 
 def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path) -> None:

@@ -284,7 +284,10 @@ class LogConfig:
     checkpoint_minutes: float = 15.0
     """Minutes after which a checkpoint is written anyway; 0: none by time."""
     keep_checkpoints: int = 2
-    """The newest so many are kept. Blocks that did not train between two of them share their bytes on disk."""
+    """The newest so many are kept."""
+    link_checkpoints: bool = False
+    """Blocks that did not train between two checkpoints are one file with two names. Saves most of the time and space
+    where n is much larger than k; but harm to such a file harms both."""
     test_every: int = 0
     """Steps between scores of the held-out views; 0 scores none while training."""
     stop_psnr_ssim: tuple[float, float] | None = None

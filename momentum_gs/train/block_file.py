@@ -116,13 +116,18 @@ def link(source: Path, target: Path) -> Path | None:
     return target
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, on the disk for good."""
+    with enough_space(target, source.stat().st_size):
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def link_or_copy(source: Path, target: Path) -> None:
-    """``link``, or a copy where that cannot be. Neither file is written to again."""
+    """``link``, or a copy where that cannot be."""
     if link(source, target) is None:
-        with enough_space(target, source.stat().st_size):
-            shutil.copyfile(source, target)
-            with target.open("rb") as file:
-                os.fsync(file.fileno())
+        copy(source, target)
 
 
 @contextlib.contextmanager

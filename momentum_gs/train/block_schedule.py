@@ -71,7 +71,7 @@ def check_counts(n: int, k: int, ranks: int, groups: int = 1) -> None:
     """Refuses what cannot be scheduled, with the arithmetic.
 
     Raises:
-        UserError: unless ranks <= k <= n and the groups divide k, fit in n and divide or are divided by the ranks.
+        UserError: unless ranks <= k <= n, groups divide k, and ranks divide or are divided by groups.
     """
     if k > n:
         raise UserError(f"blocks: active k = {k} exceeds the n = {n} blocks of the partition; set blocks.active <= {n}")
@@ -84,11 +84,6 @@ def check_counts(n: int, k: int, ranks: int, groups: int = 1) -> None:
         raise UserError(
             f"blocks: k = {k} active blocks in {groups} groups leave {k % groups} over; set blocks.active to a "
             f"multiple of blocks.groups = {groups}"
-        )
-    if k // groups > n // groups:
-        raise UserError(
-            f"blocks: {groups} groups of n = {n} blocks hold {n // groups} each, fewer than the k / groups = "
-            f"{k // groups} that a round draws from a group; set blocks.active <= {n // groups * groups}"
         )
     if ranks % groups and groups % ranks:
         raise UserError(

@@ -5,6 +5,7 @@ trains, one background thread writes back what memory cannot hold, brings the ne
 will train them, and reads them from disk. Law: any number of swaps equals no swap, bit for bit.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config, StoreConfig
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.device import free_memory, pins_memory
-from momentum_gs.train.block_file import FileRecord, link, link_or_copy, read_block, read_rows, write_block
+from momentum_gs.train.block_file import FileRecord, copy, link, link_or_copy, read_block, read_rows, write_block
 from momentum_gs.train.block_schedule import ranks_of
 from momentum_gs.train.block_state import BlockState, PackedBlock, pack, unpack
 
@@ -122,19 +123,23 @@ class BlockStore:
         assert resting.file is not None
         return read_rows(resting.file, "anchors.", names)
 
-    def save(self, block: int, path: Path) -> FileRecord:
-        """Writes a block that rests on this rank to ``path``; one that is on disk already only gets another name."""
+    def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
+        """Writes a block that rests on this rank to ``path``.
+
+        Args:
+            share: One that has a file already only gets another name, and the new file serves as the store's own.
+        """
         self.join()
         resting = self._resting[block]
         if resting.file is not None:
             assert resting.record is not None
-            link_or_copy(resting.file, path)
+            (link_or_copy if share else copy)(resting.file, path)
             return resting.record
         assert resting.packed is not None
-        resting.record = write_block(path, resting.packed)
-        # Under a name of the store's own it serves the next checkpoint too, and the day when memory is short.
-        resting.file = link(path, self._new_file(block))
-        return resting.record
+        record = write_block(path, resting.packed)
+        if share:
+            resting.file, resting.record = link(path, self._new_file(block)), record
+        return record
 
     def activate(self, blocks: tuple[int, ...]) -> list[BlockState]:
         """Hands this rank its share of a round's blocks, which are waited for where they have not come yet."""
@@ -182,6 +187,8 @@ class BlockStore:
         """Ends the thread and removes the files."""
         self._background.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Other ranks' files are in it, or it was never made.
+            self._folder.parent.rmdir()
 
     def _trainers(self, blocks: tuple[int, ...]) -> list[tuple[int, int]]:
         ranks = ranks_of(blocks, self._config.blocks.groups, self._comm.world_size)

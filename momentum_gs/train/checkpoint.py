@@ -2,7 +2,7 @@
 
 ``<out>/checkpoint/step_<N>/``: ``block_<i>.safetensors``, ``decoder.safetensors``, ``state.json`` with the size and
 SHA-256 of each. A folder is written under another name and renamed when complete, so what is there is whole; what
-harms it later is found when it is read. Blocks that did not change since the last checkpoint share its bytes.
+harms it later is found when it is read.
 """
 
 import contextlib
@@ -117,7 +117,8 @@ def save_checkpoint(
         part.mkdir(parents=True)
     comm.barrier()
     with _removed_on_error(part):
-        files = {_block_name(block): store.save(block, part / _block_name(block)) for block in store.held()}
+        share = config.log.link_checkpoints
+        files = {_block_name(b): store.save(b, part / _block_name(b), share=share) for b in store.held()}
         for block in active:
             files[_block_name(block.block)] = write_block(part / _block_name(block.block), pack(block))
         _write_json(part / f"files_{comm.rank}.json", {name: asdict(record) for name, record in files.items()})

@@ -1,0 +1,232 @@
+"""Checkpoints: whole or named, as many as wanted, on time; and the ways to go on from one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.scene import load_scene
+from momentum_gs.train.block_file import FileRecord, write_tensors
+from momentum_gs.train.checkpoint import checkpoints
+from momentum_gs.train.events import Event, GrowthCapped, Observers, RoundEnded
+from momentum_gs.train.loop import Outcome, Training
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrix products may round differently with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def whole(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The undisturbed run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("whole")
+    train(make_config(scene_folder, out))
+    torch.set_num_threads(threads)
+    return model_of(out)
+
+
+def steps(out: Path) -> list[int]:
+    return [step for step, _ in checkpoints(out / "checkpoint")]
+
+
+def stop_after(config: Config, step: int) -> None:
+    """A run that dies at that step."""
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(Observers([InterruptAfter(step)]))
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_as_many_as_wanted_are_kept(scene_folder: Path, tmp_path: Path, link: bool) -> None:
+    overrides = ["log.checkpoint_every=5", "log.keep_checkpoints=3", f"log.link_checkpoints={link}"]
+    train(make_config(scene_folder, tmp_path, *overrides))
+    assert steps(tmp_path) == [120, 115, 110]
+    assert not (tmp_path / "store").exists()
+
+    def same(block: int) -> bool:
+        first, last = (tmp_path / f"checkpoint/step_{step}/block_{block}.safetensors" for step in (110, 120))
+        return first.samefile(last)
+
+    assert sum(map(same, range(4))) == (2 if link else 0), "two of the four rest from step 105 on"
+
+
+def test_time_brings_one_too(scene_folder: Path, tmp_path: Path) -> None:
+    # 6e-6 minutes are over at once, so every agreement of the ranks, each 10th step, writes one.
+    config = make_config(scene_folder, tmp_path, "log.checkpoint_minutes=6e-6", "log.keep_checkpoints=100")
+    train(config)
+    assert steps(tmp_path) == list(range(120, 0, -10))
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "missing", "state"])
+def test_a_damaged_one_gives_way_to_the_one_before(
+    scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str], harm: str
+) -> None:
+    config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
+    stop_after(config, 80)
+    assert steps(tmp_path) == [75, 50]
+    newest = tmp_path / "checkpoint" / "step_75"
+    block, state = newest / "block_2.safetensors", newest / "state.json"
+    if harm == "cut":
+        block.write_bytes(block.read_bytes()[:1000])
+    elif harm == "changed":
+        data = bytearray(block.read_bytes())
+        data[-1] ^= 1
+        block.unlink()  # Its bytes may be those of the older one, too.
+        block.write_bytes(data)
+    elif harm == "missing":
+        block.unlink()
+    else:
+        state.write_text(state.read_text()[:100])
+    assert train(config, resume=True).step == 120
+    said = capfd.readouterr().err
+    assert f"{newest} is damaged ({'state.json' if harm == 'state' else 'block_2.safetensors'}" in said
+    assert_same_bits(model_of(tmp_path), whole)
+
+
+def test_nothing_whole_is_said(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25", "log.keep_checkpoints=1")
+    stop_after(config, 30)
+    state = tmp_path / "checkpoint" / "step_25" / "state.json"
+    content = json.loads(state.read_text())
+    state.write_text(json.dumps(content | {"format": 1}))
+    with pytest.raises(UserError, match=r"every checkpoint is damaged \(step_25\)"):
+        train(config, resume=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was(
+    scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
+
+    def onto_a_full_disk(path: Path, *rest: Any) -> FileRecord:
+        if path.parent.name == ".step_50.part":
+            path.symlink_to("/dev/full")  # Every write to it finds no space.
+        return write_tensors(path, *rest)
+
+    monkeypatch.setattr("momentum_gs.train.checkpoint.write_tensors", onto_a_full_disk)
+    with pytest.raises(UserError, match=r"step_50.part: the disk is full, .* wanted for decoder.safetensors"):
+        train(config)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step_25"]
+    assert train(config, resume=True).step == 120
+    assert_same_bits(model_of(tmp_path), whole)
+
+
+def test_a_wish_to_stop_is_a_checkpoint(scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+    config = make_config(scene_folder, tmp_path)
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
+    asked = iter([False, False, True])
+    outcome = training.run(Observers(), stop=lambda: next(asked))
+    assert (outcome.step, outcome.interrupted) == (30, True)
+    assert steps(tmp_path) == [30]
+    assert not (tmp_path / "point_cloud").exists()
+    assert train(config, resume=True).step == 120
+    assert_same_bits(model_of(tmp_path), whole)
+
+
+@pytest.mark.parametrize("ram_gb", [0, 1e-4])
+def test_little_memory_changes_nothing(
+    scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], ram_gb: float
+) -> None:
+    train(make_config(scene_folder, tmp_path, f"store.ram_gb={ram_gb}"))
+    assert_same_bits(model_of(tmp_path), whole)
+
+
+def test_little_memory_on_two_ranks_changes_nothing(
+    scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    assert_same_bits(run_ranks(scene_folder, tmp_path, 2, "store.ram_gb=0"), whole)
+
+
+def train_on(config: Config, only: list[int]) -> Outcome:
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, only=only)
+    return training.run(Observers())
+
+
+def test_chosen_blocks_train_on_and_the_others_stay(scene_folder: Path, tmp_path: Path) -> None:
+    train(make_config(scene_folder, tmp_path))
+    before = model_of(tmp_path)
+    config = make_config(scene_folder, tmp_path, "steps=90")
+    assert train_on(config, [3, 1]).step == 150
+    after = model_of(tmp_path, 90)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"point_cloud_block1", "point_cloud_block3"}
+    # A stretch may follow a stretch, and one that broke off goes on.
+    config = make_config(scene_folder, tmp_path, "steps=120", "log.checkpoint_every=10")
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, only=[0])
+    with pytest.raises(KeyboardInterrupt):
+        training.run(Observers([InterruptAfter(165)]))
+    assert train_on(config, [0]).step == 180
+
+
+def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
+    stop_after(config, 30)
+    longer = make_config(scene_folder, tmp_path, "steps=90")
+    with pytest.raises(UserError, match=r"the run has not ended; finish it first with --resume"):
+        train_on(longer, [1])
+    train(config, resume=True)
+    with pytest.raises(UserError, match=r"steps = 60 is a total, and the blocks have trained towards 60"):
+        train_on(config, [1])
+    with pytest.raises(UserError, match=r"--only-blocks: \[1, 4\], expected distinct blocks of 0 to 3"):
+        train_on(longer, [1, 4])
+    train_on(longer, [1])
+    with pytest.raises(UserError, match=r"written by --only-blocks 1; continue with the same"):
+        train(longer, resume=True)
+
+
+def test_other_ranks_go_on_with_the_k_of_the_experiment(scene_folder: Path, tmp_path: Path) -> None:
+    # Without blocks.active k is the number of ranks that began.
+    config = make_config(scene_folder, tmp_path / "one", "blocks.active=null", "log.checkpoint_every=25")
+    stop_after(config, 30)
+    assert train(config, resume=True).step == 240, "4 blocks, one at a time, 60 steps each"
+    one = model_of(tmp_path / "one")
+    stop_after(make_config(scene_folder, tmp_path / "two", "blocks.active=1", "log.checkpoint_every=25"), 30)
+    train(make_config(scene_folder, tmp_path / "two", "blocks.active=1"), resume=True)
+    assert_same_bits(model_of(tmp_path / "two"), one)
+
+
+class Listener:
+    """Keeps the events of one kind."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.heard = kind, list[Any]()
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, self.kind):
+            self.heard.append(event)
+
+    def close(self) -> None: ...
+
+
+def test_a_full_block_is_reported_and_goes_on(
+    scene_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(scene_folder, tmp_path, "anchors.max_per_block=100")
+    capped, rounds = Listener(GrowthCapped), Listener(RoundEnded)
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
+    assert training.run(Observers([capped, rounds])).step == 120
+    assert capped.heard
+    assert all(event.refused > 0 for event in capped.heard)
+    assert "stops growing at" in capfd.readouterr().err
+    assert [event.step for event in rounds.heard] == list(range(15, 121, 15))
