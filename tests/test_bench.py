@@ -9,6 +9,7 @@ import pytest
 import torch
 from diff_gaussian_rasterization import reference
 
+from momentum_gs.cli import bench_grow
 from momentum_gs.cli import main as cli
 from momentum_gs.cli.bench_kernels import family_draw, gsplat_draw, raster_load, reference_draw, surface_points
 from momentum_gs.render.rasterize import rasterize
@@ -53,7 +54,9 @@ def test_ssim_and_knn_agree_with_what_they_are_compared_with(capsys: pytest.Capt
         assert float(row.split("differs by ")[1].split()[0]) < 1e-2
 
 
-@pytest.mark.parametrize("flag", [("--gaussians", "0"), ("--repeats", "0"), ("--threads", "-1"), ("--points", "4")])
+@pytest.mark.parametrize(
+    "flag", [("--gaussians", "0"), ("--repeats", "0"), ("--threads", "-1"), ("--points", "4"), ("--anchors", "0")]
+)
 def test_a_load_of_nothing_is_refused(flag: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "raster", *flag, "device=cpu"]) == 2
     assert f"bench: {flag[0]} is {flag[1]}, expected at least" in capsys.readouterr().err
@@ -107,3 +110,20 @@ def test_the_load_is_as_described() -> None:
     screen = gaussians.means[:, :2] / depth * camera.fx
     assert (screen.abs() <= torch.tensor([80.0, 45.0]) + 1e-3).all()
     assert surface_points(100, CPU).shape == (100, 3)
+
+
+def test_grow_prints_ratios_and_agrees_with_the_plain_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_grow, "CHUNK", 300)  # So that there are several, and the last is not full.
+    head, small, plain, large = lines_of(capsys, "grow", "--anchors", "4000,1000", "model.n_offsets=3")
+    assert head.startswith("grow: K = 3, F = 32, torch") and head.endswith("1 threads, medians of 1")
+    assert small.split()[0] == "1000" and int(small.split()[2]) > 0
+    assert plain.endswith("the time of ours, the same result")
+    assert large.split()[0] == "4000" and large.endswith("the time for 4.00x the anchors")
+
+
+def test_grow_notices_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_grow, "chunked_compare", lambda cells, taken: torch.zeros(len(cells), dtype=torch.bool))
+    with pytest.raises(AssertionError, match="disagree"):
+        cli.main(["bench", "grow", "--anchors", "2000", "--repeats", "1", "device=cpu"])

@@ -1,7 +1,5 @@
 """Growth and pruning against the original's figures and against a plain loop."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from anchor_scene import parity, random_anchors, random_decoder
@@ -9,18 +7,23 @@ from densify_reference import grow_and_prune_reference
 from torch import Tensor
 
 from momentum_gs.config.schema import GrowthConfig, OptimConfig
+from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import RenderOutput
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.model.expand import decode
-from momentum_gs.train.densify import GrowthStats, grow_and_prune
+from momentum_gs.train.densify import Draw, GrowthReport, GrowthStats, grow_and_prune
 from momentum_gs.train.optim import anchor_optimizer
 
 # interval * success = 8: offsets need more than 4 views, anchors more than 8.
 CONFIG = GrowthConfig(interval=10, success_threshold=0.8, init_factor=16, hierarchy_factor=4, depth=3)
 
 
-def draws(seed: int) -> Callable[[int, int], Tensor]:
-    return lambda level, count: torch.rand(count, generator=torch.Generator().manual_seed(100 * seed + level))
+def draws(seed: int) -> Draw:
+    return lambda level, offsets: keyed_uniform(offsets, "test", seed, level)
+
+
+def every_offset(level: int, offsets: Tensor) -> Tensor:
+    return torch.ones(len(offsets))
 
 
 def random_stats(anchors: Anchors, seed: int) -> GrowthStats:
@@ -52,7 +55,7 @@ def test_parity() -> None:
         hierarchy_factor=int(figures["update_hierarchy_factor"]),
     )
     grown, after, report = grow_and_prune(
-        anchors, None, stats, float(figures["voxel_size"]), config, lambda level, _: figures[f"rand_{level}"]
+        anchors, None, stats, float(figures["voxel_size"]), config, lambda level, at: figures[f"rand_{level}"][at]
     )
     assert len(grown) == len(figures["before_anchor"]) + sum(report.grown) - report.pruned
     assert report.pruned > 0 and report.grown[0] > 0 and report.grown[1] > 0
@@ -67,15 +70,21 @@ def test_parity() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("voxel_size", [0.002, 0.03])
-def test_same_as_the_plain_loop(seed: int, voxel_size: float) -> None:
+@pytest.mark.parametrize("cap", [None, 0, 61, 75])
+def test_same_as_the_plain_loop(seed: int, voxel_size: float, cap: int | None) -> None:
     anchors = random_anchors(60, n_offsets=3, feature_dim=4, seed=seed)
     with torch.no_grad():
         anchors.position *= 0.3
         anchors.log_scale += 2  # some above the bound of 0.05
     stats = random_stats(anchors, seed)
-    rows, seen = grow_and_prune_reference(anchors, stats, voxel_size, CONFIG, draws(seed))
-    grown, after, report = grow_and_prune(anchors, None, stats, voxel_size, CONFIG, draws(seed))
-    assert min(report.grown) > 0 and report.pruned > 0
+    rows, seen, refused = grow_and_prune_reference(anchors, stats, voxel_size, CONFIG, draws(seed), cap)
+    grown, after, report = grow_and_prune(anchors, None, stats, voxel_size, CONFIG, draws(seed), cap)
+    assert report.pruned > 0 and report.refused == refused
+    if cap is None:
+        assert min(report.grown) > 0 and refused == 0
+    else:
+        # Each of these caps is met: none of the seeds proposes fewer anchors than there is room for.
+        assert refused > 0 and len(grown) == max(cap, 60 - report.pruned)
     for name, row in grown.rows().items():
         # The loop takes its logarithms in NumPy.
         torch.testing.assert_close(row.detach(), torch.from_numpy(rows[name]), rtol=3e-7, atol=0)
@@ -94,16 +103,39 @@ def test_nothing_seen_changes_nothing() -> None:
 def test_growing_again_from_the_same_gradients_adds_no_duplicate() -> None:
     """A cell that holds an anchor is never given another one, whoever proposes it."""
     anchors = random_anchors(50, seed=3)
-    everything = lambda level, count: torch.ones(count)  # noqa: E731
     config = GrowthConfig(interval=10, success_threshold=0.8, init_factor=16, depth=1, min_opacity=0.0)
-    first, stats, report = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, config, everything)
+    first, stats, report = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, config, every_offset)
     assert report.grown[0] > 0
     again = random_stats(anchors, 3)
     padded = GrowthStats.from_rows(
         {k: torch.cat([v, s[len(v) :]]) for (k, v), s in zip(again.rows().items(), stats.rows().values(), strict=True)}
     )
-    _, _, report = grow_and_prune(first, None, padded, 0.05, config, everything)
+    _, _, report = grow_and_prune(first, None, padded, 0.05, config, every_offset)
     assert report.grown == (0,)
+
+
+def test_of_equal_gradients_the_coarser_cells_and_then_the_first_are_kept() -> None:
+    anchors = random_anchors(40, seed=2)
+    stats = random_stats(anchors, 2)
+    stats.offset_denom.fill_(9)
+    stats.offset_gradient_accum.fill_(9)
+    stats.anchor_demon.fill_(0)
+    all_of_them, _, free = grow_and_prune(anchors, None, stats, 0.01, CONFIG, every_offset)
+    stats.offset_denom.fill_(9)
+    stats.offset_gradient_accum.fill_(9)
+    room = free.grown[0] + free.grown[1] // 2
+    capped, _, report = grow_and_prune(anchors, None, stats, 0.01, CONFIG, every_offset, 40 + room)
+    assert min(free.grown) > 1
+    assert report.grown == (free.grown[0], free.grown[1] // 2, 0) and report.refused == sum(free.grown) - room
+    assert torch.equal(capped.position, all_of_them.position[: 40 + room])
+
+
+def test_a_block_above_its_cap_is_pruned_but_not_grown() -> None:
+    anchors = random_anchors(60, seed=4)
+    unbound = grow_and_prune(anchors, None, random_stats(anchors, 4), 0.02, CONFIG, draws(4))[2]
+    grown, _, report = grow_and_prune(anchors, None, random_stats(anchors, 4), 0.02, CONFIG, draws(4), 5)
+    assert len(grown) == 60 - report.pruned > 5
+    assert report == GrowthReport((0,) * len(unbound.grown), unbound.pruned, sum(unbound.grown))
 
 
 def test_moments_follow_and_the_step_after_rests_every_anchor() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.core import rows as rows_module
-from momentum_gs.core.rows import append_rows, keep_rows, scatter_max, scatter_max_torch
+from momentum_gs.core.rows import append_rows, edit_rows, keep_rows, scatter_max, scatter_max_torch
 
 
 def make(n: int, seed: int = 0) -> dict[str, Tensor]:
@@ -78,6 +78,21 @@ def test_edits_before_the_first_step_and_without_optimizer() -> None:
     rows = append_rows(keep_rows(rows, torch.tensor([True, False, True]), optimizer), make(1, seed=2), optimizer)
     step(rows, optimizer, torch.zeros(3, 2, 3))
     assert len(keep_rows(rows, torch.zeros(3, dtype=torch.bool), None)["moved"]) == 0
+
+
+def test_one_edit_is_to_keep_and_then_to_append() -> None:
+    mask, new = torch.tensor([True, False, True, False]), make(3, seed=5)
+    found = []
+    for in_one in (True, False):
+        rows = make(4)
+        optimizer = adam(rows)
+        step(rows, optimizer, torch.zeros(4, 2, 3))
+        if in_one:
+            rows = edit_rows(rows, mask.nonzero().squeeze(1), new, optimizer)
+        else:
+            rows = append_rows(keep_rows(rows, mask, optimizer), new, optimizer)
+        found.append(rows | optimizer.state[rows["moved"]])
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
 
 
 def test_a_foreign_tensor_is_refused() -> None:

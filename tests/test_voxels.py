@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from momentum_gs.core.voxels import cell_centers, cells_of, occupied, occupied_reference, unique_cells
+from momentum_gs.core.voxels import cell_centers, cells_of, free_cells, free_cells_reference, unique_cells
 
 # Extents of one axis: one cell, a few, 30 bits; three wide axes need 90 bits and thus ranks instead of the packed box.
 EXTENTS = st.tuples(*[st.sampled_from([1, 4, 2**30])] * 3)
@@ -17,6 +17,10 @@ def random_cells(n: int, extents: tuple[int, int, int], rng: torch.Generator) ->
     cells = (torch.rand(n, 3, generator=rng, dtype=torch.float64) * spread).long() - spread // 2
     cells[::3] = cells[: len(cells[::3])].clone()
     return cells
+
+
+def bounds(cells: torch.Tensor, margin: int = 0) -> tuple[list[int], list[int]]:
+    return (cells.amin(0) - margin).tolist(), (cells.amax(0) + margin).tolist()
 
 
 @settings(deadline=None, max_examples=60)
@@ -33,13 +37,20 @@ def test_unique_cells_are_those_of_torch(n: int, extents: tuple[int, int, int], 
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 30), st.integers(0, 60), EXTENTS, st.integers(0, 2**16))
-def test_occupied_is_the_plain_compare(n_wanted: int, n_others: int, extents: tuple[int, int, int], seed: int) -> None:
+@given(st.integers(1, 40), st.integers(0, 60), EXTENTS, st.sampled_from([0, 1, 2**30]), st.integers(0, 2**16))
+def test_free_cells_are_those_of_the_plain_compare(
+    n: int, n_taken: int, extents: tuple[int, int, int], margin: int, seed: int
+) -> None:
     rng = torch.Generator().manual_seed(seed)
-    unique = unique_cells(random_cells(n_wanted, extents, rng))[0]
-    # Some of the others are wanted cells, the rest lie in a box twice as wide.
-    others = torch.cat([unique[::2], random_cells(n_others, tuple(2 * e for e in extents), rng)])
-    assert torch.equal(occupied(unique, others), occupied_reference(unique, others))
+    cells = random_cells(n, extents, rng)
+    # Some of the taken ones are among the cells, the rest lie in a box twice as wide.
+    taken = torch.cat([cells[::5], random_cells(n_taken, tuple(2 * e for e in extents), rng)])
+    free, group, distinct = free_cells(cells, taken, *bounds(cells, margin))
+    is_free, expected = free_cells_reference(cells, taken)
+    assert torch.equal(free.sort().values, is_free.nonzero().squeeze(1))
+    assert torch.equal(distinct, expected)
+    assert torch.equal(distinct[group], cells[free])
+    assert torch.equal(group, group.sort().values)
 
 
 def test_extremes_of_int32_coordinates_are_told_apart() -> None:
@@ -49,7 +60,8 @@ def test_extremes_of_int32_coordinates_are_told_apart() -> None:
     unique, inverse = unique_cells(cells)
     assert unique.tolist() == [[-far, far, 0], [far, -far, far - 1], [far, -far, far]]
     assert inverse.tolist() == [2, 1, 0, 2]
-    assert occupied(unique, cells[:1]).tolist() == [False, False, True]
+    free, group, distinct = free_cells(cells, cells[:1], *bounds(cells))
+    assert free.tolist() == [2, 1] and group.tolist() == [0, 1] and torch.equal(distinct, unique[:2])
 
 
 def test_a_cell_is_the_nearest_multiple() -> None:

@@ -1,4 +1,7 @@
-"""``momentum-gs bench``: where the time of a step goes, on a trained model. bench_kernels.py times the kernels."""
+"""``momentum-gs bench``: where the time of a step goes, on a trained model.
+
+bench_kernels.py times the kernels, bench_grow.py growth and pruning.
+"""
 
 import argparse
 import resource
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from momentum_gs.cli import bench_kernels
+from momentum_gs.cli import bench_grow, bench_kernels
 from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
@@ -21,7 +24,7 @@ from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer
 
-HELP = "timings of a training step and of the kernels"
+HELP = "timings of a training step, of growth and of the kernels"
 DESCRIPTION = """\
 bench step: times the parts of a training step on a model that training wrote (a run folder of either stage), view by
 view, and prints the median of each part and its share of the step. In the blocks stage, decoding includes the teacher.
@@ -33,6 +36,11 @@ reference, gsplat and the original rasterizer (on a GPU, where installed), convo
 medians and ratios; above 1, ours is faster. On a GPU also the peak of memory beyond the inputs.
 
   momentum-gs bench raster --gaussians 100000 --size 960x540 --threads 2 device=cpu
+
+bench grow: times growth and pruning of synthetic blocks of several sizes, and at the smallest also the original's way,
+which compares every new cell with every anchor. The two must agree bit for bit.
+
+  momentum-gs bench grow --anchors 250000,1000000,4000000 device=cpu
 """
 PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster", "backward: decode",
          "optimizer")  # fmt: skip
@@ -40,13 +48,14 @@ PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    parser.add_argument("what", choices=["step", "raster", "ssim", "knn"], help="what to time")
+    parser.add_argument("what", choices=["step", "raster", "ssim", "knn", "grow"], help="what to time")
     add_run_arguments(parser)
     parser.add_argument("--steps", type=int, default=40, help="step: steps to time after 5 for warming up (default 40)")
-    add = parser.add_argument_group("kernels").add_argument
+    add = parser.add_argument_group("kernels and growth").add_argument
     add("--gaussians", type=int, metavar="N", help="raster (default 100000, on a GPU 1000000)")
     add("--size", type=size, metavar="WxH", help="raster, ssim: pixels (default 960x540, on a GPU 1600x900)")
     add("--points", type=int, default=200_000, metavar="N", help="knn (default %(default)s)")
+    add("--anchors", type=counts, default="250000,1000000,4000000", metavar="N,...", help="grow (default %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     add("--repeats", type=int, default=11, metavar="N", help="runs that the median is of (default %(default)s)")
     add("--original", metavar="MODULE", help="raster: the name under which the original CUDA rasterizer is installed")
@@ -58,12 +67,18 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def counts(text: str) -> list[int]:
+    """``1000,4000``."""
+    return [int(number) for number in text.split(",")]
+
+
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
     config = resolve_config(args)
     device = pick_device(config.device)
     if args.what != "step":
-        return bench_kernels.run(args, device)
+        with bench_kernels.load_of(args):
+            return bench_grow.run(args, config, device) if args.what == "grow" else bench_kernels.run(args, device)
     if config.out is None:
         raise UserError("bench: no run folder; give -m OUT")
     models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))

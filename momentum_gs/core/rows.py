@@ -7,7 +7,7 @@ rows are new leaves without a gradient, so an optimizer step rests them until th
 Source: cat_tensors_to_optimizer and _prune_anchor_optimizer of Scaffold-GS, scene/gaussian_model.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,42 +25,52 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def keep_rows(rows: Mapping[str, Tensor], mask: Bool[Tensor, "n"], optimizer: Adam | None) -> dict[str, Tensor]:
     """The rows where ``mask`` holds, in their order, with their moments."""
-    index = mask.nonzero().squeeze(1)
-    return _edit(
-        rows,
-        optimizer,
-        lambda _, row: row.index_select(0, index),
-        lambda _, moment: moment.index_select(0, index),
-    )
+    return edit_rows(rows, mask.nonzero().squeeze(1), None, optimizer)
 
 
 def append_rows(rows: Mapping[str, Tensor], new: Mapping[str, Tensor], optimizer: Adam | None) -> dict[str, Tensor]:
     """``rows`` followed by ``new``, which has the same keys; new rows have zero moments."""
-    return _edit(
-        rows,
-        optimizer,
-        lambda name, row: torch.cat([row, new[name].detach().to(row)]),
-        lambda name, moment: torch.cat([moment, torch.zeros_like(new[name], dtype=moment.dtype)]),
-    )
+    return edit_rows(rows, None, new, optimizer)
 
 
-def _edit(
+def edit_rows(
     rows: Mapping[str, Tensor],
+    kept: Int[Tensor, "m"] | None,
+    new: Mapping[str, Tensor] | None,
     optimizer: Adam | None,
-    edit_row: Callable[[str, Tensor], Tensor],
-    edit_moment: Callable[[str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
+    """The rows at ``kept`` (None: all) followed by ``new`` (None: nothing), in one copy.
+
+    Raises:
+        ValueError: a row is not the tensor that the optimizer's group of its name moves.
+    """
     groups = {} if optimizer is None else {group["name"]: group for group in optimizer.param_groups}
     edited = {}
     for name, row in rows.items():
-        edited[name] = edit_row(name, row.detach()).requires_grad_(row.requires_grad)
+        added = None if new is None else new[name].detach()
+        edited[name] = _edit(row.detach(), kept, added).requires_grad_(row.requires_grad)
         if optimizer is not None and name in groups:
             if groups[name]["params"][0] is not row:
                 raise ValueError(f"rows: '{name}' is not the tensor that the optimizer's group of this name moves")
             state = optimizer.state.pop(row, {})
             groups[name]["params"] = [edited[name]]
             if state:
-                optimizer.state[edited[name]] = state | {key: edit_moment(name, state[key]) for key in MOMENTS}
+                at_rest = None if added is None else added.new_zeros(()).expand_as(added)
+                optimizer.state[edited[name]] = state
+                for key in MOMENTS:
+                    state[key] = _edit(state[key], kept, at_rest)
+    return edited
+
+
+def _edit(row: Tensor, kept: Int[Tensor, "m"] | None, added: Tensor | None) -> Tensor:
+    n_kept = len(row) if kept is None else len(kept)
+    edited = row.new_empty(n_kept + (0 if added is None else len(added)), *row.shape[1:])
+    if kept is None:
+        edited[:n_kept] = row
+    else:
+        torch.index_select(row, 0, kept, out=edited[:n_kept])
+    if added is not None:
+        edited[n_kept:] = added
     return edited
 
 

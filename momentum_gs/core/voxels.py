@@ -3,6 +3,9 @@
 Cell c of edge s holds the points nearer to c*s than to any other multiple: ``round(point / s)`` as the original does.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,57 +28,74 @@ def unique_cells(cells: Int[Tensor, "n 3"]) -> tuple[Int[Tensor, "m 3"], Int[Ten
 
     The same as ``torch.unique(cells, dim=0, return_inverse=True)``.
     """
-    keys, inverse = torch.unique(_pack(cells), return_inverse=True)
+    if len(cells) == 0:
+        return cells, cells.new_empty(0)
+    (keys,) = _pack([cells], cells.amin(0).tolist(), cells.amax(0).tolist())
+    keys, inverse = torch.unique(keys, return_inverse=True)
     unique = cells.new_empty(len(keys), 3)
     unique[inverse] = cells
     return unique, inverse
 
 
-def occupied(unique: Int[Tensor, "m 3"], others: Int[Tensor, "n 3"]) -> Bool[Tensor, "m"]:
-    """Which of the distinct, sorted cells ``unique`` are among ``others``.
+def free_cells(
+    cells: Int[Tensor, "n 3"], taken: Int[Tensor, "m 3"], low: Sequence[int], high: Sequence[int]
+) -> tuple[Int[Tensor, "f"], Int[Tensor, "f"], Int[Tensor, "u 3"]]:
+    """Which of ``cells`` are not among ``taken``.
 
-    The others are looked up in the sorted keys: O(N log M) time and O(N) memory, where the original compares each with
-    each (scene/gaussian_model.py::anchor_growing). ``occupied_reference`` is that compare.
+    Two sorts and a search, where the original compares each with each (scene/gaussian_model.py::anchor_growing).
+    ``free_cells_reference`` is that compare.
+
+    Args:
+        low, high: Bounds of ``cells``, inclusive. They may be wide, but no cell may lie outside. Asked for, because to
+            find them here would make a GPU wait once more for each call.
+
+    Returns:
+        Rows of ``cells`` that are free, equal cells beside each other, in lexicographic order; for each of them the
+        place of its cell among the distinct free ones; and those.
     """
-    hit = torch.zeros(len(unique), dtype=torch.bool, device=unique.device)
-    if len(unique) == 0:
-        return hit
-    near = ((others >= unique.amin(0)) & (others <= unique.amax(0))).all(dim=1)
-    others = others[near]
-    keys = _pack(torch.cat([unique, others]))
-    wanted, present = keys[: len(unique)], keys[len(unique) :]
-    place = torch.searchsorted(wanted, present).clamp_(max=len(wanted) - 1)
-    hit[place[wanted[place] == present]] = True
-    return hit
+    keys, present = _pack([cells, taken], low, high)
+    keys, order = keys.sort()
+    present = present.sort().values
+    is_free = torch.searchsorted(present, keys) == torch.searchsorted(present, keys, right=True)
+    free = is_free.nonzero().squeeze(1)
+    keys, order = keys[free], order[free]
+    first = torch.ones_like(keys, dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1], out=first[1:])
+    return order, first.cumsum(0) - 1, cells[order[first]]
 
 
-def occupied_reference(unique: Int[Tensor, "m 3"], others: Int[Tensor, "n 3"]) -> Bool[Tensor, "m"]:
-    """``occupied`` in the plain way, O(N*M)."""
-    return (unique[:, None] == others[None]).all(dim=2).any(dim=1)
+def free_cells_reference(
+    cells: Int[Tensor, "n 3"], taken: Int[Tensor, "m 3"]
+) -> tuple[Bool[Tensor, "n"], Int[Tensor, "u 3"]]:
+    """Mask of the free ones among ``cells``, and the distinct free cells: in the plain way, O(N*M)."""
+    free = ~(cells[:, None] == taken[None]).all(dim=2).any(dim=1)
+    return free, torch.unique(cells[free], dim=0)
 
 
-def _pack(cells: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
+def _pack(parts: Sequence[Int[Tensor, "_ 3"]], low: Sequence[int], high: Sequence[int]) -> Sequence[Int[Tensor, "_"]]:
     """One int64 a cell: equal for equal cells, and ordered as the cells are lexicographically.
 
-    The key is the cell's number in the box of all given cells. Where that box has 2^63 cells or more (on average 21
-    bits an axis: 1 km at 0.5 mm), coordinates are replaced by their ranks, which keeps the order and always fits.
+    The key is the cell's number in the box from ``low`` to ``high``, -1 outside. Where that box has 2^63 cells or more
+    (on average 21 bits an axis: 1 km at 0.5 mm), it is the cell's rank among all of ``parts``.
     """
-    key = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
-    if len(cells) == 0:
-        return key
-    count = 1
-    low = cells.amin(0)
-    bases = (cells.amax(0) - low + 1).tolist()
-    for digit, base in zip((cells - low).unbind(1), bases, strict=True):
-        if count * base > _MAX_KEYS:
-            key, count = _rank(key)
-            digit, base = _rank(digit)
-        key = key * base + digit
-        count *= base
-    return key
+    bases = [last - first + 1 for first, last in zip(low, high, strict=True)]
+    if math.prod(bases) > _MAX_KEYS:
+        return _rank(torch.cat(list(parts))).split([len(part) for part in parts])
+    keys = []
+    for cells in parts:
+        key = cells.new_zeros(len(cells))
+        inside = torch.ones_like(key, dtype=torch.bool)
+        for digit, first, last, base in zip(cells.unbind(1), low, high, bases, strict=True):
+            inside &= (digit >= first) & (digit <= last)
+            key = key * base + (digit - first)
+        keys.append(key.masked_fill_(~inside, -1))
+    return keys
 
 
-def _rank(values: Int[Tensor, "n"]) -> tuple[Int[Tensor, "n"], int]:
-    """Place of every value among the distinct ones, and their number."""
-    distinct, rank = torch.unique(values, return_inverse=True)
-    return rank, len(distinct)
+def _rank(cells: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
+    """Place of every cell among the distinct ones, axis by axis: a product of two ranks always fits 63 bits."""
+    rank = cells.new_zeros(len(cells))
+    for digit in cells.unbind(1):
+        distinct, place = torch.unique(digit, return_inverse=True)
+        rank = torch.unique(rank * len(distinct) + place, return_inverse=True)[1]
+    return rank

@@ -8,16 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.config.schema import GrowthConfig
-from momentum_gs.core.rows import append_rows, keep_rows, scatter_max
+from momentum_gs.core.rows import edit_rows, scatter_max
 from momentum_gs.core.types import RenderOutput
-from momentum_gs.core.voxels import cell_centers, cells_of, occupied, unique_cells
+from momentum_gs.core.voxels import cell_centers, cells_of, free_cells
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.model.expand import Decoded
+
+Draw = Callable[[int, Int[Tensor, "m"]], Float[Tensor, "m"]]
+"""(Level, offsets among the N*K before growth) -> a uniform number in [0, 1) for each of these offsets."""
 
 _MAX_LOG_SCALE = 0.05
 """Bound that pruning puts on the log scales 3-5 (those of the Gaussians): e^0.05 scene units [SGS]."""
@@ -62,14 +65,15 @@ class GrowthStats:
         self.opacity_accum.index_add_(0, visible, opacity)
         self.anchor_demon.index_add_(0, visible, torch.ones_like(opacity))
 
-        drawn = output.radii > 0
-        kept = decoded.kept.nonzero().squeeze(1)[drawn]
+        # What was not drawn counts as zero: to leave it out would make a GPU wait for its number.
+        drawn = (output.radii > 0).unsqueeze(1)
+        kept = decoded.kept.nonzero().squeeze(1)
         of_visible = kept // n_offsets
         offset = visible[of_visible] * n_offsets + (kept - of_visible * n_offsets)
         if output.screen_means.grad is not None:
-            gradient = output.screen_means.grad[drawn, :2].norm(dim=1, keepdim=True)
-            self.offset_gradient_accum.index_add_(0, offset, gradient)
-        self.offset_denom.index_add_(0, offset, torch.ones_like(self.offset_denom[: len(offset)]))
+            gradient = output.screen_means.grad[:, :2].norm(dim=1, keepdim=True)
+            self.offset_gradient_accum.index_add_(0, offset, torch.where(drawn, gradient, 0.0))
+        self.offset_denom.index_add_(0, offset, drawn.to(self.offset_denom))
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class GrowthReport:
     grown: tuple[int, ...]
     """Anchors added, by level from coarse to fine."""
     pruned: int
+    refused: int
+    """Anchors that would have been added had there been no cap."""
 
 
 @torch.no_grad()
@@ -88,88 +94,114 @@ def grow_and_prune(
     stats: GrowthStats,
     voxel_size: float,
     config: GrowthConfig,
-    rand: Callable[[int, int], Tensor],
+    rand: Draw,
+    cap: int | None = None,
 ) -> tuple[Anchors, GrowthStats, GrowthReport]:
     """Judge the offsets and anchors that were seen often enough: add anchors, drop anchors, start their counts anew.
+
+    O(N log N) in time. No row leaves the device. The host waits for a GPU 3 + 3 * levels times, each time for a number
+    without which memory cannot be allocated: of the anchors that stay and of the offsets that may grow; at each level
+    of the candidates, of those in free cells and of the free cells; and once for the box around all proposals, which
+    bounds the sort keys. Twice more where the cap is reached.
 
     Args:
         anchors: Consumed, like ``stats``: use what is returned.
         optimizer: Adam of the anchors; its groups and moments follow the rows.
-        rand: (level, count) -> [count] uniform numbers in [0, 1) for the N*K offsets before growth. Called once for
-            every level that looks for candidates.
+        rand: Called at most once a level, in the order of levels.
+        cap: Anchors that there may be after growth. Of all anchors that the levels would add, those with the largest
+            gradients (each that of its best offset) find room beside the ones that stay; of equal ones the coarser,
+            then the first in the order of cells. Where more than ``cap`` stay, they stay, and none is added. None: no
+            bound.
 
     Returns:
         Anchors (kept ones in their order, then new ones by level and in the order of their cells), their statistics
         and a report. All learnable rows come without a gradient, even where nothing changed, so the optimizer step that
         follows moves no anchor: so it is in the original, which re-creates every row here.
     """
+    rows = anchors.rows()
+    for name in LEARNABLE:
+        rows[name].grad = None  # First, as its memory is about what the new rows need.
     interval_seen = config.interval * config.success_threshold
-    judged_offset = stats.offset_denom.squeeze(1) > interval_seen * 0.5
-    judged_anchor = stats.anchor_demon.squeeze(1) > interval_seen
-    drop = judged_anchor & (stats.opacity_accum < config.min_opacity * stats.anchor_demon).squeeze(1)
+    judged_offset = stats.offset_denom > interval_seen * 0.5
+    judged_anchor = stats.anchor_demon > interval_seen
+    drop = judged_anchor & (stats.opacity_accum < config.min_opacity * stats.anchor_demon)
+    kept = (~drop).squeeze(1).nonzero().squeeze(1)
+    pruned = len(anchors) - len(kept)
 
-    new, grown = _grow(anchors, stats, judged_offset, voxel_size, config, rand)
-    judged_offset = judged_offset.unsqueeze(1)
-    judged_anchor = judged_anchor.unsqueeze(1)
+    room = None if cap is None else max(cap - len(kept), 0)
+    new, grown, refused = _grow(anchors, stats, judged_offset, voxel_size, config, rand, room)
     stats.offset_denom.masked_fill_(judged_offset, 0)
     stats.offset_gradient_accum.masked_fill_(judged_offset, 0)
     stats.opacity_accum.masked_fill_(judged_anchor, 0)
     stats.anchor_demon.masked_fill_(judged_anchor, 0)
 
-    pruned = int(drop.sum())
-    rows, by_anchor, by_offset = anchors.rows(), *_split(stats)
-    if pruned:
-        rows = keep_rows(rows, ~drop, optimizer)
-        by_anchor = keep_rows(by_anchor, ~drop, None)
-        by_offset = keep_rows(by_offset, (~drop).repeat_interleave(anchors.n_offsets), None)
-    if len(new):
-        rows = append_rows(rows, new.rows(), optimizer)
-        fresh_anchor, fresh_offset = _split(GrowthStats.zeros(new))
-        by_anchor = append_rows(by_anchor, fresh_anchor, None)
-        by_offset = append_rows(by_offset, fresh_offset, None)
-    for name in LEARNABLE:
-        rows[name].grad = None
+    if pruned or len(new):
+        kept_or_all = kept if pruned else None
+        seen = edit_rows(_by_anchor(stats, anchors), kept_or_all, _by_anchor(GrowthStats.zeros(new), new), None)
+        rows = edit_rows(rows, kept_or_all, new.rows(), optimizer)
+        stats = GrowthStats.from_rows({name: row.view(-1, 1) for name, row in seen.items()})
     rows["log_scale"][:, 3:].clamp_(max=_MAX_LOG_SCALE)
-    return Anchors.from_rows(rows), GrowthStats.from_rows(by_anchor | by_offset), GrowthReport(grown, pruned)
+    return Anchors.from_rows(rows), stats, GrowthReport(grown, pruned, refused)
 
 
-def _split(stats: GrowthStats) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Statistics with a row an anchor, and with a row an offset."""
-    rows = stats.rows()
-    by_offset = ("offset_gradient_accum", "offset_denom")
-    return {k: v for k, v in rows.items() if k not in by_offset}, {k: rows[k] for k in by_offset}
+def _by_anchor(stats: GrowthStats, anchors: Anchors) -> dict[str, Tensor]:
+    """Statistics with a row an anchor: [n, 1] of anchors, [n, k] of offsets."""
+    n_offsets = {"offset_gradient_accum": anchors.n_offsets, "offset_denom": anchors.n_offsets}
+    return {name: row.view(-1, n_offsets.get(name, 1)) for name, row in stats.rows().items()}
 
 
 def _grow(
     anchors: Anchors,
     stats: GrowthStats,
-    judged: Bool[Tensor, "nk"],
+    judged: Bool[Tensor, "nk 1"],
     voxel_size: float,
     config: GrowthConfig,
-    rand: Callable[[int, int], Tensor],
-) -> tuple[Anchors, tuple[int, ...]]:
-    """New anchors where offsets with a large gradient lie in cells without an anchor, coarse cells first."""
-    gradient = torch.where(judged, (stats.offset_gradient_accum / stats.offset_denom).squeeze(1), -1.0)
-    position = anchors.position
-    parts = [anchors.subset(torch.zeros_like(position[:, 0], dtype=torch.bool))]
-    for level in range(config.depth):
-        grown = sum(map(len, parts))
-        if level > 0 and grown == 0:
+    rand: Draw,
+    room: int | None,
+) -> tuple[Anchors, tuple[int, ...], int]:
+    """New anchors where offsets with a large gradient lie in cells without an anchor, coarse cells first.
+
+    Returns:
+        At most ``room`` of them, their number by level, and how many more there would be.
+    """
+    thresholds = [config.grad_threshold * (config.hierarchy_factor // 2) ** level for level in range(config.depth)]
+    sizes = [voxel_size * (config.init_factor // config.hierarchy_factor**level) for level in range(config.depth)]
+    mean = stats.offset_gradient_accum / stats.offset_denom
+    pool = (judged & (mean >= min(thresholds))).squeeze(1).nonzero().squeeze(1)
+    if len(pool) == 0:
+        return anchors.subset(pool), (0,), 0
+    gradient, source = mean.squeeze(1)[pool], pool // anchors.n_offsets
+    reach = anchors.log_scale[source, :3].exp()
+    spawned = anchors.position[source] + anchors.offset.flatten(0, 1)[pool] * reach
+    corners = torch.stack([spawned.amin(0), spawned.amax(0)])
+    boxes = torch.stack([cells_of(corners, size) for size in sizes]).tolist()
+
+    position, n_new = anchors.position, 0
+    # Of what the levels add: rows of the pool, the new anchors that they support, where these lie and how large.
+    support, target, centers, log_scales = [], [], [], []
+    for level, (size, threshold, (low, high)) in enumerate(zip(sizes, thresholds, boxes, strict=True)):
+        if level > 0 and n_new == 0:
             # The original looks for finer anchors only after coarser ones were added.
             break
-        draw = rand(level, len(judged)).to(gradient.device)
-        threshold = config.grad_threshold * (config.hierarchy_factor // 2) ** level
-        candidate = ((gradient >= threshold) & (draw > 0.5 ** (level + 1))).nonzero().squeeze(1)
-        size = voxel_size * (config.init_factor // config.hierarchy_factor**level)
+        likely = rand(level, pool) > 0.5 ** (level + 1)
+        candidate = ((gradient >= threshold) & likely).nonzero().squeeze(1)
+        free, group, cells = free_cells(cells_of(spawned[candidate], size), cells_of(position, size), low, high)
+        support.append(candidate[free])
+        target.append(group + n_new)
+        centers.append(cell_centers(cells, size, position.dtype))
+        log_scales.append(centers[-1].new_full((len(cells), 6), size).log())
+        position = torch.cat([position, centers[-1]])
+        n_new += len(cells)
 
-        source = candidate // anchors.n_offsets
-        reach = anchors.log_scale[source, :3].exp()
-        spawned = anchors.position[source] + anchors.offset.flatten(0, 1)[candidate] * reach
-        cells, inverse = unique_cells(cells_of(spawned, size))
-        free = ~occupied(cells, cells_of(position, size))
-        feature = scatter_max(anchors.feature.index_select(0, source), inverse, len(cells))[free]
-        centers = cell_centers(cells[free], size, position.dtype)
-        log_scale = centers.new_full((len(centers), 6), size).log()
-        parts.append(Anchors.fresh(centers, feature, log_scale, anchors.n_offsets))
-        position = torch.cat([position, centers])
-    return Anchors.cat(parts), tuple(map(len, parts[1:]))
+    row, group, center, log_scale = (torch.cat(parts) for parts in (support, target, centers, log_scales))
+    grown, refused = tuple(map(len, centers)), 0
+    if room is not None and n_new > room:
+        best = scatter_max(gradient[row].unsqueeze(1), group, n_new).squeeze(1)
+        chosen = best.argsort(descending=True, stable=True)[:room].sort().values
+        fits = torch.zeros_like(best, dtype=torch.bool).index_fill_(0, chosen, True)
+        supports = fits[group].nonzero().squeeze(1)
+        row, group = row[supports], (fits.cumsum(0) - 1)[group[supports]]
+        center, log_scale = center[chosen], log_scale[chosen]
+        grown, refused = tuple(torch.stack([part.sum() for part in fits.split(grown)]).tolist()), n_new - room
+    feature = scatter_max(anchors.feature.index_select(0, source[row]), group, len(center))
+    return Anchors.fresh(center, feature, log_scale, anchors.n_offsets), grown, refused
