@@ -7,13 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    CPU,
+    SETTINGS,
+    InterruptAfter,
+    assert_same_bits,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+    write_table,
+)
 from tiny_scene import write_tiny_scene
 
+from momentum_gs.cli.main import main
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.scene import load_scene
+from momentum_gs.model.io import load_ply
 from momentum_gs.train.block_file import FileRecord, write_tensors
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Event, GrowthCapped, Observers, RoundEnded
@@ -177,6 +189,21 @@ def test_chosen_blocks_train_on_and_the_others_stay(scene_folder: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         training.run(Observers([InterruptAfter(165)]))
     assert train_on(config, [0]).step == 180
+
+
+def test_training_on_changes_the_merged_model_inside_its_cell_only(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path)
+    table = write_table(config)
+    train_command = ["train", "-s", str(scene_folder), "-m", str(tmp_path), *SETTINGS]
+    merged = []
+    for extra in ([], ["steps=90", "--only-blocks", "2"]):
+        assert main([*train_command, *extra]) == 0
+        assert main(["merge", str(tmp_path)]) == 0
+        merged.append(load_ply(tmp_path / "point_cloud" / f"iteration_{90 if extra else 60}" / "point_cloud.ply"))
+    before, after = ({tuple(p): f for p, f in zip(m.position.tolist(), m.feature, strict=True)} for m in merged)
+    assert before.keys() == after.keys(), "settled blocks do not grow"
+    moved = torch.tensor([p for p in before if not torch.equal(before[p], after[p])], dtype=torch.float64)
+    assert set(table.cell_of(moved).tolist()) == {2}
 
 
 def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path: Path) -> None:

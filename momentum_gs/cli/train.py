@@ -18,7 +18,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import say, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.family_files import write_cameras_json, write_input_ply
 from momentum_gs.data.partition_table import PartitionTable
@@ -38,6 +38,10 @@ the model does not depend on R, only on blocks.active (k).
   momentum-gs partition SCENE -c configs/demo.yaml -m OUT
   momentum-gs train -c configs/demo.yaml -s SCENE -m OUT blocks.active=2
 
+A finished run can train some of its blocks on; merge again afterwards:
+
+  momentum-gs train -c configs/demo.yaml -s SCENE -m OUT blocks.active=2 steps=1200 --only-blocks 3,5
+
 SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it. Under torchrun --max-restarts=N the ranks
 continue from the last checkpoint by themselves. For several machines see scripts/launch.
 """
@@ -52,8 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the output folder")
+    parser.add_argument("--only-blocks", type=block_list, default=(), metavar="I,J,...",
+        help="after a finished run: train these blocks on, up to a larger 'steps', with the decoder as it is")
     parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, metavar="S",
         help="seconds without a sign of life after which a rank counts as lost and the run ends (default: %(default)g)")
+
+
+def block_list(text: str) -> tuple[int, ...]:
+    """``3,5``; a ValueError is worded by argparse."""
+    return tuple(map(int, text.split(",")))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -74,7 +85,7 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
     if config.stage == "blocks":
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
         table.check(config.partition, scene)
-    training = Training(config, scene, table, comm, device, resume=resume)
+    training = Training(config, scene, table, comm, device, resume=resume, only=args.only_blocks)
     # Only now does anything in the folder change: what is wrong has been said by here.
     observers = Observers(_observers(config, folder, scene, comm))
     try:
@@ -91,6 +102,8 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
             f"train: {outcome.step} steps in {outcome.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
             + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")
         )
+    if outcome.bad_images:
+        warn(f"train: {len(outcome.bad_images)} images could not be read and were left out (scene.bad_images=skip)")
     comm.close()
 
 
@@ -138,7 +151,7 @@ def _resumes(args: argparse.Namespace, folder: Path, launch: Launch, comm: Comm)
         if again:
             how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
             say(f"train: the ranks were started again; {how}")
-        elif not args.resume and (saved or (folder / "point_cloud").exists()):
+        elif not (args.resume or args.only_blocks) and (saved or (folder / "point_cloud").exists()):
             raise UserError(
                 f"{folder}: holds a {'run' if saved else 'trained model'}; continue it with --resume, or choose "
                 "another folder with -m"

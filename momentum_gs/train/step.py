@@ -12,6 +12,7 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
+from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera
 from momentum_gs.render.view import render_view
 from momentum_gs.train.block_state import BlockState
@@ -61,23 +62,26 @@ def train_step(
     teacher = shared.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
     shared.begin_step(decoder_live)
     for block in active:
-        set_anchor_lr(block.optimizer, config.optim, block.step, block.lr_scale)
         camera, photograph = inputs.show(block.block, block.step)
-        view = render_view(
-            block.anchors, shared.student, camera, inputs.background, teacher, config.teacher.detach
-        )  # fmt: skip
-        terms = loss_terms(view.output.image, photograph, view.decoded, view.targets, config)
-        torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
-        report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
-        block.step += 1
-        if block.fixed is not None:
-            block.rest_fixed()
-        elif growth.start_stat < block.step < growth.until:
-            block.stats.observe(view.decoded, view.output)
-            if block.step > growth.from_step and block.step % growth.interval == 0:
-                report.grown[block.block] = block.grow(config)
-        block.optimizer.step()
-        block.optimizer.zero_grad(set_to_none=True)
+        where = f"block {block.block} at its step {block.step}, image {camera.name}"
+        inputs.comm.doing(where)
+        with blame(where):
+            set_anchor_lr(block.optimizer, config.optim, block.step, block.lr_scale)
+            view = render_view(
+                block.anchors, shared.student, camera, inputs.background, teacher, config.teacher.detach
+            )  # fmt: skip
+            terms = loss_terms(view.output.image, photograph, view.decoded, view.targets, config)
+            torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
+            report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
+            block.step += 1
+            if block.fixed is not None:
+                block.rest_fixed()
+            elif growth.start_stat < block.step < growth.until:
+                block.stats.observe(view.decoded, view.output)
+                if block.step > growth.from_step and block.step % growth.interval == 0:
+                    report.grown[block.block] = block.grow(config)
+            block.optimizer.step()
+            block.optimizer.zero_grad(set_to_none=True)
     if decoder_live:
         shared.finish_step(inputs.comm, n_active)
     return report

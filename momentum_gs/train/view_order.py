@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.errors import UserError
+from momentum_gs.core.errors import UserError, blame
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera
 from momentum_gs.data.views import Views
@@ -50,10 +50,11 @@ class ViewOrder:
         """The view that a block shows at its step, and its photograph on the views' device.
 
         Raises:
-            UserError: naming the photograph that cannot be read, or the block where all of its are skipped.
+            UserError: naming block and photograph where it cannot be read, or the block where all of its are skipped.
         """
         for camera in self.cameras(block, step):
-            photograph = views.image_or_skip(camera.name)
+            with blame(f"block {block}"):
+                photograph = views.image_or_skip(camera.name)
             if photograph is not None:
                 return camera, photograph
         count, first = len(self._cameras[block]), self.camera(block, step).name
