@@ -1,0 +1,326 @@
+"""What a run survives: killed ranks, a full disk, a checkpoint cut short, an image that vanishes. CPU, minutes.
+
+    python scripts/scale/faults.py [kill] [disk] [cut] [image] [--work FOLDER] [--kills 20] [--seed 0]
+
+A small synthetic city is trained by two processes under torchrun, undisturbed and then once a fault; each time the
+final model (the blocks' PLY files and the decoder) must have the same bytes as the undisturbed one.
+
+kill    SIGKILL to random ranks at random times, under --max-restarts
+disk    the output is on a small file system that fills up in mid-run (a tmpfs: needs root); then there is room again
+cut     the newest checkpoint is cut short, then all of them
+image   an image is deleted in mid-run, and comes back
+
+Prints a table with one row a fault; the exit status is 1 where one was not survived. A fault is survived when the run
+ends with one line that says what happened (kill: goes on by itself) and --resume ends in the same model.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RANKS = 2
+SETTINGS = [
+    # n = 4 blocks, k = 2, so twice as many global steps.
+    "steps=800", "blocks.interval=50", "blocks.active=2", "partition.dim=[2,2,1]", "growth.until=400",
+    "log.every=1", "log.tensorboard=false", "log.checkpoint_every=50", "device=cpu",
+    # Too little for a single image: each is read from its file whenever it is shown.
+    "scene.cache_gb=1e-5",
+]  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass
+class Run:
+    """One ``momentum-gs train`` of all ranks, under way or over."""
+
+    out: Path
+    process: subprocess.Popen[bytes]
+    logs: Path
+    starts: set[int] = field(default_factory=set)
+    """Process ids that rank 0 has had, as far as anybody looked."""
+
+    def workers(self) -> dict[int, int]:
+        """Process id -> rank of the ranks that are alive."""
+        found = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid:
+                    variables = (stat.parent / "environ").read_bytes().split(b"\0")
+                    rank = next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), None)
+                    if rank is not None:
+                        found[int(stat.parent.name)] = rank
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # It ended while it was looked at.
+        self.starts |= {pid for pid, rank in found.items() if rank == 0}
+        return found
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 600) -> None:
+        """Until something is true of the folder; the run must not end before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None:
+                raise SystemExit(f"faults: the run ended too early\n{self.said()}")
+            if time.monotonic() > end:
+                raise SystemExit(f"faults: waited {seconds:g} s for {self.out} in vain\n{self.said()}")
+            time.sleep(0.02)
+
+    def end(self, seconds: float = 1800) -> int:
+        """Waits for the run's end; its exit status."""
+        return self.process.wait(seconds)
+
+    def said(self) -> str:
+        """What the ranks have printed, without the launcher's words."""
+        return "".join(p.read_text(errors="replace") for p in sorted(self.logs.rglob("std*.log")))
+
+    def errors(self) -> list[str]:
+        """The lines that say why a run ended; a traceback counts as one."""
+        lines = self.said().splitlines()
+        return [line for line in lines if line.startswith(("momentum-gs: ", "Traceback"))]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table."""
+
+    fault: str
+    survived: bool
+    what: str
+
+
+class Faults:
+    """A scene, its undisturbed model, and the faults."""
+
+    def __init__(self, work: Path, kills: int, seed: int) -> None:
+        self.work, self.kills, self.draw = work, kills, random.Random(seed)
+        self.scene, self.plain = work / "scene", work / "plain"
+
+    def prepare(self) -> None:
+        """City, coarse model, partition, and the run that nothing happens to; what is there already stays."""
+        if not (self.scene / "synth.json").exists():
+            verb("synth", str(self.scene), "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
+        if not (self.work / "partition.json").exists():
+            verb("train", *self.flags(self.work / "coarse"), "stage=coarse", "steps=300", "log.checkpoint_every=0")
+            verb("partition", str(self.scene), *self.flags(self.work)[2:])
+        if not (self.plain / "point_cloud").exists():
+            shutil.rmtree(self.plain, ignore_errors=True)
+            begin = time.monotonic()
+            run = self.start(self.plain)
+            run.wait_for(lambda: self.steps_of(self.plain) > 0)
+            starting = time.monotonic() - begin
+            if run.end():
+                raise SystemExit(f"faults: the undisturbed run failed\n{run.said()}")
+            training = time.monotonic() - begin - starting
+            (self.work / "seconds.json").write_text(json.dumps([starting, training]))
+            print(f"undisturbed: {self.steps_of(self.plain)} steps in {training:.0f} s, begun after {starting:.0f} s")
+
+    def flags(self, out: Path) -> list[str]:
+        """Flags and settings of one run."""
+        return ["-s", str(self.scene), "-c", str(ROOT / "configs/demo.yaml"), "-m", str(out), *SETTINGS]
+
+    def start(self, out: Path, *more: str, restarts: int = 0) -> Run:
+        """Starts torchrun on ``out``."""
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "partition.json").exists():
+            shutil.copy(self.work / "partition.json", out)
+        logs = Path(tempfile.mkdtemp(prefix=f"{out.name}-", dir=self.logs()))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
+        command += [f"--max-restarts={restarts}", "--log-dir", str(logs), "--redirects", "3"]
+        command += ["-m", "momentum_gs", "train", *self.flags(out), *more]
+        with (logs / "launcher.txt").open("w") as words:
+            process = subprocess.Popen(command, env=ENVIRONMENT, stdout=words, stderr=words)
+        return Run(out, process, logs)
+
+    def logs(self) -> Path:
+        """Where the output of all processes goes, never below a run's own folder: that may be full."""
+        folder = self.work / "logs"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def fresh(self, name: str) -> Path:
+        """An output folder without an earlier attempt."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        return self.work / name
+
+    def kill(self) -> Result:
+        """SIGKILL to random ranks at random times, from the first moment of their lives on."""
+        starting, training = json.loads((self.work / "seconds.json").read_text())
+        # On average each life gets this far into training, and all of them together not to its end.
+        mean = starting + training / self.kills
+        run = self.start(self.fresh("kill"), restarts=self.kills + 10)
+        killed, hit = 0, [0] * RANKS
+        while killed < self.kills:
+            due = time.monotonic() + self.draw.uniform(0, 2 * mean)
+            while time.monotonic() < due and run.process.poll() is None:
+                run.workers()
+                time.sleep(0.05)
+            if run.process.poll() is not None:
+                break
+            victims = run.workers()
+            if victims:
+                victim = self.draw.choice(sorted(victims, key=victims.__getitem__))
+                try:
+                    os.kill(victim, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # Too late: it had ended.
+                killed += 1
+                hit[victims[victim]] += 1
+        while run.process.poll() is None:
+            run.workers()
+            time.sleep(0.05)
+        same = self.same_model(run.out)
+        executed, needed = self.steps_of(run.out), self.steps_of(self.plain)
+        what = (
+            f"{killed} kills (by rank: {hit}), {len(run.starts) - 1} restarts, {executed - needed} of {needed} steps "
+            f"done twice, model {'equal' if same else 'DIFFERENT or missing'}"
+        )
+        if killed < self.kills:
+            what += "; the run was over before the last kill: more steps are needed"
+        return Result("kill", same and killed == self.kills, what)
+
+    def disk(self) -> Result:
+        """A ballast file takes the room that the next checkpoint needs."""
+        out = self.work / "disk"
+        if out.is_mount():
+            subprocess.run(["umount", str(out)], check=True)
+        out = self.fresh("disk")
+        out.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(out)], capture_output=True)
+        if mounted.returncode:
+            raise SystemExit("faults: a small file system cannot be mounted here; run 'disk' as root")
+        try:
+            run = self.start(out)
+            run.wait_for(lambda: any(out.glob("checkpoint/step_*/state.json")))
+            size = sum(p.stat().st_size for p in next(out.glob("checkpoint/step_*")).iterdir())
+            ballast = out / "ballast"
+            free = shutil.disk_usage(out).free
+            with ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(free - size // 2, 1))
+            return self.ended_and_resumed("disk", run, "disk", ballast.unlink)
+        finally:
+            subprocess.run(["umount", str(out)], check=True)
+
+    def cut(self) -> Result:
+        """Half of a block's file in the newest checkpoint, as a disk that was full or a copy that broke off leaves."""
+        run = self.start(self.fresh("cut"))
+        folder = run.out / "checkpoint"
+        run.wait_for(lambda: len(list(folder.glob("step_*/state.json"))) >= 2)
+        for pid in run.workers():
+            os.kill(pid, signal.SIGKILL)
+        run.end()
+        saved = sorted(folder.glob("step_*"), key=lambda p: int(p.name[5:]))
+        whole = run.out.with_name("cut_all")
+        shutil.rmtree(whole, ignore_errors=True)
+        shutil.copytree(run.out, whole)
+        halve(saved[-1] / "block_0.safetensors")
+        again = self.start(run.out, "--resume")
+        status = again.end()
+        words = [line for line in again.said().splitlines() if saved[-1].name in line and "block_0" in line]
+        same = status == 0 and self.same_model(run.out)
+        for path in whole.glob("checkpoint/step_*/block_0.safetensors"):
+            halve(path)
+        refused = self.start(whole, "--resume")
+        status = refused.end()
+        errors = refused.errors()
+        for line in [*words, *errors]:
+            print(f"cut:  {line}", flush=True)
+        return Result(
+            "cut", same and len(words) == 1 and status != 0 and len(errors) == 1,
+            f"newest of {len(saved)}: named {len(words)} time(s), model {'equal' if same else 'DIFFERENT or missing'}; "
+            f"all: status {status}, {len(errors)} message(s)",
+        )  # fmt: skip
+
+    def image(self) -> Result:
+        """The image that block 0 has first in its list; it comes up within an epoch of its views."""
+        run = self.start(self.fresh("image"))
+        run.wait_for(lambda: any(run.out.glob("checkpoint/step_*/state.json")))
+        path = next(p for p in sorted((self.scene / "images").iterdir()) if p.name in self.trained())
+        aside = self.work / path.name
+        path.rename(aside)
+        return self.ended_and_resumed("image", run, path.name, lambda: aside.rename(path))
+
+    def trained(self) -> str:
+        """The partition, as text: an image that it names is shown."""
+        return (self.work / "partition.json").read_text()
+
+    def ended_and_resumed(self, fault: str, run: Run, named: str, repair: Callable[[], object]) -> Result:
+        """Judges how a run ends, repairs the cause and resumes."""
+        begin = time.monotonic()
+        try:
+            status = run.end()
+            seconds = time.monotonic() - begin
+            errors = run.errors()
+        finally:
+            repair()
+        for line in errors:
+            print(f"{fault}: {line}", flush=True)
+        again = self.start(run.out, "--resume")
+        same = again.end() == 0 and self.same_model(run.out)
+        clear = status != 0 and len(errors) == 1 and named in errors[0]
+        what = f"status {status} {seconds:.0f} s after the fault, {len(errors)} message(s), resumed: model "
+        return Result(fault, clear and same, what + ("equal" if same else f"DIFFERENT or missing ({again.errors()})"))
+
+    def same_model(self, out: Path) -> bool:
+        """Whether a run has ended in the undisturbed run's bytes."""
+        return digests(out) == digests(self.plain)
+
+    def steps_of(self, out: Path) -> int:
+        """Steps that a run has done, repeated ones included (log.every=1)."""
+        events = out / "events.jsonl"
+        return events.read_text(errors="replace").count('"event": "StepDone"') if events.exists() else 0
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every file of a trained model that holds numbers."""
+    files = [*out.glob("point_cloud/iteration_*/*.ply"), *out.glob("point_cloud/iteration_*/decoder.safetensors")]
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def halve(path: Path) -> None:
+    """Cuts a file short; other names of the same bytes keep theirs."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def verb(*words: str) -> None:
+    """One 'momentum-gs' command to its end."""
+    command = [sys.executable, "-m", "momentum_gs", *words]
+    subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Reads the command line, injects the faults, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", choices=["kill", "disk", "cut", "image", []], help="default: all")
+    parser.add_argument("--work", type=Path, help="folder for the runs, kept; default: a temporary one")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the times and ranks of the kills")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        faults = Faults(work.absolute(), args.kills, args.seed)
+        faults.prepare()
+        results = [getattr(faults, name)() for name in args.faults or ["kill", "disk", "cut", "image"]]
+    print(f"{'fault':<7}{'survived':<10}what happened")
+    for result in results:
+        print(f"{result.fault:<7}{'yes' if result.survived else 'NO':<10}{result.what}")
+    if not all(result.survived for result in results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
