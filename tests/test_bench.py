@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import diff_gaussian_rasterization
@@ -116,7 +117,7 @@ def test_grow_prints_ratios_and_agrees_with_the_plain_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_grow, "CHUNK", 300)  # So that there are several, and the last is not full.
-    head, small, plain, large = lines_of(capsys, "grow", "--anchors", "4000,1000", "model.n_offsets=3")
+    head, small, large, plain = lines_of(capsys, "grow", "--anchors", "4000,1000", "model.n_offsets=3")
     assert head.startswith("grow: K = 3, F = 32, torch") and head.endswith("1 threads, medians of 1")
     assert small.split()[0] == "1000" and int(small.split()[2]) > 0
     assert plain.endswith("the time of ours, the same result")
@@ -126,4 +127,21 @@ def test_grow_prints_ratios_and_agrees_with_the_plain_way(
 def test_grow_notices_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_grow, "chunked_compare", lambda cells, taken: torch.zeros(len(cells), dtype=torch.bool))
     with pytest.raises(AssertionError, match="disagree"):
-        cli.main(["bench", "grow", "--anchors", "2000", "--repeats", "1", "device=cpu"])
+        cli.main(["bench", "grow", "--anchors", "4000", "--repeats", "1", "device=cpu"])
+
+
+def test_swap_compares_the_store_with_torch_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, *rows = lines_of(capsys, "swap", "--anchors", "1000", f"store.folder={tmp_path}")
+    assert head.startswith("swap: a block of 1000 anchors, 1 MiB, out and in")
+    assert len(rows) == 3
+    assert rows[0].endswith(" 1.0x")
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_swap_tells_how_long_a_run_waited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = tmp_path / "events.jsonl"
+    assert cli.main(["bench", "swap", "--anchors", "10", "-m", str(tmp_path), "device=cpu"]) == 2
+    assert f"{events}: no such file" in capsys.readouterr().err
+    events.write_text('{"event": "RoundEnded", "step": 5, "waited": 0.5, "seconds": 20.0}\n')
+    last = lines_of(capsys, "swap", "--anchors", "10", "-m", str(tmp_path))[-1]
+    assert "waited 0.50 s for blocks in 20.0 s, 2.50 %" in last

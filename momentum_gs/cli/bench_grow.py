@@ -20,6 +20,8 @@ from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.train.densify import GrowthReport, GrowthStats, grow_and_prune
 from momentum_gs.train.optim import anchor_optimizer
 
+SIZES = (250_000, 1_000_000, 4_000_000)
+"""Anchors, where none are asked for."""
 VOXEL = 0.001
 """Edge of the finest voxel. The city is measured in growth cells, so that its scale changes nothing."""
 LOT, HOUSE, STOREYS = 64.0, 40.0, 60.0
@@ -28,6 +30,7 @@ LIKELY = 0.03
 """Share of the offsets above the coarsest level's threshold; of those above twice the threshold, half as many."""
 FAINT = 0.02
 """Share of the anchors that are too transparent."""
+SIZES = (250_000, 1_000_000, 4_000_000)
 CHUNK = 4096
 """Anchors that the original compares with all new cells at a time [SGS]."""
 
@@ -62,25 +65,26 @@ Judge = Callable[[Load, GrowthConfig], tuple[Load, GrowthReport]]
 
 
 def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
-    """Prints a line for each of ``args.anchors``, and the comparison at the smallest."""
+    """Prints a line for each number of anchors, and the comparison at the smallest."""
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     say(f"grow: K = {config.model.n_offsets}, F = {config.model.feature_dim}, torch {torch.__version__}, {place}, "
         f"medians of {args.repeats}")  # fmt: skip
-    sizes, times = sorted(args.anchors), []
-    for i, n in enumerate(sizes):
-        load = city_load(n, config, device)
-        _, expected, _ = timed(judge, load, config.growth)  # Also warms caches and allocators.
-        times.append(statistics.median(timed(judge, load, config.growth)[0] for _ in range(args.repeats)))
-        _, _, report = timed(judge, load, config.growth)
-        line = f"  {n:>9} anchors, {sum(report.grown)} more, {report.pruned} less: {1e3 * times[-1]:10.1f} ms"
+    loads = [city_load(n, config, device) for n in sorted(args.anchors or SIZES)]
+    reports = [timed(judge, load, config.growth)[2] for load in loads]  # Also warms caches and allocators.
+    # Each round judges every size, so that other programs slow all of them down alike.
+    rounds = [[timed(judge, load, config.growth)[0] for load in loads] for _ in range(args.repeats)]
+    seconds = [statistics.median(of_size) for of_size in zip(*rounds, strict=True)]
+    for i, (load, report) in enumerate(zip(loads, reports, strict=True)):
+        n = len(load.anchors)
+        line = f"  {n:>9} anchors, {sum(report.grown)} more, {report.pruned} less: {1e3 * seconds[i]:10.1f} ms"
         if i > 0:
-            line += f", {times[i] / times[i - 1]:.2f}x the time for {n / sizes[i - 1]:.2f}x the anchors"
+            ratio = statistics.median(times[i] / times[i - 1] for times in rounds)
+            line += f", {ratio:.2f}x the time for {n / len(loads[i - 1].anchors):.2f}x the anchors"
         say(line)
-        if i == 0:
-            seconds, found, _ = timed(judge_plainly, load, config.growth)
-            assert_equal(found, expected)
-            say(f"  {n:>9} anchors, every new cell compared with every anchor: {1e3 * seconds:.1f} ms (one run), "
-                f"{seconds / times[0]:.1f}x the time of ours, the same result")  # fmt: skip
+    plain, found, _ = timed(judge_plainly, loads[0], config.growth)
+    assert_equal(found, timed(judge, loads[0], config.growth)[1])
+    say(f"  {len(loads[0].anchors):>9} anchors, every new cell compared with every anchor: {1e3 * plain:.1f} ms "
+        f"(one run), {plain / seconds[0]:.1f}x the time of ours, the same result")  # fmt: skip
 
 
 def timed(work: Judge, load: Load, growth: GrowthConfig) -> tuple[float, Load, GrowthReport]:
@@ -210,6 +214,7 @@ def city_load(n: int, config: Config, device: torch.device) -> Load:
     for name in LEARNABLE:
         anchors.rows()[name].grad = torch.ones_like(anchors.rows()[name])
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
     views = (uniform(n * n_offsets, 1) * (growth.interval + 1)).floor()
     anchor_views = (uniform(n, 1) * (growth.interval + 1)).floor()

@@ -1,0 +1,103 @@
+"""``momentum-gs bench step``: where the time of a step goes, on a trained model; under torchrun also the talk."""
+
+import argparse
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import Comm, sum_over_ranks_
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import say
+from momentum_gs.data.scene import load_scene
+from momentum_gs.data.views import Views
+from momentum_gs.model.expand import decode, decode_with_teacher
+from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.render.rasterize import rasterize, visible_anchors
+from momentum_gs.train.losses import loss_terms
+from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer
+
+PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster", "backward: decode",
+         "optimizer")  # fmt: skip
+TALK = "all-reduce"
+
+
+def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Comm) -> None:
+    """Prints the table."""
+    if config.out is None:
+        raise UserError("bench: no run folder; give -m OUT")
+    models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))
+    if not models:
+        raise UserError(f"{config.out}: holds no point_cloud/iteration_*/point_cloud*.ply; train first")
+    anchors = load_ply(models[-1]).to(device)
+    student = load_decoder(models[-1].parent).to(device)
+    teacher = load_decoder(models[-1].parent).to(device).requires_grad_(False)
+    anchor_adam, decoder_adam = anchor_optimizer(anchors, config.optim, 1.0), decoder_optimizer(student, config.optim)
+    scene = load_scene(config.scene)
+    background = torch.zeros(3, device=device)
+    parts = PARTS if comm.world_size == 1 else (*PARTS, TALK)
+    seconds: dict[str, list[float]] = {part: [] for part in parts}
+    gaussians = []
+
+    def mark(part: str) -> None:
+        if device.type != "cpu":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        seconds[part].append(now - clock[0])
+        clock[0] = now
+
+    with Views(scene, int(config.scene.cache_gb * 2**30), device) as views:
+        for step in range(args.steps + 5):
+            camera = scene.train[step % len(scene.train)]
+            target = views.image(camera.name)
+            clock = [time.perf_counter()]
+            visible = visible_anchors(anchors, camera)
+            mark("view")
+            center = camera.center.to(anchors.position)
+            if config.stage == "blocks" and config.teacher.enabled:
+                decoded, targets = decode_with_teacher(anchors, student, teacher, center, visible, True)
+            else:
+                decoded, targets = decode(anchors, student, center, visible), None
+            mark("decode")
+            # Leaves between the stages, so that each part of the backward pass can be timed by itself.
+            names = ("means", "scales", "quats", "opacities", "colors")
+            inputs = {n: getattr(decoded.gaussians, n).detach().requires_grad_() for n in names}
+            output = rasterize(type(decoded.gaussians)(**inputs), camera, background)
+            mark("raster")
+            image = output.image.detach().requires_grad_()
+            terms = loss_terms(image, target, decoded, targets, config)
+            total = torch.stack(list(terms.values())).sum()
+            mark("loss")
+            leaves = [image, *(getattr(decoded.gaussians, n) for n in names)]
+            grads = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+            mark("backward: loss")
+            assert grads[0] is not None
+            output.image.backward(grads[0])
+            mark("backward: raster")
+            drawn = [inputs[n].grad for n in names]
+            upstream = [d if g is None else d + g for d, g in zip(drawn, grads[1:], strict=True)]
+            torch.autograd.backward([getattr(decoded.gaussians, n) for n in names], upstream)
+            mark("backward: decode")
+            anchor_adam.step()
+            decoder_adam.step()
+            anchor_adam.zero_grad()
+            decoder_adam.zero_grad()
+            mark("optimizer")
+            if comm.world_size > 1:
+                # All are here before the clock starts: what is timed is the talk, not the wait for a slower rank.
+                comm.barrier()
+                clock[0] = time.perf_counter()
+                sum_over_ranks_([parameter.detach().clone() for parameter in student.parameters()], comm)
+                mark(TALK)
+            gaussians.append(len(decoded.gaussians))
+    medians = {part: statistics.median(values[5:]) for part, values in seconds.items()}
+    whole = sum(medians.values())
+    size = f"{scene.train[0].width}x{scene.train[0].height}"
+    say(f"{models[-1].name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
+    for part, value in medians.items():
+        say(f"  {part:<17} {1000 * value:8.2f} ms {100 * value / whole:5.1f} %")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    say(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {args.steps} steps; peak memory {peak:.2f} GiB")
