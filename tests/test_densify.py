@@ -1,10 +1,13 @@
 """Growth and pruning against the original's figures and against a plain loop."""
 
+from typing import Any
+
 import pytest
 import torch
 from anchor_scene import parity, random_anchors, random_decoder
 from densify_reference import grow_and_prune_reference
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from momentum_gs.config.schema import GrowthConfig, OptimConfig
 from momentum_gs.core.seeds import keyed_uniform
@@ -128,6 +131,55 @@ def test_of_equal_gradients_the_coarser_cells_and_then_the_first_are_kept() -> N
     assert min(free.grown) > 1
     assert report.grown == (free.grown[0], free.grown[1] // 2, 0) and report.refused == sum(free.grown) - room
     assert torch.equal(capped.position, all_of_them.position[: 40 + room])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: operators whose result has a size that depends on values, and copies
+    of values to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        waits = ("nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "repeat_interleave")
+        self.count += by_mask or name in (*waits, "_local_scalar_dense", "item", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("cap", "expected"), [(None, 3 + 3 * 3), (61, 3 + 3 * 3 + 2)])
+def test_the_host_waits_as_often_as_the_docstring_says(
+    cap: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors, copies = random_anchors(60, seed=1), []
+    to_host = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: copies.append(tensor.numel()) or to_host(tensor))
+    optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
+    stats = random_stats(anchors, 1)
+    with Waits() as waits:
+        _, _, report = grow_and_prune(anchors, optimizer, stats, 0.02, CONFIG, draws(1), cap)
+    assert len(report.grown) == 3 and report.pruned > 0
+    assert waits.count + len(copies) == expected
+    assert max(copies) == 3 * 2 * 3  # Lowest and highest cell of each level.
+
+
+def test_only_offsets_with_a_large_gradient_draw_a_number() -> None:
+    anchors, asked = random_anchors(60, seed=1), []
+    stats = random_stats(anchors, 1)
+    large = (stats.offset_denom > 4) & (stats.offset_gradient_accum >= CONFIG.grad_threshold * stats.offset_denom)
+    expected = large.squeeze(1).nonzero().squeeze(1)
+
+    def rand(level: int, offsets: Tensor) -> Tensor:
+        asked.append((level, offsets))
+        return every_offset(level, offsets)
+
+    grow_and_prune(anchors, None, stats, 0.02, CONFIG, rand)
+    assert [level for level, _ in asked] == [0, 1, 2]
+    assert all(torch.equal(offsets, expected) for _, offsets in asked)
 
 
 def test_a_block_above_its_cap_is_pruned_but_not_grown() -> None:
