@@ -133,6 +133,20 @@ def test_of_equal_gradients_the_coarser_cells_and_then_the_first_are_kept() -> N
     assert torch.equal(capped.position, all_of_them.position[: 40 + room])
 
 
+@pytest.mark.parametrize("log_scale", [1e3, 60.0, float("nan")])
+def test_a_scale_that_ran_away_grows_nothing_and_stops_nobody_else(log_scale: float) -> None:
+    found = []
+    for lost in (True, False):
+        anchors, stats = random_anchors(60, seed=1), random_stats(random_anchors(60), 1)
+        stats.anchor_demon.zero_()
+        if lost:
+            anchors.log_scale.data[7, :3] = log_scale
+        else:
+            stats.offset_denom.view(60, -1)[7] = 0
+        found.append(grow_and_prune(anchors, None, stats, 0.02, CONFIG, every_offset)[0])
+    assert len(found[0]) > 60 and torch.equal(found[0].position, found[1].position)
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait for a GPU: operators whose result has a size that depends on values, and copies
     of values to the host."""

@@ -171,8 +171,11 @@ def _grow(
     if len(pool) == 0:
         return anchors.subset(pool), (0,), 0
     gradient, source = mean.squeeze(1)[pool], pool // anchors.n_offsets
-    reach = anchors.log_scale[source, :3].exp()
-    spawned = anchors.position[source] + anchors.offset.flatten(0, 1)[pool] * reach
+    home, reach = anchors.position[source], anchors.log_scale[source, :3].exp()
+    spawned = home + anchors.offset.flatten(0, 1)[pool] * reach
+    # Cells have 32 bits in the original. What is farther, or not finite, comes of a scale that ran away: it proposes
+    # its own anchor's cell, which is taken.
+    spawned = torch.where((spawned.abs() < min(sizes) * 2.0**31).all(dim=1, keepdim=True), spawned, home)
     corners = torch.stack([spawned.amin(0), spawned.amax(0)])
     boxes = torch.stack([cells_of(corners, size) for size in sizes]).tolist()
 
