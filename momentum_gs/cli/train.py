@@ -143,11 +143,13 @@ def _resumes(args: argparse.Namespace, folder: Path, launch: Launch, comm: Comm)
     Raises:
         UserError: where a new run would overwrite another.
     """
+    restarts = torch.tensor([launch.restarts])  # Each machine counts its own; a new one begins at 0.
+    comm.all_reduce_sum_(restarts)
     verdict = torch.zeros(1)
-    if comm.rank == 0:  # Alone: the launcher may have counted the restarts of one machine only.
+    if comm.rank == 0:
         saved = [path for _, path in checkpoints(folder / "checkpoint")]
         mark = folder / _LAUNCH_FILE
-        again = launch.restarts > 0 and mark.is_file() and mark.read_text() == _launch_name()
+        again = bool(restarts) and mark.is_file() and mark.read_text() == _launch_name()
         if again:
             how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
             say(f"train: the ranks were started again; {how}")
