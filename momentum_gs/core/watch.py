@@ -149,6 +149,12 @@ class Watch:
             thread.join(_LINGER_SECONDS)
         with contextlib.suppress(RuntimeError):  # Other ranks were quicker, and the store is gone with the launcher.
             self._store.set(_beat(self._rank), _DONE)
+            # Some launchers leave the store to rank 0: it goes when no other rank needs it.
+            deadline = time.monotonic() + self._silence
+            while self._rank == 0 and not self._stop() and time.monotonic() < deadline:
+                if set(self._beats_of_all()) == {_DONE}:
+                    break
+                time.sleep(TICK_SECONDS / 10)
 
     def _talk(self) -> None:
         """Shows that this rank is alive, and looks for errors and for the next rank's signs of life."""
@@ -184,10 +190,9 @@ class Watch:
 
     def _fail(self, message: str, status: int) -> NoReturn:
         """Announces and prints an error, unless another rank was first; ends the process."""
-        try:
-            first = self._store.compare_set("error", "", f"{self._rank} {message}").decode()
-        except RuntimeError:
-            self._leave_without_store(message)
+        first = f"{self._rank} {message}"
+        with contextlib.suppress(RuntimeError):  # Without a store nobody else speaks for all.
+            first = self._store.compare_set("error", "", first).decode()
         if not first.startswith(f"{self._rank} "):
             self._yield()
         complain(message if self._rank == 0 else f"[rank {self._rank}] {message}")
@@ -197,14 +202,14 @@ class Watch:
     def _wait_for_cause(self, error: LostRank) -> NoReturn:
         """Ends the process with the error that broke a connection; with this one where no rank announces any."""
         try:
-            before = self._read(*map(_beat, range(self._world_size)))
+            before = self._beats_of_all()
             deadline = time.monotonic() + _CAUSE_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(TICK_SECONDS)
                 # Asked to stop: the launcher saw the other rank end, and says so.
                 if self._error or self._stop():
                     self._yield()
-            after = self._read(*map(_beat, range(self._world_size)))
+            after = self._beats_of_all()
         except RuntimeError:
             self._leave_without_store()
         same = zip(before, after, strict=True)
@@ -218,14 +223,17 @@ class Watch:
         time.sleep(_YIELD_SECONDS)
         _end(1)
 
-    def _leave_without_store(self, message: str = "the launcher's store is gone, perhaps with its machine") -> NoReturn:
-        """Ends the process with a message from each machine, as its ranks can no longer agree on one."""
+    def _leave_without_store(self) -> NoReturn:
+        """Ends the process with a message from each machine, as the ranks can no longer agree on one."""
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            complain(f"[rank {self._rank}] {message}")
+            complain(f"[rank {self._rank}] rank 0 is gone, or the launcher on its machine")
         _end(1)
 
     def _describe(self, rank: int, beat: str) -> str:
         return f"rank {rank} of {self._world_size} ({beat.partition(' ')[2] or 'not heard of yet'})"
+
+    def _beats_of_all(self) -> Sequence[str]:
+        return self._read(*map(_beat, range(self._world_size)))
 
     def _read(self, *keys: str) -> Sequence[str]:
         return [value.decode() for value in self._store.multi_get(list(keys))]

@@ -1,0 +1,335 @@
+"""Ranks that end together, within seconds and with one message, and how their run goes on."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from failing_rank import run_rank
+from tiny_run import SETTINGS, assert_same_bits, make_config, model_of, write_table
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.cli import train
+from momentum_gs.core.comm import Launch, LocalComm
+from momentum_gs.core.errors import UserError, blame
+from momentum_gs.core.watch import Stop
+
+ROOT = Path(__file__).parents[1]
+SILENCE = 2.0
+# From the error to the end of the last process: a tick until it is heard, three in which the others give way
+# (core/watch.py), and what a busy machine adds. Far from the time-outs of collectives, which are minutes.
+TOGETHER_SECONDS = 5.0
+
+
+def environment(**variables: object) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | {k: str(v) for k, v in variables.items()}
+
+
+@dataclass
+class Ended:
+    """How three ranks ended."""
+
+    statuses: list[int | None]
+    said: list[str]
+    """What each printed on stderr."""
+    seconds: float
+    """From the fault to the end of the last one."""
+
+
+class Ranks:
+    """Runs three ranks. The processes are forked from one that has loaded torch, which is most of their time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["momentum_gs.core.comm"])
+
+    def __call__(self, fault: str, silence: float = 60.0) -> Ended:
+        # The store of the launcher, which outlives the ranks.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        happened, errors = self._folder / "happened", [self._folder / f"rank_{rank}" for rank in range(3)]
+        processes = []
+        for rank in range(3):
+            variables = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+                         "TORCHELASTIC_USE_AGENT_STORE": True, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
+            told = {name: str(value) for name, value in variables.items()}
+            arguments = (fault, silence, told, errors[rank], happened)
+            processes.append(self._context.Process(target=run_rank, args=arguments))
+            processes[-1].start()
+        try:
+            deadline = time.monotonic() + 60
+            while fault != "all" and not happened.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            started = time.monotonic()
+            for rank, process in enumerate(processes):
+                if (fault, rank) != ("SIGSTOP", 1):
+                    process.join(timeout=60)
+            seconds = time.monotonic() - started
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return Ended([process.exitcode for process in processes], [file.read_text() for file in errors], seconds)
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Ranks:
+    return Ranks(tmp_path)
+
+
+def test_an_error_ends_all_ranks_with_one_line(ranks: Ranks) -> None:
+    ended = ranks("user")
+    assert ended.said == ["", "momentum-gs: [rank 1] step 5: it is empty\n", ""]
+    assert ended.statuses == [1, 2, 1]
+    assert ended.seconds < TOGETHER_SECONDS
+
+
+def test_a_crash_ends_all_ranks_with_one_traceback(ranks: Ranks) -> None:
+    ended = ranks("crash")
+    assert (ended.said[0], ended.said[2]) == ("", "")
+    assert ended.said[1].startswith("momentum-gs: [rank 1] Traceback")
+    assert "ZeroDivisionError\nat step 5\n" in ended.said[1]
+    assert ended.statuses == [1, 1, 1]
+    assert ended.seconds < TOGETHER_SECONDS
+
+
+def test_an_error_that_all_ranks_meet_is_said_once(ranks: Ranks) -> None:
+    ended = ranks("all")
+    assert "".join(ended.said).count("all ranks meet this") == 1
+    assert sorted(ended.statuses) == [1, 1, 2]
+
+
+def test_a_killed_rank_is_named_once(ranks: Ranks) -> None:
+    # No launcher ends the others here, so they must find out who is gone, which takes six ticks more.
+    ended = ranks("SIGKILL")
+    assert ended.statuses == [1, -signal.SIGKILL, 1]
+    said = "".join(ended.said)
+    assert said.count("momentum-gs: ") == said.count("\n") == 1
+    assert "rank 1 of 3 (on " in said
+    assert "is gone" in said
+    assert ended.seconds < 3 + TOGETHER_SECONDS
+
+
+def test_a_frozen_rank_is_named_once(ranks: Ranks) -> None:
+    ended = ranks("SIGSTOP", silence=SILENCE)
+    assert (ended.statuses[0], ended.statuses[2]) == (1, 1)
+    said = "".join(ended.said)
+    assert said.count("momentum-gs: ") == said.count("\n") == 1
+    assert "rank 1 of 3 (on " in said
+    assert f"has given no sign of life for {SILENCE:g} s" in said
+    assert SILENCE <= ended.seconds < SILENCE + TOGETHER_SECONDS
+
+
+def test_blame_names_the_place() -> None:
+    with pytest.raises(UserError, match=r"^block 3: image x.png: is black$"), blame("block 3"), blame("image x.png"):
+        raise UserError("is black")
+    with pytest.raises(KeyError) as caught, blame("block 3"):
+        raise KeyError("x")
+    assert getattr(caught.value, "__notes__", ["at block 3"]) == ["at block 3"]  # Notes came with Python 3.11.
+
+
+def test_a_stop_is_noted_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # At once: the same request, from a scheduler and from a launcher.
+        assert stop()
+        assert stop.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_interruption_ends_at_once() -> None:
+    code = (
+        "import os, signal, time\n"
+        "from momentum_gs.core.watch import Stop\n"
+        "with Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(1.1)\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), check=False, timeout=30)
+    assert done.returncode == 128 + signal.SIGINT
+
+
+def train_arguments(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_only_restarted_ranks_of_the_same_launch_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resumes(restarts: int, *argv: str) -> bool:
+        return train._resumes(train_arguments(*argv), tmp_path, Launch(restarts), LocalComm())
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    assert not resumes(0)
+    assert resumes(0, "--resume")
+    (tmp_path / ".launch").write_text("ours")
+    assert not resumes(1), "killed before the first checkpoint"
+    (tmp_path / "checkpoint" / "step_20").mkdir(parents=True)
+    assert resumes(1)
+    assert resumes(0, "--resume")
+    with pytest.raises(UserError, match="holds a run; continue it with --resume"):
+        resumes(0)
+    # Refused at first, refused when the launcher tries again: this folder is another run's.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of somebody else")
+    with pytest.raises(UserError, match="holds a run"):
+        resumes(1)
+
+
+def test_ranks_refuse_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As seen from each of two ranks, the other one being as it should."""
+    monkeypatch.setattr(train, "_SHARED_SECONDS", 0.1)
+    comm = LocalComm()
+    comm.world_size = 2
+    train._check_shared(tmp_path / "rank0", comm)
+    assert list(tmp_path.iterdir()) == [tmp_path / "rank0"]
+    assert list((tmp_path / "rank0").iterdir()) == [], "nothing is left behind"
+    comm.rank = 1
+    with pytest.raises(UserError, match=rf"rank1: {socket.gethostname()} does not find there"):
+        train._check_shared(tmp_path / "rank1", comm)
+
+
+# Training runs: two ranks, 120 steps, checkpoints every 10.
+RUN = [*SETTINGS, "blocks.active=2", "log.every=1", "log.checkpoint_every=10", "log.keep_checkpoints=1000"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
+
+
+def start(scene: Path, out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Begins to train under torchrun, as a user would."""
+    if not out.exists():
+        write_table(make_config(scene, out))
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *launcher]
+    argv += ["-m", "momentum_gs", "train", "-s", str(scene), "-m", str(out), *RUN, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(argv, env=environment(), cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def wait_for_step(out: Path, step: int) -> None:
+    """Returns when the run has done so many steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (out / "events.jsonl").exists():
+            lines = (out / "events.jsonl").read_text().splitlines()
+            if any(json.loads(line).get("step", 0) >= step for line in lines[:-1]):
+                return
+        time.sleep(0.05)
+    pytest.fail(f"step {step} was not reached")
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The process of a rank."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError(f"rank {rank} is not there")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    process = start(scene, out)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    return model_of(out)
+
+
+def test_sigterm_saves_and_resume_continues(scene: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(scene, out)
+    wait_for_step(out, 33)
+    process.terminate()  # The launcher passes it on.
+    said = process.communicate(timeout=60)[0]
+    assert "train: stopped by SIGTERM at step " in said
+    assert "continue with --resume" in said
+    assert not (out / "point_cloud").exists()
+
+    process = start(scene, out, "--resume")
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    # Same number of ranks, one thread each: every sum has the same order, so every bit is the same.
+    assert_same_bits(model_of(out), undisturbed)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks' processes in /proc")
+def test_a_killed_rank_comes_back(scene: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(scene, out, launcher=("--max-restarts=2",))
+    wait_for_step(out, 33)
+    os.kill(worker(process.pid, 1), signal.SIGKILL)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "train: the ranks were started again; continuing from step_" in said
+    assert "momentum-gs: " not in errors, "the launcher tells of the killed rank, and nobody else"
+    assert_same_bits(model_of(out), undisturbed)
+
+
+def test_an_unreadable_image_ends_all_with_block_and_name(scene: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(scene, tmp_path / "scene")
+    photograph = images / "images" / "005.png"
+    photograph.write_bytes(photograph.read_bytes()[:200])  # Its size can be read, its pixels cannot.
+    process = start(images, tmp_path / "run")
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert errors.count("momentum-gs: ") == 1
+    line = next(line for line in errors.splitlines() if line.startswith("momentum-gs: "))
+    assert "block " in line
+    assert "005.png" in line
+    assert "exitcode  : 2" in errors, "torchrun names the rank that spoke"
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[list[str], list[str]]]:
+    """Two network namespaces with a cable between them: what begins a command on either."""
+    names = [f"mgs{os.getpid()}a", f"mgs{os.getpid()}b"]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+        for i, name in enumerate(names):
+            ip("-n", name, "address", "add", f"10.77.0.{i + 1}/24", "dev", name)
+            ip("-n", name, "link", "set", name, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield tuple(["ip", "netns", "exec", name, "env", f"IFACE={name}"] for name in names)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces are not permitted here: {error}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def test_two_machines(
+    machines: tuple[list[str], list[str]], scene: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    write_table(make_config(scene, out))
+    agents = []
+    for i, on_machine in enumerate(machines):
+        variables = ["NODES=2", f"NODE_RANK={i}", "MASTER=10.77.0.1", f"ADDRESS=10.77.0.{i + 1}", "PROCS=1", "RESTARTS=0"]
+        variables += [f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"]
+        argv = ["bash", str(ROOT / "scripts" / "launch" / "torchrun_nodes.sh"), "-s", str(scene), "-m", str(out), *RUN]
+        command = [*on_machine, *variables, *argv]
+        agents.append(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
+    errors = [agent.communicate(timeout=120)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(errors)
+    assert_same_bits(model_of(out), undisturbed)
