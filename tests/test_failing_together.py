@@ -325,8 +325,8 @@ def test_two_machines(
     write_table(make_config(scene, out))
     agents = []
     for i, on_machine in enumerate(machines):
-        variables = ["NODES=2", f"NODE_RANK={i}", "MASTER=10.77.0.1", f"ADDRESS=10.77.0.{i + 1}", "PROCS=1", "RESTARTS=0"]
-        variables += [f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"]
+        variables = ["NODES=2", f"NODE_RANK={i}", "PROCS=1", "RESTARTS=0", "MASTER=10.77.0.1"]
+        variables += [f"ADDRESS=10.77.0.{i + 1}", f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"]
         argv = ["bash", str(ROOT / "scripts" / "launch" / "torchrun_nodes.sh"), "-s", str(scene), "-m", str(out), *RUN]
         command = [*on_machine, *variables, *argv]
         agents.append(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
