@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from momentum_gs.config.schema import Config
-from momentum_gs.core.comm import Comm, sum_over_ranks_
+from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.data.scene import load_scene
@@ -36,6 +36,9 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     student = load_decoder(models[-1].parent).to(device)
     teacher = load_decoder(models[-1].parent).to(device).requires_grad_(False)
     anchor_adam, decoder_adam = anchor_optimizer(anchors, config.optim, 1.0), decoder_optimizer(student, config.optim)
+    # As ``SharedDecoder`` sends them, a row for each active block.
+    gradients = torch.zeros(config.blocks.active or comm.world_size, sum(p.numel() for p in student.parameters()))
+    gradients = gradients.to(device)
     scene = load_scene(config.scene)
     background = torch.zeros(3, device=device)
     parts = PARTS if comm.world_size == 1 else (*PARTS, TALK)
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
                 # All are here before the clock starts: what is timed is the talk, not the wait for a slower rank.
                 comm.barrier()
                 clock[0] = time.perf_counter()
-                sum_over_ranks_([parameter.detach().clone() for parameter in student.parameters()], comm)
+                comm.all_reduce_sum_(gradients)
                 mark(TALK)
             gaussians.append(len(decoded.gaussians))
     medians = {part: statistics.median(values[5:]) for part, values in seconds.items()}

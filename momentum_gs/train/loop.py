@@ -236,7 +236,7 @@ class Training:
             ahead = range(min(PREFETCH_STEPS, end - self._step))
             views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
-            report = train_step(inputs, self._shared, active, len(turn.blocks), weights, turn.decoder_live)
+            report = train_step(inputs, self._shared, active, turn.blocks, weights, turn.decoder_live)
             self._step += 1
             for block in turn.blocks:
                 self._block_steps[block] += 1

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
-from momentum_gs.core.comm import Comm, sum_over_ranks_
+from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.optim import decoder_optimizer, set_decoder_lr
+
+EXACT_BLOCKS = 64
+"""Rows of the gradient's buffer: 1.6 MB a step for the default decoder. With more active blocks some share a row, and
+the last bits of their sum depend on the number of ranks."""
 
 
 class SharedDecoder:
@@ -37,25 +41,41 @@ class SharedDecoder:
         self._config = config
         self._clock_scale = clock_scale
 
-    def begin_step(self, live: bool) -> None:
-        """Sets the learning rates and moves the teacher (eq. 4), before anything is rendered, as the original does."""
+    def begin_step(self, live: bool, n_active: int) -> None:
+        """Sets the learning rates and moves the teacher (eq. 4), before anything is rendered, as the original does.
+
+        Args:
+            live: False: the decoder is fixed.
+            n_active: k, active blocks of all ranks.
+        """
         self.student.requires_grad_(live)
         if not live:
             return
         set_decoder_lr(self.optimizer, self._config.optim, self.updates * self._clock_scale)
         self.optimizer.zero_grad()
         move_teacher(self.teacher, self.student, self._config.teacher.momentum)
+        parameter = next(self.student.parameters())
+        size = sum(p.numel() for p in self.student.parameters())
+        self._n_active = n_active
+        self._gradients = parameter.new_zeros(min(n_active, EXACT_BLOCKS), size)
 
-    def finish_step(self, comm: Comm, n_active: int) -> None:
-        """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps."""
-        grads = []
-        for parameter in self.student.parameters():
-            # A rank without an active block has no gradient, but takes part in the sum.
-            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = grad
-            grads.append(grad)
-        sum_over_ranks_(grads, comm)
-        torch._foreach_div_(grads, n_active)
+    def take_gradient(self, position: int) -> None:
+        """Sets the gradient of one block's loss aside; ``position``: of the block among the active ones."""
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.student.parameters()]
+        self._gradients[position % EXACT_BLOCKS] += torch.cat([part.reshape(-1) for part in parts])
+        self.optimizer.zero_grad()
+
+    def finish_step(self, comm: Comm) -> None:
+        """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps.
+
+        Every block has a row of the buffer to itself. A sum over ranks then only adds zeros, and the sum over blocks
+        has one order: the bits of the mean do not depend on the number of ranks.
+        """
+        comm.all_reduce_sum_(self._gradients)
+        mean = self._gradients.sum(dim=0) / self._n_active
+        parameters = list(self.student.parameters())
+        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
         self.optimizer.step()
         self.updates += 1
 

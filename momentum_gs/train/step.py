@@ -46,21 +46,21 @@ def train_step(
     inputs: StepInputs,
     shared: SharedDecoder,
     active: list[BlockState],
-    n_active: int,
+    blocks: tuple[int, ...],
     weights: Tensor,
     decoder_live: bool,
 ) -> StepReport:
     """Trains each of this rank's active blocks on one view of its own and the decoder on all of them (eq. 4-7).
 
     Args:
-        n_active: blocks active over all ranks; the decoder's gradient is their mean.
+        blocks: active over all ranks; the decoder's gradient is their mean.
         weights: [B] weight of every block's loss.
         decoder_live: false: the decoder is fixed, without teacher and consistency loss.
     """
     config, growth = inputs.config, inputs.config.growth
     report = StepReport()
     teacher = shared.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
-    shared.begin_step(decoder_live)
+    shared.begin_step(decoder_live, len(blocks))
     for block in active:
         camera, photograph = inputs.show(block.block, block.step)
         where = f"block {block.block} at its step {block.step}, image {camera.name}"
@@ -72,6 +72,8 @@ def train_step(
             )  # fmt: skip
             terms = loss_terms(view.output.image, photograph, view.decoded, view.targets, config)
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
+            if decoder_live:
+                shared.take_gradient(blocks.index(block.block))
             report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
             block.step += 1
             if block.fixed is not None:
@@ -83,5 +85,5 @@ def train_step(
             block.optimizer.step()
             block.optimizer.zero_grad(set_to_none=True)
     if decoder_live:
-        shared.finish_step(inputs.comm, n_active)
+        shared.finish_step(inputs.comm)
     return report
