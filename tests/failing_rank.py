@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from momentum_gs.core import watch
 from momentum_gs.core.comm import connect, launched
 from momentum_gs.core.errors import UserError, blame
-from momentum_gs.core.watch import Stop
 
 FAULT_STEP = 5
 
@@ -23,7 +23,10 @@ def fail(fault: str) -> None:
     os.kill(os.getpid(), signal.Signals[fault])
 
 
-def run_rank(fault: str, silence_seconds: float, variables: dict[str, str], stderr: Path, happened: Path) -> None:
+def run_rank(
+    fault: str, silence_seconds: float, stopping_silence_seconds: float, variables: dict[str, str], stderr: Path,
+    happened: Path,
+) -> None:  # fmt: skip
     """A process of its own.
 
     Args:
@@ -33,9 +36,10 @@ def run_rank(fault: str, silence_seconds: float, variables: dict[str, str], stde
         happened: a file that rank 1 makes just before its fault.
     """
     os.environ.update(variables)
+    watch._STOPPING_SILENCE_SECONDS = stopping_silence_seconds
     with stderr.open("w") as file:
         os.dup2(file.fileno(), 2)
-    with Stop() as stop, launched(stop, silence_seconds) as launch:
+    with watch.Stop() as stop, launched(stop, silence_seconds) as launch:
         comm = connect(torch.device("cpu"), launch)
         for step in range(1_000_000):
             comm.doing(f"step {step}")

@@ -56,7 +56,8 @@ class Ranks:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["momentum_gs.core.comm"])
 
-    def __call__(self, fault: str, silence: float = 60.0) -> Ended:
+    def __call__(self, fault: str, silence: float = 60.0, terminate: bool = False) -> Ended:
+        """``terminate``: send SIGTERM to the other ranks after the fault, as a launcher does."""
         # The store of the launcher, which outlives the ranks.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         happened, errors = self._folder / "happened", [self._folder / f"rank_{rank}" for rank in range(3)]
@@ -65,7 +66,7 @@ class Ranks:
             variables = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
                          "TORCHELASTIC_USE_AGENT_STORE": True, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
             told = {name: str(value) for name, value in variables.items()}
-            arguments = (fault, silence, told, errors[rank], happened)
+            arguments = (fault, silence, SILENCE, told, errors[rank], happened)
             processes.append(self._context.Process(target=run_rank, args=arguments))
             processes[-1].start()
         try:
@@ -73,6 +74,8 @@ class Ranks:
             while fault != "all" and not happened.exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
             started = time.monotonic()
+            for rank in (0, 2) if terminate else ():
+                processes[rank].terminate()
             for rank, process in enumerate(processes):
                 if (fault, rank) != ("SIGSTOP", 1):
                     process.join(timeout=60)
@@ -122,8 +125,11 @@ def test_a_killed_rank_is_named_once(ranks: Ranks) -> None:
     assert ended.seconds < 3 + TOGETHER_SECONDS
 
 
-def test_a_frozen_rank_is_named_once(ranks: Ranks) -> None:
-    ended = ranks("SIGSTOP", silence=SILENCE)
+@pytest.mark.parametrize(("silence", "terminate"), [(SILENCE, False), (60.0, True)])
+def test_a_frozen_rank_is_named_once(ranks: Ranks, silence: float, terminate: bool) -> None:
+    # A rank that is asked to stop has less patience: it hears of it although its main thread waits in a sum, where
+    # Python runs no handlers.
+    ended = ranks("SIGSTOP", silence, terminate)
     assert (ended.statuses[0], ended.statuses[2]) == (1, 1)
     said = "".join(ended.said)
     assert said.count("momentum-gs: ") == said.count("\n") == 1
@@ -181,12 +187,14 @@ def test_only_restarted_ranks_of_the_same_launch_continue(tmp_path: Path, monkey
     (tmp_path / "checkpoint" / "step_20").mkdir(parents=True)
     assert resumes(1)
     assert resumes(0, "--resume")
-    with pytest.raises(UserError, match="holds a run; continue it with --resume"):
-        resumes(0)
-    # Refused at first, refused when the launcher tries again: this folder is another run's.
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of somebody else")
-    with pytest.raises(UserError, match="holds a run"):
+    with pytest.raises(UserError, match="holds a run; continue it with --resume"):
         resumes(1)
+    # Refused at first, refused when the launcher tries again, also where the earlier run's launch had the same name.
+    (tmp_path / ".launch").write_text("of somebody else")
+    for restarts in (0, 1):
+        with pytest.raises(UserError, match="holds a run"):
+            resumes(restarts)
 
 
 def test_ranks_refuse_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

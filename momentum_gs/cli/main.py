@@ -20,7 +20,7 @@ VERBS = {
     "merge": "crop every block to its cell and join them to one model",
     "render": "render the test or training views of a finished run",
     "eval": "score rendered views: PSNR, SSIM, LPIPS, raw and colour-corrected",
-    "bench": "timings of a training step and of the kernels",
+    "bench": "timings of a training step, of growth, of swapping blocks and of the kernels",
 }
 
 

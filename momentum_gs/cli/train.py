@@ -154,6 +154,7 @@ def _resumes(args: argparse.Namespace, folder: Path, launch: Launch, comm: Comm)
             how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
             say(f"train: the ranks were started again; {how}")
         elif not (args.resume or args.only_blocks) and (saved or (folder / "point_cloud").exists()):
+            mark.unlink(missing_ok=True)  # Launches may share a name: this one, tried again, is refused again.
             raise UserError(
                 f"{folder}: holds a {'run' if saved else 'trained model'}; continue it with --resume, or choose "
                 "another folder with -m"

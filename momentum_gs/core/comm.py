@@ -28,7 +28,7 @@ _TIMEOUT = timedelta(minutes=30)
 _TRANSFER_TIMEOUT = timedelta(days=1)
 # Loading programs from a busy network disk takes minutes on some machines.
 _JOIN_TIMEOUT = timedelta(minutes=10)
-_JOIN_POLL_SECONDS = 0.05
+_JOIN_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ _LINGER_SECONDS = 2 * TICK_SECONDS
 _YIELD_SECONDS = 3 * TICK_SECONDS
 # After a broken connection: time in which its cause may be announced, and in which a dead rank misses several beats.
 _CAUSE_SECONDS = 6 * TICK_SECONDS
-# Silence that is too long once we were asked to stop: launchers do so when a rank has died, and kill soon after.
-_STOPPING_SILENCE_SECONDS = 5.0
+# Silence that is too long once we were asked to stop: launchers do so when a rank has died, and kill after 30 s. But a
+# rank may also be silent for seconds because it writes a checkpoint without letting its threads run.
+_STOPPING_SILENCE_SECONDS = 20.0
 # Of a request that arrives twice: from a scheduler that signals every process, and from the launcher below it.
 _SAME_REQUEST_SECONDS = 1.0
 _DONE = "done"
