@@ -108,10 +108,11 @@ class Training:
         n = len(self._plan)
         saved = find_checkpoint(self._folder / "checkpoint", comm) if resume or only else None
         self._progress = self._begin(n) if saved is None else self._go_on(saved, tuple(only))
-        self._schedule = self._make_schedule(n)
+        self.schedule = self._make_schedule(n)
+        """All rounds, those before a resume too."""
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
-        self._shared = SharedDecoder(config, device, self._schedule.block_steps_per_update())
+        self._shared = SharedDecoder(config, device, self.schedule.block_steps_per_update())
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
@@ -206,10 +207,10 @@ class Training:
         ending: Ending = None
         try:
             with Views(self._scene, cache, self._device, skip_bad=self._config.scene.bad_images == "skip") as views:
-                for index in range(len(self._schedule)):
+                for index in range(len(self.schedule)):
                     # Two ahead: the next round's blocks come while this one trains.
-                    self._schedule.draw(index + 1, self._scores.weights())
-                    turn = self._schedule[index]
+                    self.schedule.draw(index + 1, self._scores.weights())
+                    turn = self.schedule[index]
                     if turn.first_step + turn.steps > self._step:
                         ending = self._run_round(index, views)
                     if ending is not None:
@@ -225,11 +226,11 @@ class Training:
 
     def _run_round(self, index: int, views: Views) -> Ending:
         """Trains one round, or what is left of it; why it ended before its last step, if it did."""
-        turn = self._schedule[index]
+        turn = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
         inputs = StepInputs(self._config, self._comm, self._background, partial(self._order.show, views=views))
         active = self._activate(turn)
-        self._store.look_ahead([r.blocks for r in self._schedule[index + 1 : self._schedule.drawn]])
+        self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
         end = turn.first_step + turn.steps
         ending: Ending = None
         while self._step < end and ending is None:
@@ -249,11 +250,11 @@ class Training:
             stop, save = self._agree()
             if stop:
                 ending = "interrupted"
-            if (stop or save or self._due(self._config.log.checkpoint_every)) and self._step < self._schedule.total:
+            if (stop or save or self._due(self._config.log.checkpoint_every)) and self._step < self.schedule.total:
                 self._checkpoint(active)
         self._store.rest(active)
         self._observers.on_event(RoundEnded(self._step, self._store.waited, self.seconds))
-        if self._step == self._schedule.total:
+        if self._step == self.schedule.total:
             self._checkpoint([])
             ending = None if ending == "interrupted" else ending
         return ending
@@ -302,9 +303,9 @@ class Training:
                     )
         if self._due(self._config.log.every):
             losses, anchors = self._gather(report, active, turn)
-            self._observers.on_event(StepDone(self._step, self._schedule.total, self.seconds, losses, anchors))
+            self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds, losses, anchors))
         else:
-            self._observers.on_event(StepDone(self._step, self._schedule.total, self.seconds))
+            self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
 
     def _confine(self, active: list[BlockState]) -> None:
         table = self._table
@@ -383,7 +384,7 @@ class Training:
         return score_views(anchors, self._shared.student, cameras, views, self._background)
 
     def _checkpoint(self, active: list[BlockState]) -> None:
-        at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self._schedule.state())
+        at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state())
         folder = save_checkpoint(
             self._folder / "checkpoint", at, self._store, active, self._shared, self._scores, self._config, self._comm
         )
