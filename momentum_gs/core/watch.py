@@ -153,7 +153,7 @@ class Watch:
             # Some launchers leave the store to rank 0: it goes when no other rank needs it.
             deadline = time.monotonic() + self._silence
             while self._rank == 0 and not self._stop() and time.monotonic() < deadline:
-                if set(self._beats_of_all()) == {_DONE}:
+                if self._read("error")[0] or set(self._beats_of_all()) == {_DONE}:
                     break
                 time.sleep(TICK_SECONDS / 10)
 
