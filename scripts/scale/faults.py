@@ -157,8 +157,8 @@ class Faults:
     def kill(self) -> Result:
         """SIGKILL to random ranks at random times, from the first moment of their lives on."""
         starting, training = json.loads((self.work / "seconds.json").read_text())
-        # On average each life gets this far into training, and all of them together not to its end.
-        mean = starting + training / self.kills
+        # So most lives get some way into training, and all of them together not to its end.
+        mean = starting + training / self.kills / 2
         run = self.start(self.fresh("kill"), restarts=self.kills + 10)
         killed, hit = 0, [0] * RANKS
         while killed < self.kills:
