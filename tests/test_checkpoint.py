@@ -210,7 +210,7 @@ def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
     stop_after(config, 30)
     longer = make_config(scene_folder, tmp_path, "steps=90")
-    with pytest.raises(UserError, match=r"the run has not ended; finish it first with --resume"):
+    with pytest.raises(UserError, match=r"not at the end of its run; finish it first with --resume and steps=60"):
         train_on(longer, [1])
     train(config, resume=True)
     with pytest.raises(UserError, match=r"steps = 60 is a total, and the blocks have trained towards 60"):

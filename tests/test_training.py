@@ -119,8 +119,8 @@ def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("k", "ranks"), [(2, 2), (3, 2), (4, 4)])
 def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path, k: int, ranks: int) -> None:
-    # 150 steps of every block, growth included, also where k does not divide n nor R divide k. Every op has one thread, and the decoder's gradients are summed block
-    # by block in one order, so the models are equal bit for bit.
+    # 150 steps of every block, growth included, also where k does not divide n nor R divide k. Every op has one thread,
+    # and the decoder's gradients are summed block by block in one order, so the models are equal bit for bit.
     overrides = ["steps=150", "blocks.interval=50", "growth.interval=25", f"blocks.active={k}"]
     train(make_config(scene_folder, tmp_path / "one", *overrides))
     many = run_ranks(scene_folder, tmp_path / "many", ranks, *overrides)

@@ -21,10 +21,10 @@ from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.io import save_decoder, save_ply
 from momentum_gs.render.score import Scores, score_views
-from momentum_gs.train.block_schedule import Round, Schedule, check_counts, ranks_of
+from momentum_gs.train.block_schedule import Round, ranks_of
 from momentum_gs.train.block_state import BlockState, init_block, pack
 from momentum_gs.train.block_store import BlockStore, ram_bound
-from momentum_gs.train.checkpoint import Checkpoint, Progress, find_checkpoint, save_checkpoint
+from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
 from momentum_gs.train.events import (
     BlocksMeasured,
@@ -38,6 +38,7 @@ from momentum_gs.train.events import (
 )
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
+from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.shared_decoder import SharedDecoder
@@ -107,8 +108,10 @@ class Training:
         self._plan: BlockPlan = plan_blocks(scene, table)
         n = len(self._plan)
         saved = find_checkpoint(self._folder / "checkpoint", comm) if resume or only else None
-        self._progress = self._begin(n) if saved is None else self._go_on(saved, tuple(only))
-        self.schedule = self._make_schedule(n)
+        self._progress = (
+            begin(config, n, comm.world_size) if saved is None else go_on(saved, config, n, comm.world_size, only)
+        )
+        self.schedule = schedule_of(self._progress, config)
         """All rounds, those before a resume too."""
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
@@ -125,54 +128,6 @@ class Training:
             self._init_blocks(start or self._first_state)
         else:
             saved.fill(self._store, self._shared, self._scores)
-
-    def _begin(self, n: int) -> Progress:
-        """A run at its start."""
-        blocks, ranks = self._config.blocks, self._comm.world_size
-        k = 1 if self._config.stage == "coarse" else blocks.active or max(min(ranks, n), blocks.groups)
-        return Progress(0, k, [0] * n, {}, [], 0, self._config.steps)
-
-    def _go_on(self, saved: Checkpoint, only: tuple[int, ...]) -> Progress:
-        """A run where a checkpoint left it, or at the start of a stretch for some blocks after its end."""
-        self._progress = saved.progress
-        n, ended = len(self._plan), saved.progress.step >= self._make_schedule(len(self._plan)).total
-        if not only:
-            if saved.progress.only:
-                listed = ",".join(map(str, saved.progress.only))
-                raise UserError(f"{saved.path}: written by --only-blocks {listed}; continue with the same")
-            saved.check_settings(self._config)
-            return saved.progress
-        unknown = [block for block in only if not 0 <= block < n]
-        if unknown or len(set(only)) < len(only):
-            raise UserError(f"--only-blocks: {list(only)}, expected distinct blocks of 0 to {n - 1}")
-        saved.check_settings(self._config, free=("steps",))
-        if not ended and saved.progress.only != sorted(only):
-            raise UserError(f"{saved.path}: the run has not ended; finish it first with --resume and its own settings")
-        if not ended and saved.config["steps"] == self._config.steps:
-            return saved.progress
-        more = self._config.steps - saved.config["steps"]
-        if not ended or more <= 0:
-            raise UserError(
-                f"--only-blocks: steps = {self._config.steps} is a total, and the blocks have trained towards "
-                f"{saved.config['steps']}; set steps to more than that"
-                + ("" if ended else ", once this stretch has ended")
-            )
-        at = saved.progress
-        k = min(at.active, len(only))
-        return Progress(at.step, k, at.block_steps, {}, sorted(only), at.step, more)
-
-    def _make_schedule(self, n: int) -> Schedule:
-        at, blocks, seed = self._progress, self._config.blocks, self._config.seed
-        if self._config.stage == "coarse":
-            blocks = replace(blocks, interval=at.steps, decoder_freeze_rounds=0, schedule="sequential", groups=1)
-        if at.only:
-            schedule = Schedule.continued(at.only, at.active, at.steps, at.first_step, blocks, seed)
-        else:
-            check_counts(n, at.active, self._comm.world_size, blocks.groups)
-            schedule = Schedule(n, at.active, at.steps, blocks, seed)
-        if at.schedule:
-            schedule.load_state(at.schedule)
-        return schedule
 
     def _init_blocks(self, start: Callable[[int], BlockState]) -> None:
         for block in progress(range(len(self._plan)), "blocks"):

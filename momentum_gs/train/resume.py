@@ -1,0 +1,73 @@
+"""Where a run stands when it starts: at step 0, at a checkpoint, or at a stretch for some blocks after its end."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
+from momentum_gs.train.block_schedule import Schedule, check_counts
+from momentum_gs.train.checkpoint import Checkpoint, Progress
+
+
+def begin(config: Config, n: int, ranks: int) -> Progress:
+    """A run of n blocks at its start.
+
+    Raises:
+        UserError: for counts that cannot be scheduled.
+    """
+    k = 1 if config.stage == "coarse" else config.blocks.active or max(min(ranks, n), config.blocks.groups)
+    check_counts(n, k, ranks, config.blocks.groups)
+    return Progress(0, k, [0] * n, {}, [], 0, config.steps)
+
+
+def go_on(saved: Checkpoint, config: Config, n: int, ranks: int, only: Sequence[int]) -> Progress:
+    """A run where a checkpoint left it, or with ``only`` (``--only-blocks``) at the start of their stretch.
+
+    Raises:
+        UserError: for a partition, settings, blocks, steps or ranks that do not fit the checkpoint.
+    """
+    at = saved.progress
+    if len(at.block_steps) != n:
+        raise UserError(
+            f"{saved.path}: holds {len(at.block_steps)} blocks, the partition has {n}; resume with the partition of "
+            "the run, or train anew without --resume"
+        )
+    if not only:
+        if at.only:
+            raise UserError(
+                f"{saved.path}: written by --only-blocks {','.join(map(str, at.only))}; continue with the same"
+            )
+        saved.check_settings(config)
+        check_counts(n, at.active, ranks, config.blocks.groups)
+        return at
+    if len(set(only)) < len(only) or not all(0 <= block < n for block in only):
+        raise UserError(f"--only-blocks: {list(only)}, expected distinct blocks of 0 to {n - 1}")
+    saved.check_settings(config, free=("steps",))
+    towards = saved.config["steps"]
+    if at.step < schedule_of(at, config).total:
+        if at.only != sorted(only) or config.steps != towards:
+            how = f"--only-blocks {','.join(map(str, at.only))}" if at.only else "--resume"
+            raise UserError(f"{saved.path}: not at the end of its run; finish it first with {how} and steps={towards}")
+        return at
+    if config.steps <= towards:
+        raise UserError(
+            f"--only-blocks: steps = {config.steps} is a total, and the blocks have trained towards {towards}; set "
+            "steps to more than that"
+        )
+    return Progress(
+        at.step, min(at.active, len(only)), at.block_steps, {}, sorted(only), at.step, config.steps - towards
+    )
+
+
+def schedule_of(at: Progress, config: Config) -> Schedule:
+    """The rounds of a run, those that are over too."""
+    blocks = config.blocks
+    if config.stage == "coarse":  # One block, one round.
+        blocks = replace(blocks, interval=at.steps, decoder_freeze_rounds=0, schedule="sequential", groups=1)
+    if at.only:
+        schedule = Schedule.continued(at.only, at.active, at.steps, at.first_step, blocks, config.seed)
+    else:
+        schedule = Schedule(len(at.block_steps), at.active, at.steps, blocks, config.seed)
+    if at.schedule:
+        schedule.load_state(at.schedule)
+    return schedule
