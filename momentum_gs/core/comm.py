@@ -1,7 +1,7 @@
 """Talk between ranks: the only file that imports torch.distributed.
 
 One rank runs the same code through ``LocalComm``, where every collective vanishes. What crosses between ranks is one
-flat buffer a step (``sum_over_ranks_``) and blocks of named tensors between rounds (``send`` / ``recv``).
+flat buffer a step (``all_reduce_sum_``) and blocks of named tensors between rounds (``send`` / ``recv``).
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -112,10 +112,6 @@ class Comm(ABC):
 
     rank: int
     world_size: int
-    summed_bytes: int = 0
-    """What this rank has given to sums so far."""
-    summing_seconds: float = 0.0
-    """Time in sums so far, waiting for slower ranks included. Sums on a GPU return before they are done."""
 
     @abstractmethod
     def all_reduce_sum_(self, flat: Tensor) -> None:
@@ -198,11 +194,8 @@ class TorchComm(Comm):
             self._transfers = dist.new_group(backend="gloo", timeout=_TRANSFER_TIMEOUT)
 
     def all_reduce_sum_(self, flat: Tensor) -> None:
-        started = time.perf_counter()
         with _lost_rank():
             dist.all_reduce(flat, group=None if flat.device.type == self._device.type else self._host)
-        self.summing_seconds += time.perf_counter() - started
-        self.summed_bytes += flat.nbytes
 
     def barrier(self) -> None:
         self.all_reduce_sum_(torch.zeros(1))
@@ -269,16 +262,3 @@ def connect(device: torch.device, launch: Launch) -> Comm:
             store=launch.store, rank=rank, world_size=world_size, timeout=_TIMEOUT,
         )  # fmt: skip
     return TorchComm(device, launch.watch)
-
-
-def sum_over_ranks_(tensors: Sequence[Tensor], comm: Comm) -> None:
-    """Replace every tensor by its sum over ranks, with one flat buffer and one all-reduce.
-
-    The tensors have one dtype and device, and the same shapes in the same order on every rank.
-    """
-    if comm.world_size == 1 or not tensors:
-        return
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    comm.all_reduce_sum_(flat)
-    for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(summed.view_as(tensor))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.geometry import box_in_any_view, in_any_view
-from momentum_gs.core.rows import append_rows, keep_rows
+from momentum_gs.core.rows import edit_rows
 from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.train.block_state import BlockState
@@ -91,12 +91,10 @@ def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf, com
 
 
 def surround(state: BlockState, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
-    """Puts ``rows`` in the place of the block's anchors outside its cell."""
-    own = keep_rows(state.anchors.rows(), ~_outside(state, cell_of), state.optimizer)
-    if rows:
-        here = {name: row.to(state.anchors.position.device) for name, row in rows.items()}
-        own = append_rows(own, here, state.optimizer)
-    state.anchors = Anchors.from_rows(own)
+    """Puts ``rows`` (none: nothing) in the place of the block's anchors outside its cell."""
+    own = (~_outside(state, cell_of)).nonzero().squeeze(1)
+    here = {name: row.to(state.anchors.position.device) for name, row in rows.items()}
+    state.anchors = Anchors.from_rows(edit_rows(state.anchors.rows(), own, here or None, state.optimizer))
     state.stats = GrowthStats.zeros(state.anchors)
 
 
