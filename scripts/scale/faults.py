@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -157,13 +158,16 @@ class Faults:
     def kill(self) -> Result:
         """SIGKILL to random ranks at random times, from the first moment of their lives on."""
         starting, training = json.loads((self.work / "seconds.json").read_text())
-        # So most lives get some way into training, and all of them together not to its end.
+        # So most lives get some way into training. A kill comes before its share of the steps is done at the latest: on
+        # a machine that has become faster the run would be over before the last one.
         mean = starting + training / self.kills / 2
         run = self.start(self.fresh("kill"), restarts=self.kills + 10)
+        total = self.steps_of(self.plain)
         killed, hit = 0, [0] * RANKS
         while killed < self.kills:
             due = time.monotonic() + self.draw.uniform(0, 2 * mean)
-            while time.monotonic() < due and run.process.poll() is None:
+            share = total * (killed + 1) // (self.kills + 1)
+            while time.monotonic() < due and last_step(run.out) < share and run.process.poll() is None:
                 run.workers()
                 time.sleep(0.05)
             if run.process.poll() is not None:
@@ -181,9 +185,9 @@ class Faults:
             run.workers()
             time.sleep(0.05)
         same = self.same_model(run.out)
-        executed, needed = self.steps_of(run.out), self.steps_of(self.plain)
+        executed = self.steps_of(run.out)
         what = (
-            f"{killed} kills (by rank: {hit}), {len(run.starts) - 1} restarts, {executed - needed} of {needed} steps "
+            f"{killed} kills (by rank: {hit}), {len(run.starts) - 1} restarts, {executed - total} of {total} steps "
             f"repeated, model {'equal' if same else 'DIFFERENT or missing'}"
         )
         if killed < self.kills:
@@ -283,6 +287,17 @@ def digests(out: Path) -> dict[str, str]:
     """SHA-256 of every file of a trained model that holds numbers."""
     files = [*out.glob("point_cloud/iteration_*/*.ply"), *out.glob("point_cloud/iteration_*/decoder.safetensors")]
     return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def last_step(out: Path) -> int:
+    """The step that a run has reached, by its newest record."""
+    events = out / "events.jsonl"
+    if not events.exists():
+        return 0
+    with events.open("rb") as file:
+        file.seek(max(0, events.stat().st_size - 4096))
+        steps = re.findall(rb'"event": "StepDone", "step": (\d+)', file.read())
+    return int(steps[-1]) if steps else 0
 
 
 def halve(path: Path) -> None:
