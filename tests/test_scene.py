@@ -217,6 +217,22 @@ def test_broken_scenes_are_refused_in_one_line(tmp_path: Path, damage: Callable[
     assert "\n" not in str(error.value)
 
 
+def test_images_that_cannot_be_read_keep_their_views_where_that_is_allowed(tmp_path: Path) -> None:
+    root = write_scene(tmp_path, NAMES)
+    whole = load_scene(config(root, bad_images="skip"))
+    (root / "images" / NAMES[0]).unlink()
+    (root / "images" / NAMES[1]).write_bytes(b"no image")
+    left = load_scene(config(root, bad_images="skip"))
+    assert [c.name for c in left.train] == [c.name for c in whole.train]
+    assert [(c.width, c.height, c.fx) for c in left.test] == [(c.width, c.height, c.fx) for c in whole.test]
+    with pytest.raises(UserError, match="1 of 10 images .* are missing"):
+        load_scene(config(root))
+    for name in NAMES:
+        (root / "images" / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="10 of 10 images .* are missing"):
+        load_scene(config(root, bad_images="skip"))
+
+
 def test_missing_images_of_a_val_folder_say_which_model_names_them(tmp_path: Path) -> None:
     write_scene(tmp_path / "train", ["1.png"])
     write_scene(tmp_path / "val", ["2.png"])

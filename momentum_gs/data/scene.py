@@ -35,8 +35,9 @@ def load_scene(config: SceneConfig) -> Scene:
     all names get their folder in front.
 
     Raises:
-        UserError: for a missing or damaged model, missing images (all counted in one message), images that are not the
-            size the model says, a test list that names what is not there.
+        UserError: for a missing or damaged model, missing images (all counted in one message; with ``bad_images=skip``
+            only where all are missing), images that are not the size the model says, a test list that names what is
+            not there.
     """
     if config.path is None:
         raise UserError("scene.path: none given; name the scene's folder with -s")
@@ -84,7 +85,8 @@ def _load_views(root: Path, part: Path, config: SceneConfig) -> tuple[dict[str, 
     cameras = read_cameras(model)
     paths = {camera.name: folder / camera.name for camera in cameras}
     missing = [path for path in paths.values() if not path.is_file()]
-    if missing:
+    # All of them: that is a wrong folder.
+    if missing and (config.bad_images == "fail" or len(missing) == len(paths)):
         raise UserError(
             f"data: {len(missing)} of {len(paths)} images named in {model.relative_to(root)} are missing, first: "
             f"{missing[0].relative_to(root)}; correct the image folder (-i), or take them out of the model "
@@ -94,8 +96,16 @@ def _load_views(root: Path, part: Path, config: SceneConfig) -> tuple[dict[str, 
 
 
 def _at_training_size(camera: Camera, path: Path, config: SceneConfig) -> Camera:
-    """The camera of an image file after ``-r``. The file may be a smaller copy of what COLMAP saw, not another crop."""
-    width, height = image_size(path)
+    """The camera of an image file after ``-r``. The file may be a smaller copy of what COLMAP saw, not another crop.
+
+    One that cannot be read, where that is allowed, keeps the model's size: its view counts, but is never shown.
+    """
+    try:
+        width, height = image_size(path)
+    except UserError:
+        if config.bad_images == "fail":
+            raise
+        width, height = camera.width, camera.height
     if not _same_shape(width, height, camera):
         raise UserError(
             f"data: image {path} is {width}x{height}, but its camera in the model is {camera.width}x{camera.height}, "

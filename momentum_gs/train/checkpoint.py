@@ -31,7 +31,10 @@ from momentum_gs.train.shared_decoder import SharedDecoder
 FORMAT = 2
 # Settings that may differ between the run that wrote a checkpoint and the one that continues it: they change where
 # things are and what is reported, not the model.
-FREE = ("out", "device", "log", "store", "scene.path", "scene.cache_gb", "partition.file", "partition.coarse")
+FREE = (
+    "out", "device", "log", "store", "scene.path", "scene.cache_gb", "scene.bad_images", "partition.file",
+    "partition.coarse",
+)  # fmt: skip
 _DECODER, _STATE = "decoder.safetensors", "state.json"
 
 
