@@ -8,19 +8,20 @@ bash scripts/setup.sh
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
 work=${1:?folder for everything}
 export OMP_NUM_THREADS=1
-settings=(-c configs/demo.yaml -s "$work/scene" partition.blocks=8 blocks.active=4 log.tensorboard=false device=cpu)
+settings=(-c configs/demo.yaml partition.blocks=8 blocks.active=4 log.tensorboard=false device=cpu)
+scene=(-s "$work/scene")
 
 [ -d "$work/scene" ] || momentum-gs synth "$work/scene" --blocks-x 4 --blocks-y 2 --views 96 --size 240x135
-[ -d "$work/coarse/point_cloud" ] || momentum-gs train "${settings[@]}" -m "$work/coarse" stage=coarse steps=500
-momentum-gs partition "$work/scene" "${settings[@]:2}" -c configs/demo.yaml -m "$work" > /dev/null
+[ -d "$work/coarse/point_cloud" ] || momentum-gs train "${settings[@]}" "${scene[@]}" -m "$work/coarse" stage=coarse steps=500
+momentum-gs partition "$work/scene" "${settings[@]}" -m "$work"
 for ranks in 1 2 4; do
     out="$work/ranks_$ranks"
     mkdir -p "$out"
     cp "$work/partition.json" "$out"
-    torchrun --standalone --nproc_per_node="$ranks" -m momentum_gs train "${settings[@]}" -m "$out" steps=500
+    torchrun --standalone --nproc_per_node="$ranks" -m momentum_gs train "${settings[@]}" "${scene[@]}" -m "$out" steps=500
     (cd "$out/point_cloud/iteration_500" && sha256sum ./*.ply ./*.safetensors > "../../sums")
     cmp "$work/ranks_1/sums" "$out/sums" && echo "$ranks ranks: $(wc -l < "$out/sums") files, the same bits as with one"
 done
 for ranks in 2 4; do
-    torchrun --standalone --nproc_per_node="$ranks" -m momentum_gs bench step "${settings[@]}" -m "$work/ranks_1"
+    torchrun --standalone --nproc_per_node="$ranks" -m momentum_gs bench step "${settings[@]}" "${scene[@]}" -m "$work/ranks_1"
 done
