@@ -52,7 +52,7 @@ def image_size(path: Path) -> tuple[int, int]:
                             return width, height
     except OSError as error:
         raise _unreadable(path, error) from error
-    height, width = _decode(path).shape[:2]
+    height, width = stored_pixels(path).shape[:2]
     return width, height
 
 
@@ -87,7 +87,7 @@ def read_image(path: Path, width: int, height: int, white_background: bool = Fal
     Raises:
         UserError: naming a file that is missing, damaged, truncated or of an unusual pixel type.
     """
-    pixels = _decode(path)
+    pixels = stored_pixels(path)
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)  # 65535 -> 255
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -124,8 +124,12 @@ def _composite(rgba: np.ndarray, background: int) -> np.ndarray:
     return (rgba[..., :3] * alpha + background * (1 - alpha)).round().astype(np.uint8)
 
 
-def _decode(path: Path) -> np.ndarray:
-    """Stored pixels [H,W] or [H,W,C] in OpenCV's channel order, orientation untouched."""
+def stored_pixels(path: Path) -> np.ndarray:
+    """Pixels as they are stored, [H,W] or [H,W,C] in OpenCV's channel order, orientation untouched.
+
+    Raises:
+        UserError: naming a file that is missing, damaged or truncated.
+    """
     try:
         data = path.read_bytes()  # not cv2.imread, which cannot open every path that Python can
     except OSError as error:

@@ -49,7 +49,7 @@ def load_scene(config: SceneConfig) -> Scene:
         return _load_parts(root, *parts, config)
     model = find_model(root)
     paths, cameras = _load_views(root, root, config)
-    listed = _find_list(root, model, config)
+    listed = find_test_list(root, model, config)
     train, test = split(list(cameras), config.test_every, None if listed is None else read_list(listed))
     return _scene(root, [cameras[n] for n in train], [cameras[n] for n in test], model, paths, config)
 
@@ -106,7 +106,7 @@ def _at_training_size(camera: Camera, path: Path, config: SceneConfig) -> Camera
         if config.bad_images == "fail":
             raise
         width, height = camera.width, camera.height
-    if not _same_shape(width, height, camera):
+    if not same_shape(width, height, camera):
         raise UserError(
             f"data: image {path} is {width}x{height}, but its camera in the model is {camera.width}x{camera.height}, "
             "expected that size or the same picture resized; use the images that the model was made from"
@@ -114,14 +114,14 @@ def _at_training_size(camera: Camera, path: Path, config: SceneConfig) -> Camera
     return camera.resized(*target_size(width, height, config.resolution))
 
 
-def _same_shape(width: int, height: int, camera: Camera) -> bool:
+def same_shape(width: int, height: int, camera: Camera) -> bool:
     """Whether one scale gives both sides, each rounded up or down to a pixel (images_4 of 4000x3003 is 1000x751)."""
     smallest = max((width - 1) / camera.width, (height - 1) / camera.height)
     largest = min((width + 1) / camera.width, (height + 1) / camera.height)
     return smallest < largest
 
 
-def _find_list(root: Path, model: Path, config: SceneConfig) -> Path | None:
+def find_test_list(root: Path, model: Path, config: SceneConfig) -> Path | None:
     """The list of held-out names: the one set, relative to the run's start or to the scene, else a known place."""
     if config.test_list is not None:
         given = Path(config.test_list)
