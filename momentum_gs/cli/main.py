@@ -17,6 +17,8 @@ from momentum_gs.core.errors import UserError, complain
 
 VERBS = {
     "synth": "write a procedural city as a COLMAP scene",
+    "prepare": "photographs, or a published data set, to a scene that trains",
+    "doctor": "what is wrong with a scene before it trains, and what training it will take",
     "partition": "cut a scene into blocks and give each block its cameras",
     "train": "train the coarse model, or the blocks of a partitioned scene",
     "merge": "crop every block to its cell and join them to one model",

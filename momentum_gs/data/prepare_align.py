@@ -1,0 +1,121 @@
+"""Putting a reconstruction on the ground: local metres from GPS fixes, and similarities that ignore bad ones.
+
+Geodetic positions are latitude and longitude in degrees and the height above the WGS 84 ellipsoid in metres; local ones
+are metres east, north and up (ENU) of an origin.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from momentum_gs.core.seeds import keyed_generator
+
+# WGS 84 (NIMA TR8350.2): semi-major axis, metres, and flattening.
+_AXIS, _FLATTENING = 6378137.0, 1 / 298.257223563
+
+MIN_FIXES = 3
+"""A similarity has seven unknowns, three points give nine numbers."""
+SPREAD = 5.0
+"""How many times wider than their typical error the fixes must lie across, for their tilt to mean something."""
+SAMPLES = 500
+"""Minimal samples of the robust fit: with half of the fixes wrong, all of them fail with a chance of 1e-29."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """x -> scale * rotation @ x + translation; all float64."""
+
+    scale: float
+    rotation: Float[Tensor, "3 3"]
+    translation: Float[Tensor, "3"]
+
+    def apply(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """The points, mapped."""
+        return self.scale * points @ self.rotation.T + self.translation
+
+
+@dataclass(frozen=True)
+class GpsFit:
+    """How well GPS fixes and a reconstruction agree."""
+
+    similarity: Similarity
+    """Reconstruction to local metres."""
+    inliers: Bool[Tensor, "n"]
+    error: float
+    """Median distance of all fixes from their cameras, metres."""
+    spread: float
+    """RMS extent of the fixes across their longest direction, metres."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the fixes lie wide enough for their errors."""
+        return self.spread > SPREAD * self.error
+
+
+def geodetic_to_enu(positions: Float[Tensor, "n 3"], origin: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
+    """Local metres (east, north, up) of geodetic positions, float64."""
+    latitude, longitude = torch.deg2rad(origin[:2].double()).tolist()
+    lat, lon = torch.tensor(latitude, dtype=torch.float64), torch.tensor(longitude, dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64)
+    east = torch.stack([-lon.sin(), lon.cos(), zero])
+    north = torch.stack([-lat.sin() * lon.cos(), -lat.sin() * lon.sin(), lat.cos()])
+    up = torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()])
+    return (_earth_centred(positions) - _earth_centred(origin[None])) @ torch.stack([east, north, up]).T
+
+
+def fit_similarity(source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> Similarity:
+    """The similarity that takes ``source`` to ``target`` with the least squared distance (Umeyama 1991)."""
+    source, target = source.double(), target.double()
+    from_center, to_center = source.mean(dim=0), target.mean(dim=0)
+    a, b = source - from_center, target - to_center
+    u, sizes, vt = torch.linalg.svd(b.T @ a)
+    signs = torch.ones(3, dtype=torch.float64)
+    signs[2] = torch.linalg.det(u @ vt).sign()  # of all fits the best that is no reflection
+    rotation = u @ torch.diag(signs) @ vt
+    # All in one place: any scale is as good.
+    scale = float((sizes * signs).sum() / a.square().sum().clamp_min(1e-300))
+    return Similarity(scale, rotation, to_center - scale * rotation @ from_center)
+
+
+def fit_gps(centers: Float[Tensor, "n 3"], fixes: Float[Tensor, "n 3"], seed: int = 0) -> GpsFit:
+    """The similarity from a reconstruction's cameras to their fixes, whatever up to half of the fixes say.
+
+    Least median of squares over minimal samples (Rousseeuw 1984), which needs no threshold to be chosen; then least
+    squares over the fixes within three robust standard deviations.
+
+    Args:
+        centers: Camera centres, the reconstruction's unit.
+        fixes: Local metres of the same cameras; at least three.
+        seed: Of the samples.
+    """
+    draw = keyed_generator(seed, "gps")
+
+    def median_error(similarity: Similarity) -> float:
+        return float((similarity.apply(centers) - fixes).norm(dim=1).median())
+
+    candidates = [fit_similarity(centers, fixes)]
+    for _ in range(SAMPLES):
+        sample = torch.randperm(len(fixes), generator=draw)[:MIN_FIXES]
+        candidates.append(fit_similarity(centers[sample], fixes[sample]))
+    best = min(candidates, key=median_error)
+    inliers = torch.ones(len(fixes), dtype=torch.bool)
+    for _ in range(3):  # settles after one or two
+        distance = (best.apply(centers) - fixes).norm(dim=1)
+        # 1.4826 * 3: three standard deviations, were it the median of normal errors. Exact fixes leave rounding.
+        inliers = distance <= max(3 * 1.4826 * float(distance.median()), 1e-6)
+        best = fit_similarity(centers[inliers], fixes[inliers])
+    kept = fixes[inliers]
+    across = torch.linalg.svdvals(kept - kept.mean(dim=0))[1] / len(kept) ** 0.5
+    return GpsFit(best, inliers, median_error(best), float(across))
+
+
+def _earth_centred(positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Earth-centred, Earth-fixed metres."""
+    lat, lon = torch.deg2rad(positions[:, :2].double()).unbind(dim=1)
+    height = positions[:, 2].double()
+    squared = _FLATTENING * (2 - _FLATTENING)  # eccentricity, squared
+    normal = _AXIS / (1 - squared * lat.sin().square()).sqrt()
+    ring = (normal + height) * lat.cos()
+    return torch.stack([ring * lon.cos(), ring * lon.sin(), (normal * (1 - squared) + height) * lat.sin()], dim=1)
