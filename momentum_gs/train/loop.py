@@ -13,6 +13,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import in_view
 from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
@@ -137,10 +138,10 @@ class Training:
     def _first_state(self, block: int) -> BlockState:
         cameras = self._plan.train[block]
         points = initial_points(self._scene, cameras, self._config)
-        if len(points) == 0:
+        if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(
                 f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
-                f"{len(cameras)} views; check the poses, or set blocks.init=full"
+                f"{len(cameras)} views, expected points that they see; check the poses in sparse/0"
             )
         return init_block(block, points, cameras, self._config, self._device)
 

@@ -1,0 +1,102 @@
+"""``momentum-gs doctor``: what is wrong with a scene, and what training it will take."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from momentum_gs.cli.common import add_run_arguments, resolve_config
+from momentum_gs.cli.doctor_estimate import Estimate, estimates, expect, own_memory, probe
+from momentum_gs.config.schema import Config
+from momentum_gs.core.device import pick_device
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import say
+from momentum_gs.partition.doctor import Examination, examine
+from momentum_gs.partition.doctor_fix import Fix, apply_fixes
+from momentum_gs.partition.findings import SEVERITIES, Finding
+
+DESCRIPTION = """\
+Looks at a scene before any training: files, images, poses, points, settings, partition. Every finding names the place,
+what is there, what was expected and the cure. Then estimates memory, disk and time for the settings, measured by a few
+training steps on the scene's own photographs.
+
+  momentum-gs doctor SCENE -c configs/base.yaml -m OUT -r 4
+
+Exit status: 0 where training will take the scene, 1 where it would refuse or fail, 2 where there is nothing to look at.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    add_run_arguments(parser, scene_first=True)
+    parser.add_argument("--quick", action="store_true", help="read only the headers of images, measure no steps")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--fix", action="store_true", help="do what is safe: links and lists in SCENE/doctor, and the "
+        "settings that use them; nothing else is touched")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was found; returns the exit status."""
+    config = resolve_config(args)
+    examination = examine(config, quick=args.quick)
+    fixes: list[Fix] = []
+    if args.fix:
+        fixes, config = apply_fixes(config, examination)
+        if fixes:
+            examination = examine(config, quick=args.quick)
+    findings, rows = list(examination.findings), _estimate(config, examination, args.quick)
+    if isinstance(rows, Finding):
+        findings, rows = [*findings, rows], ([], [])
+    findings += rows[1]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    if args.json:
+        print(json.dumps({
+            "scene": config.scene.path,
+            "fixes": [asdict(fix) for fix in fixes],
+            "findings": [asdict(finding) for finding in findings],
+            "estimates": [asdict(row) for row in rows[0]],
+        }, ensure_ascii=False, indent=1))  # fmt: skip
+    else:
+        _print(config, fixes, findings, rows[0])
+    return int(any(finding.severity == "error" for finding in findings))
+
+
+def _estimate(
+    config: Config, examination: Examination, quick: bool
+) -> tuple[list[Estimate], list[Finding]] | Finding:
+    """Of a scene that trains; a finding where the numbers of blocks do not."""
+    scene, scale = examination.scene, examination.scale
+    if scene is None or scale is None or examination.refused:
+        return [], []
+    device, own = pick_device(config.device), own_memory()
+    try:
+        expected = expect(config, scene, scale, examination.table)
+        measured = None if quick else probe(config, scene, expected, device)
+    except UserError as error:
+        return Finding.of_error("settings", error)
+    return estimates(config, scene, expected, measured, own, device)
+
+
+def _print(config: Config, fixes: list[Fix], findings: list[Finding], rows: list[Estimate]) -> None:
+    for fix in fixes:
+        say(f"fixed    {fix.done}; use it with {fix.setting}")
+    for finding in findings:
+        say(f"{finding.severity:<8} {finding}")
+    if rows:
+        say("")
+        say(f"estimates for stage={config.stage}, one process:")
+        for row in rows:
+            say(f"  {row.what:<40}{_shown(row):>12}   {row.basis}")
+        say("")
+    counts = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in SEVERITIES[:2])
+    say(f"{Path(config.scene.path or '').name}: {counts}")
+
+
+def _shown(row: Estimate) -> str:
+    if row.unit == "bytes":
+        return f"{row.value / 2**30:.2f} GiB" if row.value >= 2**30 else f"{row.value / 2**20:.1f} MiB"
+    if row.unit == "seconds":
+        minutes, seconds = divmod(round(row.value), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    return f"{row.value:,.0f}"

@@ -1,0 +1,293 @@
+"""What a run will need, before it starts: memory, disk, traffic between rounds, time.
+
+Anchors are counted, not guessed, where training starts; how many they become is the one assumption (``GROWTH``). Memory
+and time of a view are measured by training steps on the scene's own photographs, on the device that will train.
+"""
+
+import math
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from momentum_gs.cli.bench_swap import trained_block
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.device import free_memory
+from momentum_gs.core.geometry import camera_radius, in_any_view
+from momentum_gs.core.types import Camera, Photograph
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene
+from momentum_gs.data.views import Views
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.init import init_anchors
+from momentum_gs.partition.budget import GROWTH
+from momentum_gs.partition.doctor_settings import Scale
+from momentum_gs.partition.findings import Finding
+from momentum_gs.train.anchor_budget import bytes_per_anchor, max_anchors
+from momentum_gs.train.block_state import BlockState, pack
+from momentum_gs.train.block_store import ram_bound
+from momentum_gs.train.densify import GrowthStats
+from momentum_gs.train.optim import anchor_optimizer
+from momentum_gs.train.resume import begin
+from momentum_gs.train.shared_decoder import SharedDecoder
+from momentum_gs.train.step import StepInputs, train_step
+
+OVERLAP = 4.0
+"""Times the scene's anchors that all blocks together start from, where no partition tells: 3.1 on Caliterra and 3.9 on
+the demo city, both with n = 4, in which it can be at most 4."""
+MAX_POINTS = 20_000
+"""Sample of the points that is held against the views of every block."""
+MAX_PROBE = 100_000
+"""Anchors that the measured steps have at most; what they take grows in proportion beyond."""
+PROBE_SECONDS = 20.0
+"""After which no further step is measured."""
+PROBE_STEPS = 7
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One line of the second table."""
+
+    what: str
+    """Stable, for scripts."""
+    value: float | int
+    unit: Literal["bytes", "seconds", "anchors"]
+    basis: str
+    """What it is computed from."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Sizes that all estimates share."""
+
+    blocks: int
+    """n."""
+    active: int
+    """k."""
+    start: int
+    """Anchors of the largest block at its first step."""
+    largest: int
+    """The same after its growth."""
+    total: int
+    """Anchors of all blocks after growth."""
+    basis: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What training steps took."""
+
+    seconds: float
+    """One step of one block, median, with ``Expected.largest`` anchors."""
+    bytes: int
+    """What one view needs beside the block itself, in forward and backward pass."""
+    basis: str
+
+
+def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | None) -> Expected:
+    """Counts blocks and anchors.
+
+    Raises:
+        UserError: for numbers of blocks that cannot be scheduled.
+    """
+    if config.stage == "coarse":
+        n, shares, basis = 1, [1.0], "voxels that hold a point"
+    elif table is not None:
+        n, basis = table.n, "voxels with points in a view of the block"
+        shares = _shares(scene, table) if config.blocks.init == "visible" else [1.0] * n
+    else:
+        blocks = math.prod(config.partition.dim) if config.partition.dim else config.partition.blocks
+        n = 1 if blocks == "auto" else blocks
+        shares = [1.0 if config.blocks.init == "full" else min(1.0, OVERLAP / n)] * n
+        basis = f"voxels that hold a point, {sum(shares):.2g} times over in {n} blocks (no partition yet)"
+    active = begin(config, n, 1).active
+    start = max(1, round(scale.anchors * max(shares)))
+    cap = max_anchors(config.anchors, config.model)
+    grown = [GROWTH * scale.anchors * share for share in shares]
+    if cap is not None:
+        grown = [min(anchors, cap) for anchors in grown]
+    basis += f"; growing {GROWTH:g}-fold" + ("" if cap is None else f", at most to {cap}")
+    return Expected(n, active, start, max(1, round(max(grown))), max(1, round(sum(grown))), basis)
+
+
+def _shares(scene: Scene, table: PartitionTable) -> list[float]:
+    """Share of the points that each block starts from."""
+    sample = scene.points.xyz[:: max(1, -(-len(scene.points) // MAX_POINTS))]
+    by_name = {camera.name: camera for camera in scene.train}
+    return [
+        float(in_any_view(sample, [by_name[name] for name in names]).double().mean()) for names in table.views
+    ]
+
+
+def probe(config: Config, scene: Scene, expected: Expected, device: torch.device) -> Probe:
+    """Trains a few steps on photographs of the scene, with anchors as many as are expected; nothing is kept.
+
+    The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
+    about half of the Gaussians that they may have, a trained one less: time is estimated from above.
+
+    Raises:
+        UserError: where a photograph cannot be read, or training would refuse.
+    """
+    n = min(expected.largest, MAX_PROBE)
+    config = replace(config, growth=replace(config.growth, until=0))
+    anchors, voxel_size = init_anchors(scene.points, config.model)
+    anchors = _resized(anchors, n).to(device)
+    lr_scale = camera_radius(torch.stack([camera.center for camera in scene.train]))
+    state = BlockState(0, anchors, anchor_optimizer(anchors, config.optim, lr_scale), GrowthStats.zeros(anchors),
+                       voxel_size, lr_scale)  # fmt: skip
+    shared, weights = SharedDecoder(config, device, 1.0), torch.ones(1)
+    background = torch.zeros(3, device=device)
+    chosen = [scene.train[i * len(scene.train) // PROBE_STEPS] for i in range(PROBE_STEPS)]
+    seconds: list[float] = []
+    kept = 0
+    begun = time.perf_counter()
+    with Views(scene, int(config.scene.cache_gb * 2**30), device, skip_bad=True) as views:
+        for camera in chosen:
+            photograph = views.photograph_or_skip(camera.name)
+            if photograph is None:
+                continue
+            inputs = StepInputs(config, LocalComm(), background, _showing(camera, photograph))
+            at = time.perf_counter()
+            saved = _SavedBytes()
+            with saved:
+                train_step(inputs, shared, [state], (0,), weights, True)
+            if device.type != "cpu":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - at)
+            kept = max(kept, saved.bytes)
+            if time.perf_counter() - begun > PROBE_SECONDS:
+                break
+    steps = seconds[1:] or seconds  # The first one also loads and allocates.
+    ratio = expected.largest / n
+    basis = f"median of {len(steps)} steps with {n} anchors on {device.type}"
+    basis += f", times {ratio:.3g}" if ratio > 1 else ""
+    # What the forward pass keeps, and as much again for the gradients that flow back through it.
+    return Probe(statistics.median(steps) * ratio, int(2 * kept * ratio), basis)
+
+
+def own_memory() -> int:
+    """Bytes of host memory that this process has had at most so far: the program, the points, images in decoding."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _showing(camera: Camera, photograph: Photograph) -> Callable[[int, int], tuple[Camera, Photograph]]:
+    return lambda block, step: (camera, photograph)
+
+
+class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the memory that a forward pass keeps for its backward pass."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._storages.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # What holds its own graph would never be freed.
+
+
+def _resized(anchors: Anchors, n: int) -> Anchors:
+    """n anchors where these are."""
+    copies = -(-n // len(anchors))
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for copy in range(copies):
+        part = anchors.subset(torch.ones(len(anchors), dtype=torch.bool))
+        if copy:
+            spacing = part.log_scale.detach()[:, :3].exp()
+            part.position = part.position + (torch.rand(spacing.shape, generator=generator) - 0.5) * spacing
+        # On a surface c times as many lie closer by the root of c.
+        part.log_scale = part.log_scale.detach() - 0.5 * math.log(copies)
+        parts.append(part)
+    every = Anchors.cat(parts)
+    chosen = torch.randperm(len(every), generator=generator)[:n].sort().values
+    return every.subset(chosen)
+
+
+def estimates(
+    config: Config, scene: Scene, expected: Expected, measured: Probe | None, own: int, device: torch.device
+) -> tuple[list[Estimate], list[Finding]]:
+    """All of them for one process, and what of it this machine does not have.
+
+    Args:
+        measured: None leaves out time and the views' memory.
+        own: ``own_memory`` before the probe.
+    """
+    n, k, model = expected.blocks, expected.active, config.model
+    training = bytes_per_anchor(model)
+    resting = pack(trained_block(1000, config, torch.device("cpu"))).nbytes / 1000
+    block, rest = expected.largest * training, expected.largest * resting
+    all_rest = expected.total * resting
+    bound = ram_bound(config.store)
+    in_ram = min(all_rest, bound)
+    views = [*scene.train, *scene.test]
+    cache = min(config.scene.cache_gb * 2**30, sum(3 * camera.width * camera.height for camera in views))
+    view = 0 if measured is None else measured.bytes
+    train_bytes = k * block + view
+    host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)
+    ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).anchors.rows().values()) + 3)
+    checkpoints = (config.log.keep_checkpoints + 1) * all_rest
+    spilled = all_rest - in_ram
+    disk = checkpoints + spilled + 2 * expected.total * ply
+    every = expected.basis
+    rows = [
+        Estimate("anchors of the largest block, at first", expected.start, "anchors", every.partition(";")[0]),
+        Estimate("anchors of the largest block, at most", expected.largest, "anchors", every),
+        Estimate("memory of a block in training", block, "bytes", f"{training} bytes an anchor"),
+    ]
+    if measured is not None:
+        rows.append(Estimate("memory of a view in work", view, "bytes", "what the passes keep, " + measured.basis))
+    rows += [
+        Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, resting blocks"
+                 + (f", {k} active blocks and a view" if device.type == "cpu" else "")),
+        Estimate("of it images", cache, "bytes", "decoded at training size, at most scene.cache_gb"),
+        Estimate("of it resting blocks", in_ram, "bytes", f"{resting:.0f} bytes an anchor, at most store.ram_gb"),
+        Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, what resting blocks memory "
+                 "cannot hold, models of blocks and scene"),
+    ]  # fmt: skip
+    if config.stage == "blocks":
+        rows.append(Estimate("swapped between two rounds", 2 * k * rest, "bytes", f"{k} blocks out and in, "
+                             f"{spilled / max(all_rest, 1):.0%} of it by way of the disk"))  # fmt: skip
+    if measured is not None:
+        rows.append(Estimate("training time, one process", n * config.steps * measured.seconds, "seconds",
+                             f"{n} blocks x {config.steps} steps, {measured.basis}"))  # fmt: skip
+    return rows, _shortages(config, device, host, train_bytes, disk)
+
+
+def _shortages(
+    config: Config, device: torch.device, host: float | int, train_bytes: float | int, disk: float | int
+) -> list[Finding]:
+    findings = []
+    smaller = "set anchors.max_gb_per_block, use more blocks (partition.blocks), or a larger model.voxel_size"
+    free = free_memory()
+    if host > free:
+        cure = "lower scene.cache_gb and store.ram_gb; " + smaller
+        findings.append(Finding("warning", "memory", "host memory", f"about {host / 2**30:.1f} GiB wanted",
+                                f"at most the {free / 2**30:.1f} GiB that are free", cure))  # fmt: skip
+    if device.type != "cpu":
+        free = torch.cuda.mem_get_info(device)[0]
+        if train_bytes > free:
+            findings.append(Finding("warning", "memory", str(device), f"about {train_bytes / 2**30:.1f} GiB wanted",
+                                    f"at most the {free / 2**30:.1f} GiB that are free", smaller))  # fmt: skip
+    place = Path(config.out or ".").absolute()
+    place = next(path for path in (place, *place.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if disk > free:
+        findings.append(Finding("warning", "disk", str(place), f"about {disk / 2**30:.1f} GiB wanted", f"at most the "
+                                f"{free / 2**30:.1f} GiB that are free", "make room, lower log.keep_checkpoints, set "
+                                "log.link_checkpoints=true, or name another folder with -m"))  # fmt: skip
+    return findings
