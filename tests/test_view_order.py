@@ -35,7 +35,7 @@ def shown(scene: Scene, steps: range, *, cache: int = 1 << 20) -> list[str]:
         found = []
         for step in steps:
             camera, photograph = order.show(0, step, views)
-            assert torch.equal(photograph, views.image(camera.name)), "it comes with its own photograph"
+            assert torch.equal(photograph.image, views.image(camera.name)), "it comes with its own photograph"
             found.append(camera.name)
         return found
 

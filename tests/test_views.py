@@ -246,13 +246,13 @@ def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: 
     data = path.read_bytes()
     path.unlink()
     with Views(scene, 0, CPU, skip_bad=True) as views:
-        assert views.image_or_skip("3.png") is None
+        assert views.photograph_or_skip("3.png") is None
         path.write_bytes(data[:500])
-        assert views.image_or_skip("3.png") is None
+        assert views.photograph_or_skip("3.png") is None
         assert list(views.bad) == ["3.png"] and "500 bytes" in views.bad["3.png"]
         path.write_bytes(data)
-        good = views.image_or_skip("3.png")
-        assert good is not None and torch.equal(good, views.image("3.png"))
+        good = views.photograph_or_skip("3.png")
+        assert good is not None and torch.equal(good.image, views.image("3.png"))
         assert not views.bad
     assert capsys.readouterr().err.count("3.png") == 1
 
@@ -260,7 +260,7 @@ def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: 
 def test_without_leave_a_bad_image_is_not_skipped(scene: Scene) -> None:
     scene.image_paths["3.png"].unlink()
     with Views(scene, 8 * SIZE, CPU) as views, pytest.raises(UserError, match=r"3\.png"):
-        views.image_or_skip("3.png")
+        views.photograph_or_skip("3.png")
 
 
 @pytest.mark.parametrize("error", [MemoryError, SystemExit, KeyboardInterrupt])

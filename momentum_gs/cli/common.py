@@ -47,13 +47,15 @@ def resolve_config(args: argparse.Namespace) -> Config:
     flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for name, key in _FLAGS.items()
              if (value := getattr(args, name)) is not None]
     config = load_config(args.config, [*flags, *args.overrides])
-    test_list = config.scene.test_list
-    if test_list is not None and os.path.isfile(test_list):  # Otherwise it is relative to the scene.
-        test_list = _absolute(test_list)
+    # Files that are not found from here are relative to the scene.
+    test_list, points = (
+        _absolute(path) if path is not None and os.path.isfile(path) else path
+        for path in (config.scene.test_list, config.scene.points)
+    )
     return replace(
         config,
         out=_absolute(config.out),
-        scene=replace(config.scene, path=_absolute(config.scene.path), test_list=test_list),
+        scene=replace(config.scene, path=_absolute(config.scene.path), test_list=test_list, points=points),
         store=replace(config.store, folder=_absolute(config.store.folder)),
         partition=replace(
             config.partition, coarse=_absolute(config.partition.coarse), file=_absolute(config.partition.file)

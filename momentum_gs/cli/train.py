@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,6 +82,9 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
     _check_shared(folder, comm)
     resume = _resumes(args, folder, launch, comm)
     scene = load_scene(config.scene)
+    if any(scene.offset):
+        # Found once: whoever continues, renders or exports this run uses the same, whatever becomes of the scene.
+        config = replace(config, scene=replace(config.scene, offset=scene.offset))
     table = None
     if config.stage == "blocks":
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))

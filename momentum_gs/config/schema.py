@@ -21,7 +21,8 @@ class SceneConfig:
     """Where the images are and which of them train."""
 
     path: str | None = None
-    """Scene folder (``-s``): ``images/`` and ``sparse/0``, or Mega-NeRF style ``train/`` and ``val/``."""
+    """Scene folder (``-s``): ``images/`` and ``sparse/0``, Mega-NeRF style ``train/`` and ``val/``, or
+    ``transforms.json``."""
     images: str = "images"
     """Name of the image folder (``-i``)."""
     resolution: float = -1.0
@@ -37,6 +38,20 @@ class SceneConfig:
     bad_images: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does to a run: end it, or leave its views out of training and report how many
     were [ours]."""
+    masks: str = "masks"
+    """Folder in the scene with a mask for each image, ``<image name>.png``; black pixels are ignored in the loss, in
+    scores and in growth. Empty: masks are not looked for [ours]."""
+    undistort: bool = False
+    """Undistort images of cameras with distortion into ``undistort_folder``; otherwise they are refused [ours]."""
+    undistort_folder: str = "undistorted"
+    """Where undistorted copies are kept, relative to the scene; may be deleted at any time [ours]."""
+    points: str | None = None
+    """Initial points instead of the scene's own: a PLY, LAS or LAZ file in the scene's coordinates, or ``random``
+    (100,000 where the cameras look) [ours]."""
+    offset: tuple[float, float, float] | None = None
+    """Taken from all coordinates of the scene. Default: zero, unless the cameras are so far from the origin (100 times
+    their extent) that float32 would blur the scene; then their rounded centre. ``partition.aabb`` and all results are
+    relative to it; ``config.yaml`` of a run holds the one used [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.resolution == -1 or self.resolution > 0, "scene.resolution", self.resolution, "-1 or above 0")
@@ -248,26 +263,47 @@ class StoreConfig:
 class PartitionConfig:
     """How the scene is cut and who sees what."""
 
-    blocks: int = 8
-    """n, used where ``dim`` is not given: the grid is then chosen to fit the ground plan [paper: 8]."""
+    blocks: int | Literal["auto"] = 8
+    """n, used where ``dim`` is not given: the grid is then chosen to fit the ground plan [paper: 8]. ``auto``: as few
+    as keep every block within ``anchors.max_per_block`` and ``anchors.max_gb_per_block``, or without these within half
+    of the device's free memory. ``blocks.n`` is another name of this setting."""
     dim: tuple[int, int, int] | None = None
     """Cells along x, y, z of the grid's frame."""
     aabb: tuple[float, float, float, float, float, float] | None = None
     """xmin, ymin, zmin, xmax, ymax, zmax of the uncontracted core, in world axes; default: from cameras and points.
     With an aabb the grid's frame is the world's; without, it stands on the ground plane."""
+    balance: Literal["area", "cameras", "points", "contracted"] | None = None
+    """What the cuts share out equally on each axis: the ground inside the box [paper], the cameras, or the points; or
+    contracted space [MGS], where of 4 cells the outer two hold what lies outside the box. Default: ``contracted`` with
+    an aabb, which is how the published ones are meant, else ``points`` [ours]."""
+    assign: Literal["ssim", "contribution", "visibility"] = "ssim"
+    """Who says which cameras train a block: the coarse picture with and without it, two renders [MGS]; its share in the
+    pixels of one coarse render for all blocks; or the box around its points, without a coarse model [ours]."""
     threshold: float = 0.05
-    """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS]."""
+    """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS].
+    ``contribution`` estimates the same number."""
+    min_cover: float = 0.25
+    """The same for ``visibility``: share of the picture behind which the box around the block's points lies [as
+    VastGaussian]."""
+    min_views: int = 3
+    """A block with fewer training views is joined to a neighbour; 0: never. The third view of a place is the first that
+    can contradict the other two [ours; MGS: 0]."""
+    min_points: int = 10
+    """The same for sparse points in its cell [ours; MGS: 0]."""
     coarse: str | None = None
     """Output folder of the coarse model that renders the test; default ``<out>/coarse``."""
     file: str | None = None
     """Partition file; default ``<out>/partition.json``."""
 
     def __post_init__(self) -> None:
-        _check(self.blocks >= 1, "partition.blocks", self.blocks, "at least 1")
+        _check(self.blocks == "auto" or self.blocks >= 1, "partition.blocks", self.blocks, "at least 1, or auto")
         _check(self.dim is None or min(self.dim) >= 1, "partition.dim", self.dim, "three counts of at least 1")
         _check(self.aabb is None or all(self.aabb[i] < self.aabb[i + 3] for i in range(3)), "partition.aabb",
                self.aabb, "xmin,ymin,zmin,xmax,ymax,zmax with min < max on every axis")
         _check(self.threshold > 0, "partition.threshold", self.threshold, "a number above 0")
+        _check(0 < self.min_cover < 1, "partition.min_cover", self.min_cover, "a share between 0 and 1")
+        _check(self.min_views >= 0, "partition.min_views", self.min_views, "at least 0")
+        _check(self.min_points >= 0, "partition.min_points", self.min_points, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

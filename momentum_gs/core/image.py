@@ -5,23 +5,42 @@ from fused_ssim import fused_ssim
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-
-def l1(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
-    """Mean absolute difference."""
-    return (a - b).abs().mean()
+Mask = Float[Tensor, "1 h w"] | None
+"""1 where a pixel counts, 0 where it is ignored; None: all count."""
 
 
-def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
-    """Peak signal-to-noise ratio in dB of the whole image (one mean over the channels, as the family's metrics.py).
+def l1(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
+    """Mean absolute difference over the pixels that count; 0 where none does."""
+    difference = (a - b).abs()
+    return difference.mean() if mask is None else (difference * mask).sum() / _values(mask)
 
-    Infinite for equal images.
+
+def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
+    """Peak signal-to-noise ratio in dB over the pixels that count (one mean over the channels, as the family's
+    metrics.py).
+
+    Infinite for images that are equal there.
     """
-    return -10 * torch.log10((a - b).square().mean())
+    square = (a - b).square()
+    return -10 * torch.log10(square.mean() if mask is None else (square * mask).sum() / _values(mask))
 
 
-def ssim(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tensor, ""]:
-    """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim)."""
-    return fused_ssim(a[None], b[None])
+def ssim(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
+    """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim).
+
+    With a mask both images are black where pixels are ignored, so windows see nothing of them, and 1 - SSIM is summed
+    over all windows and divided by the number of pixels that count: windows over ignored pixels alone add nothing, and
+    a view costs the same whether the rest of its frame is ignored or cut off.
+    """
+    if mask is None:
+        return fused_ssim(a[None], b[None])
+    whole = fused_ssim((a * mask)[None], (b * mask)[None])
+    return 1 - (1 - whole) * (mask.numel() / mask.sum().clamp_min(1))
+
+
+def _values(mask: Tensor) -> Tensor:
+    """How many values of three channels count, at least one pixel's."""
+    return 3 * mask.sum().clamp_min(1)
 
 
 def to_uint8(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

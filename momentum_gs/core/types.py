@@ -52,6 +52,15 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class Photograph:
+    """The picture that a view is held against."""
+
+    image: Float[Tensor, "3 h w"]
+    mask: Float[Tensor, "1 h w"] | None = None
+    """1 where a pixel counts, 0 where it is ignored; None: all count."""
+
+
+@dataclass(frozen=True)
 class PointCloud:
     """Coloured points in world coordinates."""
 

@@ -20,14 +20,7 @@ import torch
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera, PointCloud
-
-MODELS = (
-    "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV",
-    "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE",
-)  # fmt: skip
-"""Camera models by COLMAP's id."""
-PARAMETERS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
-"""What is read, and how many numbers each has: f, cx, cy and fx, fy, cx, cy."""
+from momentum_gs.data.lens import MODELS, Lens, parameter_count
 
 # Wider than any image that the decoders open (JPEG ends at 65,535); a forged size must not reach an allocation.
 MAX_SIDE = 2**20
@@ -53,6 +46,8 @@ class ColmapModel:
 
 
 class _Intrinsics(NamedTuple):
+    """What one COLMAP camera of a written model holds."""
+
     width: int
     height: int
     fx: float
@@ -84,28 +79,47 @@ def read_model(folder: Path) -> ColmapModel:
     """Reads the model in a folder; of each of the three files the binary form is preferred.
 
     Raises:
-        UserError: for missing, truncated or inconsistent files, impossible values and cameras with distortion.
+        UserError: for missing, truncated or inconsistent files, impossible values and lenses that bend rays.
     """
     return ColmapModel(read_cameras(folder), read_points(folder))
 
 
 def read_cameras(folder: Path) -> list[Camera]:
     """Posed views of a model, sorted by name; errors as ``read_model``."""
+    return [camera for camera, _ in read_views(folder)]
+
+
+def read_views(folder: Path, distorted: bool = False) -> list[tuple[Camera, Lens]]:
+    """Posed views of a model with their lenses, sorted by name.
+
+    Args:
+        folder: Holds the model.
+        distorted: Whether lenses may bend rays; the camera is then only the pinhole part of the view.
+
+    Raises:
+        UserError: as ``read_model``.
+    """
     path = _file(folder, "cameras")
-    intrinsics: dict[int, _Intrinsics] = {}
-    for number, camera in _cameras_binary(path) if path.suffix == ".bin" else _cameras_text(path):
-        if number in intrinsics:
+    lenses: dict[int, Lens] = {}
+    for number, lens in _cameras_binary(path) if path.suffix == ".bin" else _cameras_text(path):
+        if number in lenses:
             raise UserError(f"{path}: camera {number} is listed twice, expected unique ids; export the model again")
-        intrinsics[number] = _checked_intrinsics(path, number, camera)
+        lenses[number] = _checked_lens(path, number, lens)
+        if not (distorted or lens.is_pinhole):
+            raise UserError(
+                f"{path}: camera {number} has model {lens.model}, which is distorted, expected a pinhole camera; "
+                "set scene.undistort=true, or run: colmap image_undistorter --image_path IMAGES "
+                f"--input_path {path.parent} --output_path NEW_SCENE"
+            )
     path = _file(folder, "images")
     poses: dict[str, _Pose] = {}
     for pose in _images_binary(path) if path.suffix == ".bin" else _images_text(path):
         if pose.name in poses:
             raise UserError(f"{path}: image {pose.name!r} is listed twice, expected unique names; rename one of them")
-        if pose.camera not in intrinsics:
+        if pose.camera not in lenses:
             raise UserError(
                 f"{path}: image {pose.name!r} uses camera {pose.camera}, which cameras{_file(folder, 'cameras').suffix}"
-                f" does not list (it has {sorted(intrinsics)[:8]}); export the model again"
+                f" does not list (it has {sorted(lenses)[:8]}); export the model again"
             )
         poses[pose.name] = _checked_pose(path, pose)
     if not poses:
@@ -113,10 +127,12 @@ def read_cameras(folder: Path) -> list[Camera]:
     ordered = [poses[name] for name in sorted(poses)]
     rotations = quat_to_matrix(torch.tensor([pose.quat for pose in ordered], dtype=torch.float64))
     translations = torch.tensor([pose.translation for pose in ordered], dtype=torch.float64)
-    return [
-        Camera(pose.name, *intrinsics[pose.camera], rotation=rotation, translation=translation)
-        for pose, rotation, translation in zip(ordered, rotations, translations, strict=True)
-    ]
+    views = []
+    for pose, rotation, translation in zip(ordered, rotations, translations, strict=True):
+        lens = lenses[pose.camera]
+        camera = Camera(pose.name, lens.width, lens.height, *lens.focal, *lens.center, rotation, translation)
+        views.append((camera, lens))
+    return views
 
 
 def read_points(folder: Path) -> PointCloud:
@@ -136,7 +152,7 @@ def write_model(folder: Path, cameras: Sequence[Camera], points: PointCloud, bin
     """
     folder.mkdir(parents=True, exist_ok=True)
     for camera in cameras:
-        _checked_name(folder, camera.name)
+        checked_name(folder, camera.name)
     ids: dict[_Intrinsics, int] = {}
     for c in cameras:
         ids.setdefault(_Intrinsics(c.width, c.height, c.fx, c.fy, c.cx, c.cy), len(ids) + 1)
@@ -216,13 +232,14 @@ class _Reader:
             )
 
 
-def _cameras_binary(path: Path) -> Iterator[tuple[int, _Intrinsics]]:
+def _cameras_binary(path: Path) -> Iterator[tuple[int, Lens]]:
     reader = _Reader(path)
     for _ in range(reader.count(_CAMERA.size)):
         number, model, width, height = reader.take(_CAMERA)
         name = MODELS[model] if 0 <= model < len(MODELS) else f"number {model}"
         _check_model(path, number, name)
-        yield number, _intrinsics(width, height, reader.take(struct.Struct(f"<{PARAMETERS[name]}d")))
+        parameters = reader.take(struct.Struct(f"<{parameter_count(name)}d"))
+        yield number, Lens.from_parameters(name, width, height, parameters)
     reader.end()
 
 
@@ -304,7 +321,7 @@ def _bad_line(path: Path, number: int, line: str, expected: str) -> UserError:
     return UserError(f"{path}: line {number} is {line[:80]!r}, expected {expected}; export the model again")
 
 
-def _cameras_text(path: Path) -> Iterator[tuple[int, _Intrinsics]]:
+def _cameras_text(path: Path) -> Iterator[tuple[int, Lens]]:
     for at, line in _lines(path):
         if not _holds_data(line):
             continue
@@ -313,9 +330,10 @@ def _cameras_text(path: Path) -> Iterator[tuple[int, _Intrinsics]]:
             _check_model(path, fields[0], fields[1])
         try:
             number, name, width, height, *parameters = fields
-            if len(parameters) != PARAMETERS[name]:
+            if len(parameters) != parameter_count(name):
                 raise ValueError(name)
-            camera = int(number), _intrinsics(int(width), int(height), [float(p) for p in parameters])
+            lens = Lens.from_parameters(name, int(width), int(height), [float(p) for p in parameters])
+            camera = int(number), lens
         except ValueError as error:
             raise _bad_line(path, at, line, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS") from error
         yield camera
@@ -395,32 +413,27 @@ def _file(folder: Path, stem: str) -> Path:
 
 
 def _check_model(path: Path, number: int | str, model: str) -> None:
-    if model not in PARAMETERS:
+    if model not in MODELS:
         raise UserError(
-            f"{path}: camera {number} has model {model}, expected {' or '.join(PARAMETERS)}; undistort it with: "
-            f"colmap image_undistorter --image_path IMAGES --input_path {path.parent} --output_path NEW_SCENE"
+            f"{path}: camera {number} has model {model}, expected one of {', '.join(MODELS)}; convert it to one of them"
         )
 
 
-def _intrinsics(width: int, height: int, parameters: Sequence[float]) -> _Intrinsics:
-    focal, center = parameters[:-2], parameters[-2:]
-    return _Intrinsics(width, height, focal[0], focal[-1], center[0], center[1])
-
-
-def _checked_intrinsics(path: Path, number: int, camera: _Intrinsics) -> _Intrinsics:
+def _checked_lens(path: Path, number: int, lens: Lens) -> Lens:
+    (fx, fy), (cx, cy) = lens.focal, lens.center
     # Phrased so that NaN fails.
-    size_ok = 1 <= camera.width <= MAX_SIDE and 1 <= camera.height <= MAX_SIDE
-    if not (size_ok and camera.fx > 0 and camera.fy > 0 and all(math.isfinite(v) for v in camera)):
+    size_ok = 1 <= lens.width <= MAX_SIDE and 1 <= lens.height <= MAX_SIDE
+    if not (size_ok and fx > 0 and fy > 0 and all(math.isfinite(v) for v in (fx, fy, cx, cy, *lens.extra))):
         raise UserError(
-            f"{path}: camera {number} is {camera.width}x{camera.height} with fx={camera.fx}, fy={camera.fy}, "
-            f"cx={camera.cx}, cy={camera.cy}, expected a size of 1 to {MAX_SIDE} and finite values with focal lengths "
-            "above 0; export the model again"
+            f"{path}: camera {number} is {lens.width}x{lens.height} with fx={fx}, fy={fy}, cx={cx}, cy={cy}"
+            f"{', distortion ' + str(list(lens.extra)) if lens.extra else ''}, expected a size of 1 to {MAX_SIDE} and "
+            "finite values with focal lengths above 0; export the model again"
         )
-    return camera
+    return lens
 
 
 def _checked_pose(path: Path, pose: _Pose) -> _Pose:
-    _checked_name(path, pose.name)
+    checked_name(path, pose.name)
     length = math.hypot(*pose.quat)
     # COLMAP writes unit quaternions; near 0 a direction is round-off, and what is not finite fails the comparison.
     if not (1e-6 < length < math.inf and all(math.isfinite(v) for v in pose.translation)):
@@ -431,13 +444,26 @@ def _checked_pose(path: Path, pose: _Pose) -> _Pose:
     return pose
 
 
-def _checked_name(path: Path, name: str) -> None:
-    """Names are joined to the image folder, so none may lead out of it, on any system."""
+def checked_name(where: Path | str, name: str) -> None:
+    """Names are joined to the image folder, so none may lead out of it, on any system.
+
+    Raises:
+        UserError: for one that does; ``where`` says what names it.
+    """
     parts = name.replace("\\", "/").split("/")
-    if any(part in ("", ".", "..") for part in parts) or name[1:2] == ":" or any(ord(c) < 32 for c in name):
+    # Half of a surrogate pair, which JSON can hold, has no encoding; parts of over 255 bytes no file system takes.
+    encodable = not any(0xD800 <= ord(c) < 0xE000 for c in name)
+    long = encodable and any(len(part.encode()) > 255 for part in parts)
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or name[1:2] == ":"
+        or any(ord(c) < 32 for c in name)
+        or not encodable
+        or long
+    ):
         raise UserError(
-            f"{path}: image name {name!r} is not a plain path below the image folder (absolute, empty, '.' or '..' "
-            "parts, control characters); rename the image in the model"
+            f"{where}: image name {name[:80]!r} is not a plain path below the image folder (absolute, empty, '.' or "
+            "'..' parts, control characters, over 255 bytes); rename the image in the model"
         )
 
 

@@ -78,6 +78,16 @@ def target_size(width: int, height: int, resolution: float | int) -> tuple[int, 
     return wanted, max(1, height * wanted // width)
 
 
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether one scale gives both sides of (width, height), each rounded up or down to a pixel.
+
+    images_4 of 4000x3003 is 1000x751.
+    """
+    smallest = max((side - 1) / of for side, of in zip(a, b, strict=True))
+    largest = min((side + 1) / of for side, of in zip(a, b, strict=True))
+    return smallest < largest
+
+
 def read_image(path: Path, width: int, height: int, white_background: bool = False) -> UInt8[Tensor, "3 h w"]:
     """Decodes an image file to RGB at a given size.
 

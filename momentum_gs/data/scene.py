@@ -1,14 +1,30 @@
-"""A scene: posed views, their image files and the sparse points, checked as a whole before anything trains."""
+"""A scene: posed views, their image files and the points, checked as a whole before anything trains."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
 
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import camera_radius
+from momentum_gs.core.log import say, warn
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import find_model, read_cameras, read_points
-from momentum_gs.data.images import image_size, target_size
+from momentum_gs.data.colmap import find_model, read_points, read_views
+from momentum_gs.data.images import image_size, same_aspect, target_size
+from momentum_gs.data.lens import Lens
+from momentum_gs.data.masks import check_mask, find_masks
+from momentum_gs.data.point_files import read_point_file
+from momentum_gs.data.random_points import random_points
 from momentum_gs.data.splits import read_list, split
+from momentum_gs.data.transforms import Transforms, find_transforms, read_transforms
+from momentum_gs.data.undistort import Job, Window, cached_path, pinhole_window, undistort_files
+
+# The renderer computes in float32, whose steps at a distance d are d / 8e6. Beyond this many times the scene's extent
+# they pass a hundred-thousandth of it: a tenth of a pixel, seen from within the scene.
+FAR = 100
 
 
 @dataclass(frozen=True)
@@ -22,22 +38,56 @@ class Scene:
     """Held-out views, likewise; no name is in both."""
     points: PointCloud
     image_paths: dict[str, Path]
-    """File of every view, by name."""
+    """File of every view, by name; of a distorted one its undistorted copy."""
     white_background: bool = False
     """Transparent pixels show white instead of black."""
+    mask_paths: dict[str, Path] = field(default_factory=dict)
+    """Mask file of the views that have one, by name."""
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What was taken from all coordinates: those of the scene's files are these plus the offset."""
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A view as the scene's files have it."""
+
+    camera: Camera
+    """The pinhole part, at the size that the files tell."""
+    lens: Lens
+    path: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Views that can be trained on, by name, in order of name."""
+
+    cameras: dict[str, Camera]
+    images: dict[str, Path]
+    masks: dict[str, Path]
+
+    def prefixed(self, prefix: str) -> "_Views":
+        return _Views(
+            {prefix + name: replace(camera, name=prefix + name) for name, camera in self.cameras.items()},
+            {prefix + name: path for name, path in self.images.items()},
+            {prefix + name: path for name, path in self.masks.items()},
+        )
 
 
 def load_scene(config: SceneConfig) -> Scene:
     """Reads a scene's poses and points and checks every image file by its header.
 
-    Two layouts: ``sparse/0`` with an image folder, held-out views chosen by list or count; or ``train/`` and ``val/``
-    that each hold such a scene (Mega-NeRF's split; points are those of ``train/``). There, if a name occurs in both,
-    all names get their folder in front.
+    Three layouts: ``sparse/0`` with an image folder, held-out views chosen by list or count; ``train/`` and ``val/``
+    that each hold such a scene (Mega-NeRF's split; points are those of ``train/``; if a name occurs in both, all names
+    get their folder in front); or ``transforms.json``, or ``transforms_train.json`` and ``transforms_test.json``.
+
+    Distorted views are undistorted into a cache where ``config.undistort`` says so. Where cameras are so far from the
+    origin that float32 would blur the scene, everything is moved (``Scene.offset``).
 
     Raises:
-        UserError: for a missing or damaged model, missing images (all counted in one message; with ``bad_images=skip``
-            only where all are missing), images that are not the size the model says, a test list that names what is
-            not there.
+        UserError: for missing or damaged files, missing images (all counted in one message; with ``bad_images=skip``
+            only where all are missing), images and masks that are not the size the model says, distorted views that
+            are not to be undistorted, a test list that names what is not there.
     """
     if config.path is None:
         raise UserError("scene.path: none given; name the scene's folder with -s")
@@ -47,11 +97,17 @@ def load_scene(config: SceneConfig) -> Scene:
     parts = root / "train", root / "val"
     if all((part / "sparse").is_dir() for part in parts):
         return _load_parts(root, *parts, config)
+    if find_transforms(root) and not (root / "sparse").is_dir():
+        return _load_transforms(root, config)
     model = find_model(root)
-    paths, cameras = _load_views(root, root, config)
-    listed = find_test_list(root, model, config)
-    train, test = split(list(cameras), config.test_every, None if listed is None else read_list(listed))
-    return _scene(root, [cameras[n] for n in train], [cameras[n] for n in test], model, paths, config)
+    views = _load_views(root, root, config)
+    train, test = _split(views, find_test_list(root, model, config), config)
+    return _scene(root, train, test, views, model, lambda: read_points(model), config)
+
+
+def _split(views: _Views, listed: Path | None, config: SceneConfig) -> tuple[list[Camera], list[Camera]]:
+    train, test = split(list(views.cameras), config.test_every, None if listed is None else read_list(listed))
+    return [views.cameras[name] for name in train], [views.cameras[name] for name in test]
 
 
 def _load_parts(root: Path, train_part: Path, val_part: Path, config: SceneConfig) -> Scene:
@@ -59,79 +115,206 @@ def _load_parts(root: Path, train_part: Path, val_part: Path, config: SceneConfi
         raise UserError(
             f"scene.test_list: {config.test_list} is given, but {root} holds out its val folder; use one of the two"
         )
-    train_paths, train = _load_views(root, train_part, config)
-    test_paths, test = _load_views(root, val_part, config)
-    if train.keys() & test.keys():
-        train_paths, train = _prefixed("train/", train_paths, train)
-        test_paths, test = _prefixed("val/", test_paths, test)
+    train, test = _load_views(root, train_part, config), _load_views(root, val_part, config)
+    if train.cameras.keys() & test.cameras.keys():
+        train, test = train.prefixed("train/"), test.prefixed("val/")
     model = find_model(train_part)
-    return _scene(root, list(train.values()), list(test.values()), model, train_paths | test_paths, config)
+    both = _Views(train.cameras | test.cameras, train.images | test.images, train.masks | test.masks)
+    return _scene(
+        root, list(train.cameras.values()), list(test.cameras.values()), both, model, lambda: read_points(model), config
+    )
+
+
+def _load_transforms(root: Path, config: SceneConfig) -> Scene:
+    found = read_transforms(root, config.images)
+    photos = [_Photo(frame.camera, frame.lens, frame.path, frame.mask) for frame in found.frames]
+    bent = next((photo for photo in photos if not photo.lens.is_pinhole), None)
+    if bent is not None and not config.undistort:
+        raise UserError(
+            f"{found.file}: image {bent.camera.name!r} has distortion ({bent.lens.model} {list(bent.lens.extra)}), "
+            "expected none; set scene.undistort=true, or undistort the images"
+        )
+    views = _prepared(root, root, photos, found.file.name, config)
+    if found.held_out is None:
+        listed = root / "test_list.txt" if config.test_list is None else find_test_list(root, root, config)
+        train, test = _split(views, listed if listed and listed.is_file() else None, config)
+    elif config.test_list is not None:
+        raise UserError(
+            f"scene.test_list: {config.test_list} is given, but {found.file} says what is held out; use one of the two"
+        )
+    else:
+        names = split(list(views.cameras), 0, found.held_out)
+        train, test = ([views.cameras[name] for name in part] for part in names)
+    return _scene(root, train, test, views, found.file, lambda: _cloud(found, train), config)
+
+
+def _cloud(found: Transforms, train: list[Camera]) -> PointCloud:
+    if found.cloud is not None:
+        return read_point_file(found.cloud)
+    points = random_points(train)
+    say(f"scene: {found.file.name} names no points, so training starts from {len(points):,} random ones")
+    return points
 
 
 def _scene(
-    root: Path, train: list[Camera], test: list[Camera], model: Path, paths: dict[str, Path], config: SceneConfig
+    root: Path,
+    train: list[Camera],
+    test: list[Camera],
+    views: _Views,
+    source: Path,
+    cloud: Callable[[], PointCloud],
+    config: SceneConfig,
 ) -> Scene:
-    points = read_points(model)
+    """The checked parts together; ``cloud`` reads the points of ``source``, unless others are asked for."""
+    if config.points == "random":
+        points = random_points(train)
+    elif config.points is not None:
+        points = read_point_file(_given_or_below(Path(config.points), root))
+    else:
+        points = cloud()
     if len(points) == 0:
-        raise UserError(f"data: {model} holds no points, expected the sparse cloud of the scene; triangulate it first")
-    return Scene(root, train, test, points, paths, config.white_background)
+        raise UserError(
+            f"data: {source} holds no points, expected the sparse cloud of the scene; triangulate it, or give a cloud "
+            "with scene.points=FILE, or start from random ones with scene.points=random"
+        )
+    scene = Scene(root, train, test, points, views.images, config.white_background, views.masks)
+    return _moved(scene, config.offset if config.offset is not None else _needed_offset(scene))
 
 
-def _load_views(root: Path, part: Path, config: SceneConfig) -> tuple[dict[str, Path], dict[str, Camera]]:
-    """Image file and camera at training resolution of each view of one model, by name, in order of name."""
+def _needed_offset(scene: Scene) -> tuple[float, float, float]:
+    """What to take from all coordinates: nothing, but for cameras more than ``FAR`` times the extent from the origin.
+
+    Then their centre, rounded to a power of ten above the extent, so that a view more or less does not move the scene.
+    The extent is the cameras' radius, or the points' median distance from the cameras' centre where that is larger.
+    """
+    centers = torch.stack([camera.center for camera in (*scene.train, *scene.test)])
+    center = centers.mean(dim=0)
+    extent = max(camera_radius(centers), float((scene.points.xyz - center).norm(dim=1).median()))
+    if not float(center.norm()) > FAR * extent or extent == 0:
+        return 0.0, 0.0, 0.0
+    unit = 10.0 ** (math.floor(math.log10(extent)) + 1)
+    x, y, z = (round(v / unit) * unit for v in center.tolist())
+    say(
+        f"scene: the cameras are {float(center.norm()):.6g} from the origin, {float(center.norm()) / extent:.0f} times "
+        f"the scene's extent, too far for float32: all coordinates are relative to ({x:g}, {y:g}, {z:g}) "
+        "(scene.offset), also those of partition.aabb and of what is written"
+    )
+    return x, y, z
+
+
+def _moved(scene: Scene, offset: tuple[float, float, float]) -> Scene:
+    """The scene relative to ``offset``."""
+    if not any(offset):
+        return scene
+    shift = torch.tensor(offset, dtype=torch.float64)
+    train, test = (
+        [replace(camera, translation=camera.translation + camera.rotation @ shift) for camera in cameras]
+        for cameras in (scene.train, scene.test)
+    )
+    points = PointCloud(scene.points.xyz - shift, scene.points.rgb)
+    return replace(scene, train=train, test=test, points=points, offset=offset)
+
+
+def _load_views(root: Path, part: Path, config: SceneConfig) -> _Views:
+    """The views of one COLMAP model."""
     model, folder = find_model(part), part / config.images
     if not folder.is_dir():
         raise UserError(f"data: no image folder {folder}; give its name with -i (scene.images)")
-    cameras = read_cameras(model)
-    paths = {camera.name: folder / camera.name for camera in cameras}
-    missing = [path for path in paths.values() if not path.is_file()]
+    photos = [
+        _Photo(camera, lens, folder / camera.name) for camera, lens in read_views(model, distorted=config.undistort)
+    ]
+    return _prepared(root, part, photos, str(model.relative_to(root)), config)
+
+
+def _prepared(root: Path, part: Path, photos: Sequence[_Photo], where: str, config: SceneConfig) -> _Views:
+    """Views with all files checked, distorted ones undistorted, at training resolution."""
+    missing = [photo.path for photo in photos if not photo.path.is_file()]
     # All of them: that is a wrong folder.
-    if missing and (config.bad_images == "fail" or len(missing) == len(paths)):
+    if missing and (config.bad_images == "fail" or len(missing) == len(photos)):
         raise UserError(
-            f"data: {len(missing)} of {len(paths)} images named in {model.relative_to(root)} are missing, first: "
+            f"data: {len(missing)} of {len(photos)} images named in {where} are missing, first: "
             f"{missing[0].relative_to(root)}; correct the image folder (-i), or take them out of the model "
             "(colmap image_deleter)"
         )
-    return paths, {camera.name: _at_training_size(camera, paths[camera.name], config) for camera in cameras}
+    masks = _found_masks(part / config.masks, photos) if config.masks else {}
+    cache = root / config.undistort_folder / part.relative_to(root)
+    views = _Views({}, {}, {})
+    windows: dict[Lens, Window] = {}
+    jobs = []
+    for photo in photos:
+        name, path = photo.camera.name, photo.path
+        camera, mask = _at_file_size(photo, config), masks.get(name)
+        if mask is not None:
+            check_mask(mask, camera.width, camera.height)
+        if not photo.lens.is_pinhole:
+            lens = photo.lens.resized(camera.width, camera.height)
+            if lens not in windows:
+                windows[lens] = pinhole_window(lens)
+            window = windows[lens]
+            camera = replace(camera, **vars(window))
+            path = cached_path(cache / config.images, name, photo.path, lens)
+            jobs.append(Job(photo.path, lens, window, path))
+            if mask is not None:
+                source, mask = mask, cached_path(cache / config.masks, name, mask, lens, mask=True)
+                jobs.append(Job(source, lens, window, mask, mask=True))
+        views.cameras[name] = camera.resized(*target_size(camera.width, camera.height, config.resolution))
+        views.images[name] = path
+        if mask is not None:
+            views.masks[name] = mask
+    undistort_files(jobs, skip_bad=config.bad_images == "skip")
+    return views
 
 
-def _at_training_size(camera: Camera, path: Path, config: SceneConfig) -> Camera:
-    """The camera of an image file after ``-r``. The file may be a smaller copy of what COLMAP saw, not another crop.
+def _found_masks(folder: Path, photos: Sequence[_Photo]) -> dict[str, Path]:
+    """Mask files by image name; says how many there are, and which belong to no image."""
+    found, unknown = find_masks(folder, [photo.camera.name for photo in photos])
+    # Those that frames name themselves come first.
+    found |= {photo.camera.name: photo.mask for photo in photos if photo.mask is not None}
+    if found:
+        say(f"scene: {len(found)} of {len(photos)} images have a mask; black pixels are ignored (scene.masks)")
+    unknown = [name for name in unknown if folder / name not in found.values()]
+    if unknown:
+        warn(
+            f"scene: {len(unknown)} files in {folder} belong to no image, first: {unknown[0]}; expected "
+            "<image name>.png with the image's sub-folder"
+        )
+    return found
+
+
+def _at_file_size(photo: _Photo, config: SceneConfig) -> Camera:
+    """The camera of an image file as it is. The file may be a smaller copy of what COLMAP saw, not another crop.
 
     One that cannot be read, where that is allowed, keeps the model's size: its view counts, but is never shown.
     """
+    camera = photo.camera
     try:
-        width, height = image_size(path)
+        width, height = image_size(photo.path)
     except UserError:
         if config.bad_images == "fail":
             raise
         width, height = camera.width, camera.height
     if not same_shape(width, height, camera):
         raise UserError(
-            f"data: image {path} is {width}x{height}, but its camera in the model is {camera.width}x{camera.height}, "
-            "expected that size or the same picture resized; use the images that the model was made from"
+            f"data: image {photo.path} is {width}x{height}, but its camera in the model is "
+            f"{camera.width}x{camera.height}, expected that size or the same picture resized; use the images that the "
+            "model was made from"
         )
-    return camera.resized(*target_size(width, height, config.resolution))
+    return camera.resized(width, height)
 
 
 def same_shape(width: int, height: int, camera: Camera) -> bool:
-    """Whether one scale gives both sides, each rounded up or down to a pixel (images_4 of 4000x3003 is 1000x751)."""
-    smallest = max((width - 1) / camera.width, (height - 1) / camera.height)
-    largest = min((width + 1) / camera.width, (height + 1) / camera.height)
-    return smallest < largest
+    """Whether a picture of this size may be a resized copy of what the camera saw."""
+    return same_aspect((width, height), (camera.width, camera.height))
+
+
+def _given_or_below(path: Path, root: Path) -> Path:
+    """A path relative to the run's start, or else to the scene."""
+    return path if path.is_file() else root / path
 
 
 def find_test_list(root: Path, model: Path, config: SceneConfig) -> Path | None:
     """The list of held-out names: the one set, relative to the run's start or to the scene, else a known place."""
     if config.test_list is not None:
-        given = Path(config.test_list)
-        return given if given.is_file() else root / given
+        return _given_or_below(Path(config.test_list), root)
     found = (path for path in (model / "test.txt", root / "test_list.txt") if path.is_file())
     return next(found, None)
-
-
-def _prefixed(
-    prefix: str, paths: dict[str, Path], cameras: dict[str, Camera]
-) -> tuple[dict[str, Path], dict[str, Camera]]:
-    renamed = {prefix + name: replace(camera, name=prefix + name) for name, camera in cameras.items()}
-    return {prefix + name: path for name, path in paths.items()}, renamed

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
+from momentum_gs.core.types import Photograph
 from momentum_gs.data.images import read_image
+from momentum_gs.data.masks import read_mask
 from momentum_gs.data.scene import Scene
 
 # Decoding one photograph takes several steps' time on a GPU, so a few at once keep up; more would only hold memory.
@@ -34,7 +36,7 @@ class Views:
 
     def __init__(self, scene: Scene, cache_bytes: int, device: torch.device, *, skip_bad: bool = False) -> None:
         """``cache_bytes`` bounds host memory (0: nothing is kept); ``device`` is where photographs are delivered;
-        ``skip_bad`` is what ``image_or_skip`` does with those that cannot be read (``scene.bad_images``)."""
+        ``skip_bad`` is what ``photograph_or_skip`` does with those that cannot be read (``scene.bad_images``)."""
         self._scene, self._bound, self._device, self._skip_bad = scene, cache_bytes, device, skip_bad
         self.bad: dict[str, str] = {}
         """Name -> reason of the photographs that were skipped. One that is read again later leaves."""
@@ -68,7 +70,13 @@ class Views:
         return self._held
 
     def image(self, name: str) -> Float[Tensor, "3 h w"]:
-        """One photograph, RGB in [0, 1], a tensor of its own. One that takes seconds is named on the terminal, once.
+        """The picture of ``photograph`` alone; errors likewise."""
+        return self.photograph(name).image
+
+    def photograph(self, name: str) -> Photograph:
+        """One photograph, RGB in [0, 1], and its mask, if it has one: tensors of their own.
+
+        One that takes seconds is named on the terminal, once.
 
         Raises:
             UserError: naming the file where it is missing or cannot be decoded, also if it was when prefetched.
@@ -82,24 +90,26 @@ class Views:
         if pixels is None:
             with self._watched(name):
                 pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
-        return pixels.to(self._device).float().div_(255)
+        pixels = pixels.to(self._device)
+        image = pixels[:3].float().div_(255)
+        return Photograph(image, pixels[3:].float() if len(pixels) > 3 else None)
 
-    def image_or_skip(self, name: str) -> Float[Tensor, "3 h w"] | None:
-        """``image``; with ``skip_bad`` None for one that cannot be read, which is named once and kept in ``bad``.
+    def photograph_or_skip(self, name: str) -> Photograph | None:
+        """``photograph``; with ``skip_bad`` None for one that cannot be read, which is named once and kept in ``bad``.
 
         The file is tried anew each time, so that the answer depends on the file and not on when a process began.
         """
         if not self._skip_bad:
-            return self.image(name)
+            return self.photograph(name)
         try:
-            pixels = self.image(name)
+            found = self.photograph(name)
         except UserError as error:
             if name not in self.bad:
                 warn(f"{error} (skipped: scene.bad_images=skip)")
             self.bad[name] = str(error)
             return None
         self.bad.pop(name, None)
-        return pixels
+        return found
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Begins to decode what is not cached, in the given order, as far as the bound goes. Returns at once.
@@ -179,8 +189,11 @@ class Views:
         return pixels
 
     def _decode(self, name: str) -> Tensor:
+        """[3,H,W], or [4,H,W] with the mask as the last channel."""
         width, height = self._sizes[name]
-        return read_image(self._scene.image_paths[name], width, height, self._scene.white_background)
+        pixels = read_image(self._scene.image_paths[name], width, height, self._scene.white_background)
+        mask = self._scene.mask_paths.get(name)
+        return pixels if mask is None else torch.cat([pixels, read_mask(mask, width, height)])
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
@@ -206,7 +219,7 @@ class Views:
 
     def _bytes(self, name: str) -> int:
         width, height = self._sizes[name]
-        return 3 * width * height
+        return (4 if name in self._scene.mask_paths else 3) * width * height
 
     def _make_room(self, size: int, spare: Collection[str] = ()) -> bool:
         """Lets the oldest go until ``size`` bytes fit; nothing goes if they cannot fit. Needs the lock."""

@@ -32,7 +32,9 @@ def score_views(
     views: Views,
     background: Float[Tensor, "3"],
 ) -> Scores | None:
-    """Renders the cameras and compares with their photographs, without those that ``views`` skips.
+    """Renders the cameras and compares with their photographs where masks let pixels count.
+
+    Photographs that ``views`` skips, and those of which no pixel counts, are left out.
 
     Args:
         anchors: The model's anchors.
@@ -42,7 +44,7 @@ def score_views(
         background: Colour behind everything.
 
     Returns:
-        None where every photograph is skipped: a mean over nothing would poison whoever stores it.
+        None where every photograph is left out: a mean over nothing would poison whoever stores it.
 
     Raises:
         UserError: naming a photograph that cannot be read and is not to be skipped.
@@ -53,12 +55,12 @@ def score_views(
     psnrs, ssims = [], []
     for i, camera in enumerate(cameras):
         views.prefetch([following.name for following in cameras[i + 1 : i + 2]])
-        photograph = views.image_or_skip(camera.name)
-        if photograph is None:
+        photograph = views.photograph_or_skip(camera.name)
+        if photograph is None or (photograph.mask is not None and not photograph.mask.any()):
             continue
         image = render_image(anchors, decoder, camera, background)
-        psnrs.append(float(psnr(image, photograph)))
-        ssims.append(float(ssim(image, photograph)))
+        psnrs.append(float(psnr(image, photograph.image, photograph.mask)))
+        ssims.append(float(ssim(image, photograph.image, photograph.mask)))
     if not psnrs:
         return None
     return Scores(psnr=sum(psnrs) / len(psnrs), ssim=sum(ssims) / len(ssims))

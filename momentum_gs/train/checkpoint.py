@@ -32,8 +32,8 @@ FORMAT = 2
 # Settings that may differ between the run that wrote a checkpoint and the one that continues it: they change where
 # things are and what is reported, not the model.
 FREE = (
-    "out", "device", "log", "store", "scene.path", "scene.cache_gb", "scene.bad_images", "partition.file",
-    "partition.coarse",
+    "out", "device", "log", "store", "scene.path", "scene.cache_gb", "scene.bad_images", "scene.undistort_folder",
+    "partition.file", "partition.coarse",
 )  # fmt: skip
 _DECODER, _STATE = "decoder.safetensors", "state.json"
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.config.schema import Config, LossConfig
-from momentum_gs.core.image import l1, ssim
+from momentum_gs.core.image import Mask, l1, ssim
 from momentum_gs.model.expand import Decoded, TeacherTargets
 
 IMAGE_TERMS = ("l1", "dssim", "volume")
@@ -23,9 +23,13 @@ def loss_terms(
     decoded: Decoded,
     targets: TeacherTargets | None,
     config: Config,
+    mask: Mask = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """All terms of one view, each times its weight: ``IMAGE_TERMS``, and with a teacher ``CONSISTENCY_TERMS``."""
-    terms = reconstruction(image, target, config.loss)
+    """All terms of one view, each times its weight: ``IMAGE_TERMS``, and with a teacher ``CONSISTENCY_TERMS``.
+
+    Pixels that ``mask`` ignores give no gradient to the image, so none to growth's statistics either.
+    """
+    terms = reconstruction(image, target, config.loss, mask)
     terms["volume"] = config.loss.volume * volume(decoded.gaussians.scales)
     if targets is not None:
         parts = consistency(decoded, targets)
@@ -34,12 +38,12 @@ def loss_terms(
 
 
 def reconstruction(
-    image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], config: LossConfig
+    image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], config: LossConfig, mask: Mask = None
 ) -> dict[str, Float[Tensor, ""]]:
     """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` (eq. 3 with the weights of the official code)."""
     return {
-        "l1": (1 - config.dssim) * l1(image, target),
-        "dssim": config.dssim * (1 - ssim(image, target)),
+        "l1": (1 - config.dssim) * l1(image, target, mask),
+        "dssim": config.dssim * (1 - ssim(image, target, mask)),
     }
 
 

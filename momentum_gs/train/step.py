@@ -13,7 +13,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
-from momentum_gs.core.types import Camera
+from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.render.view import render_view
 from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.densify import GrowthReport
@@ -29,8 +29,8 @@ class StepInputs:
     config: Config
     comm: Comm
     background: Tensor
-    show: Callable[[int, int], tuple[Camera, Tensor]]
-    """(block, block step) -> the view that the block shows, and its photograph, [3,H,W] in [0,1] on the device."""
+    show: Callable[[int, int], tuple[Camera, Photograph]]
+    """(block, block step) -> the view that the block shows, and its photograph on the device."""
 
 
 @dataclass
@@ -70,7 +70,9 @@ def train_step(
             view = render_view(
                 block.anchors, shared.student, camera, inputs.background, teacher, config.teacher.detach
             )  # fmt: skip
-            terms = loss_terms(view.output.image, photograph, view.decoded, view.targets, config)
+            terms = loss_terms(
+                view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask
+            )  # fmt: skip
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 shared.take_gradient(blocks.index(block.block))

@@ -4,12 +4,10 @@ import functools
 from collections.abc import Collection, Iterator
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from momentum_gs.core.errors import UserError, blame
 from momentum_gs.core.seeds import keyed_generator
-from momentum_gs.core.types import Camera
+from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.data.views import Views
 
 
@@ -46,7 +44,7 @@ class ViewOrder:
         """The view that a block will show at a step, as far as bad photographs are known by name: to decode ahead."""
         return next((c for c in self.cameras(block, step) if c.name not in bad), self.camera(block, step))
 
-    def show(self, block: int, step: int, views: Views) -> tuple[Camera, Float[Tensor, "3 h w"]]:
+    def show(self, block: int, step: int, views: Views) -> tuple[Camera, Photograph]:
         """The view that a block shows at its step, and its photograph on the views' device.
 
         Raises:
@@ -54,7 +52,7 @@ class ViewOrder:
         """
         for camera in self.cameras(block, step):
             with blame(f"block {block}"):
-                photograph = views.image_or_skip(camera.name)
+                photograph = views.photograph_or_skip(camera.name)
             if photograph is not None:
                 return camera, photograph
         count, first = len(self._cameras[block]), self.camera(block, step).name

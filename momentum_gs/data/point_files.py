@@ -1,0 +1,145 @@
+"""Point clouds in files of their own, as initial points: PLY, and LAS or LAZ from surveys.
+
+A scan may hold a thousand times more points than anchors can start from. It is read piece by piece and thinned on the
+way: as soon as more than twice ``MAX_POINTS`` are held, only the first point in every voxel stays, and voxels grow
+until ``MAX_POINTS`` suffice. Memory is bounded by that, not by the file.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElementParseError, PlyHeaderParseError
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import PointCloud
+from momentum_gs.core.voxels import unique_cells
+
+MAX_POINTS = 5_000_000
+"""Points that stay of a larger cloud, at most; more than half of them do."""
+_PIECE = 1_000_000
+# Twice the area of a voxel's side: a cloud of a surface is halved.
+_GROW = 2**0.5
+_MAX_HEADER = 1 << 16
+# Farther than any scene, and near enough that differences of coordinates are finite.
+_FARTHEST = 1e30
+_GREY = 128
+"""Colour of points without one."""
+_COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+
+Piece = tuple[np.ndarray, np.ndarray | None]
+"""Positions float64 [m,3] and colours [m,3] of any number type, or None."""
+
+
+def read_point_file(path: Path, limit: int = MAX_POINTS) -> PointCloud:
+    """Reads a point cloud, thinned to at most ``limit`` points; those that stay keep their order.
+
+    PLY: vertices x, y, z with red, green, blue, binary or text. LAS and LAZ (with the extra ``las``): scaled
+    coordinates, colours of 8 or 16 bits.
+
+    Raises:
+        UserError: for a file that is missing, damaged, empty or of another kind, and for a missing extra.
+    """
+    kinds = {".ply": _ply_pieces, ".las": _las_pieces, ".laz": _las_pieces}
+    if path.suffix.lower() not in kinds:
+        raise UserError(f"data: point file {path} ends in {path.suffix!r}, expected .ply, .las or .laz; convert it")
+    xyz, rgb, size = np.empty((0, 3)), np.empty((0, 3)), 0.0
+    for points, colours in kinds[path.suffix.lower()](path):
+        bad = int((~(np.abs(points) < _FARTHEST).all(axis=1)).sum())  # phrased so that NaN is bad
+        if bad:
+            raise UserError(f"data: point file {path} has {bad} points that are NaN or infinite; export it again")
+        xyz = np.concatenate([xyz, points])
+        rgb = np.concatenate([rgb, np.full(points.shape, np.nan) if colours is None else colours.astype(np.float64)])
+        if len(xyz) > 2 * limit:
+            xyz, rgb, size = _thinned(xyz, rgb, size, limit)
+    if len(xyz) > limit:
+        xyz, rgb, size = _thinned(xyz, rgb, size, limit)
+    if len(xyz) == 0:
+        raise UserError(f"data: point file {path} holds no points, expected at least one; use another file")
+    return PointCloud(torch.from_numpy(xyz), torch.from_numpy(_eight_bits(rgb)))
+
+
+def _thinned(xyz: np.ndarray, rgb: np.ndarray, size: float, limit: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The first point in each voxel of edge ``size`` (0: none yet), grown until at most ``limit`` stay; that edge."""
+    low = xyz.min(axis=0)
+    # A plane of this size has about as many voxels as points may stay, so few rounds are left.
+    size = max(size, float((xyz.max(axis=0) - low).max()) / limit**0.5 / 4, np.finfo(np.float64).tiny)
+    while len(xyz) > limit:
+        place = unique_cells(torch.from_numpy(np.floor((xyz - low) / size)).long())[1]
+        first = torch.full((int(place.max()) + 1,), len(xyz)).scatter_reduce(0, place, torch.arange(len(xyz)), "amin")
+        keep = first.sort().values.numpy()
+        xyz, rgb = xyz[keep], rgb[keep]
+        size *= _GROW
+    return xyz, rgb, size / _GROW
+
+
+def _eight_bits(rgb: np.ndarray) -> np.ndarray:
+    """[n,3] uint8. The range is not written anywhere: 1, 255 or 65535, the smallest that holds all values."""
+    known = rgb[np.isfinite(rgb)]
+    largest = float(known.max()) if len(known) else 0.0
+    scale = 255.0 if largest <= 1 and not (known == known.round()).all() else 1.0 if largest <= 255 else 1 / 257
+    return np.nan_to_num(rgb * scale, nan=_GREY).round().clip(0, 255).astype(np.uint8)
+
+
+def _ply_pieces(path: Path) -> Iterator[Piece]:
+    _check_ply_counts(path)
+    try:
+        vertex = PlyData.read(str(path), mmap="c")["vertex"].data
+        names = vertex.dtype.names or ()
+        axes = [vertex[name] for name in ("x", "y", "z")]
+        colours = next((group for group in _COLOURS if set(group) <= set(names)), None)
+        for start in range(0, len(vertex), _PIECE):
+            part = slice(start, start + _PIECE)
+            xyz = np.stack([axis[part].astype(np.float64) for axis in axes], axis=1)
+            yield xyz, None if colours is None else np.stack([vertex[name][part] for name in colours], axis=1)
+    except (PlyHeaderParseError, PlyElementParseError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"data: point file {path} is damaged or no point cloud ({' '.join(str(error).split())[:200]}), expected a "
+            "PLY with vertices x, y, z; export it again"
+        ) from error
+
+
+def _check_ply_counts(path: Path) -> None:
+    """Compares the counts in a PLY header with the file's size before anybody takes memory for them."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_MAX_HEADER)
+    except OSError as error:
+        raise UserError(f"data: point file {path} cannot be read ({error.strerror}); check scene.points") from error
+    if not head.startswith(b"ply") or b"end_header" not in head:
+        raise UserError(f"data: point file {path} has no PLY header, expected one that ends within {_MAX_HEADER} bytes;"
+                        " export it again")  # fmt: skip
+    for line in head[: head.index(b"end_header")].splitlines():
+        words = line.split()
+        # A row has at least one byte.
+        if words[:1] == [b"element"] and not (len(words) == 3 and words[2].isdigit() and int(words[2]) <= size):
+            raise UserError(
+                f"data: point file {path} says {line[:80]!r} in {size} bytes, expected a count that fits; copy or "
+                "export it again"
+            )
+
+
+def _las_pieces(path: Path) -> Iterator[Piece]:
+    try:
+        import laspy
+    except ImportError as error:
+        raise UserError(
+            f"data: point file {path} needs laspy, which is not installed; pip install 'momentum-gs[las]'"
+        ) from error
+    try:
+        with laspy.open(path) as file:
+            header = file.header
+            needed = header.offset_to_point_data + header.point_count * header.point_format.size
+            if not header.are_points_compressed and needed > path.stat().st_size:
+                raise ValueError(f"{header.point_count} points in {path.stat().st_size} bytes")
+            for points in file.chunk_iterator(_PIECE):
+                coloured = {"red", "green", "blue"} <= set(points.point_format.dimension_names)
+                colours = np.stack([points.red, points.green, points.blue], axis=1) if coloured else None
+                yield np.stack([points.x, points.y, points.z], axis=1).astype(np.float64), colours
+    except (laspy.errors.LaspyException, OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"data: point file {path} cannot be read ({' '.join(str(error).split())[:200]}), expected a whole LAS or "
+            "LAZ file; copy it again"
+        ) from error

@@ -1,0 +1,198 @@
+"""Pictures of bent lenses to pictures of pinholes, kept in a folder beside the originals.
+
+The focal length stays, so the middle of the picture keeps its sharpness; the picture is cut to a window whose whole
+border is seen by the lens, so nothing black is in it. A window never reaches farther from the principal point than the
+whole width or height of the original: a fisheye's rim is drawn out without end.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
+from momentum_gs.core.log import progress, warn
+from momentum_gs.data.images import stored_pixels
+from momentum_gs.data.lens import Lens, Points
+
+# Part of every key: raised when the same input would give other pixels.
+_VERSION = 1
+# Points along each border from which the window is found; between them a border of 4000 pixels moves by under 0.01.
+_SAMPLES = 257
+_SLACK = 0.05
+"""Pixels by which a window may look past the outermost pixel centres, for round-off and what lies between samples."""
+_SHRINK = 0.98
+_SMALLEST = 0.1
+"""Share of the original's width below which a window is no picture: such a lens is a mistake in the model."""
+# A second generation of compression must not show: quality 98 is COLMAP's undistorter's order of loss.
+_JPEG_QUALITY = 98
+_ROWS = 256
+"""Rows of the map computed at once, to bound float64 memory."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The pinhole picture that an undistorted image is."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+def pinhole_window(lens: Lens) -> Window:
+    """Size and intrinsics of the undistorted picture of a lens.
+
+    Raises:
+        UserError: for parameters that leave no picture.
+    """
+    center, focal = np.array(lens.center), np.array(lens.focal)
+    size = np.array([lens.width, lens.height], dtype=np.float64)
+    along = np.linspace(0.5, size - 0.5, _SAMPLES)  # pixel centres: beyond the outermost there is nothing to blend
+    low, high = np.empty(2), np.empty(2)
+    for axis in (0, 1):
+        for value, best, bound in ((0.5, np.max, low), (size[axis] - 0.5, np.min, high)):
+            border = along.copy()
+            border[:, axis] = value
+            reached = (lens.to_rays(border) * focal + center)[:, axis]
+            reached = reached[np.isfinite(reached)]  # The corners of a fisheye may lie beyond what its model covers.
+            bound[axis] = best(reached) if len(reached) else np.nan
+    low, high = np.maximum(low, center - size), np.minimum(high, center + size)
+    while not _all_seen(lens, low, high):
+        low, high = center + (low - center) * _SHRINK, center + (high - center) * _SHRINK
+        if not ((high - low) > _SMALLEST * size).all():  # Phrased so that NaN ends it.
+            raise UserError(
+                f"data: a {lens.model} lens of {lens.width}x{lens.height} with focal lengths {lens.focal} and "
+                f"parameters {list(lens.extra)} maps no picture one to one, expected mild distortion; calibrate again"
+            )
+    # Output pixel i covers [first + i, first + i + 1]; its centre must lie between low and high.
+    first = np.ceil(low - 0.5 - 1e-6)
+    count = np.floor(high - 0.5 + 1e-6) - first + 1
+    cx, cy = center - first
+    return Window(int(count[0]), int(count[1]), *lens.focal, float(cx), float(cy))
+
+
+def _all_seen(lens: Lens, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether the border of a window falls onto pixels of the lens, all on the near side of a fold."""
+    if not (low < high).all():
+        return False
+    along = np.linspace(low, high, _SAMPLES)
+    border = np.concatenate([_with(along, axis, value) for axis in (0, 1) for value in (low[axis], high[axis])])
+    rays = (border - lens.center) / lens.focal
+    pixels = lens.to_pixels(rays)
+    inside = (pixels >= 0.5 - _SLACK) & (pixels <= np.array([lens.width, lens.height]) - 0.5 + _SLACK)
+    return bool(inside.all() and lens.unfolded(rays).all())
+
+
+def _with(points: Points, axis: int, value: float) -> Points:
+    points = points.copy()
+    points[:, axis] = value
+    return points
+
+
+def undistort(pixels: np.ndarray, lens: Lens, window: Window, nearest: bool = False) -> np.ndarray:
+    """A picture of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, as the window shows it.
+
+    Cubic interpolation, at places rounded to 1/32 pixel (cv2.remap); ``nearest`` for masks, which must not blend.
+    """
+    columns, lines = (np.empty((window.height, window.width), np.float32) for _ in range(2))
+    x = (np.arange(window.width) + 0.5 - window.cx) / window.fx
+    for start in range(0, window.height, _ROWS):
+        y = (np.arange(start, min(start + _ROWS, window.height)) + 0.5 - window.cy) / window.fy
+        rays = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        places = (lens.to_pixels(rays) - 0.5).reshape(len(y), -1, 2)  # cv2 counts from the first pixel's centre
+        columns[start : start + len(y)], lines[start : start + len(y)] = places[..., 0], places[..., 1]
+    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_CUBIC
+    return cv2.remap(pixels, columns, lines, interpolation, borderMode=cv2.BORDER_REPLICATE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to undistort."""
+
+    source: Path
+    lens: Lens
+    """At the size of the file, or for a mask of its image."""
+    window: Window
+    target: Path
+    mask: bool = False
+
+
+def cached_path(folder: Path, name: str, source: Path, lens: Lens, mask: bool = False) -> Path:
+    """Where the undistorted copy of a file lies: its name holds a key of the file's size, time and lens.
+
+    JPEG stays JPEG; everything else, and every mask, becomes PNG. Copies of an earlier state of a file stay, since a
+    run may be reading them; the folder may be deleted when none does.
+    """
+    try:
+        stat = source.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns)
+    except OSError:  # A missing file where that is allowed: its copy will not be found either.
+        stamp = (-1, -1)
+    key = hashlib.blake2b(repr((_VERSION, stamp, lens, mask)).encode(), digest_size=8).hexdigest()
+    jpeg = source.suffix.lower() in (".jpg", ".jpeg") and not mask
+    return folder / f"{name}.{key}{'.jpg' if jpeg else '.png'}"
+
+
+def undistort_files(jobs: Sequence[Job], skip_bad: bool) -> None:
+    """Writes the copies that are not there yet, in parallel; each is whole or absent.
+
+    Ranks that share a folder begin at different places and leave out what the others have done meanwhile.
+
+    Raises:
+        UserError: for a file that cannot be read (with ``skip_bad`` it is named and left out) or written.
+    """
+    jobs = [job for job in jobs if not job.target.is_file()]
+    if not jobs:
+        return
+    start = len(jobs) * int(os.environ.get("RANK", "0")) // int(os.environ.get("WORLD_SIZE", "1"))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads, progress(len(jobs), "undistorting images") as bar:
+        work = [threads.submit(_undistort_file, job, skip_bad) for job in [*jobs[start:], *jobs[:start]]]
+        try:
+            for done in work:
+                done.result()
+                bar.update()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def _undistort_file(job: Job, skip_bad: bool) -> None:
+    if job.target.is_file():
+        return
+    try:
+        pixels = stored_pixels(job.source)
+        if pixels.shape[1::-1] != (job.lens.width, job.lens.height):
+            # Only a mask: images are measured before.
+            pixels = cv2.resize(pixels, (job.lens.width, job.lens.height), interpolation=cv2.INTER_NEAREST)
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise UserError(f"data: image {job.source} is of type {pixels.dtype}, expected 8 or 16 bits; convert it")
+        straight = undistort(pixels, job.lens, job.window, nearest=job.mask)
+        _, data = cv2.imencode(job.target.suffix, straight, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    except UserError as error:
+        if not skip_bad:
+            raise
+        warn(f"{error} (skipped: scene.bad_images=skip)")
+        return
+    except cv2.error as error:
+        raise UserError(
+            f"data: image {job.source} of shape {pixels.shape} cannot be undistorted ({error.err}), expected sides "
+            "below 32767 pixels; make it smaller"
+        ) from error
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(job.target) as part:
+            part.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(
+            f"{job.target.parent}: undistorted images cannot be written ({error.strerror}); name a folder that can, "
+            "with scene.undistort_folder"
+        ) from error
