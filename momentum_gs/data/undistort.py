@@ -57,18 +57,15 @@ def pinhole_window(lens: Lens) -> Window:
     center, focal = np.array(lens.center), np.array(lens.focal)
     size = np.array([lens.width, lens.height], dtype=np.float64)
     along = np.linspace(0.5, size - 0.5, _SAMPLES)  # pixel centres: beyond the outermost there is nothing to blend
-    low, high = np.empty(2), np.empty(2)
+    low, high = center - size, center + size
     for axis in (0, 1):
-        for value, best, bound in ((0.5, np.max, low), (size[axis] - 0.5, np.min, high)):
-            border = along.copy()
-            border[:, axis] = value
-            reached = (lens.to_rays(border) * focal + center)[:, axis]
-            reached = reached[np.isfinite(reached)]  # The corners of a fisheye may lie beyond what its model covers.
-            bound[axis] = best(reached) if len(reached) else np.nan
-    low, high = np.maximum(low, center - size), np.minimum(high, center + size)
+        for value, inner, bound in ((0.5, np.fmax, low), (size[axis] - 0.5, np.fmin, high)):
+            reached = lens.to_rays(_with(along, axis, value)) * focal + center
+            # fmax and fmin pass over NaN: corners, or a whole border, may lie beyond what the model covers.
+            bound[axis] = inner.reduce(reached[:, axis], initial=bound[axis])
     while not _all_seen(lens, low, high):
         low, high = center + (low - center) * _SHRINK, center + (high - center) * _SHRINK
-        if not ((high - low) > _SMALLEST * size).all():  # Phrased so that NaN ends it.
+        if not ((high - low) > _SMALLEST * size).all():
             raise UserError(
                 f"data: a {lens.model} lens of {lens.width}x{lens.height} with focal lengths {lens.focal} and "
                 f"parameters {list(lens.extra)} maps no picture one to one, expected mild distortion; calibrate again"
