@@ -177,30 +177,34 @@ class Lens:
                 error = self._bend(q) - target
                 if not (np.abs(error) > _RESIDUAL).any():
                     break
-                (a, b), (c, d), determinant = self._slopes(q)
-                q = q - np.stack([d * error[:, 0] - b * error[:, 1], a * error[:, 1] - c * error[:, 0]], axis=1) / (
-                    determinant[:, None]
-                )
+                a, b, c, d = self._slopes(q)
+                x, y = error.T
+                q = q - np.stack([d * x - b * y, a * y - c * x], axis=1) / (a * d - b * c)[:, None]
             # Phrased so that NaN fails.
-            good = (np.abs(self._bend(q) - target) < 10 * _RESIDUAL).all(axis=1) & (self._slopes(q)[2] > 0)
+            good = (np.abs(self._bend(q) - target) < 10 * _RESIDUAL).all(axis=1) & self._near_side(q)
         q[~good] = np.nan
         return _from_angle(q) if _KINDS[self.model].by_angle else q
 
     def unfolded(self, rays: Points) -> np.ndarray:
-        """[n] whether the model is one to one around each ray."""
+        """[n] whether each ray is on the near side of the place where the model folds back onto itself."""
         with np.errstate(all="ignore"):
-            return self._slopes(_to_angle(rays) if _KINDS[self.model].by_angle else rays)[2] > 0
+            return self._near_side(_to_angle(rays) if _KINDS[self.model].by_angle else rays)
 
     def _bend(self, q: Points) -> Points:
         with np.errstate(all="ignore"):
             return _KINDS[self.model].bend(q, self.extra)
 
-    def _slopes(self, q: Points) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
-        """Rows of the derivative of the bend, by central differences, and its determinant."""
+    def _near_side(self, q: Points) -> np.ndarray:
+        """[n] whether the derivative neither mirrors nor turns by more than a right angle."""
+        a, b, c, d = self._slopes(q)
+        return (a * d - b * c > 0) & (a + d > 0)
+
+    def _slopes(self, q: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The derivative of the bend, row by row, by central differences."""
         step = 1e-6
         columns = [(self._bend(q + h) - self._bend(q - h)) / (2 * step) for h in np.eye(2) * step]
         (a, c), (b, d) = columns[0].T, columns[1].T
-        return (a, b), (c, d), a * d - b * c
+        return a, b, c, d
 
 
 def _to_angle(rays: Points) -> Points:
