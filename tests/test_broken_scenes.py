@@ -310,7 +310,59 @@ def one_camera_held_out(scene: Path) -> None:
     rewrite(scene, only=lambda c: c.name == "005.png")
 
 
+def bytes_for_transforms(scene: Path) -> None:
+    shutil.rmtree(scene / "sparse")
+    (scene / "transforms.json").write_bytes(b"{")
+
+
+def transforms_without_image(scene: Path) -> None:
+    shutil.rmtree(scene / "sparse")
+    frame = {"file_path": "images/elsewhere.png", "transform_matrix": torch.eye(4).tolist()}
+    record = {"fl_x": 40, "w": SIZE[0], "h": SIZE[1], "frames": [frame, frame | {"file_path": "images/000.png"}]}
+    (scene / "transforms.json").write_text(json.dumps(record))
+
+
+def write_mask(scene: Path, name: str, width: int = SIZE[0], white: int = 255) -> None:
+    (scene / "masks").mkdir()
+    pixels = np.full((SIZE[1], width), white, np.uint8)
+    (scene / "masks" / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def mask_of_another_shape(scene: Path) -> None:
+    write_mask(scene, "005.png.png", width=20)
+
+
+def mask_of_bytes(scene: Path) -> None:
+    write_mask(scene, "005.png")
+    (scene / "masks" / "005.png").write_text("not a picture")
+
+
 # What training copes with.
+
+
+def mask_all_black(scene: Path) -> None:
+    write_mask(scene, "005.png", white=0)
+
+
+def mask_of_no_image(scene: Path) -> None:
+    write_mask(scene, "elsewhere.png")
+
+
+def mask_on_one_image(scene: Path) -> None:
+    write_mask(scene, "005.png")
+
+
+def undistorted_camera(scene: Path) -> list[str]:
+    distorted_camera(scene)
+    return ["scene.undistort=true"]
+
+
+def far_from_the_origin(scene: Path) -> None:
+    rewrite(scene, lambda c: moved(c, 4e6, 5e6, 0), lambda xyz: xyz + torch.tensor([4e6, 5e6, 0]).double())
+
+
+def no_tracks(scene: Path) -> None:
+    """As it is written."""
 
 
 def one_camera(scene: Path) -> list[str]:
@@ -460,6 +512,16 @@ CASES = [
     Case(bytes_for_test_list, "test-list", "test_list.txt"),
     Case(everything_held_out, "split", "scene.test_every"),
     Case(one_camera_held_out, "split", "scene.test_every"),
+    Case(bytes_for_transforms, "cameras", "transforms.json"),
+    Case(transforms_without_image, "image-missing", "elsewhere.png"),
+    Case(mask_of_another_shape, "mask", "005.png.png"),
+    Case(mask_of_bytes, "mask", "masks/005.png"),
+    Case(mask_all_black, "mask", "005.png", "warning"),
+    Case(mask_of_no_image, "mask", "elsewhere.png", "warning"),
+    Case(mask_on_one_image, "mask", "1 images", "info"),
+    Case(undistorted_camera, "cameras", "distortion", "info"),
+    Case(far_from_the_origin, "offset", "scene.offset", "info"),
+    Case(no_tracks, "points-tracks", "points3D.bin", "info"),
     Case(one_camera, "poses-one", "005.png", "warning"),
     Case(all_in_one_place, "poses-one-place", "sparse/0", "warning"),
     Case(pose_far_off, "poses-far", "005.png", "warning"),
@@ -537,7 +599,7 @@ def test_a_whole_scene_has_no_errors(whole_scene: Path, capsys: pytest.CaptureFi
     assert main(["doctor", str(whole_scene), "--json", *TRAIN]) == 0
     checks = {finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]}
     # What its own settings and its 13-units-wide cloud under 12 units of pictures bring about.
-    assert checks <= {"steps", "points-unseen", "up-axis", "voxel-size"}
+    assert checks <= {"steps", "points-unseen", "points-tracks", "up-axis", "voxel-size"}
 
 
 @pytest.mark.parametrize("damage", [lambda s: shutil.rmtree(s), lambda s: (shutil.rmtree(s), s.touch())])

@@ -1,7 +1,9 @@
 """``momentum-gs doctor``: what is wrong with a scene, and what training it will take."""
 
 import argparse
+import contextlib
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,26 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what was found; returns the exit status."""
     config = resolve_config(args)
-    examination = examine(config, quick=args.quick)
     fixes: list[Fix] = []
-    if args.fix:
-        fixes, config = apply_fixes(config, examination)
-        if fixes:
-            examination = examine(config, quick=args.quick)
-    findings, rows = list(examination.findings), _estimate(config, examination, args.quick)
-    if isinstance(rows, Finding):
-        findings, rows = [*findings, rows], ([], [])
-    findings += rows[1]
+    # With --json what loading says on the way goes beside the object, not into it.
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        examination = examine(config, quick=args.quick)
+        if args.fix:
+            fixes, config = apply_fixes(config, examination)
+            if fixes:
+                examination = examine(config, quick=args.quick)
+        found = _estimate(config, examination, args.quick)
+    rows, more = ([], [found]) if isinstance(found, Finding) else found
+    findings = [*examination.findings, *more]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     if args.json:
         print(json.dumps({
             "scene": config.scene.path,
             "fixes": [asdict(fix) for fix in fixes],
             "findings": [asdict(finding) for finding in findings],
-            "estimates": [asdict(row) for row in rows[0]],
+            "estimates": [asdict(row) for row in rows],
         }, ensure_ascii=False, indent=1))  # fmt: skip
     else:
-        _print(config, fixes, findings, rows[0])
+        _print(config, fixes, findings, rows)
     return int(any(finding.severity == "error" for finding in findings))
 
 
@@ -71,10 +74,10 @@ def _estimate(
     device, own = pick_device(config.device), own_memory()
     try:
         expected = expect(config, scene, scale, examination.table)
-        measured = None if quick else probe(config, scene, expected, device)
+        probes = [] if quick else [probe(config, scene, n, device) for n in (expected.start, expected.largest)]
     except UserError as error:
         return Finding.of_error("settings", error)
-    return estimates(config, scene, expected, measured, own, device)
+    return estimates(config, scene, expected, probes, own, device)
 
 
 def _print(config: Config, fixes: list[Fix], findings: list[Finding], rows: list[Estimate]) -> None:

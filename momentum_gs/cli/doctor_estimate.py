@@ -1,7 +1,8 @@
 """What a run will need, before it starts: memory, disk, traffic between rounds, time.
 
-Anchors are counted, not guessed, where training starts; how many they become is the one assumption (``GROWTH``). Memory
-and time of a view are measured by training steps on the scene's own photographs, on the device that will train.
+Anchors are counted, not guessed, where training starts; how many they become is the one assumption (``GROWTH``, with
+room). Memory and time of a view are measured by training steps on the scene's own photographs, on the device that will
+train, with as many anchors as at first and as at most.
 """
 
 import math
@@ -10,8 +11,9 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor
 
 from momentum_gs.cli.bench_swap import trained_block
+from momentum_gs.cli.partition import with_block_count
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
-from momentum_gs.core.device import free_memory
+from momentum_gs.core.device import free_device_memory, free_memory
 from momentum_gs.core.geometry import camera_radius, in_any_view
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.data.partition_table import PartitionTable
@@ -29,9 +32,12 @@ from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.init import init_anchors
+from momentum_gs.partition.assign import assign_cameras
 from momentum_gs.partition.budget import GROWTH
+from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.doctor_settings import Scale
 from momentum_gs.partition.findings import Finding
+from momentum_gs.partition.layout import automatic_layout
 from momentum_gs.train.anchor_budget import bytes_per_anchor, max_anchors
 from momentum_gs.train.block_state import BlockState, pack
 from momentum_gs.train.block_store import ram_bound
@@ -41,9 +47,6 @@ from momentum_gs.train.resume import begin
 from momentum_gs.train.shared_decoder import SharedDecoder
 from momentum_gs.train.step import StepInputs, train_step
 
-OVERLAP = 4.0
-"""Times the scene's anchors that all blocks together start from, where no partition tells: 3.1 on Caliterra and 3.9 on
-the demo city, both with n = 4, in which it can be at most 4."""
 MAX_POINTS = 20_000
 """Sample of the points that is held against the views of every block."""
 MAX_PROBE = 100_000
@@ -87,28 +90,24 @@ class Probe:
     """What training steps took."""
 
     seconds: float
-    """One step of one block, median, with ``Expected.largest`` anchors."""
+    """One step of one block, median."""
     bytes: int
     """What one view needs beside the block itself, in forward and backward pass."""
     basis: str
 
 
 def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | None) -> Expected:
-    """Counts blocks and anchors.
+    """Counts blocks and anchors; without a table as ``partition.assign=visibility`` would cut the scene.
 
     Raises:
-        UserError: for numbers of blocks that cannot be scheduled.
+        UserError: for scenes that cannot be cut and numbers of blocks that cannot be scheduled.
     """
-    if config.stage == "coarse":
-        n, shares, basis = 1, [1.0], "voxels that hold a point"
-    elif table is not None:
-        n, basis = table.n, "voxels with points in a view of the block"
-        shares = _shares(scene, table) if config.blocks.init == "visible" else [1.0] * n
-    else:
-        blocks = math.prod(config.partition.dim) if config.partition.dim else config.partition.blocks
-        n = 1 if blocks == "auto" else blocks
-        shares = [1.0 if config.blocks.init == "full" else min(1.0, OVERLAP / n)] * n
-        basis = f"voxels that hold a point, {sum(shares):.2g} times over in {n} blocks (no partition yet)"
+    shares, basis = [1.0], "voxels that hold a point"
+    if config.stage == "blocks":
+        basis += ", in a view of the block" + ("" if table else " (by geometry, as there is no partition yet)")
+        table = table or _by_geometry(scene, config)
+        shares = _shares(scene, table) if config.blocks.init == "visible" else [1.0] * table.n
+    n = len(shares)
     active = begin(config, n, 1).active
     start = max(1, round(scale.anchors * max(shares)))
     cap = max_anchors(config.anchors, config.model)
@@ -117,6 +116,13 @@ def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | N
         grown = [min(anchors, cap) for anchors in grown]
     basis += f"; growing {GROWTH:g}-fold" + ("" if cap is None else f", at most to {cap}")
     return Expected(n, active, start, max(1, round(max(grown))), max(1, round(sum(grown))), basis)
+
+
+def _by_geometry(scene: Scene, config: Config) -> PartitionTable:
+    config = with_block_count(config, scene)
+    table = automatic_layout(scene.train, scene.points.xyz, config.partition).table()
+    cover = partial(view_cover, table=table, boxes=block_boxes(table, scene.points.xyz))
+    return replace(table, views=assign_cameras(scene.train, table, cover, config.partition.threshold))
 
 
 def _shares(scene: Scene, table: PartitionTable) -> list[float]:
@@ -128,8 +134,8 @@ def _shares(scene: Scene, table: PartitionTable) -> list[float]:
     ]
 
 
-def probe(config: Config, scene: Scene, expected: Expected, device: torch.device) -> Probe:
-    """Trains a few steps on photographs of the scene, with anchors as many as are expected; nothing is kept.
+def probe(config: Config, scene: Scene, wanted: int, device: torch.device) -> Probe:
+    """Trains a few steps on photographs of the scene with a given number of anchors; nothing is kept.
 
     The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
     about half of the Gaussians that they may have, a trained one less: time is estimated from above.
@@ -137,10 +143,10 @@ def probe(config: Config, scene: Scene, expected: Expected, device: torch.device
     Raises:
         UserError: where a photograph cannot be read, or training would refuse.
     """
-    n = min(expected.largest, MAX_PROBE)
+    n = min(wanted, MAX_PROBE)
     config = replace(config, growth=replace(config.growth, until=0))
     anchors, voxel_size = init_anchors(scene.points, config.model)
-    anchors = _resized(anchors, n).to(device)
+    anchors = resized(anchors, n).to(device)
     lr_scale = camera_radius(torch.stack([camera.center for camera in scene.train]))
     state = BlockState(0, anchors, anchor_optimizer(anchors, config.optim, lr_scale), GrowthStats.zeros(anchors),
                        voxel_size, lr_scale)  # fmt: skip
@@ -157,7 +163,7 @@ def probe(config: Config, scene: Scene, expected: Expected, device: torch.device
                 continue
             inputs = StepInputs(config, LocalComm(), background, _showing(camera, photograph))
             at = time.perf_counter()
-            saved = _SavedBytes()
+            saved = SavedBytes()
             with saved:
                 train_step(inputs, shared, [state], (0,), weights, True)
             if device.type != "cpu":
@@ -167,7 +173,7 @@ def probe(config: Config, scene: Scene, expected: Expected, device: torch.device
             if time.perf_counter() - begun > PROBE_SECONDS:
                 break
     steps = seconds[1:] or seconds  # The first one also loads and allocates.
-    ratio = expected.largest / n
+    ratio = wanted / n
     basis = f"median of {len(steps)} steps with {n} anchors on {device.type}"
     basis += f", times {ratio:.3g}" if ratio > 1 else ""
     # What the forward pass keeps, and as much again for the gradients that flow back through it.
@@ -183,7 +189,7 @@ def _showing(camera: Camera, photograph: Photograph) -> Callable[[int, int], tup
     return lambda block, step: (camera, photograph)
 
 
-class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     """Counts the memory that a forward pass keeps for its backward pass."""
 
     def __init__(self) -> None:
@@ -200,7 +206,7 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return tensor.detach()  # What holds its own graph would never be freed.
 
 
-def _resized(anchors: Anchors, n: int) -> Anchors:
+def resized(anchors: Anchors, n: int) -> Anchors:
     """n anchors where these are."""
     copies = -(-n // len(anchors))
     generator = torch.Generator().manual_seed(0)
@@ -219,12 +225,12 @@ def _resized(anchors: Anchors, n: int) -> Anchors:
 
 
 def estimates(
-    config: Config, scene: Scene, expected: Expected, measured: Probe | None, own: int, device: torch.device
+    config: Config, scene: Scene, expected: Expected, probes: Sequence[Probe], own: int, device: torch.device
 ) -> tuple[list[Estimate], list[Finding]]:
     """All of them for one process, and what of it this machine does not have.
 
     Args:
-        measured: None leaves out time and the views' memory.
+        probes: With the anchors at first and at most; none leave out time and the views' memory.
         own: ``own_memory`` before the probe.
     """
     n, k, model = expected.blocks, expected.active, config.model
@@ -236,7 +242,7 @@ def estimates(
     in_ram = min(all_rest, bound)
     views = [*scene.train, *scene.test]
     cache = min(config.scene.cache_gb * 2**30, sum(3 * camera.width * camera.height for camera in views))
-    view = 0 if measured is None else measured.bytes
+    view = max((measured.bytes for measured in probes), default=0)
     train_bytes = k * block + view
     host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)
     ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).anchors.rows().values()) + 3)
@@ -249,8 +255,8 @@ def estimates(
         Estimate("anchors of the largest block, at most", expected.largest, "anchors", every),
         Estimate("memory of a block in training", block, "bytes", f"{training} bytes an anchor"),
     ]
-    if measured is not None:
-        rows.append(Estimate("memory of a view in work", view, "bytes", "what the passes keep, " + measured.basis))
+    if probes:
+        rows.append(Estimate("memory of a view in work", view, "bytes", "what the passes keep, " + probes[-1].basis))
     rows += [
         Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, resting blocks"
                  + (f", {k} active blocks and a view" if device.type == "cpu" else "")),
@@ -262,8 +268,8 @@ def estimates(
     if config.stage == "blocks":
         rows.append(Estimate("swapped between two rounds", 2 * k * rest, "bytes", f"{k} blocks out and in, "
                              f"{spilled / max(all_rest, 1):.0%} of it by way of the disk"))  # fmt: skip
-    if measured is not None:
-        rows.append(Estimate("training time, one process", n * config.steps * measured.seconds, "seconds",
+    for measured, when in zip(probes, ("at first", "at most"), strict=False):
+        rows.append(Estimate(f"time, one process, anchors as {when}", n * config.steps * measured.seconds, "seconds",
                              f"{n} blocks x {config.steps} steps, {measured.basis}"))  # fmt: skip
     return rows, _shortages(config, device, host, train_bytes, disk)
 
@@ -279,7 +285,7 @@ def _shortages(
         findings.append(Finding("warning", "memory", "host memory", f"about {host / 2**30:.1f} GiB wanted",
                                 f"at most the {free / 2**30:.1f} GiB that are free", cure))  # fmt: skip
     if device.type != "cpu":
-        free = torch.cuda.mem_get_info(device)[0]
+        free = free_device_memory(device)
         if train_bytes > free:
             findings.append(Finding("warning", "memory", str(device), f"about {train_bytes / 2**30:.1f} GiB wanted",
                                     f"at most the {free / 2**30:.1f} GiB that are free", smaller))  # fmt: skip

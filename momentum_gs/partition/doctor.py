@@ -33,6 +33,9 @@ from momentum_gs.partition.doctor_poses import check_poses
 from momentum_gs.partition.doctor_settings import Scale, check_settings, scale_of
 from momentum_gs.partition.findings import SEVERITIES, Finding, some
 
+_BARE_POINT = 51
+"""Bytes of a COLMAP point with an empty track."""
+
 _T = TypeVar("_T")
 
 
@@ -151,6 +154,9 @@ def _colmap(folder: Path, config: SceneConfig, findings: list[Finding]) -> Sourc
         findings.append(Finding("info", "cameras", str(model), f"{some(bent, len(views))} with distortion: undistorted "
                                 f"copies go to {folder / config.undistort_folder}", names=bent))  # fmt: skip
     points = _attempt("points", lambda: read_points(model), findings) if config.points is None else None
+    file = model / "points3D.bin"
+    if points is not None and len(points) and file.is_file() and file.stat().st_size == 8 + len(points) * _BARE_POINT:
+        findings.append(Finding("info", "points-tracks", str(file), "points without tracks: nothing here needs them"))
     images = folder / config.images
     cameras = [camera for camera, _ in views]
     return Source(folder, model, cameras, {c.name: images / c.name for c in cameras}, {}, points, images)
