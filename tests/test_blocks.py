@@ -49,13 +49,16 @@ def test_ids_and_cells_are_inverse(dim: tuple[int, int, int]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 3), min_size=1, max_size=30),
-    st.tuples(*[st.integers(1, 3)] * 3),
+    st.tuples(*[st.lists(st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.9]), unique=True, max_size=2)] * 3),
+    st.booleans(),
     st.sampled_from([torch.float32, torch.float64]),
 )
 def test_every_point_is_in_exactly_one_cell(
-    rows: list[tuple[float, float, float]], dim: tuple[int, int, int], dtype: torch.dtype
+    rows: list[tuple[float, float, float]], cuts: tuple[list[float], ...], equal: bool, dtype: torch.dtype
 ) -> None:
-    grid, points = BlockGrid(AABB, dim), torch.tensor(rows, dtype=dtype)
+    dim = [len(axis) + 1 for axis in cuts]
+    x, y, z = (tuple(sorted(axis)) for axis in cuts)
+    grid, points = BlockGrid(AABB, dim, None if equal else (x, y, z)), torch.tensor(rows, dtype=dtype)
     member = torch.stack([grid.members(points, block) for block in range(grid.n)])
     assert (member.sum(dim=0) == 1).all()
     # And that cell's bounds hold its contracted coordinates, up to its own last face and round-off of the scaling.
@@ -63,6 +66,48 @@ def test_every_point_is_in_exactly_one_cell(
     for point, block in zip(unit, grid.cell_of(points).tolist(), strict=True):
         low, high = grid.cell_bounds(block).split(3)
         assert (point >= low - 1e-6).all() and (point <= high + 1e-6).all()
+
+
+CUTS = ((0.3,), (), (0.1, 0.5, 0.8))
+
+
+def test_cuts_are_where_they_are_given() -> None:
+    grid = BlockGrid(AABB, (2, 1, 4), CUTS)
+    for axis, axis_cuts in enumerate(CUTS):
+        for place, cut in enumerate(axis_cuts):
+            # 1e-9: contracting what was uncontracted in float64 is off by some 1e-16.
+            sides = torch.full((2, 3), 0.45, dtype=torch.float64)
+            sides[:, axis] += torch.tensor([-1e-9, 1e-9]).double() + cut - 0.45
+            cells = [grid.cell(block)[axis] for block in grid.cell_of(uncontract(sides, AABB)).tolist()]
+            assert cells == [place, place + 1]
+
+
+def test_equal_cuts_are_no_cuts() -> None:
+    equal, cut = BlockGrid(AABB, (2, 1, 4)), BlockGrid(AABB, (2, 1, 4), ((0.5,), (), (0.25, 0.5, 0.75)))
+    far = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * 300
+    assert equal.cell_of(far).equal(cut.cell_of(far)) and len(cut.cell_of(far).unique()) == 8
+    assert all(equal.cell_bounds(block).equal(cut.cell_bounds(block)) for block in range(8))
+
+
+def test_neighbours_share_a_face() -> None:
+    """By their bounds: two axes alike, and the third one's end is the other one's start."""
+    grid = BlockGrid(AABB, (2, 3, 4), ((0.3,), (0.4, 0.6), (0.1, 0.5, 0.8)))
+    bounds = [grid.cell_bounds(block).view(2, 3) for block in range(grid.n)]
+    for a in range(grid.n):
+        touch = [
+            b
+            for b in range(grid.n)
+            if sum(bool((bounds[a][:, i] == bounds[b][:, i]).all()) for i in range(3)) == 2
+            and bool((bounds[a][0] == bounds[b][1]).any() | (bounds[a][1] == bounds[b][0]).any())
+        ]
+        assert sorted(grid.beside(a)) == touch
+    assert grid.column(9, 1) == [7, 9, 11] and grid.column(9, 0) == [8, 9] and grid.column(9, 2) == [3, 9, 15, 21]
+
+
+@pytest.mark.parametrize("cuts", [((), (), ()), ((0.5,), (), (0.2, 0.1, 0.3)), ((1.0,), (), (0.1, 0.2, 0.3))])
+def test_cuts_that_do_not_fit_are_refused(cuts: tuple) -> None:
+    with pytest.raises(ValueError, match="BlockGrid: cuts are"):
+        BlockGrid(AABB, (2, 1, 4), cuts)
 
 
 def test_cells_are_half_open() -> None:

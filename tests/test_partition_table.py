@@ -43,6 +43,40 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["partition.json"]
 
 
+CUTS = ((0.3,), (1 / 3,), ())
+
+
+def test_cuts_and_joined_cells_are_saved(tmp_path: Path) -> None:
+    path = tmp_path / "partition.json"
+    table(cuts=CUTS, joined=(0, 1, 0, 1), views=VIEWS[:2]).save(path)
+    found = PartitionTable.load(path)
+    assert found.grid == BlockGrid(AABB, (2, 2, 1), CUTS)  # bit for bit
+    assert (found.n, found.joined) == (2, (0, 1, 0, 1))
+
+
+def test_files_of_version_1_are_read(tmp_path: Path) -> None:
+    """They have neither cuts nor joined cells."""
+    path = tmp_path / "partition.json"
+    table().save(path)
+    record = json.loads(path.read_text())
+    del record["cuts"], record["joined"]
+    path.write_text(json.dumps({**record, "version": 1}))
+    found = PartitionTable.load(path)
+    assert (found.views, found.grid, found.joined) == (VIEWS, table().grid, None)
+
+
+def test_joined_cells_are_one_block() -> None:
+    cloud = points(100).xyz
+    made = table(joined=(0, 1, 0, 2), views=VIEWS[:3])
+    cell = table().cell_of(cloud)
+    block = made.cell_of(cloud)
+    assert made.n == 3 and made.grid.n == 4
+    assert block.equal(torch.tensor([0, 1, 0, 2])[cell])
+    # The blocks share out the cells, each to one of them.
+    assert sorted(c for b in range(made.n) for c in made.cells(b)) == list(range(4))
+    assert all(made.block_of(torch.tensor(made.cells(b))).eq(b).all() for b in range(made.n))
+
+
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "partition.json"
     table().save(path)
@@ -94,6 +128,10 @@ def test_the_owner_is_the_cell_of_the_cameras_centre() -> None:
         ({"rotation": torch.full((3, 3), math.nan).double()}, "rotation"),
         ({"dim": (2, 0, 2)}, "dim"),
         ({"aabb": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0)}, "aabb"),
+        ({"cuts": ((0.5,), (), ())}, "cuts"),
+        ({"joined": (0, 1, 2)}, "joined is"),
+        ({"joined": (0, 1, 1, 3)}, "joined is"),
+        ({"joined": (0, 0, 1, 2)}, "4 lists of views for 3 blocks"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], message: str) -> None:
@@ -107,9 +145,9 @@ def change(key: str, value: object) -> Callable[[dict], None]:
 
 DAMAGE: list[tuple[Callable[[dict], object], str]] = [
     *((lambda record, key=key: record.pop(key), f"KeyError: '{key}'")
-      for key in ("version", "aabb", "dim", "rotation", "views", "meta")),
-    (change("version", 2), "version 2, expected 1"),
-    (change("version", None), "version None, expected 1"),
+      for key in ("version", "aabb", "dim", "rotation", "views", "meta", "cuts", "joined")),
+    (change("version", 3), "version 3, expected 2"),
+    (change("version", None), "version None, expected 2"),
     (change("aabb", [0, 0, 0, 1, 1]), "aabb must have 6 numbers"),
     (change("aabb", [0, 0, 0, 1, 1, "1"]), "finite numbers"),
     (change("aabb", [0, 0, 0, 1, 1, math.nan]), "finite numbers"),
@@ -123,6 +161,14 @@ DAMAGE: list[tuple[Callable[[dict], object], str]] = [
     (change("rotation", [[1, 0, 0], [0, 1, 0]]), "3x3"),
     (change("rotation", [[1, 0, 0], [0, 1, 0], [0, 0, math.inf]]), "finite numbers"),
     (change("rotation", [[1, 0, 0], [0, 1, 0], [0, 1, 0]]), "rotation is not one"),
+    (change("cuts", [[0.5], [0.5]]), "ValueError"),
+    (change("cuts", [[0.5], [0.5], [0.5]]), "cuts are"),
+    (change("cuts", [[0.5], [1.5], []]), "cuts are"),
+    (change("cuts", [[0.5], [math.nan], []]), "finite numbers"),
+    (change("cuts", 0.5), "TypeError"),
+    (change("joined", [0, 1, 2]), "joined is"),
+    (change("joined", [0, 1, 2, True]), "integers"),
+    (change("joined", [0, 0, 1, 1]), "4 lists of views for 2 blocks"),
     (change("views", [[], [], []]), "3 lists of views for 4 blocks"),
     (change("views", [[], [], [], ["a", 1]]), "lists of names"),
     (change("views", [[], [], [], "abc"]), "lists of names"),
@@ -177,6 +223,7 @@ CITY = scene(["a/1.png", "b/1.png", "ö 2.png", "d.png"], ["c.png"])
     [
         PartitionConfig(dim=(2, 2, 1)),
         PartitionConfig(blocks=4),
+        PartitionConfig(blocks="auto"),
         PartitionConfig(dim=(2, 2, 1), aabb=AABB),
         # The box went through float32.
         PartitionConfig(dim=(2, 2, 1), aabb=tuple(v * (1 + 6e-8) for v in AABB)),
@@ -192,7 +239,7 @@ def test_a_table_that_fits_is_accepted(config: PartitionConfig) -> None:
     ("config", "city", "message"),
     [
         (PartitionConfig(dim=(2, 1, 2)), CITY, "table was made for grid 2x2x1, config has 2x1x2; re-run"),
-        (PartitionConfig(blocks=8), CITY, "table has 4 blocks, config has partition.blocks=8; re-run"),
+        (PartitionConfig(blocks=8), CITY, "table has 4 cells, config has partition.blocks=8; re-run"),
         (
             PartitionConfig(dim=(2, 2, 1), aabb=(-1.0, -2.0, -3.0, 1.0, 2.0, 3.1)),
             CITY,

@@ -1,7 +1,8 @@
-"""The block grid: equal cells of contracted space. The only home of the formula between block id and cell."""
+"""The block grid: cells of contracted space. The only home of the formula between cell id and place."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import SupportsFloat, SupportsInt
 
 import torch
@@ -11,32 +12,48 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import contract
 
+Cuts = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+"""Where x, y and z are cut, contracted coordinates in (0, 1), ascending."""
+
 
 @dataclass(frozen=True, init=False)
 class BlockGrid:
-    """``dim`` = (dx, dy, dz) equal cells of the unit cube that ``contract(points, aabb)`` maps space into.
+    """``dim`` = (dx, dy, dz) cells of the unit cube that ``contract(points, aabb)`` maps space into.
+
+    They are equal where no ``cuts`` are given.
 
     Cells are half-open, [low, high) on each axis, and the last also holds coordinate 1: every point is in exactly one.
-    The cell (x, y, z) is block z * dx * dy + y * dx + x (Momentum-GS utils/partition_utils.py).
+    The cell (x, y, z) is block z * dx * dy + y * dx + x (Momentum-GS utils/partition_utils.py). A partition may join
+    cells to larger blocks (``PartitionTable``); the grid alone has a block for each cell.
     """
 
     aabb: tuple[float, ...]
     """xmin, ymin, zmin, xmax, ymax, zmax of the core, in the grid's frame."""
     dim: tuple[int, ...]
+    cuts: Cuts | None
+    """One number fewer than cells on each axis; None: equal cells."""
 
-    def __init__(self, aabb: Iterable[SupportsFloat], dim: Iterable[SupportsInt]) -> None:
+    def __init__(
+        self, aabb: Iterable[SupportsFloat], dim: Iterable[SupportsInt], cuts: Cuts | None = None
+    ) -> None:
         """Takes any six and three numbers.
 
         Raises:
-            ValueError: for an empty box or a count below 1.
+            ValueError: for an empty box, a count below 1, or cuts that do not make ``dim`` cells.
         """
         object.__setattr__(self, "aabb", tuple(float(v) for v in aabb))
         object.__setattr__(self, "dim", tuple(int(d) for d in dim))
+        object.__setattr__(self, "cuts", cuts)
         # Phrased so that NaN fails.
         if not (len(self.aabb) == 6 and all(self.aabb[i] < self.aabb[i + 3] for i in range(3))):
             raise ValueError(f"BlockGrid: aabb is {self.aabb}, expected xmin,ymin,zmin,xmax,ymax,zmax with min < max")
         if not (len(self.dim) == 3 and min(self.dim) >= 1):
             raise ValueError(f"BlockGrid: dim is {self.dim}, expected three counts of at least 1")
+        if cuts is not None and not (
+            [len(axis) + 1 for axis in cuts] == list(self.dim)
+            and all(low < high for axis in cuts for low, high in pairwise((0.0, *axis, 1.0)))
+        ):
+            raise ValueError(f"BlockGrid: cuts are {cuts}, expected ascending numbers in (0, 1), {self.dim} less 1")
 
     @property
     def n(self) -> int:
@@ -53,10 +70,16 @@ class BlockGrid:
         bad = int((~points.isfinite().all(dim=1)).sum())
         if bad:
             raise UserError(f"blocks: {bad} of {len(points)} points are NaN or infinite, expected finite positions")
-        dim = torch.tensor(self.dim, device=points.device)
-        cell = (contract(points, self.aabb) * dim).floor().long()
-        # At most round-off beyond the cube, and coordinate 1 itself, which belongs to the last cell.
-        x, y, z = torch.minimum(cell.clamp_min(0), dim - 1).unbind(dim=1)
+        unit = contract(points, self.aabb)
+        if self.cuts is None:
+            dim = torch.tensor(self.dim, device=points.device)
+            cell = (unit * dim).floor().long()
+            # At most round-off beyond the cube, and coordinate 1 itself, which belongs to the last cell.
+            x, y, z = torch.minimum(cell.clamp_min(0), dim - 1).unbind(dim=1)
+        else:
+            columns = zip(unit.unbind(dim=1), self.cuts, strict=True)
+            x, y, z = (torch.bucketize(column.contiguous(), column.new_tensor(axis), right=True)
+                       for column, axis in columns)  # fmt: skip
         dx, dy, _ = self.dim
         return z * dx * dy + y * dx + x
 
@@ -78,5 +101,23 @@ class BlockGrid:
 
     def cell_bounds(self, block: int) -> Float[Tensor, "6"]:
         """Low and high corner of a block's cell in contracted space, float64: xmin, ymin, zmin, xmax, ymax, zmax."""
-        cell, dim = torch.tensor(self.cell(block), dtype=torch.float64), torch.tensor(self.dim)
-        return torch.cat([cell / dim, (cell + 1) / dim])
+        spans = [edges[place : place + 2] for edges, place in zip(self.edges, self.cell(block), strict=True)]
+        return torch.tensor(spans, dtype=torch.float64).T.flatten()
+
+    @property
+    def edges(self) -> tuple[list[float], ...]:
+        """Borders of the cells on each axis in contracted space, from 0 to 1."""
+        if self.cuts is None:
+            return tuple([i / count for i in range(count + 1)] for count in self.dim)
+        return tuple([0.0, *axis, 1.0] for axis in self.cuts)
+
+    def column(self, block: int, axis: int) -> list[int]:
+        """The blocks of the cells in line with this one's along an axis, itself among them, from low to high."""
+        stride = (1, self.dim[0], self.dim[0] * self.dim[1])[axis]
+        first = block - stride * self.cell(block)[axis]
+        return [first + stride * place for place in range(self.dim[axis])]
+
+    def beside(self, block: int) -> list[int]:
+        """The blocks whose cells share a face with this one's."""
+        lines = ((self.column(block, axis), place) for axis, place in enumerate(self.cell(block)))
+        return [line[i] for line, place in lines for i in (place - 1, place + 1) if 0 <= i < len(line)]

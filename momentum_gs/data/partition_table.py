@@ -14,11 +14,11 @@ from momentum_gs.config.schema import PartitionConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.types import Camera
-from momentum_gs.data.blocks import BlockGrid
+from momentum_gs.data.blocks import BlockGrid, Cuts
 from momentum_gs.data.scene import Scene
 
-VERSION = 1
-"""Of the file; raised when its meaning changes."""
+VERSION = 2
+"""Of the file; raised when its meaning changes. 1 had neither cuts nor joined cells and is still read."""
 
 # Rotations and boxes may have passed through float32, whose round-off is 6e-8 a number; real differences are larger.
 TOLERANCE = 1e-5
@@ -39,12 +39,22 @@ class PartitionTable:
     views: list[list[str]]
     """Names of the training views of each block; a view may serve several."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Whatever else is worth recording (threshold, scores of the assignment): anything JSON holds."""
+    """Whatever else is worth recording (threshold, coverage of the blocks): anything JSON holds."""
+    cuts: Cuts | None = None
+    """Where the axes are cut; None: equal cells in contracted space."""
+    joined: tuple[int, ...] | None = None
+    """Block of every cell, in the order of the grid's ids; None: each cell is a block of its own."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts do not fit together."""
-        if len(self.views) != self.grid.n:
-            raise ValueError(f"{len(self.views)} lists of views for {self.grid.n} blocks")
+        if self.joined is None:
+            blocks = self.grid.n
+        else:
+            blocks = len(set(self.joined))
+            if len(self.joined) != self.grid.n or set(self.joined) != set(range(blocks)):
+                raise ValueError(f"joined is {self.joined}, expected blocks 0, 1, ... for {self.grid.n} cells")
+        if len(self.views) != blocks:
+            raise ValueError(f"{len(self.views)} lists of views for {blocks} blocks")
         if any(len(set(names)) != len(names) for names in self.views):
             raise ValueError("a view is listed twice in one block")
         off = (self.rotation @ self.rotation.T - torch.eye(3, dtype=self.rotation.dtype)).abs().max()
@@ -54,21 +64,29 @@ class PartitionTable:
 
     @property
     def n(self) -> int:
-        """Number of blocks."""
-        return self.grid.n
+        """Number of blocks: of cells, less those that are joined to others."""
+        return len(self.views)
 
     @property
     def grid(self) -> BlockGrid:
-        """The block grid, for points in the grid's frame."""
-        return BlockGrid(self.aabb, self.dim)
+        """The grid of cells, for points in the grid's frame."""
+        return BlockGrid(self.aabb, self.dim, self.cuts)
+
+    def block_of(self, cells: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
+        """The blocks that cells of the grid belong to."""
+        return cells if self.joined is None else torch.tensor(self.joined, device=cells.device)[cells]
+
+    def cells(self, block: int) -> list[int]:
+        """The cells of a block, ascending."""
+        return [block] if self.joined is None else [cell for cell, of in enumerate(self.joined) if of == block]
 
     def to_grid(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """World points in the grid's frame."""
         return points @ self.rotation.to(points).T
 
     def cell_of(self, points: Float[Tensor, "n 3"]) -> Int64[Tensor, "n"]:
-        """Block id of every world point; errors as ``BlockGrid.cell_of``."""
-        return self.grid.cell_of(self.to_grid(points))
+        """The block whose cell holds each world point, joined cells as one; errors as ``BlockGrid.cell_of``."""
+        return self.block_of(self.grid.cell_of(self.to_grid(points)))
 
     def owner(self, camera: Camera) -> int:
         """The block whose cell holds a camera's centre."""
@@ -81,6 +99,8 @@ class PartitionTable:
             "aabb": list(self.aabb),
             "dim": list(self.dim),
             "rotation": self.rotation.tolist(),
+            "cuts": self.cuts,
+            "joined": self.joined,
             "meta": self.meta,
             "views": self.views,
         }
@@ -99,6 +119,8 @@ class PartitionTable:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             version = record["version"]
+            if version == 1:
+                return _from_record({**record, "cuts": None, "joined": None})
             if version == VERSION:
                 return _from_record(record)
         except OSError as error:
@@ -117,9 +139,9 @@ class PartitionTable:
             raise UserError(
                 f"partition: table was made for grid {_times(self.dim)}, config has {_times(config.dim)}; {_AGAIN}"
             )
-        if config.dim is None and config.blocks != self.n:
+        if config.dim is None and config.blocks not in ("auto", self.grid.n):
             raise UserError(
-                f"partition: table has {self.n} blocks, config has partition.blocks={config.blocks}; {_AGAIN}"
+                f"partition: table has {self.grid.n} cells, config has partition.blocks={config.blocks}; {_AGAIN}"
             )
         if config.aabb is not None and not _same_box(self.aabb, config.aabb):
             raise UserError(
@@ -153,10 +175,19 @@ def _from_record(record: dict[str, Any]) -> PartitionTable:
         raise ValueError("views must be lists of names")
     if not isinstance(meta, dict):
         raise ValueError("meta must be an object")
+    cuts, joined = record["cuts"], record["joined"]
+    if cuts is not None and not all(type(v) is float and math.isfinite(v) for axis in cuts for v in axis):
+        raise ValueError("cuts must be finite numbers")
+    if joined is not None and not all(type(block) is int for block in joined):
+        raise ValueError("joined must be integers")
     x0, y0, z0, x1, y1, z1 = (float(v) for v in aabb)
     dx, dy, dz = dim
     matrix = torch.tensor(rotation, dtype=torch.float64)
-    return PartitionTable((x0, y0, z0, x1, y1, z1), (dx, dy, dz), matrix, views, meta)
+    if cuts is not None:
+        x, y, z = cuts
+        cuts = (tuple(x), tuple(y), tuple(z))
+    joined = None if joined is None else tuple(joined)
+    return PartitionTable((x0, y0, z0, x1, y1, z1), (dx, dy, dz), matrix, views, meta, cuts, joined)
 
 
 def _same_box(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
