@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,15 @@ from tiny_scene import write_tiny_scene
 from momentum_gs.cli.main import main
 from momentum_gs.core.image import ssim
 from momentum_gs.core.seeds import keyed_generator
-from momentum_gs.core.types import Camera
+from momentum_gs.core.types import Camera, RenderOutput
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.io import save_decoder, save_ply
-from momentum_gs.partition.assign import assign_cameras, view_changes, weak_blocks
-from momentum_gs.render.view import render_image
+from momentum_gs.partition import assign as assign_module
+from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
+from momentum_gs.partition.cover import block_boxes, view_cover
+from momentum_gs.render.rasterize import rasterize
+from momentum_gs.render.view import render_image, render_view
 
 BLACK = torch.zeros(3)
 DECODER = random_decoder()
@@ -59,19 +64,30 @@ A_TO_B = looking("a_to_b.jpg", (-2, 0, 8), (10, 0, 0))
 CAMERAS = [OVER_A, OVER_B, HIGH, A_TO_B]
 
 
-def assign(threshold: float = 0.05) -> list[list[str]]:
-    return assign_cameras(CAMERAS, TOWNS, DECODER, TABLE, threshold, BLACK)
+CELL = TABLE.cell_of(TOWNS.position)
 
 
-def test_camera_trains_the_block_that_it_sees_and_the_one_that_it_stands_in() -> None:
-    assert assign() == [["over_a.jpg", "high.jpg", "a_to_b.jpg"], ["over_b.jpg", "high.jpg", "a_to_b.jpg"], [], []]
+def assign(threshold: float = 0.05, by: str = "ssim") -> list[list[str]]:
+    ways = {
+        "ssim": lambda camera: view_changes(TOWNS, DECODER, camera, CELL, BLACK),
+        "contribution": lambda camera: view_contributions(TOWNS, DECODER, camera, CELL),
+        "visibility": partial(view_cover, table=TABLE, boxes=block_boxes(TABLE, TOWNS.position)),
+    }
+    return assign_cameras(CAMERAS, TABLE, ways[by], threshold)
+
+
+@pytest.mark.parametrize("by", ["ssim", "contribution", "visibility"])
+def test_camera_trains_the_block_that_it_sees_and_the_one_that_it_stands_in(by: str) -> None:
+    seen = assign(by=by)
+    assert seen == [["over_a.jpg", "high.jpg", "a_to_b.jpg"], ["over_b.jpg", "high.jpg", "a_to_b.jpg"], [], []]
     # It stands in block 0 and sees nothing of it.
     assert TABLE.owner(A_TO_B) == 0
-    assert set(view_changes(TOWNS, DECODER, A_TO_B, TABLE.cell_of(TOWNS.position), BLACK)) == {1}
+    assert set(view_changes(TOWNS, DECODER, A_TO_B, CELL, BLACK)) == {1}
 
 
-def test_higher_threshold_gives_fewer_views_and_never_takes_the_own_ones() -> None:
-    few, many = assign(0.9), assign(0.001)
+@pytest.mark.parametrize("by", ["ssim", "contribution", "visibility"])
+def test_higher_threshold_gives_fewer_views_and_never_takes_the_own_ones(by: str) -> None:
+    few, many = assign(0.9, by), assign(0.001, by)
     assert all(set(a) <= set(b) for a, b in zip(few, many, strict=True))
     for camera in CAMERAS:
         assert camera.name in few[TABLE.owner(camera)]
@@ -80,21 +96,47 @@ def test_higher_threshold_gives_fewer_views_and_never_takes_the_own_ones() -> No
 @pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
 def test_change_is_that_of_leaving_the_block_out(camera: Camera) -> None:
     """The Gaussians are decoded once and left out by block; decoding without the block's anchors gives the same."""
-    cell = TABLE.cell_of(TOWNS.position)
-    changes = view_changes(TOWNS, DECODER, camera, cell, BLACK)
+    changes = view_changes(TOWNS, DECODER, camera, CELL, BLACK)
     whole = render_image(TOWNS, DECODER, camera, BLACK)
     for block in range(TABLE.n):
-        without = render_image(TOWNS.subset(cell != block), DECODER, camera, BLACK)
+        without = render_image(TOWNS.subset(block != CELL), DECODER, camera, BLACK)
         # 1e-5: a matrix product over other rows rounds differently, and SSIM sums 5,000 such pixels.
         assert changes.get(block, 0.0) == pytest.approx(1 - float(ssim(whole, without)), abs=1e-5)
         if block not in changes:  # nothing of it in the picture, so nothing changes, exactly
             torch.testing.assert_close(without, whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
+def test_contributions_share_out_the_alpha(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        alpha = float(render_view(TOWNS, DECODER, camera, BLACK).output.alpha.mean())
+    # Anchors dealt out to 40 blocks: however many renders the channels take, they are parts of the same picture.
+    dealt = torch.arange(len(TOWNS)) % 40
+    whole = view_contributions(TOWNS, DECODER, camera, dealt)
+    monkeypatch.setattr(assign_module, "CHANNELS", 7)
+    parts = view_contributions(TOWNS, DECODER, camera, dealt)
+    # 1e-6: float32 sums of 1,728 pixels in another order.
+    assert sum(whole.values()) == pytest.approx(alpha, abs=1e-6) and alpha > 0.1
+    assert parts == pytest.approx(whole, abs=1e-6)
+    joined = view_contributions(TOWNS, DECODER, camera, dealt // 10)
+    for block, weight in joined.items():
+        assert weight == pytest.approx(sum(w for b, w in whole.items() if b // 10 == block), abs=1e-6)
+
+
+def test_contribution_is_one_render(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counting(*args: Any) -> RenderOutput:
+        drawn.append(args)
+        return rasterize(*args)
+
+    monkeypatch.setattr(assign_module, "rasterize", counting)
+    assert len(view_contributions(TOWNS, DECODER, HIGH, torch.arange(len(TOWNS)) % 40)) == 40 and len(drawn) == 1
+
+
 def test_skipped_block_is_not_looked_at() -> None:
-    cell = TABLE.cell_of(TOWNS.position)
-    assert set(view_changes(TOWNS, DECODER, HIGH, cell, BLACK)) == {0, 1}
-    assert set(view_changes(TOWNS, DECODER, HIGH, cell, BLACK, skip=0)) == {1}
+    assert set(view_changes(TOWNS, DECODER, HIGH, CELL, BLACK)) == {0, 1}
+    assert set(view_changes(TOWNS, DECODER, HIGH, CELL, BLACK, skip=0)) == {1}
 
 
 def test_weak_blocks_are_named_with_their_cell() -> None:
@@ -121,16 +163,52 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(command) == 2
     message = capsys.readouterr().err
-    assert "no coarse model" in message and "stage=coarse" in message and "\n" not in message.strip()
+    assert "no coarse model" in message and "assign=visibility" in message and "\n" not in message.strip()
 
     write_coarse(out / "coarse")
+    for by in ("ssim", "contribution", "visibility"):
+        assert main([*command, f"partition.assign={by}"]) == 0
+        table = PartitionTable.load(out / "partition.json")
+        assert table.n == 4 and table.meta["assign"] == by
+        assert sum(map(len, table.views)) >= 14  # all but the 2 of 16 that are held out
+        assert (out / "partition.png").is_file()
+        printed = capsys.readouterr().out
+        assert "x 2/2, y 2/2, z 1/1" in printed
+        assert sum(row["points"] for row in table.meta["coverage"]) == 1500
+        assert [row["views"] for row in table.meta["coverage"]] == [len(names) for names in table.views]
+
+
+def test_without_a_coarse_model_by_visibility(tmp_path: Path) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    command = ["partition", str(scene), "-m", str(out), "partition.blocks=4", "partition.assign=visibility"]
+    assert main(command) == 0
+    assert PartitionTable.load(out / "partition.json").n == 4
+
+
+def test_starved_blocks_are_joined_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    write_coarse(out / "coarse")
+    box = "partition.aabb=-6,-6,-1,6,100,5"  # cut at y = 47, beyond every camera and anchor
+    command = ["partition", str(scene), "-m", str(out), box, "partition.dim=2,2,1", "device=cpu"]
     assert main(command) == 0
     table = PartitionTable.load(out / "partition.json")
-    assert table.n == 4
-    assert sum(map(len, table.views)) >= 14  # all but the 2 of 16 that are held out
-    assert (out / "partition.png").is_file()
+    assert (table.n, table.joined) == (2, (0, 1, 0, 1))
     printed = capsys.readouterr().out
-    assert "x 2/2, y 2/2, z 1/1" in printed
+    assert printed.count("joined: ") == 2 and "x 1/2, y 2/2, z 1/1: 0 training view(s) and 0 sparse" in printed
+
+
+@pytest.mark.parametrize("name", ["partition.blocks", "blocks.n"])
+def test_blocks_by_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    command = ["partition", str(scene), "-m", str(out), f"{name}=auto", "partition.assign=visibility", "device=cpu"]
+    size = "model.voxel_size=0.05"
+    assert main([*command, size]) == 0  # half of this machine's memory holds the whole scene
+    assert PartitionTable.load(out / "partition.json").n == 1
+    assert main([*command, size, "anchors.max_per_block=5000"]) == 0
+    assert PartitionTable.load(out / "partition.json").n > 1
+    assert "bound: 5,000" in capsys.readouterr().out
+    assert main([*command, size, "anchors.max_per_block=10"]) == 2
+    assert "partition.blocks: auto finds no number" in capsys.readouterr().err
 
 
 def test_one_block_needs_no_coarse_model(tmp_path: Path) -> None:
@@ -143,6 +221,7 @@ def test_block_without_a_view_is_an_error_with_a_map(tmp_path: Path, capsys: pyt
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     write_coarse(out / "coarse")
     box = "partition.aabb=-6,-6,-1,6,100,5"  # cut at y = 47, beyond every camera and anchor
-    assert main(["partition", str(scene), "-m", str(out), box, "partition.dim=1,2,1", "device=cpu"]) == 2
+    settings = [box, "partition.dim=1,2,1", "device=cpu", "partition.min_views=0", "partition.min_points=0"]
+    assert main(["partition", str(scene), "-m", str(out), *settings]) == 2
     assert "block 1 (cell x 1/1, y 2/2, z 1/1) has 0 training view" in capsys.readouterr().err
     assert (out / "partition.png").is_file()

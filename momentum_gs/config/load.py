@@ -35,6 +35,10 @@ _SCALARS = (
 )
 
 
+_ALIASES = {"blocks.n": "partition.blocks"}
+"""Other names under which settings are known."""
+
+
 class _Loader(yaml.SafeLoader):
     """Plain data only; a key that stands twice is an error instead of a silent choice."""
 
@@ -105,7 +109,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
         raise UserError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict | None):
         raise UserError(f"config: {path} holds {_shown(data)}, expected settings as 'key: value' lines")
-    data = data or {}
+    data = _renamed(data or {}, str(path))
 
     base, stages = data.pop("base", None), data.pop("stages", None) or {}
     if not isinstance(base, str | None):
@@ -114,7 +118,10 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
     if not isinstance(stages, dict) or not set(stages) <= set(names):
         raise UserError(f"config: {path}: stages is {_shown(stages)}, expected settings under {' and '.join(names)}")
     settings = _typed(data, Config, "", str(path))
-    stages = {name: _typed(values, Config, "", f"{path}: stages.{name}") for name, values in stages.items()}
+    stages = {
+        name: _typed(_renamed(values, str(path)), Config, "", f"{path}: stages.{name}")
+        for name, values in stages.items()
+    }
     if base is None:
         return settings, stages
     base_settings, base_stages = _read(path.parent / base, (*children, path.resolve()))
@@ -126,6 +133,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     name, equals, raw = text.partition("=")
     if not equals:
         raise UserError(f"config: {text!r} is not a setting, expected key=value such as growth.interval=50")
+    name = _ALIASES.get(name, name)
     hint: Any = Config
     for part in name.split("."):
         fields = typing.get_type_hints(hint) if is_dataclass(hint) else {}
@@ -147,6 +155,21 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
+
+
+def _renamed(data: Any, where: str) -> Any:
+    """The settings of a file with ``_ALIASES`` under their own names; what is no settings is left to the type check."""
+    for alias, name in _ALIASES.items():
+        (section, key), (own, own_key) = alias.split("."), name.split(".")
+        there = data.get(section) if isinstance(data, dict) else None
+        if not isinstance(there, dict) or key not in there:
+            continue
+        beside = data.get(own) or {}
+        if isinstance(beside, dict) and own_key in beside:
+            raise UserError(f"config: {where}: {alias} and {name} are one setting; remove one of them")
+        rest = {k: v for k, v in there.items() if k != key}
+        data = _merged({**data, section: rest}, {own: {own_key: there[key]}})
+    return data
 
 
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
@@ -206,7 +229,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _options(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the type alone."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    # A union with a Literal in it is of typing's own kind.
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _described(hint: Any) -> str:

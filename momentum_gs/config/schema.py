@@ -277,14 +277,12 @@ class PartitionConfig:
     contracted space [MGS], where of 4 cells the outer two hold what lies outside the box. Default: ``contracted`` with
     an aabb, which is how the published ones are meant, else ``points`` [ours]."""
     assign: Literal["ssim", "contribution", "visibility"] = "ssim"
-    """Who says which cameras train a block: the coarse picture with and without it, two renders [MGS]; its share in the
-    pixels of one coarse render for all blocks; or the box around its points, without a coarse model [ours]."""
+    """Who says which cameras train a block: the coarse picture with and without it, a render for each block [MGS]; its
+    share in the pixels of one coarse render for all blocks; or the share of the picture that the box around its points
+    covers, without a coarse model and whatever hides it [ours]."""
     threshold: float = 0.05
-    """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS].
-    ``contribution`` estimates the same number."""
-    min_cover: float = 0.25
-    """The same for ``visibility``: share of the picture behind which the box around the block's points lies [as
-    VastGaussian]."""
+    """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS], or the
+    share that the other two ways go by: on the same scale, as scripts/scale/assignment.py measures."""
     min_views: int = 3
     """A block with fewer training views is joined to a neighbour; 0: never. The third view of a place is the first that
     can contradict the other two [ours; MGS: 0]."""
@@ -301,7 +299,6 @@ class PartitionConfig:
         _check(self.aabb is None or all(self.aabb[i] < self.aabb[i + 3] for i in range(3)), "partition.aabb",
                self.aabb, "xmin,ymin,zmin,xmax,ymax,zmax with min < max on every axis")
         _check(self.threshold > 0, "partition.threshold", self.threshold, "a number above 0")
-        _check(0 < self.min_cover < 1, "partition.min_cover", self.min_cover, "a share between 0 and 1")
         _check(self.min_views >= 0, "partition.min_views", self.min_views, "at least 0")
         _check(self.min_points >= 0, "partition.min_points", self.min_points, "at least 0")
 

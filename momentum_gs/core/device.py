@@ -49,6 +49,11 @@ def free_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def free_device_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device without taking them from anybody."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """The tensor in host memory, page-locked where it comes from a GPU; itself where it is there already."""
     if not pins_memory(tensor.device):

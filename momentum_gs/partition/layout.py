@@ -4,9 +4,10 @@ The *grid frame* is the world turned so that z is up and x runs along the longer
 cover: ``grid = rotation @ world``. Nothing but distances and principal axes decides on it, so a turned scene gets the
 same blocks, turned with it.
 
-The grid is uniform in contracted space, where the core box fills [0.25, 0.75] of every axis. So 2 cells of an axis meet
-in the middle of the box, and of 4 cells the outer two hold only what lies outside it. The box is therefore chosen for
-the cells that it makes, not as the bounds of the scene.
+The grid lies in contracted space, where the core box fills [0.25, 0.75] of every axis. What each cut shares out equally
+is ``partition.balance``: the ground, the cameras or the points. The original's grid is uniform in contracted space
+(``contracted``): 2 cells of an axis meet in the middle of the box, and of 4 cells the outer two hold only what lies
+outside it. For that one the box is chosen for the cells that it makes, not as the bounds of the scene.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from momentum_gs.config.schema import PartitionConfig
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import contract
 from momentum_gs.core.types import Camera
-from momentum_gs.data.blocks import BlockGrid
+from momentum_gs.data.blocks import BlockGrid, Cuts
+from momentum_gs.data.partition_table import PartitionTable
 
 Dim = tuple[int, int, int]
 Box = tuple[float, float, float, float, float, float]
@@ -35,6 +38,10 @@ SNAP_DEGREES = 5.0
 easier to read than almost upright ones."""
 SPAN = 0.005
 """Share of points cut off at either end of an axis: stray SfM points."""
+GAP = 1e-6
+"""Places closer than this, in contracted space, are one place: a cut between them would fall to round-off."""
+THIN = 1e-3
+"""A flat scene has no height of its own; this share of its width keeps the contraction defined."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,13 @@ class Layout:
     """Cells along x, y, z of the grid's frame."""
     rotation: Float[Tensor, "3 3"]
     """World to grid frame, float64."""
+    cuts: Cuts | None = None
+    """Where the axes are cut in contracted space; None: into equal cells there."""
+
+    def table(self) -> PartitionTable:
+        """The partition so far: cells without views."""
+        dx, dy, dz = self.dim
+        return PartitionTable(self.aabb, self.dim, self.rotation, [[] for _ in range(dx * dy * dz)], cuts=self.cuts)
 
 
 def automatic_layout(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], config: PartitionConfig) -> Layout:
@@ -55,28 +69,80 @@ def automatic_layout(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], co
     Args:
         cameras: At least one.
         points: Sparse points in the world, float64.
-        config: ``aabb`` (with it the frame is the world's), ``dim``, and ``blocks`` where there is no ``dim``.
+        config: ``aabb`` (with it the frame is the world's), ``dim``, ``blocks`` (a number) where there is no ``dim``,
+            and ``balance``.
 
     Raises:
         UserError: where the points are too few, or all in one place, to say anything.
     """
-    if config.aabb is not None and config.dim is not None:
+    balance = config.balance or ("points" if config.aabb is None else "contracted")
+    if config.aabb is not None and config.dim is not None and balance == "contracted":
         return Layout(config.aabb, config.dim, torch.eye(3, dtype=torch.float64))
-    near = _points_near(cameras, points)
+    near = points_near(cameras, points)
+    centers = torch.stack([camera.center for camera in cameras])
     up = up_axis(cameras, near)
     if config.aabb is not None:
-        upright = int(up.abs().argmax())
-        x, y = (axis for axis in range(3) if axis != upright)
-        cells = fit_dim(config.blocks, config.aabb[x + 3] - config.aabb[x], config.aabb[y + 3] - config.aabb[y])
-        dim = [1, 1, 1]
-        dim[x], dim[y] = cells
-        return Layout(config.aabb, (dim[0], dim[1], dim[2]), torch.eye(3, dtype=torch.float64))
-    rotation = ground_frame(cameras, up)
-    near = near @ rotation.T
-    low, high = _span(near)
-    dim3 = config.dim or (*fit_dim(config.blocks, float(high[0] - low[0]), float(high[1] - low[1])), 1)
-    centers = torch.stack([camera.center for camera in cameras]) @ rotation.T
-    return Layout(balanced_box(near, centers, dim3), dim3, rotation)
+        rotation, aabb = torch.eye(3, dtype=torch.float64), config.aabb
+        dim = config.dim or _dim_over(aabb, up, _count(config))
+    else:
+        rotation = ground_frame(cameras, up)
+        near, centers = near @ rotation.T, centers @ rotation.T
+        low, high = _span(near)
+        dim = config.dim or (*fit_dim(_count(config), float(high[0] - low[0]), float(high[1] - low[1])), 1)
+        aabb = balanced_box(near, centers, dim) if balance == "contracted" else _box(*spanning_box(near, centers))
+    if balance == "contracted":
+        return Layout(aabb, dim, rotation)
+    if balance == "area":
+        shares = [tuple(0.25 + 0.5 * i / count for i in range(1, count)) for count in dim]
+    else:
+        unit = contract(centers if balance == "cameras" else near, aabb)
+        shares = [even_cuts(unit[:, axis], count, f"{balance} along {'xyz'[axis]}") for axis, count in enumerate(dim)]
+    return Layout(aabb, dim, rotation, (shares[0], shares[1], shares[2]))
+
+
+def _count(config: PartitionConfig) -> int:
+    if config.blocks == "auto":
+        raise ValueError("automatic_layout: partition.blocks is auto, expected the number that it comes to")
+    return config.blocks
+
+
+def _dim_over(aabb: Box, up: Float[Tensor, "3"], blocks: int) -> Dim:
+    """Cells along the axes of the world, one layer high."""
+    x, y = (axis for axis in range(3) if axis != int(up.abs().argmax()))
+    dim = [1, 1, 1]
+    dim[x], dim[y] = fit_dim(blocks, aabb[x + 3] - aabb[x], aabb[y + 3] - aabb[y])
+    return dim[0], dim[1], dim[2]
+
+
+def even_cuts(places: Float[Tensor, "n"], cells: int, what: str) -> tuple[float, ...]:
+    """Cuts between the places with as equal numbers of them in the cells as the gaps allow.
+
+    Args:
+        places: Contracted coordinates.
+        cells: At least 1.
+        what: The places and their axis, for the error.
+
+    Raises:
+        UserError: where there are fewer different places than cells.
+    """
+    ordered = places.sort().values
+    gaps = (ordered.diff() > GAP).nonzero()[:, 0]
+    if len(gaps) < cells - 1:
+        raise UserError(
+            f"partition: the {what} are in {len(gaps) + 1} place(s), expected at least {cells} to cut between; set "
+            "partition.balance=area, or another partition.dim"
+        )
+    middles = (ordered[gaps] + ordered[gaps + 1]) / 2
+    # Of two gaps as far from the wanted share the one closer to the middle of the box, whichever way the axis points.
+    tie = (middles - 0.5).abs() / cells
+    cuts: list[float] = []
+    first = 0
+    for i in range(1, cells):
+        last = len(gaps) - (cells - 1 - i)  # leaves a gap to every cut that is still to come
+        off = (gaps[first:last] + 1 - len(ordered) * i / cells).abs() + tie[first:last]
+        first += int(off.argmin()) + 1
+        cuts.append(float(middles[first - 1]))
+    return tuple(cuts)
 
 
 def fit_dim(blocks: int, width: float, depth: float) -> tuple[int, int]:
@@ -90,11 +156,12 @@ def fit_dim(blocks: int, width: float, depth: float) -> tuple[int, int]:
     return across, blocks // across
 
 
-def up_axis(cameras: Sequence[Camera], near: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
+def up_axis(cameras: Sequence[Camera], near: Float[Tensor, "n 3"], snap: bool = True) -> Float[Tensor, "3"]:
     """Unit vector of the world that points up: normal of the plane that the points lie along.
 
     The fit is repeated on the points that the last plane explains, so that towers and trees do not tilt it. Which way
-    is up, the cameras tell: they are held upright and look at the horizon or below it.
+    is up, the cameras tell: they are held upright and look at the horizon or below it. With ``snap`` an axis of the
+    world within SNAP_DEGREES is returned in its place.
     """
     kept = near
     for _ in range(5):  # settles after two or three
@@ -108,7 +175,7 @@ def up_axis(cameras: Sequence[Camera], near: Float[Tensor, "n 3"]) -> Float[Tens
     # Between facades the plane fit may find the street's side. 0.5: further than 60 degrees from what the cameras say.
     best = 0 if agreement[0].abs() >= 0.5 else int(agreement.abs().argmax())
     up = axes[:, best] * (1.0 if agreement[best] >= 0 else -1.0)
-    return _snapped(up)
+    return _snapped(up) if snap else up
 
 
 def ground_frame(cameras: Sequence[Camera], up: Float[Tensor, "3"]) -> Float[Tensor, "3 3"]:
@@ -140,24 +207,17 @@ def ground_frame(cameras: Sequence[Camera], up: Float[Tensor, "3"]) -> Float[Ten
 def balanced_box(near: Float[Tensor, "n 3"], centers: Float[Tensor, "m 3"], dim: Dim) -> Box:
     """Core box whose largest cell holds as few of the points as possible.
 
-    Axes that are not cut span the points and the cameras: outside of the box the contraction squeezes the other axes
-    too, and a camera high above it would stand in a cell of the middle wherever it flies.
-
-    A search of each cut axis in turn, over places of its middle and widths, by the cells that really come out. Between
-    equals the wider box wins: what lies inside is not distorted.
+    Axes that are not cut are those of ``spanning_box``. A search of each cut axis in turn, over places of its middle
+    and widths, by the cells that really come out. Between equals the wider box wins: what lies inside is not distorted.
 
     Args:
         near: Points in the grid's frame.
         centers: Of the cameras, likewise.
         dim: Cells of each axis.
     """
-    low, high = _span(near)
-    low, high = torch.minimum(low, centers.amin(dim=0)), torch.maximum(high, centers.amax(dim=0))
-    if not bool((near.amax(dim=0) > near.amin(dim=0)).any()):
-        raise UserError(f"partition: all {len(near)} points near the cameras are in one place; check sparse/0")
-    # A flat scene has no height of its own; a thousandth of its width keeps the contraction defined.
-    thin = 1e-3 * (high - low).max()
-    center, half = (low + high) / 2, ((high - low) / 2).clamp_min(thin)
+    low, high = spanning_box(near, centers)
+    thin = THIN * (high - low).max()
+    center, half = (low + high) / 2, (high - low) / 2
     for _ in range(2):  # the second turn sees the other axes' final boxes
         for axis in (axis for axis in range(3) if dim[axis] > 1):
             middles, widths = _candidates(near[:, axis], dim[axis], thin)
@@ -168,8 +228,28 @@ def balanced_box(near: Float[Tensor, "n 3"], centers: Float[Tensor, "m 3"], dim:
             equal = (share <= share.min() + 1e-3).nonzero()[:, 0]
             best = equal[widths[equal].argmax()]
             center, half = centers_tried[best], halves_tried[best]
-    x0, y0, z0 = (center - half).tolist()
-    x1, y1, z1 = (center + half).tolist()
+    return _box(center - half, center + half)
+
+
+def spanning_box(
+    near: Float[Tensor, "n 3"], centers: Float[Tensor, "m 3"]
+) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """Low and high corner of the box around the points, strays left out, and the cameras.
+
+    The cameras, since outside of the box the contraction squeezes the other axes too: one high above it would stand in
+    a cell of the middle wherever it flies.
+    """
+    low, high = _span(near)
+    low, high = torch.minimum(low, centers.amin(dim=0)), torch.maximum(high, centers.amax(dim=0))
+    if not bool((near.amax(dim=0) > near.amin(dim=0)).any()):
+        raise UserError(f"partition: all {len(near)} points near the cameras are in one place; check sparse/0")
+    center, half = (low + high) / 2, ((high - low) / 2).clamp_min(THIN * (high - low).max())
+    return center - half, center + half
+
+
+def _box(low: Float[Tensor, "3"], high: Float[Tensor, "3"]) -> Box:
+    x0, y0, z0 = low.tolist()
+    x1, y1, z1 = high.tolist()
     return x0, y0, z0, x1, y1, z1
 
 
@@ -206,7 +286,7 @@ def _span(points: Float[Tensor, "n *axes"]) -> tuple[Float[Tensor, "*axes"], Flo
     return low, high
 
 
-def _points_near(cameras: Sequence[Camera], points: Float[Tensor, "n 3"]) -> Float[Tensor, "m 3"]:
+def points_near(cameras: Sequence[Camera], points: Float[Tensor, "n 3"]) -> Float[Tensor, "m 3"]:
     """A sample of the points that the cameras were flown for: no further from one than twice the median distance."""
     if len(points) < MIN_POINTS:
         raise UserError(
