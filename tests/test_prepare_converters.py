@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from scene_files import write_picture
-from tiny_scene import SIZE, nadir_camera, texture
+from tiny_scene import SIZE, nadir_camera, texture, write_tiny_scene
 
 from momentum_gs.cli.main import main
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap import read_cameras, write_model
+from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.prepare_matrixcity import read_matrixcity
 from momentum_gs.data.prepare_meganerf import read_mega_nerf
 from momentum_gs.data.prepare_partition import read_camera_masks
@@ -287,3 +288,17 @@ def test_published_masks_become_the_views_of_blocks(tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot read"):
         read_camera_masks(tmp_path / "masks.npy", ["a"], 1)
+
+
+def test_a_partition_can_be_the_published_one(tmp_path: Path) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    names = [f"{i:03d}.png" for i in range(16)]
+    masks = np.zeros((16, 4), dtype=bool)
+    masks[np.arange(16), np.arange(16) // 4] = masks[0] = True  # Four views a block, and the first in all.
+    np.save(tmp_path / "masks.npy", masks)
+    argv = ["partition", str(scene), "-m", str(out), "--camera-masks", str(tmp_path / "masks.npy")]
+    settings = ["partition.aabb=[-4,-4,-1,4,4,5]", "partition.dim=[2,2,1]", "scene.test_every=0"]
+    # Nothing is joined: a block with four views counts as starved otherwise.
+    assert main([*argv, *settings, "partition.min_views=1", "partition.min_points=0"]) == 0
+    table = PartitionTable.load(out / "partition.json")
+    assert table.views == [[n for n, used in zip(names, masks[:, b], strict=True) if used] for b in range(4)]

@@ -2,14 +2,21 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
+
+import torch
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
-from momentum_gs.data.colmap import find_model, read_cameras
+from momentum_gs.core.types import Camera
+from momentum_gs.data.colmap import ColmapModel, find_model, read_model, read_views
 from momentum_gs.data.images import image_size
+from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, geodetic_to_enu, local_origin
 from momentum_gs.data.prepare_files import SourceView, check_pictures, place_model, write_pictures, write_scene_json
 from momentum_gs.data.prepare_matrixcity import UNIT_METRES, read_matrixcity
 from momentum_gs.data.prepare_meganerf import read_mega_nerf
+from momentum_gs.data.prepare_sfm import EXHAUSTIVE, LENSES, Cameras, Matching, Reconstructed, Sfm, SfmSettings
+from momentum_gs.partition.layout import ground_frame, points_near, up_axis
 
 HELP = "photographs, or a published data set, to a scene that trains"
 DESCRIPTION = """\
@@ -17,10 +24,10 @@ Photographs:
 
   momentum-gs prepare PHOTOS OUT
 
-finds out where each was taken from (features, matching, mapping; needs pycolmap), turns the scene upright, scales it to
-metres where the photographs have GPS, removes the lens' distortion and writes a COLMAP scene: OUT/images, OUT/sparse/0
-and OUT/scene.json. Photographs in one folder and of one size are taken to come from one camera. Run it again after an
-interruption: what is complete is not repeated.
+finds out where each was taken from (features, matching, mapping; needs pycolmap), removes the lens' distortion, turns
+the scene upright, scales it to metres where the photographs have GPS, and writes a COLMAP scene: OUT/images,
+OUT/sparse/0 and OUT/scene.json. OUT/sfm holds what it takes to go on after an interruption: run it again, and what is
+complete is not repeated.
 
 Published data sets, from their original folders (docs/prepare_data.md says where to get them):
 
@@ -42,6 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-r", "--resolution", type=float, metavar="R",
         help="size of the pictures that are written: 1, 2, 4, 8 divide it, another number is the width, -1 caps the "
         "width at 1600 (default 1: as they are; matrixcity 1600)")  # fmt: skip
+    default = SfmSettings()
+    photos = parser.add_argument_group("photographs")
+    photos.add_argument("--matching", choices=get_args(Matching), default=default.matching,
+                        help="pairs to match: all of them, neighbours by GPS, or by name; auto: all of up to "
+                        f"{EXHAUSTIVE} photographs, else by GPS where 9 of 10 have it, else by name")  # fmt: skip
+    photos.add_argument("--cameras", choices=get_args(Cameras), default=default.cameras,
+                        help="what shares a camera: photographs of one size in one folder, or none (default "
+                        "%(default)s)")  # fmt: skip
+    photos.add_argument("--camera-model", choices=LENSES, default=default.camera_model, metavar="MODEL",
+                        help="lens: " + ", ".join(LENSES) + " (default %(default)s)")  # fmt: skip
+    photos.add_argument("--features", type=int, default=default.max_features, metavar="N",
+                        help="features of a photograph (default %(default)s)")  # fmt: skip
     sets = parser.add_argument_group("data sets")
     sets.add_argument("--colmap", type=Path, metavar="FOLDER",
                       help="published COLMAP models to take poses and points from: FOLDER/train and FOLDER/val (or "
@@ -57,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
     if len(args.words) == 3 and args.words[0] in SETS:
         kind, source, out = args.words
         _convert(kind, Path(source), Path(out), args)
+    elif len(args.words) == 2:
+        _reconstruct(Path(args.words[0]), Path(args.words[1]), args)
     else:
         raise UserError(
             f"prepare: {' '.join(args.words)!r}, expected 'PHOTOS OUT' or one of {', '.join(SETS)} with 'SRC OUT'; see "
@@ -64,11 +85,76 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
+def _reconstruct(photos: Path, out: Path, args: argparse.Namespace) -> None:
+    settings = SfmSettings(
+        matching=args.matching, cameras=args.cameras, camera_model=args.camera_model, max_features=args.features
+    )
+    sfm = Sfm(photos, out, settings)
+    result = sfm.reconstruct()
+    _say_registered(result)
+    folder = sfm.undistort(result, 1.0 if args.resolution is None else args.resolution)
+    model = read_model(folder)
+    similarity, georeference = _frame(model, sfm.fixes())
+    sfm.place(folder, similarity, out / "sparse" / "0")
+    record = {
+        "source": "photographs",
+        "unit_metres": None if georeference is None else 1.0,
+        "up": [0, 0, 1],
+        "georeference": georeference,
+        "registered": len(result.registered),
+        "not_registered": result.missing,
+    }
+    write_scene_json(out, record)
+    say(f"scene: {len(model.cameras)} views and {len(model.points)} points in {out}")
+
+
+def _say_registered(result: Reconstructed) -> None:
+    total = len(result.registered) + len(result.missing)
+    say(f"registered: {len(result.registered)} of {total} photographs")
+    if result.other_models:
+        say(f"they fall into parts that do not connect, of {len(result.registered)}, "
+            f"{', '.join(map(str, result.other_models))} photographs; the largest is kept")  # fmt: skip
+    if result.missing:
+        say("not registered: " + ", ".join(result.missing))
+
+
+def _frame(
+    model: ColmapModel, fixes: dict[str, tuple[float, float, float]]
+) -> tuple[Similarity, dict[str, object] | None]:
+    """The way from COLMAP's frame to local metres where GPS allows it, else to an upright one; and where on Earth."""
+    located = [camera for camera in model.cameras if camera.name in fixes]
+    if len(located) >= MIN_FIXES:
+        geodetic = torch.tensor([fixes[camera.name] for camera in located], dtype=torch.float64)
+        origin = local_origin(geodetic)
+        fit = fit_gps(torch.stack([camera.center for camera in located]), geodetic_to_enu(geodetic, origin))
+        used = int(fit.inliers.sum())
+        say(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m")
+        if fit.usable:
+            latitude, longitude, height = origin.tolist()
+            return fit.similarity, {
+                "latitude": latitude, "longitude": longitude, "height": height, "datum": "WGS 84",
+                "axes": "x east, y north, z up of this origin, metres", "fixes": len(located), "used": used,
+                "median_error": fit.error,
+            }  # fmt: skip
+        say("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
+    else:
+        say(f"no GPS ({len(located)} fixes): the scene is upright, its unit arbitrary")
+    return _upright(model.cameras, model), None
+
+
+def _upright(cameras: list[Camera], model: ColmapModel) -> Similarity:
+    """z up, x along the longer side of the ground that the cameras cover, the cameras' mean at the origin."""
+    up = up_axis(cameras, points_near(cameras, model.points.xyz), snap=False)
+    rotation = ground_frame(cameras, up)
+    center = torch.stack([camera.center for camera in cameras]).mean(dim=0)
+    return Similarity(1.0, rotation, -rotation @ center)
+
+
 def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> None:
     if kind == "matrixcity":
-        parts, unit, resolution = read_matrixcity(source, args.pose), UNIT_METRES, 1600.0
+        parts, unit, up, resolution = read_matrixcity(source, args.pose), UNIT_METRES, [0, 0, 1], 1600.0
     else:
-        parts, unit, resolution = read_mega_nerf(source, args.photos), 1.0, 1.0
+        parts, unit, up, resolution = read_mega_nerf(source, args.photos), 1.0, [0, -1, 0], 1.0
     resolution = resolution if args.resolution is None else args.resolution
     models = {part: None if args.colmap is None else _published(args.colmap, part) for part in parts}
     for part, views in parts.items():
@@ -81,9 +167,9 @@ def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> No
         place_model(out / part / "sparse" / "0", models[part] or cameras)
         width, height = image_size(out / part / "images" / views[0].camera.name)
         say(f"{part}: {len(views)} views, {width}x{height}, in {out / part}")
-    write_scene_json(out, {"source": kind, "unit_metres": unit, "georeference": None})
+    write_scene_json(out, {"source": kind, "unit_metres": unit, "up": up, "georeference": None})
     if args.colmap is None:
-        say("no points: these poses come without; give a published model with --colmap")
+        say("these poses come without points: train with scene.points=random or a file, or give a model with --colmap")
 
 
 def _published(folder: Path, part: str) -> Path:
@@ -96,7 +182,7 @@ def _published(folder: Path, part: str) -> Path:
 
 def _check_names(model: Path, views: list[SourceView]) -> None:
     """Raises UserError where the model has a view that the data set has no picture of."""
-    named = {camera.name for camera in read_cameras(model)}
+    named = {camera.name for camera, _ in read_views(model, distorted=True)}
     known = {view.camera.name for view in views}
     strange = sorted(named - known)
     if strange:

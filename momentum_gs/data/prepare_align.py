@@ -65,6 +65,11 @@ def geodetic_to_enu(positions: Float[Tensor, "n 3"], origin: Float[Tensor, "3"])
     return (_earth_centred(positions) - _earth_centred(origin[None])) @ torch.stack([east, north, up]).T
 
 
+def local_origin(positions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
+    """Where local metres of geodetic positions start: their median, which one bad fix does not move."""
+    return positions.double().median(dim=0).values
+
+
 def fit_similarity(source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> Similarity:
     """The similarity that takes ``source`` to ``target`` with the least squared distance (Umeyama 1991)."""
     source, target = source.double(), target.double()

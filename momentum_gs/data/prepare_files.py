@@ -24,7 +24,7 @@ from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap import write_model
-from momentum_gs.data.images import image_size, read_image, target_size
+from momentum_gs.data.images import image_size, read_image, same_aspect, target_size
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 """Endings of image files, in small letters."""
@@ -100,8 +100,7 @@ def write_pictures(folder: Path, views: Sequence[SourceView], resolution: float)
     def place(view: SourceView) -> Camera:
         width, height = image_size(view.picture)
         camera = view.camera
-        # Half a pixel of rounding on either side is no other picture.
-        if abs(width * camera.height - height * camera.width) > max(width, height, camera.width, camera.height):
+        if not same_aspect((width, height), (camera.width, camera.height)):
             raise UserError(
                 f"prepare: {view.picture} is {width}x{height}, but its camera {camera.width}x{camera.height}; use the "
                 "pictures that the poses were made for"

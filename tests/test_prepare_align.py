@@ -1,0 +1,84 @@
+"""Local metres and similarities: closed forms, round trips, and bad fixes that change nothing."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from momentum_gs.core.seeds import keyed_generator
+from momentum_gs.data.prepare_align import Similarity, fit_gps, fit_similarity, geodetic_to_enu
+
+
+def random_rotation(seed: int) -> Tensor:
+    q, _ = torch.linalg.qr(torch.randn(3, 3, generator=keyed_generator(seed), dtype=torch.float64))
+    return q * torch.linalg.det(q)
+
+
+def flight(n: int = 40, seed: int = 0) -> Tensor:
+    """Camera centres over 200 x 150 m, heights within 10 m of each other."""
+    places = torch.rand(n, 3, generator=keyed_generator(seed, "flight"), dtype=torch.float64)
+    return places * torch.tensor([200, 150, 10])
+
+
+SIMILARITY = Similarity(2.5, random_rotation(1), torch.tensor([10.0, -20.0, 300.0], dtype=torch.float64))
+
+
+def test_local_metres_agree_with_the_radii_of_curvature() -> None:
+    """A small step in latitude is one on the meridian, in longitude on the parallel: both radii have closed forms."""
+    axis, squared = 6378137.0, 0.00669437999014  # WGS 84
+    origin = torch.tensor([30.19, -98.08, 350.0], dtype=torch.float64)
+    latitude, step = math.radians(30.19), 1e-4
+    bulge = 1 - squared * math.sin(latitude) ** 2
+    north = (axis * (1 - squared) / bulge**1.5 + 350) * math.radians(step)
+    east = (axis / bulge**0.5 + 350) * math.cos(latitude) * math.radians(step)
+    steps = torch.tensor([[step, 0, 0], [0, step, 0], [0, 0, 7.0]], dtype=torch.float64)
+    found = geodetic_to_enu(origin + steps, origin)
+    # 1e-4 degrees are 11 m; over them the Earth falls away by 1e-5 m, and the radius changes by less.
+    expected = torch.tensor([[0, north, 0], [east, 0, 0], [0, 0, 7.0]], dtype=torch.float64)
+    assert (found - expected).abs().max() < 2e-5
+
+
+def test_the_poles_and_the_date_line_are_no_exception() -> None:
+    """Points 1e-5 degrees of longitude apart across the date line are 1.1 m apart on the equator."""
+    across = torch.tensor([[0.0, 179.999995, 0.0], [0.0, -179.999995, 0.0]], dtype=torch.float64)
+    metres = geodetic_to_enu(across, across[0])
+    assert metres[1].norm() == pytest.approx(6378137 * math.radians(1e-5), rel=1e-6)
+    pole = torch.tensor([[90.0, 0.0, 0.0], [90.0, 123.0, 5.0]], dtype=torch.float64)
+    assert geodetic_to_enu(pole, pole[0])[1] == pytest.approx([0, 0, 5.0], abs=1e-8)
+
+
+def test_a_similarity_is_found_again() -> None:
+    centers = flight()
+    found = fit_similarity(centers, SIMILARITY.apply(centers))
+    assert found.scale == pytest.approx(SIMILARITY.scale, rel=1e-12)
+    assert (found.rotation - SIMILARITY.rotation).abs().max() < 1e-12
+    assert (found.translation - SIMILARITY.translation).abs().max() < 1e-9
+
+
+def test_a_mirrored_flight_gives_a_rotation_all_the_same() -> None:
+    centers = flight()
+    found = fit_similarity(centers, centers * torch.tensor([1.0, 1.0, -1.0]))
+    assert torch.linalg.det(found.rotation) == pytest.approx(1.0)
+
+
+def test_bad_fixes_change_nothing() -> None:
+    """With 40 % of the fixes kilometres off, the fit is that of the others alone."""
+    centers = flight()
+    fixes = SIMILARITY.apply(centers)
+    bad = torch.arange(len(fixes)) % 5 < 2
+    fixes[bad] += 1000 * torch.randn(int(bad.sum()), 3, generator=keyed_generator(3), dtype=torch.float64)
+    fit = fit_gps(centers, fixes)
+    assert torch.equal(fit.inliers, ~bad)
+    assert fit.similarity.scale == pytest.approx(SIMILARITY.scale, rel=1e-9)
+    assert fit.usable
+
+
+def test_fixes_that_say_too_little_are_not_used() -> None:
+    """A straight line says nothing about the turn around it, and errors as large as the flight nothing at all."""
+    line = torch.stack([torch.linspace(0, 300, 40, dtype=torch.float64), *torch.zeros(2, 40, dtype=torch.float64)], 1)
+    noise = torch.randn(40, 3, generator=keyed_generator(4), dtype=torch.float64)
+    assert not fit_gps(line, line + noise).usable
+    centers = flight()
+    assert fit_gps(centers, centers + 2 * noise).usable
+    assert not fit_gps(centers, centers + 40 * noise).usable

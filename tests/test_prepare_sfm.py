@@ -1,0 +1,278 @@
+"""Photographs of known cameras through structure from motion: what comes out is the flight that took them."""
+
+import importlib.util
+import json
+import math
+import struct
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scene_files import picture, write_picture
+from torch import Tensor
+
+from momentum_gs.cli.main import main
+from momentum_gs.config.schema import SceneConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera
+from momentum_gs.data.colmap import read_cameras
+from momentum_gs.data.prepare_align import fit_similarity
+from momentum_gs.data.prepare_sfm import OVERLAP, Sfm, SfmSettings, camera_groups, choose_pairs
+from momentum_gs.data.scene import load_scene
+
+needs_pycolmap = pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="pycolmap is not installed")
+
+WIDTH, HEIGHT, FOCAL = 400, 300, 380.0
+PIXELS_PER_METRE = 5
+ORIGIN = (30.0, -98.0, 200.0)
+# Metres of a degree at the origin, by the radii of curvature of WGS 84; over 100 m they hold to a centimetre.
+NORTH, EAST = 110855.9, 96489.3
+
+
+def exif(latitude: float, longitude: float, height: float) -> bytes:
+    """The JPEG segment that a camera with GPS writes (EXIF 2.3: a TIFF with a GPS directory)."""
+
+    def degrees(value: float) -> bytes:
+        whole = int(abs(value))
+        minutes = int((abs(value) - whole) * 60)
+        seconds = ((abs(value) - whole) * 60 - minutes) * 60
+        return struct.pack("<6I", whole, 1, minutes, 1, round(seconds * 1e6), 10**6)
+
+    values = 8 + 18 + 2 + 6 * 12 + 4  # Header, the first directory with one entry, the GPS one with six.
+    entries = [
+        struct.pack("<HHI4s", 1, 2, 2, b"N\0\0\0" if latitude >= 0 else b"S\0\0\0"),
+        struct.pack("<HHII", 2, 5, 3, values),
+        struct.pack("<HHI4s", 3, 2, 2, b"E\0\0\0" if longitude >= 0 else b"W\0\0\0"),
+        struct.pack("<HHII", 4, 5, 3, values + 24),
+        struct.pack("<HHI4s", 5, 1, 1, b"\0\0\0\0"),
+        struct.pack("<HHII", 6, 5, 1, values + 48),
+    ]
+    tiff = b"II*\0" + struct.pack("<I", 8)
+    tiff += struct.pack("<H", 1) + struct.pack("<HHII", 0x8825, 4, 1, 26) + struct.pack("<I", 0)
+    tiff += struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+    tiff += degrees(latitude) + degrees(longitude) + struct.pack("<2I", round(height * 1000), 1000)
+    segment = b"Exif\0\0" + tiff
+    return b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+
+
+def cameras_of_the_flight() -> list[Camera]:
+    """Four by four, 60 m up, a third of a picture apart, tilted by up to 9 degrees."""
+    draw, cameras = np.random.default_rng(0), []
+    for i in range(16):
+        tilt, roll, turn = draw.uniform(-0.15, 0.15, 2).tolist() + [draw.uniform(-0.3, 0.3) + (i // 4 % 2) * math.pi]
+        x = np.array([[1, 0, 0], [0, math.cos(tilt), -math.sin(tilt)], [0, math.sin(tilt), math.cos(tilt)]])
+        y = np.array([[math.cos(roll), 0, math.sin(roll)], [0, 1, 0], [-math.sin(roll), 0, math.cos(roll)]])
+        z = np.array([[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
+        rotation = torch.from_numpy(x @ y @ z @ np.diag([1.0, -1, -1]))
+        center = torch.tensor([20.0 * (i % 4) - 30, 16.0 * (i // 4) - 24, 60 + draw.uniform(-4, 4)]).double()
+        cameras.append(
+            Camera(f"{i:02d}.jpg", WIDTH, HEIGHT, FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2, rotation, -rotation @ center)
+        )
+    return cameras
+
+
+def photograph(camera: Camera, layers: list[tuple[np.ndarray, float, float, float]]) -> np.ndarray:
+    """Level squares, the lowest first; each a texture, the place of its corner and its height."""
+    image = np.zeros((camera.height, camera.width, 3), np.uint8)
+    intrinsics = np.array([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]])
+    rotation, translation = camera.rotation.numpy(), camera.translation.numpy()
+    for texture, x, y, height in layers:
+        origin = rotation @ np.array([x, y, height]) + translation
+        plane = np.stack([rotation[:, 0] / PIXELS_PER_METRE, rotation[:, 1] / PIXELS_PER_METRE, origin], axis=1)
+        size = camera.width, camera.height
+        warped = cv2.warpPerspective(texture, intrinsics @ plane, size)
+        covered = cv2.warpPerspective(np.full(texture.shape[:2], 255, np.uint8), intrinsics @ plane, size) > 127
+        image[covered] = warped[covered]
+    return image
+
+
+@pytest.fixture(scope="module")
+def flight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Camera]]:
+    """Photographs with GPS, one fix far off, one photograph of something else, all in a folder with a space.
+
+    A plane alone does not tell a lens' focal length, so there are roofs of different heights above the ground.
+    """
+    draw = np.random.default_rng(1)
+
+    def texture(metres: int) -> np.ndarray:
+        side = metres * PIXELS_PER_METRE
+        noise = [draw.uniform(0, 85, (side // step + 2, side // step + 2, 3)) for step in (3, 8, 24)]
+        blobs = [cv2.resize(values, (side, side), interpolation=cv2.INTER_LINEAR) for values in noise]
+        return np.sum(blobs, axis=0).astype(np.uint8)
+
+    roofs = sorted((float(draw.uniform(3, 20)), *draw.uniform(-50, 40, 2).tolist()) for _ in range(25))
+    layers = [(texture(200), -100.0, -100.0, 0.0), *((texture(12), x, y, height) for height, x, y in roofs)]
+    photos = tmp_path_factory.mktemp("flight") / "photos"
+    cameras = cameras_of_the_flight()
+    for i, camera in enumerate(cameras):
+        path = photos / "first flight" / camera.name
+        write_picture(path, photograph(camera, layers))
+        east, north, up = camera.center.tolist()
+        east += 5000 if i == 3 else 0
+        data = path.read_bytes()
+        path.write_bytes(data[:2] + exif(ORIGIN[0] + north / NORTH, ORIGIN[1] + east / EAST, ORIGIN[2] + up) + data[2:])
+    write_picture(photos / "elsewhere.jpg", picture("elsewhere", WIDTH, HEIGHT))
+    return photos, {f"first_flight/{camera.name}": camera for camera in cameras}
+
+
+def turn_between(a: Tensor, b: Tensor) -> float:
+    """Degrees."""
+    return float(torch.rad2deg(torch.arccos((((a @ b.T).trace() - 1) / 2).clamp(-1, 1))))
+
+
+@needs_pycolmap
+def test_photographs_become_a_scene_in_metres_that_stands_upright(
+    tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, truth = flight
+    out = tmp_path / "scene"
+    argv = ["prepare", str(photos), str(out), "--features", "2000", "--camera-model", "SIMPLE_RADIAL"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert f"registered: {len(truth)} of {len(truth) + 1}" in said and "not registered: elsewhere.jpg" in said
+
+    scene = load_scene(SceneConfig(path=str(out), resolution=1.0))
+    views = {camera.name: camera for camera in [*scene.train, *scene.test]}
+    assert views.keys() == truth.keys()
+    record = json.loads((out / "scene.json").read_text())
+    earth = record["georeference"]
+    # GPS is exact but for one fix, so all but that one are used. A pixel is 0.16 m of the ground; three of them bound
+    # what 16 small photographs of a lens that has to be found leave open.
+    assert (earth["fixes"], earth["used"]) == (16, 15) and record["unit_metres"] == 1
+    origin = torch.tensor([(earth["longitude"] - ORIGIN[1]) * EAST, (earth["latitude"] - ORIGIN[0]) * NORTH,
+                           earth["height"] - ORIGIN[2]], dtype=torch.float64)  # fmt: skip
+    for name, camera in truth.items():
+        assert (views[name].center + origin - camera.center).norm() < 0.5, name
+        assert turn_between(views[name].rotation, camera.rotation) < 0.5, name
+    found = torch.stack([views[name].center for name in truth])
+    scale = fit_similarity(found, torch.stack([camera.center for camera in truth.values()])).scale
+    assert scale == pytest.approx(1, abs=0.01)
+
+    # What is complete is not done again, and another size of the pictures does not repeat the rest.
+    before = {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
+    (out / "sparse" / "0" / "test.txt").write_text(min(truth))
+    assert main([*argv, "-r", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("done before") == 3
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
+    halved = load_scene(SceneConfig(path=str(out), resolution=1.0))
+    assert [len(halved.train), len(halved.test)] == [15, 1]  # The list is the user's and stays.
+    for camera in [*halved.train, *halved.test]:
+        assert camera.width == pytest.approx(views[camera.name].width / 2, abs=1)
+        assert (camera.center - views[camera.name].center).norm() < 1e-9
+
+
+@needs_pycolmap
+def test_without_gps_the_ground_is_level(tmp_path: Path, flight: tuple[Path, dict[str, Camera]]) -> None:
+    photos, truth = flight
+    plain = tmp_path / "photos"
+    plain.mkdir()
+    for name in truth:
+        (plain / Path(name).name).write_bytes(
+            (photos / "first flight" / Path(name).name).read_bytes().replace(b"Exif\0\0", b"None\0\0")
+        )
+    out = tmp_path / "scene"
+    assert main(["prepare", str(plain), str(out), "--features", "2000", "--camera-model", "PINHOLE"]) == 0
+    record = json.loads((out / "scene.json").read_text())
+    assert record["georeference"] is None and record["unit_metres"] is None
+    cameras = {f"first_flight/{camera.name}": camera for camera in read_cameras(out / "sparse" / "0")}
+    shared = sorted(cameras.keys() & truth.keys())
+    assert len(shared) == len(truth)
+    fit = fit_similarity(
+        torch.stack([cameras[n].center for n in shared]), torch.stack([truth[n].center for n in shared])
+    )
+    # The ground is level, and its roofs are what tilts the plane through the points.
+    up = fit.rotation @ torch.tensor([0.0, 0, 1], dtype=torch.float64)
+    assert float(torch.rad2deg(torch.arccos(up[2]))) < 3
+    # Pictures of a PINHOLE camera are the photographs themselves.
+    assert all((camera.width, camera.height) == (WIDTH, HEIGHT) for camera in cameras.values())
+
+
+@needs_pycolmap
+def test_nobodys_pictures_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        write_picture(tmp_path / "images" / f"{i}.png", picture(str(i), 40, 30))
+    assert main(["prepare", str(tmp_path / "images"), str(tmp_path)]) == 2
+    assert "not from an earlier 'prepare'" in capsys.readouterr().err
+    assert len(list((tmp_path / "images").iterdir())) == 3
+
+
+def test_a_missing_pycolmap_is_one_line_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    write_picture(tmp_path / "photos" / "a.png", picture("a", 40, 30))
+    assert main(["prepare", str(tmp_path / "photos"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install pycolmap==4.2.1" in error
+
+
+def test_every_way_of_matching_lists_a_pair_once() -> None:
+    names = [f"{i:04d}" for i in range(400)]
+    assert choose_pairs(names[:9], "exhaustive", {}) == list(combinations(names[:9], 2))
+    sequential = choose_pairs(names, "sequential", {})
+    grid = {name: (30 + (i // 20) * 1e-4, -98 + (i % 20) * 1e-4, 100.0) for i, name in enumerate(names)}
+    del grid["0007"]
+    spatial = choose_pairs(names, "spatial", grid)
+    for pairs in (sequential, spatial):
+        assert len(set(pairs)) == len(pairs) and all(a < b for a, b in pairs)
+    assert {b for a, b in sequential if a == "0100"} >= {f"{i:04d}" for i in range(101, 101 + OVERLAP)}
+    # Neighbours on the next line of the flight are 20 names away, and 13 m.
+    assert ("0210", "0230") in spatial and ("0210", "0211") in spatial and ("0000", "0399") not in spatial
+    # One without a fix goes by its name, both ways.
+    assert ("0006", "0007") in spatial and ("0007", "0027") in spatial
+    with pytest.raises(UserError, match="GPS"):
+        choose_pairs(names, "spatial", {})
+
+
+def test_photographs_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> None:
+    sizes = {"a/1.png": (40, 30), "a/2.png": (30, 40), "a/3.png": (40, 30), "b/1.png": (40, 30)}
+    for name, size in sizes.items():
+        write_picture(tmp_path / name, picture(name, *size))
+    names = sorted(sizes)
+    assert sorted(camera_groups(tmp_path, names, "folder")) == [["a/1.png", "a/3.png"], ["a/2.png"], ["b/1.png"]]
+    assert camera_groups(tmp_path, names, "image") == [[name] for name in names]
+
+
+@needs_pycolmap
+def test_an_interrupted_stage_goes_on(
+    tmp_path: Path, flight: tuple[Path, dict[str, Camera]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of the features: those that are there are not found again, and the camera stays one."""
+    import pycolmap
+
+    photos, truth = flight
+    extract, asked = pycolmap.extract_features, []
+
+    def interrupted(*args: object, image_names: list[str], **options: object) -> None:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(image_names)
+        extract(*args, image_names=image_names, **options)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def features() -> dict[str, Tensor]:
+        with pycolmap.Database.open(tmp_path / "sfm" / "database.db") as database:
+            assert database.num_cameras() <= 2  # One for each folder.
+            images = database.read_all_images()
+            return {image.name: torch.tensor(database.read_keypoints(image.image_id)) for image in images}
+
+    monkeypatch.setattr("momentum_gs.data.prepare_sfm.workers", lambda: 2)  # Eight photographs at once.
+    monkeypatch.setattr(pycolmap, "match_image_pairs", stop)
+    monkeypatch.setattr(pycolmap, "extract_features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Sfm(photos, tmp_path, SfmSettings(max_features=500)).reconstruct()
+    before = features()
+    assert 0 < len(before) < len(truth)
+    monkeypatch.setattr(pycolmap, "extract_features", extract)
+    with pytest.raises(KeyboardInterrupt):
+        Sfm(photos, tmp_path, SfmSettings(max_features=500)).reconstruct()
+    after = features()
+    assert after.keys() == {*truth, "elsewhere.jpg"}
+    assert all(torch.equal(after[name], kept) for name, kept in before.items())
