@@ -28,9 +28,9 @@ def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None
 def ssim(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
     """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim).
 
-    With a mask both images are black where pixels are ignored, so windows see nothing of them, and 1 - SSIM is summed
-    over all windows and divided by the number of pixels that count: windows over ignored pixels alone add nothing, and
-    a view costs the same whether the rest of its frame is ignored or cut off.
+    With a mask both images are made black where pixels are ignored, so windows see nothing of them, and 1 - SSIM is
+    summed over all windows and divided by the number of pixels that count. A window over ignored pixels alone adds
+    nothing; one at their border counts for the pixels in it that do.
     """
     if mask is None:
         return fused_ssim(a[None], b[None])

@@ -180,7 +180,7 @@ def _lens(entry: Mapping[str, Any], path: Path, where: str) -> Lens:
     fx, fy = _number(entry, "fl_x", where), _number(entry, "fl_y", where)
     fx = fx if fx is not None else _focal(width, angle_x)
     fy = fy if fy is not None else _focal(height, angle_y)
-    fx, fy = fx or fy, fy or fx
+    fx, fy = fy if fx is None else fx, fx if fy is None else fy
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and fx and fy and fx > 0 and fy > 0):
         raise UserError(
             f"{where}: size {width}x{height}, focal lengths {fx} and {fy}, expected a size of 1 to {MAX_SIDE} and fl_x "
@@ -231,5 +231,7 @@ def _pose(entry: Mapping[str, Any], where: str) -> tuple[torch.Tensor, torch.Ten
     # Phrased so that NaN fails.
     if not (off < _ORTHONORMAL and torch.linalg.det(rotation) > 0):
         raise UserError(f"{where}: transform_matrix {rows} holds no rotation, expected one; take the frame out")
-    flipped = rotation * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # OpenGL's y is up, its z backward.
+    # The nearest exact rotation: what is left of the text's rounding would move the camera by as much of its distance.
+    u, _, v = torch.linalg.svd(rotation)
+    flipped = u @ v * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # OpenGL's y is up, its z backward.
     return flipped.T.contiguous(), matrix[:, 3]
