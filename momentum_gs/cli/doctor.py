@@ -17,6 +17,7 @@ from momentum_gs.partition.doctor import Examination, examine
 from momentum_gs.partition.doctor_fix import Fix, apply_fixes
 from momentum_gs.partition.findings import SEVERITIES, Finding
 
+HELP = "what is wrong with a scene before it trains, and what training it will take"
 DESCRIPTION = """\
 Looks at a scene before any training: files, images, poses, points, settings, partition. Every finding names the place,
 what is there, what was expected and the cure. Then estimates memory, disk and time for the settings, measured by a few
