@@ -141,7 +141,7 @@ def test_light_does_not_depend_on_how_pixels_are_stored(tmp_path: Path) -> None:
     grey = np.full((40, 50), 100, np.uint8)
     half = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
     half[:, :20] = (255, 255, 255, 0)  # Transparent pixels show nothing.
-    kinds = {
+    kinds: dict[str, np.ndarray] = {
         "8.png": np.dstack([grey] * 3), "16.png": np.dstack([grey] * 3).astype(np.uint16) * 257, "grey.png": grey,
         "alpha.png": half,
     }  # fmt: skip
@@ -227,6 +227,13 @@ def test_partition_file(scene: Path, tmp_path: Path) -> None:
     assert [severity for severity, _ in found()] == ["error"], "damaged"
 
 
+def test_numbers_of_blocks_that_cannot_be_scheduled(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["model.voxel_size=0.3", "partition.dim=[2,2,1]", "blocks.active=5", "--quick"]
+    status, record = doctor(capsys, str(scene), *settings)
+    assert (status, checks(record, "error")) == (1, {"settings"})
+    assert doctor(capsys, str(scene), *settings, "blocks.active=4")[0] == 0
+
+
 # Estimates.
 
 EXPECTED = Expected(blocks=6, active=2, start=1000, largest=4000, total=20_000, basis="made up")
@@ -290,9 +297,23 @@ def test_expected_anchors(scene: Path, tmp_path: Path) -> None:
 
 def test_probe_measures_steps_and_keeps_nothing(scene: Path, tmp_path: Path) -> None:
     config = make_config(scene, tmp_path / "out")
-    measured = probe(config, load_scene(config.scene), 500, CPU)
-    assert 0 < measured.seconds < math.inf and measured.bytes > 0
+    few, many = probe(config, load_scene(config.scene), (100, 5000), CPU)
+    assert 0 < few.seconds < math.inf and 0 < many.seconds < math.inf
+    assert 0 < few.bytes < many.bytes
     assert not (tmp_path / "out").exists()
+
+
+def test_probe_passes_over_photographs_that_cannot_be_read(scene: Path, tmp_path: Path) -> None:
+    config = make_config(scene, tmp_path / "out", "scene.bad_images=skip")
+    loaded = load_scene(config.scene)
+    images = sorted(loaded.image_paths.values())
+    for path in images[:14]:
+        path.write_bytes(b"")
+    assert probe(config, loaded, (100,), CPU)[0].seconds > 0
+    for path in images:
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 14"):
+        probe(config, loaded, (100,), CPU)
 
 
 def test_saved_bytes_are_those_that_backward_needs() -> None:

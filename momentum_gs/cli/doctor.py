@@ -75,7 +75,7 @@ def _estimate(
     device, own = pick_device(config.device), own_memory()
     try:
         expected = expect(config, scene, scale, examination.table)
-        probes = [] if quick else [probe(config, scene, n, device) for n in (expected.start, expected.largest)]
+        probes = [] if quick else probe(config, scene, (expected.start, expected.largest), device)
     except UserError as error:
         return Finding.of_error("settings", error)
     return estimates(config, scene, expected, probes, own, device)

@@ -25,6 +25,7 @@ from momentum_gs.cli.partition import with_block_count
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.device import free_device_memory, free_memory
+from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import camera_radius, in_any_view
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.data.partition_table import PartitionTable
@@ -134,8 +135,8 @@ def _shares(scene: Scene, table: PartitionTable) -> list[float]:
     ]
 
 
-def probe(config: Config, scene: Scene, wanted: int, device: torch.device) -> Probe:
-    """Trains a few steps on photographs of the scene with a given number of anchors; nothing is kept.
+def probe(config: Config, scene: Scene, counts: Sequence[int], device: torch.device) -> list[Probe]:
+    """Trains a few steps on photographs of the scene with each number of anchors; nothing is kept.
 
     The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
     about half of the Gaussians that they may have, a trained one less: time is estimated from above.
@@ -143,35 +144,45 @@ def probe(config: Config, scene: Scene, wanted: int, device: torch.device) -> Pr
     Raises:
         UserError: where a photograph cannot be read, or training would refuse.
     """
-    n = min(wanted, MAX_PROBE)
     config = replace(config, growth=replace(config.growth, until=0))
     anchors, voxel_size = init_anchors(scene.points, config.model)
+    with Views(scene, int(config.scene.cache_gb * 2**30), device, skip_bad=True) as views:
+        return [_probe(config, scene, anchors, voxel_size, wanted, views, device) for wanted in counts]
+
+
+def _probe(
+    config: Config, scene: Scene, anchors: Anchors, voxel_size: float, wanted: int, views: Views, device: torch.device
+) -> Probe:
+    n = min(wanted, MAX_PROBE)
     anchors = resized(anchors, n).to(device)
     lr_scale = camera_radius(torch.stack([camera.center for camera in scene.train]))
     state = BlockState(0, anchors, anchor_optimizer(anchors, config.optim, lr_scale), GrowthStats.zeros(anchors),
                        voxel_size, lr_scale)  # fmt: skip
     shared, weights = SharedDecoder(config, device, 1.0), torch.ones(1)
     background = torch.zeros(3, device=device)
-    chosen = [scene.train[i * len(scene.train) // PROBE_STEPS] for i in range(PROBE_STEPS)]
+    spread = [scene.train[i * len(scene.train) // PROBE_STEPS] for i in range(PROBE_STEPS)]
     seconds: list[float] = []
     kept = 0
     begun = time.perf_counter()
-    with Views(scene, int(config.scene.cache_gb * 2**30), device, skip_bad=True) as views:
-        for camera in chosen:
-            photograph = views.photograph_or_skip(camera.name)
-            if photograph is None:
-                continue
-            inputs = StepInputs(config, LocalComm(), background, _showing(camera, photograph))
-            at = time.perf_counter()
-            saved = SavedBytes()
-            with saved:
-                train_step(inputs, shared, [state], (0,), weights, True)
-            if device.type != "cpu":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - at)
-            kept = max(kept, saved.bytes)
-            if time.perf_counter() - begun > PROBE_SECONDS:
-                break
+    for camera in (*spread, *scene.train):  # The others where some of these cannot be read.
+        if len(seconds) == PROBE_STEPS or (seconds and time.perf_counter() - begun > PROBE_SECONDS):
+            break
+        photograph = views.photograph_or_skip(camera.name)
+        if photograph is None:
+            continue
+        inputs = StepInputs(config, LocalComm(), background, _showing(camera, photograph))
+        at = time.perf_counter()
+        saved = SavedBytes()
+        with saved:
+            train_step(inputs, shared, [state], (0,), weights, True)
+        if device.type != "cpu":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - at)
+        kept = max(kept, saved.bytes)
+    if not seconds:
+        raise UserError(
+            f"{scene.path}: none of the {len(scene.train)} training images can be read, expected some; restore them"
+        )
     steps = seconds[1:] or seconds  # The first one also loads and allocates.
     ratio = wanted / n
     basis = f"median of {len(steps)} steps with {n} anchors on {device.type}"
