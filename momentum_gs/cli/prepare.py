@@ -8,7 +8,6 @@ import torch
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
-from momentum_gs.core.types import Camera
 from momentum_gs.data.colmap import ColmapModel, find_model, read_model, read_views
 from momentum_gs.data.images import image_size
 from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, geodetic_to_enu, local_origin
@@ -112,8 +111,8 @@ def _say_registered(result: Reconstructed) -> None:
     total = len(result.registered) + len(result.missing)
     say(f"registered: {len(result.registered)} of {total} photographs")
     if result.other_models:
-        say(f"they fall into parts that do not connect, of {len(result.registered)}, "
-            f"{', '.join(map(str, result.other_models))} photographs; the largest is kept")  # fmt: skip
+        say(f"kept the largest of {1 + len(result.other_models)} models; the others have "
+            f"{', '.join(map(str, result.other_models))} photographs")  # fmt: skip
     if result.missing:
         say("not registered: " + ", ".join(result.missing))
 
@@ -139,14 +138,14 @@ def _frame(
         say("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
     else:
         say(f"no GPS ({len(located)} fixes): the scene is upright, its unit arbitrary")
-    return _upright(model.cameras, model), None
+    return _upright(model), None
 
 
-def _upright(cameras: list[Camera], model: ColmapModel) -> Similarity:
+def _upright(model: ColmapModel) -> Similarity:
     """z up, x along the longer side of the ground that the cameras cover, the cameras' mean at the origin."""
-    up = up_axis(cameras, points_near(cameras, model.points.xyz), snap=False)
-    rotation = ground_frame(cameras, up)
-    center = torch.stack([camera.center for camera in cameras]).mean(dim=0)
+    up = up_axis(model.cameras, points_near(model.cameras, model.points.xyz), snap=False)
+    rotation = ground_frame(model.cameras, up)
+    center = torch.stack([camera.center for camera in model.cameras]).mean(dim=0)
     return Similarity(1.0, rotation, -rotation @ center)
 
 
