@@ -70,6 +70,38 @@ def test_an_error_taken_apart_reads_as_before(message: str) -> None:
     assert str(Finding.of_error("check", UserError(message))) == message
 
 
+# Layouts.
+
+
+def test_train_and_val_folders(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = tmp_path / "both"
+    for part in ("train", "val"):
+        shutil.copytree(scene, both / part)
+    assert doctor(capsys, str(both), *COARSE)[0] == 0
+    (both / "val" / "images" / "003.png").rename(both / "val" / "images" / "003.PNG")
+    status, record = doctor(capsys, str(both), *COARSE)
+    assert status == 1
+    missing = next(finding for finding in record["findings"] if finding["check"] == "image-missing")
+    assert missing["where"] == str(both / "val" / "images") and missing["names"] == ["003.png"]
+
+
+def test_transforms_file(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cameras = read_model(scene / "sparse" / "0").cameras
+    shutil.rmtree(scene / "sparse")
+    frames = []
+    for camera in cameras:
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3, :3] = camera.rotation.T @ torch.diag(torch.tensor([1.0, -1, -1]).double())  # To OpenGL's axes.
+        pose[:3, 3] = camera.center
+        frames.append({"file_path": f"images/{camera.name}", "transform_matrix": pose.tolist()})
+    record = {"fl_x": 40, "fl_y": 40, "cx": 24, "cy": 18, "w": 48, "h": 36, "frames": frames}
+    (scene / "transforms.json").write_text(json.dumps(record))
+    assert doctor(capsys, str(scene), *COARSE)[0] == 0
+    (scene / "images" / "003.png").write_bytes(b"")
+    status, found = doctor(capsys, str(scene), *COARSE)
+    assert (status, checks(found, "error")) == (1, {"image-unreadable"})
+
+
 # Fixes.
 
 
