@@ -110,6 +110,21 @@ def test_what_beats_what(tmp_path: Path) -> None:
     assert coarse == GrowthConfig(interval=1, depth=1, start_stat=30, from_step=400, until=50)
 
 
+def test_other_name_of_a_setting(tmp_path: Path) -> None:
+    """``blocks.n`` is ``partition.blocks`` wherever it stands, and what beats what stays as it is."""
+    assert load_config(None, ["blocks.n=auto"]).partition.blocks == "auto"
+    assert load_config(None, ["partition.blocks=3", "blocks.n=5"]).partition.blocks == 5
+    write(tmp_path, "base.yaml", "partition: {blocks: 3, min_views: 9}\nstages: {coarse: {blocks: {n: 7}}}")
+    path = write(tmp_path, "file.yaml", "base: base.yaml\nblocks: {n: 4, active: 2}")
+    config = load_config(path)
+    assert (config.partition.blocks, config.partition.min_views, config.blocks.active) == (4, 9, 2)
+    assert load_config(path, ["stage=coarse"]).partition.blocks == 7
+    assert load_config(path, ["stage=coarse", "partition.blocks=6"]).partition.blocks == 6
+    both = write(tmp_path, "both.yaml", "partition: {blocks: 3}\nblocks: {n: 4}")
+    assert "blocks.n and partition.blocks are one setting" in error_of(both)
+    assert "partition.blocks is 'many', expected a whole number or one of auto" in error_of(None, "blocks.n=many")
+
+
 def test_a_file_may_choose_its_stage(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", "stage: coarse\nstages: {coarse: {steps: 7}}")
     assert load_config(path).steps == 7

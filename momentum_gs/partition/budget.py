@@ -51,11 +51,13 @@ def blocks_within(
     sample = anchors[:: -(-len(anchors) // MAX_ANCHORS)]
     some = cameras[:: -(-len(cameras) // MAX_CAMERAS)]
     seen = torch.stack([in_view(sample, camera) for camera in some])
-    least = total if config.blocks.init == "full" else total * float(seen.double().mean(dim=1).max())
-    most = len(cameras) // max(1, config.partition.min_views)
+    best = (1, int(total))
+    # Where every block starts from the whole cloud, or one view alone sees too much, no number helps.
+    helps = config.blocks.init == "visible" and total * float(seen.double().mean(dim=1).max()) <= limit
+    most = len(cameras) // max(1, config.partition.min_views) if helps else 1
     # The blocks hold the whole scene together, so fewer than total / limit cannot be enough.
     n = -int(-total // limit)
-    while n <= most and least <= limit:
+    while n <= most:
         while n > 3 and all(n % divisor for divisor in range(2, int(n**0.5) + 1)):
             n += 1
         table = automatic_layout(cameras, points, replace(config.partition, blocks=n)).table()
@@ -68,9 +70,10 @@ def blocks_within(
         largest = int(total * max(float(seen[views].any(dim=0).double().mean()) for views in trains if views.any()))
         if largest <= limit:
             return n, largest
+        best = min(best, (n, largest), key=lambda found: found[1])
         n = max(n + 1, n * 11 // 10)
     raise UserError(
-        f"partition.blocks: auto finds no number up to {most} that keeps a block within {limit:,} anchors, as one view "
-        f"alone is expected to see {int(least):,} of {int(total):,}; raise anchors.max_gb_per_block or "
+        f"partition.blocks: auto finds no number that keeps a block within {limit:,} anchors: at best, with {best[0]}, "
+        f"the cameras of one see {best[1]:,} of the scene's {int(total):,}; raise anchors.max_gb_per_block or "
         "anchors.max_per_block, or give the number"
     )
