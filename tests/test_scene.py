@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 from plyfile import PlyData
 from scene_files import REAL_SCENES, camera, picture, points, write_picture, write_scene
 
+from momentum_gs.cli.common import load_run_config
+from momentum_gs.cli.main import main
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import project
+from momentum_gs.core.types import PointCloud
 from momentum_gs.data.colmap import write_model
 from momentum_gs.data.family_files import write_cameras_json, write_input_ply
 from momentum_gs.data.scene import Scene, load_scene
@@ -169,6 +174,72 @@ def test_a_list_and_a_val_folder_contradict(tmp_path: Path) -> None:
     write_scene(tmp_path / "val", ["2.png"])
     with pytest.raises(UserError, match="scene.test_list: a.txt is given, but .* holds out its val folder"):
         load_scene(config(tmp_path, test_list="a.txt"))
+
+
+# Scenes far from the origin.
+
+UTM = torch.tensor([412_345.5, 5_654_321.25, 87.0], dtype=torch.float64)
+
+
+def write_far_scene(root: Path, names: list[str], shift: torch.Tensor = UTM) -> Path:
+    """The scene of ``write_scene``, ten times as wide, somewhere else."""
+    write_scene(root, names)
+    views = [camera(name, x=float(i)) for i, name in enumerate(names)]
+    far = [replace(view, translation=view.translation - view.rotation @ shift) for view in views]
+    cloud = points()
+    write_model(root / "sparse" / "0", far, PointCloud(cloud.xyz + shift, cloud.rgb))
+    return root
+
+
+def test_a_scene_near_the_origin_is_left_where_it_is(tmp_path: Path) -> None:
+    # Ten of its extents are near.
+    for shift in (0.0, 100.0):
+        there = torch.tensor([shift, 0, 0], dtype=torch.float64)
+        scene = load_scene(config(write_far_scene(tmp_path / str(shift), NAMES, there)))
+        assert scene.offset == (0, 0, 0)
+        assert torch.equal(scene.points.xyz, points().xyz + there)
+
+
+def test_a_far_scene_moves_to_the_origin_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    near = load_scene(config(write_far_scene(tmp_path / "near", NAMES, torch.zeros(3).double())))
+    capsys.readouterr()
+    far = load_scene(config(write_far_scene(tmp_path / "far", NAMES)))
+    assert "scene.offset" in capsys.readouterr().out
+    shift = torch.tensor(far.offset, dtype=torch.float64)
+    assert float((UTM - shift).norm()) < 200
+    # A float64 step at 5.7 million is 1e-9; the translations went through one.
+    torch.testing.assert_close(far.points.xyz + shift - UTM, near.points.xyz, rtol=0, atol=4e-9)
+    for a, b in zip((*far.train, *far.test), (*near.train, *near.test), strict=True):
+        seen, wanted = (project(cloud.xyz[:5], view)[0] for cloud, view in ((far.points, a), (near.points, b)))
+        torch.testing.assert_close(seen, wanted, rtol=1e-5, atol=1e-5)  # 4e-9 at depths down to a hundredth
+        # Which float32 would not have given.
+        assert (a.translation.float().double() - a.translation).abs().max() < 1e-5
+
+
+def test_a_view_less_moves_nothing(tmp_path: Path) -> None:
+    whole = load_scene(config(write_far_scene(tmp_path / "whole", NAMES)))
+    fewer = load_scene(config(write_far_scene(tmp_path / "fewer", NAMES[:-1])))
+    assert fewer.offset == whole.offset
+
+
+def test_an_offset_that_is_given_is_used(tmp_path: Path) -> None:
+    root = write_far_scene(tmp_path, NAMES)
+    stays = load_scene(config(root, offset=(0.0, 0.0, 0.0)))
+    assert torch.equal(stays.points.xyz, points().xyz + UTM)
+    x, y, z = UTM.tolist()
+    moved = load_scene(config(root, offset=(x, y, z)))
+    assert moved.offset == (x, y, z)
+    torch.testing.assert_close(moved.points.xyz, points().xyz, rtol=0, atol=4e-9)
+
+
+def test_a_run_writes_down_the_offset_it_found(tmp_path: Path) -> None:
+    root = write_far_scene(tmp_path / "scene", NAMES[:3])
+    out = tmp_path / "out"
+    settings = ["stage=coarse", "steps=2", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]
+    assert main(["train", "-s", str(root), "-m", str(out), *settings]) == 0
+    found = load_run_config(out).scene.offset
+    assert found is not None and found == load_scene(config(root)).offset != (0, 0, 0)
+    assert main(["train", "-s", str(root), "-m", str(out), *settings, "--resume"]) == 0
 
 
 # What is refused.
