@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,22 @@ def test_transforms_file(scene: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (scene / "images" / "003.png").write_bytes(b"")
     status, found = doctor(capsys, str(scene), *COARSE)
     assert (status, checks(found, "error")) == (1, {"image-unreadable"})
+
+
+# Poses that cannot be used.
+
+
+def test_all_bad_poses_are_named_and_the_rest_is_looked_at(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = scene / "sparse" / "0" / "images.bin"
+    data = bytearray(path.read_bytes())
+    size = (len(data) - 8) // 16  # Names of one length, no observations: equal records.
+    for i in (3, 7):
+        data[8 + i * size + 4 : 8 + i * size + 12] = struct.pack("<d", math.nan)
+    path.write_bytes(data)
+    (scene / "images" / "010.png").unlink()
+    status, record = doctor(capsys, str(scene), *COARSE)
+    bad = [finding["names"] for finding in record["findings"] if finding["severity"] == "error"]
+    assert (status, bad) == (1, [["003.png", "007.png"], ["010.png"]])
 
 
 # Fixes.

@@ -147,7 +147,13 @@ def probe(config: Config, scene: Scene, counts: Sequence[int], device: torch.dev
     config = replace(config, growth=replace(config.growth, until=0))
     anchors, voxel_size = init_anchors(scene.points, config.model)
     with Views(scene, int(config.scene.cache_gb * 2**30), device, skip_bad=True) as views:
-        return [_probe(config, scene, anchors, voxel_size, wanted, views, device) for wanted in counts]
+        try:
+            return [_probe(config, scene, anchors, voxel_size, wanted, views, device) for wanted in counts]
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"{device}: out of memory in a step with at most {min(max(counts), MAX_PROBE)} anchors, expected room "
+                "for them and one view; free the device, or train smaller images (-r)"
+            ) from error
 
 
 def _probe(
@@ -252,7 +258,8 @@ def estimates(
     bound = ram_bound(config.store)
     in_ram = min(all_rest, bound)
     views = [*scene.train, *scene.test]
-    cache = min(config.scene.cache_gb * 2**30, sum(3 * camera.width * camera.height for camera in views))
+    pixels = sum(v.width * v.height * (4 if v.name in scene.mask_paths else 3) for v in views)  # A mask is a channel.
+    cache = min(config.scene.cache_gb * 2**30, pixels)
     view = max((measured.bytes for measured in probes), default=0)
     train_bytes = k * block + view
     host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)

@@ -89,12 +89,15 @@ def read_cameras(folder: Path) -> list[Camera]:
     return [camera for camera, _ in read_views(folder)]
 
 
-def read_views(folder: Path, distorted: bool = False) -> list[tuple[Camera, Lens]]:
+def read_views(
+    folder: Path, distorted: bool = False, bad: dict[str, UserError] | None = None
+) -> list[tuple[Camera, Lens]]:
     """Posed views of a model with their lenses, sorted by name.
 
     Args:
         folder: Holds the model.
         distorted: Whether lenses may bend rays; the camera is then only the pinhole part of the view.
+        bad: Takes the images with impossible names, poses or cameras, by name, which are then left out.
 
     Raises:
         UserError: as ``read_model``.
@@ -116,12 +119,18 @@ def read_views(folder: Path, distorted: bool = False) -> list[tuple[Camera, Lens
     for pose in _images_binary(path) if path.suffix == ".bin" else _images_text(path):
         if pose.name in poses:
             raise UserError(f"{path}: image {pose.name!r} is listed twice, expected unique names; rename one of them")
-        if pose.camera not in lenses:
-            raise UserError(
-                f"{path}: image {pose.name!r} uses camera {pose.camera}, which cameras{_file(folder, 'cameras').suffix}"
-                f" does not list (it has {sorted(lenses)[:8]}); export the model again"
-            )
-        poses[pose.name] = _checked_pose(path, pose)
+        try:
+            if pose.camera not in lenses:
+                raise UserError(
+                    f"{path}: image {pose.name!r} uses camera {pose.camera}, which "
+                    f"cameras{_file(folder, 'cameras').suffix} does not list (it has {sorted(lenses)[:8]}); export the "
+                    "model again"
+                )
+            poses[pose.name] = _checked_pose(path, pose)
+        except UserError as error:
+            if bad is None:
+                raise
+            bad[pose.name] = error
     if not poses:
         raise UserError(f"{path}: holds no images, expected at least one; run the reconstruction again")
     ordered = [poses[name] for name in sorted(poses)]

@@ -5,7 +5,7 @@ Beside them stand checks that name every culprit at once, and what would train b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -144,11 +144,16 @@ def _colmap(folder: Path, config: SceneConfig, findings: list[Finding]) -> Sourc
     model = _attempt("model", lambda: find_model(folder), findings)
     if model is None:
         return Source(folder)
-    views = _attempt("cameras", lambda: read_views(model, distorted=config.undistort), findings)
+    bad: dict[str, UserError] = {}
+    views = _attempt("cameras", lambda: read_views(model, config.undistort, bad), findings)
     if views is None and not config.undistort:
         # Refused for its lenses alone, a model still tells all else.
-        views = _attempt("cameras", lambda: read_views(model, distorted=True), [])
+        views = _attempt("cameras", lambda: read_views(model, True, bad), [])
     views = views or []
+    if bad:
+        first = Finding.of_error("cameras", next(iter(bad.values())))
+        count = f"{len(bad)} images cannot be used, first: " if len(bad) > 1 else ""
+        findings.append(replace(first, found=count + first.found, names=tuple(bad)))
     bent = tuple(camera.name for camera, lens in views if not lens.is_pinhole)
     if bent and config.undistort:
         findings.append(Finding("info", "cameras", str(model), f"{some(bent, len(views))} with distortion: undistorted "
