@@ -5,6 +5,7 @@ way: as soon as more than twice ``MAX_POINTS`` are held, only the first point in
 until ``MAX_POINTS`` suffice. Memory is bounded by that, not by the file.
 """
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _PIECE = 1_000_000
 # Twice the area of a voxel's side: a cloud of a surface is halved.
 _GROW = 2**0.5
 _MAX_HEADER = 1 << 16
+# Heads of the records that stand before and after the points of a LAS file, the least that each has.
+_LAS_RECORD, _LAS_EXTENDED = 54, 60
 # Farther than any scene, and near enough that differences of coordinates are finite.
 _FARTHEST = 1e30
 _GREY = 128
@@ -121,6 +124,27 @@ def _check_ply_counts(path: Path) -> None:
             )
 
 
+def _check_las_counts(path: Path) -> None:
+    """Compares the counts in a LAS header (ASPRS LAS 1.4 R15) with the file's size before anybody counts to them.
+
+    Raises:
+        ValueError: for counts that the file cannot hold.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(375)
+    if not head.startswith(b"LASF") or len(head) < 227:
+        raise ValueError("no LAS header")
+    header, start, records, form, length, points = struct.unpack_from("<HIIBHI", head, 94)
+    after, extended = 0, 0
+    if head[25] >= 4 and len(head) >= 255:
+        after, extended, points = struct.unpack_from("<QIQ", head, 235)
+    # Bit 7 of the format: compressed points, which may be any number in few bytes, but come piece by piece.
+    held = 0 if form & 0x80 else points * length
+    if max(header + records * _LAS_RECORD, start + held, after + extended * _LAS_EXTENDED) > size:
+        raise ValueError(f"{points} points and {records} + {extended} other records in {size} bytes")
+
+
 def _las_pieces(path: Path) -> Iterator[Piece]:
     try:
         import laspy
@@ -129,16 +153,16 @@ def _las_pieces(path: Path) -> Iterator[Piece]:
             f"data: point file {path} needs laspy, which is not installed; pip install 'momentum-gs[las]'"
         ) from error
     try:
+        _check_las_counts(path)
         with laspy.open(path) as file:
-            header = file.header
-            needed = header.offset_to_point_data + header.point_count * header.point_format.size
-            if not header.are_points_compressed and needed > path.stat().st_size:
-                raise ValueError(f"{header.point_count} points in {path.stat().st_size} bytes")
             for points in file.chunk_iterator(_PIECE):
                 coloured = {"red", "green", "blue"} <= set(points.point_format.dimension_names)
                 colours = np.stack([points.red, points.green, points.blue], axis=1) if coloured else None
                 yield np.stack([points.x, points.y, points.z], axis=1).astype(np.float64), colours
-    except (laspy.errors.LaspyException, OSError, ValueError, OverflowError) as error:
+    except BaseException as error:
+        # laspy raises whatever it stumbles over in a damaged file, and panics of its decompressor are no Exceptions.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"data: point file {path} cannot be read ({' '.join(str(error).split())[:200]}), expected a whole LAS or "
             "LAZ file; copy it again"
