@@ -15,6 +15,7 @@ from momentum_gs.data.prepare_files import SourceView, check_pictures, place_mod
 from momentum_gs.data.prepare_matrixcity import UNIT_METRES, read_matrixcity
 from momentum_gs.data.prepare_meganerf import read_mega_nerf
 from momentum_gs.data.prepare_sfm import EXHAUSTIVE, LENSES, Cameras, Matching, Reconstructed, Sfm, SfmSettings
+from momentum_gs.data.prepare_triangulate import triangulate
 from momentum_gs.partition.layout import ground_frame, points_near, up_axis
 
 HELP = "photographs, or a published data set, to a scene that trains"
@@ -64,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sets.add_argument("--colmap", type=Path, metavar="FOLDER",
                       help="published COLMAP models to take poses and points from: FOLDER/train and FOLDER/val (or "
                       "test), each with sparse/0")  # fmt: skip
+    sets.add_argument("--triangulate", action="store_true",
+                      help="find the points from pictures and poses (needs pycolmap)")
     sets.add_argument("--photos", type=Path, metavar="FOLDER",
                       help="original photographs, where SRC has poses only (urbanscene3d)")  # fmt: skip
     sets.add_argument("--pose", default="block_all", metavar="NAME",
@@ -154,6 +157,8 @@ def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> No
         parts, unit, up, resolution = read_matrixcity(source, args.pose), UNIT_METRES, [0, 0, 1], 1600.0
     else:
         parts, unit, up, resolution = read_mega_nerf(source, args.photos), 1.0, [0, -1, 0], 1.0
+    if args.triangulate and args.colmap is not None:
+        raise UserError("prepare: --triangulate and --colmap are both given, expected one source of points; drop one")
     resolution = resolution if args.resolution is None else args.resolution
     models = {part: None if args.colmap is None else _published(args.colmap, part) for part in parts}
     for part, views in parts.items():
@@ -167,8 +172,10 @@ def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> No
         width, height = image_size(out / part / "images" / views[0].camera.name)
         say(f"{part}: {len(views)} views, {width}x{height}, in {out / part}")
     write_scene_json(out, {"source": kind, "unit_metres": unit, "up": up, "georeference": None})
-    if args.colmap is None:
-        say("these poses come without points: train with scene.points=random or a file, or give a model with --colmap")
+    if args.triangulate:
+        say(f"points: {triangulate(out / 'train', args.features)}")
+    elif args.colmap is None:
+        say("these poses come without points: --triangulate finds some, --colmap takes those of a published model")
 
 
 def _published(folder: Path, part: str) -> Path:
