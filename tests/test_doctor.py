@@ -138,6 +138,24 @@ def test_images_of_another_case_are_linked_into_place(scene: Path, capsys: pytes
     assert doctor(capsys, str(scene), *COARSE)[0] == 1, "undone"
 
 
+def test_what_cannot_be_linked_is_skipped_and_parts_are_fixed_alike(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = tmp_path / "both"
+    for part in ("train", "val"):
+        shutil.copytree(scene, both / part)
+    images = both / "train" / "images"
+    (images / "002.png").rename(images / "002.PNG")
+    (images / "005.png").unlink()
+    status, record = doctor(capsys, str(both), "--fix", *COARSE)
+    settings = [fix["setting"] for fix in record["fixes"]]
+    assert (status, settings) == (0, ["scene.images=doctor/images", "scene.bad_images=skip"])
+    loaded = load_scene(load_config(None, [f"scene.path={both}", *settings]).scene)
+    assert [name for name, path in loaded.image_paths.items() if not path.is_file()] == ["train/005.png"]
+    # With the settings of the fix there is nothing left to do.
+    assert doctor(capsys, str(both), "--fix", *settings, *COARSE)[1]["fixes"] == []
+
+
 def test_a_test_list_loses_the_names_that_are_not_there(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scene / "test_list.txt").write_text("003.png\nelsewhere.png\n007.png\n")
     before = contents(scene)
@@ -154,6 +172,15 @@ def test_unreadable_images_are_skipped_by_a_setting(scene: Path, capsys: pytest.
     assert (status, [fix["setting"] for fix in record["fixes"]]) == (0, ["scene.bad_images=skip"])
     assert "image-unreadable" in checks(record, "warning")
     assert not (scene / "doctor").exists(), "nothing had to be written"
+
+
+def test_a_fix_that_cannot_be_written_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scene / "test_list.txt").write_text("003.png\nelsewhere.png\n")
+    (scene / "doctor").write_text("in the way")
+    assert main(["doctor", str(scene), "--fix", *COARSE]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(scene / "doctor") in said
+    assert (scene / "doctor").read_text() == "in the way"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Removing that folder, and the settings that name it, undoes all of it.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from momentum_gs.partition.doctor import Examination, Source
 from momentum_gs.partition.doctor_images import near_matches
 
 FOLDER = "doctor"
+_IMAGES = f"{FOLDER}/images"
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,21 @@ def apply_fixes(config: Config, examination: Examination) -> tuple[list[Fix], Co
     """
     # A list that cannot be read names nothing.
     checks = {finding.check for finding in examination.findings if finding.severity == "error" and finding.names}
-    scene, fixes = config.scene, []
+    scene, sources, fixes = config.scene, examination.sources, []
     root = Path(scene.path or "")
+    missing = sum(len(source.missing) for source in sources)
+    found = [near_matches(source.missing, source.extra) for source in sources]
     try:
-        if "image-missing" in checks:
-            linked = sum(_link_images(source) for source in examination.sources)
-            if linked:
-                scene = replace(scene, images=f"{FOLDER}/images")
-                fixes.append(Fix(f"{linked} images linked to the model's names, and the others to their own, in "
-                                 f"{root / FOLDER / 'images'}", f"scene.images={scene.images}"))  # fmt: skip
-        if "test-list" in checks and (kept := _write_list(root, examination.sources[0], config)) is not None:
+        if any(found) and scene.images != _IMAGES:
+            for source, near in zip(sources, found, strict=True):
+                _link_images(source, near)
+            linked = sum(map(len, found))
+            missing -= linked
+            scene = replace(scene, images=_IMAGES)
+            fixes.append(Fix(f"{linked} images linked to the model's names, and the others to their own, in "
+                             f"{', '.join(str(source.folder / _IMAGES) for source in sources)}",
+                             f"scene.images={_IMAGES}"))  # fmt: skip
+        if "test-list" in checks and (kept := _write_list(root, sources[0], config)) is not None:
             scene = replace(scene, test_list=f"{FOLDER}/test_list.txt")
             fixes.append(Fix(f"list of the {kept} held-out images that are there, in {root / str(scene.test_list)}",
                              f"scene.test_list={scene.test_list}"))  # fmt: skip
@@ -59,24 +66,22 @@ def apply_fixes(config: Config, examination: Examination) -> tuple[list[Fix], Co
             f"{root / FOLDER}: cannot be written ({error.strerror}), expected room for links and lists; copy the scene "
             "to where you may write, or do without --fix"
         ) from error
-    if "image-unreadable" in checks or ("image-missing" in checks and scene.images == config.scene.images):
+    some = "image-unreadable" in checks or 0 < missing < sum(len(source.paths) for source in sources)
+    if some and scene.bad_images != "skip":
         scene = replace(scene, bad_images="skip")
         fixes.append(Fix("missing and unreadable images are left out of training", "scene.bad_images=skip"))
     return fixes, replace(config, scene=scene)
 
 
-def _link_images(source: Source) -> int:
-    """Makes ``doctor/images`` of one source; how many images it brings back, 0 where none (and nothing is made)."""
-    missing = source.missing
-    near = near_matches(missing, source.extra)
-    if near and source.images is not None:
-        for name in sorted(source.paths.keys() - set(missing) | set(near)):
-            link = source.folder / FOLDER / "images" / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if link.is_symlink():  # Of an earlier --fix.
-                link.unlink()
-            link.symlink_to(os.path.relpath(source.images / near.get(name, name), link.parent))
-    return len(near)
+def _link_images(source: Source, near: Mapping[str, str]) -> None:
+    """Makes a link for every image of one COLMAP scene that is there, if only under another name (``near_matches``)."""
+    assert source.images is not None, "only image folders have extra files"
+    for name in sorted(source.paths.keys() - set(source.missing) | near.keys()):
+        link = source.folder / _IMAGES / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink():  # Of an earlier --fix.
+            link.unlink()
+        link.symlink_to(os.path.relpath(source.images / near.get(name, name), link.parent))
 
 
 def _write_list(root: Path, source: Source, config: Config) -> int | None:
