@@ -24,9 +24,10 @@ from momentum_gs.cli.bench_swap import trained_block
 from momentum_gs.cli.partition import with_block_count
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
-from momentum_gs.core.device import free_device_memory, free_memory
+from momentum_gs.core.device import free_device_memory
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import camera_radius, in_any_view
+from momentum_gs.core.memory import free_memory
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene

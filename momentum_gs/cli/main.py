@@ -5,8 +5,6 @@ A verb is a module of this package with ``DESCRIPTION`` (what ``--help`` says), 
 """
 
 import argparse
-import contextlib
-import ctypes
 import importlib
 import os
 import sys
@@ -14,6 +12,7 @@ from collections.abc import Sequence
 
 from momentum_gs import __version__
 from momentum_gs.core.errors import UserError, complain
+from momentum_gs.core.memory import keep_freed_memory
 
 VERBS = {
     "synth": "write a procedural city as a COLMAP scene",
@@ -40,19 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _keep_freed_memory() -> None:
-    """Lets large tensors reuse memory instead of asking the system for fresh, zeroed pages each time.
-
-    With glibc's defaults half of the time of growing a million anchors goes to page faults. The process keeps what it
-    once had; elsewhere than on glibc nothing changes.
-    """
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)  # Never.
-
-
 def _run(argv: list[str]) -> int:
     verbs = "\n".join(f"  {name:<11}{text}" for name, text in VERBS.items())
     parser = argparse.ArgumentParser(
@@ -72,7 +58,7 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Where a connection breaks, torch's C++ prints its stack on every rank, beside the one message that explains it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    _keep_freed_memory()
+    keep_freed_memory()
     verb = importlib.import_module(f"momentum_gs.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"momentum-gs {name}", description=verb.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter

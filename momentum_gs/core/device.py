@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.memory import free_memory
 
 
 def pick_device(setting: str) -> torch.device:
@@ -37,16 +38,6 @@ def pick_device(setting: str) -> torch.device:
 def pins_memory(device: torch.device) -> bool:
     """Whether what travels to and from the device should lie in page-locked host memory."""
     return device.type == "cuda"
-
-
-def free_memory() -> int:
-    """Bytes of host memory that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            found = dict(line.split(":", 1) for line in file)
-        return int(found["MemAvailable"].split()[0]) * 1024
-    except OSError:  # Not Linux: what is installed is the best that the standard library knows.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_device_memory(device: torch.device) -> int:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config, StoreConfig
 from momentum_gs.core.comm import Comm
-from momentum_gs.core.device import free_memory, pins_memory
+from momentum_gs.core.device import pins_memory
+from momentum_gs.core.memory import free_memory, return_freed_memory
 from momentum_gs.train.block_file import FileRecord, copy, link, link_or_copy, read_block, read_rows, write_block
 from momentum_gs.train.block_schedule import ranks_of
 from momentum_gs.train.block_state import BlockState, PackedBlock, pack, unpack
@@ -165,6 +166,7 @@ class BlockStore:
         for state in states:
             self._resting[state.block] = _Resting(pack(state))
         self._active.clear()
+        return_freed_memory()
         self.waited += time.perf_counter() - begin
 
     def look_ahead(self, rounds: Sequence[tuple[int, ...]]) -> None:

@@ -1,0 +1,37 @@
+"""Host memory of this process: how much can be had, and when freed memory goes back to the system."""
+
+import contextlib
+import ctypes
+import os
+
+
+def free_memory() -> int:
+    """Bytes of host memory that can be had without swapping."""
+    try:
+        with open("/proc/meminfo") as file:
+            found = dict(line.split(":", 1) for line in file)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except OSError:  # Not Linux: what is installed is the best that the standard library knows.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def keep_freed_memory() -> None:
+    """Lets large tensors reuse memory instead of asking the system for fresh, zeroed pages each time.
+
+    With glibc's defaults half of the time of growing a million anchors goes to page faults. What was freed then stays
+    with the process until ``return_freed_memory``. Elsewhere than on glibc nothing changes.
+    """
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)  # Never.
+
+
+def return_freed_memory() -> None:
+    """Gives the system back what was freed, holes between what is in use included.
+
+    Blocks that come and go leave holes that no other block fits: without this a store of 0.4 GiB took 1.2.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
