@@ -115,10 +115,9 @@ def check_presence(
     findings = []
     if missing:
         near = near_matches(missing, extra)
-        if len(near) > len(missing) / 2:
-            cure = (
-                f"{near[missing[0]]} is probably {missing[0]}" if missing[0] in near else f"{len(near)} are there"
-            ) + " under another folder, case or extension: --fix links them into place"
+        if near:
+            name, file = next(iter(near.items()))
+            cure = f"{len(near)} seem to be there under another folder, case or extension ({file} for {name}): --fix"
         elif len(missing) == total:
             cure = "name the image folder with -i (scene.images)"
         else:
@@ -252,14 +251,17 @@ def check_names(folder: Path, names: Sequence[str]) -> list[Finding]:
 
 def check_doubles(folder: Path, facts: Sequence[ImageFacts], test: Iterable[str]) -> list[Finding]:
     """The same bytes under two names; worse where one of them is held out."""
-    findings, held_out = [], set(test)
-    for group in _groups((fact.digest, fact.name) for fact in facts if fact.digest is not None):
-        leaks = 0 < len(held_out & set(group)) < len(group)
-        found = f"{', '.join(group[:3])} are the same file" + (", and one of them is held out" if leaks else "")
-        findings.append(Finding("warning", "image-double", str(folder), found, "every photograph once",
-                                "take one out of the model: its view counts twice, and one of the poses may be wrong",
-                                tuple(group)))  # fmt: skip
-    return findings
+    held_out = set(test)
+    groups = _groups((fact.digest, fact.name) for fact in facts if fact.digest is not None)
+    if not groups:
+        return []
+    leaks = sum(0 < len(held_out & set(group)) < len(group) for group in groups)
+    found = f"{', '.join(groups[0][:3])} are the same file"
+    found += f", and {len(groups) - 1} more such groups" if len(groups) > 1 else ""
+    found += f"; {leaks} of them with held-out views" if leaks else ""
+    return [Finding("warning", "image-double", str(folder), found, "every photograph once", "take the doubles out of "
+                    "the model: their views count twice, and some of the poses may be wrong",
+                    tuple(name for group in groups for name in group))]  # fmt: skip
 
 
 def check_exposure(folder: Path, facts: Sequence[ImageFacts]) -> list[Finding]:
