@@ -7,6 +7,7 @@ import struct
 import sys
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -224,14 +225,16 @@ def test_nobodys_pictures_are_overwritten(tmp_path: Path, capsys: pytest.Capture
     assert len(list((tmp_path / "images").iterdir())) == 3
 
 
-def test_a_missing_pycolmap_is_one_line_with_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [None, SimpleNamespace(__version__="3.11.1")], ids=["missing", "old"])
+def test_an_unusable_pycolmap_is_one_line_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: object
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    monkeypatch.setitem(sys.modules, "pycolmap", module)
     write_picture(tmp_path / "photos" / "a.png", picture("a", 40, 30))
     assert main(["prepare", str(tmp_path / "photos"), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install pycolmap==4.2.1" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_way_of_matching_lists_a_pair_once() -> None:

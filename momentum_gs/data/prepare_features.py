@@ -24,7 +24,7 @@ from momentum_gs.data.prepare_files import workers
 MAX_FEATURES = 8192
 """SIFT features of a photograph (COLMAP's default)."""
 NEIGHBOURS = 40
-"""By GPS: in a flight with 80 % forward and 70 % side overlap, as many share an eighth of the picture or more."""
+"""By place: in a flight with 80 % forward and 70 % side overlap, as many share an eighth of the picture or more."""
 PAIRS_AT_ONCE = 500
 """Pairs of one call: what an interruption loses, and the step of the progress bar."""
 
@@ -142,13 +142,16 @@ def nearest_pairs(names: Sequence[str], places: Float[Tensor, "n d"]) -> set[tup
 
 
 def import_pycolmap() -> Any:
-    """The module, which is an extra; UserError where it is not there."""
+    """The module, which is an extra; UserError where it is not there, or older than what this was written for."""
     try:
-        return importlib.import_module("pycolmap")
+        module = importlib.import_module("pycolmap")
     except ImportError as error:
         raise UserError(
             f"prepare: pycolmap is not usable ({error}), expected it for this; pip install pycolmap==4.2.1"
         ) from error
+    if int(module.__version__.split(".")[0]) < 4:
+        raise UserError(f"prepare: pycolmap is {module.__version__}, expected 4 or newer; pip install pycolmap==4.2.1")
+    return module
 
 
 def digest(text: str) -> str:
