@@ -3,6 +3,9 @@
 Metric names: a bare name is raw and comparable with the family's tables; ``_cc`` is after the render's colours were
 warped to the photograph's (which uses the photograph, so it flatters every method); ``LPIPS_norm`` is LPIPS fed
 [-1, 1]. MGS metrics.py.
+
+Pixels that a view's mask ignores count in none: PSNR and SSIM as in core/image.py, the colours are fitted without them,
+and LPIPS sees them black in both images.
 """
 
 import hashlib
@@ -16,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.image import color_correct, psnr, ssim, to_uint8
+from momentum_gs.core.image import Mask, color_correct, psnr, ssim, to_uint8
 from momentum_gs.core.log import progress
 from momentum_gs.data.images import image_size, read_image
+from momentum_gs.data.masks import read_mask
 from momentum_gs.eval.lpips_metric import Lpips
 from momentum_gs.eval.results import read_json, view_list_hash
 
@@ -35,12 +39,19 @@ class FolderScores:
     """What was compared: numbers with different protocols do not belong in one ranking."""
 
 
-def score_pair(render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], lpips: Lpips | None) -> dict[str, float]:
+def score_pair(
+    render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], lpips: Lpips | None, mask: Mask = None
+) -> dict[str, float]:
     """Every metric of one view; images in [0, 1]."""
     scores = {}
+    if mask is not None:
+        # Black is saturated, which keeps it out of the fit of colours.
+        render, truth = render * mask, truth * mask
     for suffix, image in (("", render), ("_cc", color_correct(render, truth))):
-        scores[f"PSNR{suffix}"] = float(psnr(image, truth))
-        scores[f"SSIM{suffix}"] = float(ssim(image, truth))
+        if mask is not None:
+            image = image * mask
+        scores[f"PSNR{suffix}"] = float(psnr(image, truth, mask))
+        scores[f"SSIM{suffix}"] = float(ssim(image, truth, mask))
         if lpips is not None:
             scores[f"LPIPS{suffix}"] = lpips(image, truth)
     if lpips is not None:
@@ -50,19 +61,31 @@ def score_pair(render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], lp
 
 @torch.no_grad()
 def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> FolderScores:
-    """Score the PNG pairs of OUT/<split>/ours_<N>, two images in memory at a time.
+    """Score the PNG pairs of OUT/<split>/ours_<N>, two images in memory at a time; views of which no pixel counts are
+    left out.
 
     Raises UserError where renders are missing, unfinished, unpaired or of another size than their ground truth.
     """
     names = view_names(folder)
+    masked = frozenset(read_json(folder / "render.json").get("masked", ()))
     views: dict[str, dict[str, float]] = {}
     sizes: Counter[str] = Counter()
-    truth_digest = hashlib.sha256()
+    truth_digest, mask_digest = hashlib.sha256(), hashlib.sha256()
     for name in progress(names, f"scoring {folder}"):
         render, truth = _read_pair(folder, name)
+        mask = None
+        if name in masked:
+            counts = read_mask(folder / "masks" / name, truth.shape[2], truth.shape[1])
+            mask_digest.update(counts.numpy().tobytes())
+            mask = counts.to(device).float()
+            if not mask.any():
+                continue
         sizes[f"{truth.shape[2]}x{truth.shape[1]}"] += 1
         truth_digest.update(truth.numpy().tobytes())
-        views[name] = score_pair(_as_float(render, device), _as_float(truth, device), lpips)
+        views[name] = score_pair(_as_float(render, device), _as_float(truth, device), lpips, mask)
+    names = list(views)
+    if not names:
+        raise UserError(f"{folder}: masks ignore every pixel of all views, expected some that count; see scene.masks")
     metrics = list(views[names[0]])
     per_view = {metric: {name: views[name][metric] for name in names} for metric in metrics}
     mean = {metric: sum(values.values()) / len(values) for metric, values in per_view.items()}
@@ -74,6 +97,8 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
         "images": "8-bit PNG, read back",
         "lpips": None if lpips is None else lpips.about(),
     }
+    if masked:
+        protocol["masks_sha256"] = mask_digest.hexdigest()
     return FolderScores(mean, per_view, protocol)
 
 

@@ -81,7 +81,7 @@ def render_parts(
     record: dict[str, Any],
     errors: bool = False,
 ) -> dict[str, Any]:
-    """Write ``renders/``, ``gt/`` (and ``errors/``) below ``folder``, holding one part in memory at a time.
+    """Write ``renders/``, ``gt/`` (and ``masks/``, ``errors/``) below ``folder``, holding one part in memory at a time.
 
     Args:
         folder: OUT/<split>/ours_<N> or OUT/<split>/ours_<N>_blocks.
@@ -105,6 +105,7 @@ def render_parts(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "render.json", {**record, "complete": False})
     n_anchors, seconds = 0, []
+    masked: list[str] = []
     with progress(len(names), f"rendering {folder}") as bar:
         for part in parts:
             anchors = load_ply(part.ply).to(device)
@@ -112,8 +113,12 @@ def render_parts(
             for camera in part.cameras:
                 image, elapsed = _timed_render(anchors, decoder, camera, background)
                 seconds.append(elapsed)
-                image, truth = image.cpu(), views.image(camera.name).cpu()
+                photograph = views.photograph(camera.name)
+                image, truth = image.cpu(), photograph.image.cpu()
                 write_png(folder / "renders" / names[camera.name], image)
+                if photograph.mask is not None:
+                    masked.append(names[camera.name])
+                    write_png(folder / "masks" / names[camera.name], photograph.mask.expand(3, -1, -1))
                 write_png(folder / "gt" / names[camera.name], truth)
                 if errors:
                     write_png(folder / "errors" / names[camera.name], error_map(image, truth))
@@ -130,6 +135,8 @@ def render_parts(
         "timed_views": len(timed),
         **_machine(background),
         "names": list(names.values()),
+        # Of the views that have a mask: what lies in masks/ may be of an earlier rendering.
+        "masked": masked,
     }
     write_json(folder / "render.json", result)
     return result
