@@ -8,6 +8,7 @@ until ``MAX_POINTS`` suffice. Memory is bounded by that, not by the file.
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -129,21 +130,38 @@ def _check_las_counts(path: Path) -> None:
     """Compares the counts in a LAS header (ASPRS LAS 1.4 R15) with the file's size before anybody counts to them.
 
     Raises:
-        ValueError: for counts that the file cannot hold.
+        ValueError, OSError, struct.error: for counts that the file cannot hold, and places that it does not have.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(375)
-    if not head.startswith(b"LASF") or len(head) < 227:
-        raise ValueError("no LAS header")
+        if not head.startswith(b"LASF") or len(head) < 227:
+            raise ValueError("no LAS header")
+        chunks = _laz_chunks(file, head, size)
     header, start, records, form, length, points = struct.unpack_from("<HIIBHI", head, 94)
     after, extended = 0, 0
     if head[25] >= 4 and len(head) >= 255:
         after, extended, points = struct.unpack_from("<QIQ", head, 235)
     # Bit 7 of the format: compressed points, which may be any number in few bytes, but come piece by piece.
     held = 0 if form & 0x80 else points * length
-    if max(header + records * _LAS_RECORD, start + held, after + extended * _LAS_EXTENDED) > size:
+    if max(header + records * _LAS_RECORD, start + held, after + extended * _LAS_EXTENDED, chunks) > size:
         raise ValueError(f"{points} points and {records} + {extended} other records in {size} bytes")
+
+
+def _laz_chunks(file: BinaryIO, head: bytes, size: int) -> int:
+    """How many pieces the table of a compressed file lists, each of at least one byte; 0 for other files.
+
+    Its place stands before the points, or where the writer could not go back (-1) at the end.
+    """
+    if not head[104] & 0x80:
+        return 0
+    table = -1
+    for place in (struct.unpack_from("<I", head, 96)[0], size - 8):
+        if table == -1:
+            file.seek(place)
+            (table,) = struct.unpack("<q", file.read(8))
+    file.seek(table)
+    return struct.unpack("<II", file.read(8))[1]
 
 
 def _las_pieces(path: Path) -> Iterator[Piece]:
@@ -155,7 +173,8 @@ def _las_pieces(path: Path) -> Iterator[Piece]:
         ) from error
     try:
         _check_las_counts(path)
-        with laspy.open(path) as file:
+        # One thread: the parallel decompressor divides by what a damaged file says, and panics.
+        with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as file:
             for points in file.chunk_iterator(_PIECE):
                 coloured = {"red", "green", "blue"} <= set(points.point_format.dimension_names)
                 colours = np.stack([points.red, points.green, points.blue], axis=1) if coloured else None
