@@ -16,7 +16,7 @@ from momentum_gs.data import undistort as module
 from momentum_gs.data.images import read_image
 from momentum_gs.data.lens import MODELS, Lens
 from momentum_gs.data.scene import load_scene
-from momentum_gs.data.undistort import Job, cached_path, pinhole_window, undistort, undistort_files
+from momentum_gs.data.undistort import Job, cached_path, pinhole_window, places_of, undistort, undistort_files
 
 BENT = tuple(STRONG) + ("SIMPLE_FISHEYE", "FISHEYE")
 
@@ -38,7 +38,7 @@ def seen_through(lens: Lens) -> np.ndarray:
 def test_the_undistorted_picture_is_what_a_pinhole_sees(model: str) -> None:
     lens = lens_of(model)
     window = pinhole_window(lens)
-    found = undistort(seen_through(lens), lens, window)
+    found = undistort(seen_through(lens), places_of(lens, window))
     x = (np.arange(window.width) + 0.5 - window.cx) / window.fx
     y = (np.arange(window.height) + 0.5 - window.cy) / window.fy
     wanted = waves(np.stack(np.meshgrid(x, y), -1))
@@ -53,7 +53,7 @@ def test_the_window_keeps_the_focal_length_and_shows_no_border(model: str) -> No
     lens = lens_of(model)
     window = pinhole_window(lens)
     assert (window.fx, window.fy) == lens.focal
-    white = undistort(np.full((HEIGHT, WIDTH), 255, np.uint8), lens, window)
+    white = undistort(np.full((HEIGHT, WIDTH), 255, np.uint8), places_of(lens, window))
     assert white.min() == 255
     # Not needlessly small: some border of the lens's picture is reached on every axis, up to the pixel that is cut off.
     corners = np.array([[0.5, 0.5], [window.width - 0.5, window.height - 0.5]]) - (window.cx, window.cy)
@@ -72,7 +72,7 @@ def test_a_pinhole_keeps_its_picture_bit_for_bit() -> None:
     window = pinhole_window(lens)
     assert (window.width, window.height, window.cx, window.cy) == (WIDTH, HEIGHT, *lens.center)
     pixels = picture("a", WIDTH, HEIGHT)
-    assert np.array_equal(undistort(pixels, lens, window), pixels)
+    assert np.array_equal(undistort(pixels, places_of(lens, window)), pixels)
 
 
 def test_a_wide_fisheye_is_cut_at_twice_its_size() -> None:
@@ -86,7 +86,7 @@ def test_a_fisheye_circle_inside_the_picture_has_a_window() -> None:
     # The corners lie at 114 degrees, where there is no plane.
     lens = Lens.from_parameters("SIMPLE_FISHEYE", 800, 800, [800 / np.radians(160), 400.0, 400.0])
     window = pinhole_window(lens)
-    assert undistort(np.full((800, 800), 7, np.uint8), lens, window).min() == 7
+    assert undistort(np.full((800, 800), 7, np.uint8), places_of(lens, window)).min() == 7
 
 
 def test_a_lens_that_folds_within_the_picture_is_cut_before_the_fold_or_refused() -> None:
@@ -104,7 +104,7 @@ def test_pixel_types_survive(kind: str) -> None:
     lens = lens_of("OPENCV")
     shape = {"grey": (), "colour": (3,), "alpha": (4,), "16 bits": (3,)}[kind]
     pixels = np.full((HEIGHT, WIDTH, *shape), 200, np.uint16 if kind == "16 bits" else np.uint8)
-    found = undistort(pixels, lens, pinhole_window(lens))
+    found = undistort(pixels, places_of(lens, pinhole_window(lens)))
     assert found.dtype == pixels.dtype and found.shape[2:] == shape and (found == 200).all()
 
 

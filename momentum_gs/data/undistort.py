@@ -5,15 +5,17 @@ border is seen by the lens, so nothing black is in it. A window never reaches fa
 whole width or height of the original: a fisheye's rim is drawn out without end.
 """
 
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Float32
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
@@ -95,20 +97,29 @@ def _with(points: Points, axis: int, value: float) -> Points:
     return points
 
 
-def undistort(pixels: np.ndarray, lens: Lens, window: Window, nearest: bool = False) -> np.ndarray:
-    """A picture of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, as the window shows it.
+Places = tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]
+"""Column and line of a lens's picture that each pixel of a window shows, counted from the first pixel's centre."""
 
-    Cubic interpolation, at places rounded to 1/32 pixel (cv2.remap); ``nearest`` for masks, which must not blend.
-    """
+
+def places_of(lens: Lens, window: Window) -> Places:
+    """Where the pixels of a window come from."""
     columns, lines = (np.empty((window.height, window.width), np.float32) for _ in range(2))
     x = (np.arange(window.width) + 0.5 - window.cx) / window.fx
     for start in range(0, window.height, _ROWS):
         y = (np.arange(start, min(start + _ROWS, window.height)) + 0.5 - window.cy) / window.fy
         rays = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-        places = (lens.to_pixels(rays) - 0.5).reshape(len(y), -1, 2)  # cv2 counts from the first pixel's centre
-        columns[start : start + len(y)], lines[start : start + len(y)] = places[..., 0], places[..., 1]
+        found = (lens.to_pixels(rays) - 0.5).reshape(len(y), -1, 2)
+        columns[start : start + len(y)], lines[start : start + len(y)] = found[..., 0], found[..., 1]
+    return columns, lines
+
+
+def undistort(pixels: np.ndarray, places: Places, nearest: bool = False) -> np.ndarray:
+    """A picture of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, as the window shows it.
+
+    Cubic interpolation, at places rounded to 1/32 pixel (cv2.remap); ``nearest`` for masks, which must not blend.
+    """
     interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_CUBIC
-    return cv2.remap(pixels, columns, lines, interpolation, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(pixels, *places, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
 @dataclass(frozen=True)
@@ -151,8 +162,10 @@ def undistort_files(jobs: Sequence[Job], skip_bad: bool) -> None:
     if not jobs:
         return
     start = len(jobs) * int(os.environ.get("RANK", "0")) // int(os.environ.get("WORLD_SIZE", "1"))
+    # One lens mostly serves many images in a row, and finding its places takes longer than all else.
+    kept = functools.lru_cache(maxsize=2)(places_of)
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads, progress(len(jobs), "undistorting images") as bar:
-        work = [threads.submit(_undistort_file, job, skip_bad) for job in [*jobs[start:], *jobs[:start]]]
+        work = [threads.submit(_undistort_file, job, kept, skip_bad) for job in [*jobs[start:], *jobs[:start]]]
         try:
             for done in work:
                 done.result()
@@ -162,7 +175,7 @@ def undistort_files(jobs: Sequence[Job], skip_bad: bool) -> None:
             raise
 
 
-def _undistort_file(job: Job, skip_bad: bool) -> None:
+def _undistort_file(job: Job, places: Callable[[Lens, Window], Places], skip_bad: bool) -> None:
     if job.target.is_file():
         return
     try:
@@ -172,7 +185,7 @@ def _undistort_file(job: Job, skip_bad: bool) -> None:
             pixels = cv2.resize(pixels, (job.lens.width, job.lens.height), interpolation=cv2.INTER_NEAREST)
         if pixels.dtype not in (np.uint8, np.uint16):
             raise UserError(f"data: image {job.source} is of type {pixels.dtype}, expected 8 or 16 bits; convert it")
-        straight = undistort(pixels, job.lens, job.window, nearest=job.mask)
+        straight = undistort(pixels, places(job.lens, job.window), nearest=job.mask)
         _, data = cv2.imencode(job.target.suffix, straight, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     except UserError as error:
         if not skip_bad:
