@@ -10,8 +10,8 @@ from momentum_gs.partition.doctor_poses import survey
 from momentum_gs.partition.findings import Finding
 
 VOXEL_PIXELS = (0.02, 32.0)
-"""Edges of a voxel, in pixels on the ground, between which a scene trains well. The paper's 1e-4 on MatrixCity is about
-0.2; with 32 one anchor's ten Gaussians stand for a thousand pixels."""
+"""Edges of a voxel, in pixels on the ground, between which a scene trains well. Below, even the coarsest voxel of growth
+(128 times as wide) is under three pixels; above, one anchor's ten Gaussians stand for a thousand pixels."""
 SPARSE_ANCHORS = 0.05
 """Share of the points that become anchors under which the voxel throws the cloud away."""
 FEW_POINTS = 100
@@ -46,7 +46,7 @@ def scale_of(scene: Scene, config: Config) -> Scale:
 
 def check_settings(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
     """What will train poorly with these settings."""
-    return [*_check_voxels(scene, config, scale), *_check_blocks(scene, config), *_check_steps(scene, config)]
+    return [*_check_voxels(scene, config, scale), *_check_blocks(scene, config), *_check_steps(config)]
 
 
 def _check_voxels(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
@@ -86,7 +86,7 @@ def _check_blocks(scene: Scene, config: Config) -> list[Finding]:
                     f"{each:.1f} each", f"at least {FEW_VIEWS} each", "use fewer blocks")]  # fmt: skip
 
 
-def _check_steps(scene: Scene, config: Config) -> list[Finding]:
+def _check_steps(config: Config) -> list[Finding]:
     growth, steps = config.growth, config.steps
     starts = max(growth.start_stat, growth.from_step) + growth.interval
     findings = []
