@@ -10,8 +10,8 @@ from momentum_gs.partition.doctor_poses import survey
 from momentum_gs.partition.findings import Finding
 
 VOXEL_PIXELS = (0.02, 32.0)
-"""Edges of a voxel, in pixels on the ground, between which a scene trains well. Below, even the coarsest voxel of growth
-(128 times as wide) is under three pixels; above, one anchor's ten Gaussians stand for a thousand pixels."""
+"""Edges of a voxel, in pixels on the ground, between which a scene trains well. Below, even the coarsest voxel of
+growth (128 times as wide) is under three pixels; above, one anchor's ten Gaussians stand for a thousand pixels."""
 SPARSE_ANCHORS = 0.05
 """Share of the points that become anchors under which the voxel throws the cloud away."""
 FEW_POINTS = 100
