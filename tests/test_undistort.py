@@ -95,8 +95,9 @@ def test_a_lens_that_folds_within_the_picture_is_cut_before_the_fold_or_refused(
     x = (np.array([0.5, window.width - 0.5]) - window.cx) / window.fx
     y = (np.array([0.5, window.height - 0.5]) - window.cy) / window.fy
     assert folding.unfolded(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).all()
-    with pytest.raises(UserError, match="SIMPLE_RADIAL lens of 640x480 .*maps no picture"):
-        pinhole_window(replace(folding, extra=(-900.0,)))
+    for hopeless in (replace(folding, extra=(-900.0,)), replace(folding, center=(320.0, 1000.0))):
+        with pytest.raises(UserError, match="SIMPLE_RADIAL lens of 640x480 .*maps no picture"):
+            pinhole_window(hopeless)
 
 
 @pytest.mark.parametrize("kind", ["grey", "colour", "alpha", "16 bits"])

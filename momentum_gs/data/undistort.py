@@ -34,8 +34,8 @@ _SMALLEST = 0.1
 """Share of the original's width below which a window is no picture: such a lens is a mistake in the model."""
 # A second generation of compression must not show: quality 98 is COLMAP's undistorter's order of loss.
 _JPEG_QUALITY = 98
-_ROWS = 256
-"""Rows of the map computed at once, to bound float64 memory."""
+# Rows whose places are found at once: their float64 arrays then stay in the processor's cache.
+_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,22 @@ def pinhole_window(lens: Lens) -> Window:
     while not _all_seen(lens, low, high):
         low, high = center + (low - center) * _SHRINK, center + (high - center) * _SHRINK
         if not ((high - low) > _SMALLEST * size).all():
-            raise UserError(
-                f"data: a {lens.model} lens of {lens.width}x{lens.height} with focal lengths {lens.focal} and "
-                f"parameters {list(lens.extra)} maps no picture one to one, expected mild distortion; calibrate again"
-            )
+            raise _no_window(lens)
     # Output pixel i covers [first + i, first + i + 1]; its centre must lie between low and high.
     first = np.ceil(low - 0.5 - 1e-6)
     count = np.floor(high - 0.5 + 1e-6) - first + 1
+    if not (count >= 1).all():
+        raise _no_window(lens)
     cx, cy = center - first
     return Window(int(count[0]), int(count[1]), *lens.focal, float(cx), float(cy))
+
+
+def _no_window(lens: Lens) -> UserError:
+    return UserError(
+        f"data: a {lens.model} lens of {lens.width}x{lens.height} with focal lengths {lens.focal}, principal point "
+        f"{lens.center} and parameters {list(lens.extra)} maps no picture one to one, expected mild distortion; "
+        "calibrate again"
+    )
 
 
 def _all_seen(lens: Lens, low: np.ndarray, high: np.ndarray) -> bool:
