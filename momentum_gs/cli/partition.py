@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     points = torch.bincount(table.cell_of(scene.points.xyz), minlength=table.n).tolist()
     table, joined = join_starved(table, scene.train, points, settings.min_views, settings.min_points)
     covered = coverage(table, scene.train, scene.points.xyz)
-    meta = {"balance": settings.balance, "joined": joined, "coverage": [asdict(block) for block in covered]}
+    meta = {"joined": joined, "coverage": [asdict(block) for block in covered]}
     table = replace(table, meta={**table.meta, **meta})
     table.save(path)
     _print(table, covered, len(scene.train))

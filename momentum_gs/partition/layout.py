@@ -73,7 +73,8 @@ def automatic_layout(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], co
             and ``balance``.
 
     Raises:
-        UserError: where the points are too few, or all in one place, to say anything.
+        UserError: where the points are too few, or all in one place, to say anything, or what is to be shared out lies
+            in fewer places than there are cells.
     """
     balance = config.balance or ("points" if config.aabb is None else "contracted")
     if config.aabb is not None and config.dim is not None and balance == "contracted":
