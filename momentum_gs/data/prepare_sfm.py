@@ -19,7 +19,7 @@ from momentum_gs.core.log import progress, say
 from momentum_gs.data.images import image_size, target_size
 from momentum_gs.data.prepare_align import Similarity, geodetic_to_enu, local_origin
 from momentum_gs.data.prepare_features import MAX_FEATURES, Workshop, import_pycolmap, nearest_pairs
-from momentum_gs.data.prepare_files import JPEG_QUALITY, find_pictures, workers
+from momentum_gs.data.prepare_files import JPEG_QUALITY, find_pictures, link, place_model, workers
 
 Matching = Literal["auto", "exhaustive", "spatial", "sequential"]
 Cameras = Literal["folder", "image"]
@@ -118,9 +118,17 @@ class Sfm:
         def undistort(_: bool) -> None:
             for folder in (self._undistorted, self._images):
                 shutil.rmtree(folder, ignore_errors=True)
-            options = self._pycolmap.UndistortCameraOptions()
             cameras = self._pycolmap.Reconstruction(str(result.model)).cameras.values()
-            options.max_image_size = max(max(target_size(c.width, c.height, resolution)) for c in cameras)
+            sides = [(camera.width, camera.height) for camera in cameras]
+            sizes = [target_size(*side, resolution) for side in sides]
+            if self._settings.camera_model == "PINHOLE" and sizes == sides:
+                # Nothing to do, and COLMAP would encode the pictures again.
+                place_model(self._undistorted / "sparse", result.model)
+                for name in result.registered:
+                    link((self._photos / name).resolve(), self._images / name)
+                return
+            options = self._pycolmap.UndistortCameraOptions()
+            options.max_image_size = max(map(max, sizes))
             self._pycolmap.undistort_images(
                 self._undistorted, result.model, self._photos, undistort_options=options, jpeg_quality=JPEG_QUALITY,
                 num_threads=workers(),
@@ -234,7 +242,7 @@ def _without_spaces(photos: Path, work: Path) -> tuple[list[str], Path]:
         raise UserError(f"prepare: {len(names) - len(renamed)} photographs differ only in spaces or '_'; rename them")
     links = work / "photos"
     shutil.rmtree(links, ignore_errors=True)
-    for link, name in renamed.items():
-        (links / link).parent.mkdir(parents=True, exist_ok=True)
-        os.symlink((photos / name).absolute(), links / link)
+    for new, name in renamed.items():
+        (links / new).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink((photos / name).absolute(), links / new)
     return sorted(renamed), links
