@@ -135,6 +135,7 @@ BROKEN = {
     "forged_less.ply": head("element vertex 100", *FLOATS) + bytes(12),
     "forged_face.ply": head("element face 99999999", "property list uchar int v", "element vertex 1", *FLOATS)
     + bytes(12),
+    "digits.ply": head(f"element vertex {'9' * 5000}", *FLOATS),
     "negative.ply": head("element vertex -1", *FLOATS), "nothing.ply": head("element vertex 0", *FLOATS),
     "no_z.ply": head("element vertex 1", *FLOATS[:2]) + bytes(8),
     "lists.ply": head("element vertex 1", *(f"property list uchar float {n}" for n in "xyz")) + b"\0\0\0",
