@@ -3,8 +3,7 @@
 # and the prepared one are trained alike, each as a single block, and scored on the same held-out photographs.
 #
 #   bash scripts/prepare_caliterra.sh SCENE OUT [key=value ...]      settings of both trainings
-#   PREPARE='--camera-model PINHOLE' ...                             flags of prepare: with these the pictures, which have
-#                                                                    no distortion, stay as they are
+#   PREPARE='--camera-model PINHOLE' ...                             flags of prepare
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
