@@ -77,11 +77,13 @@ class Checkpoint:
         Raises:
             UserError: naming them.
         """
-        found, wanted = _flatten(self.config), _flatten(config_to_dict(config))
+        # A setting that is newer than the checkpoint was at its default.
+        found = _flatten(config_to_dict(Config())) | _flatten(self.config)
+        wanted = _flatten(config_to_dict(config))
         differing = [
-            f"{key} = {found.get(key)!r} there, {value!r} now"
+            f"{key} = {found[key]!r} there, {value!r} now"
             for key, value in wanted.items()
-            if not key.startswith(FREE + free) and found.get(key) != value
+            if not key.startswith(FREE + free) and found[key] != value
         ]
         if differing:
             raise UserError(
