@@ -1,10 +1,8 @@
 """Bad photographs in training (``scene.bad_images=skip``): the promises of block training hold with them, too."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
 from tiny_scene import write_tiny_scene
 
@@ -17,13 +15,7 @@ from momentum_gs.train.loop import Training
 SKIP = ["scene.bad_images=skip", "steps=30"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As torchrun gives each of several processes; matrix products may round differently with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_bad_images_change_neither_resume_nor_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

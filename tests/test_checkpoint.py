@@ -1,7 +1,6 @@
 """Checkpoints: whole or named, as many as wanted, on time; and the ways to go on from one."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,7 @@ from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Event, GrowthCapped, Observers, RoundEnded
 from momentum_gs.train.loop import Outcome, Training
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrix products may round differently with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The promises of block training: swaps, resume and the number of ranks do not change the model."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,7 @@ from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 from momentum_gs.train.plan import plan_blocks
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As torchrun gives each of several processes; matrix products may round differently with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

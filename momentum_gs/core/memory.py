@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Gives the system back what was freed, holes between what is in use included.
 
-    Blocks that come and go leave holes that no other block fits: without this a store of 0.4 GiB took 1.2.
+    Blocks that come and go leave holes that no other block fits.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
