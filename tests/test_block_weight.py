@@ -33,6 +33,15 @@ def test_the_best_block_weighs_one() -> None:
     assert torch.equal(block_weights(torch.tensor([17.0]), torch.tensor([0.3]), 1.0), torch.ones(1))
 
 
+def test_a_scale_of_zero_takes_its_metric_out() -> None:
+    psnr, ssim = torch.tensor([[22.0, 25.0, 24.0], [0.7, 0.8, 0.9]], dtype=torch.float64)
+    same = torch.zeros_like(psnr)
+    by_psnr, by_ssim = block_weights(psnr, ssim, 5.0, ssim_scale=0), block_weights(psnr, ssim, 5.0, psnr_scale=0)
+    assert torch.equal(by_psnr, block_weights(psnr, same, 5.0))
+    assert torch.equal(by_ssim, block_weights(same, ssim, 5.0))
+    assert by_psnr.argmin() == 1 and by_ssim.argmin() == 2
+
+
 def test_equation_7_by_hand() -> None:
     psnr, ssim = torch.tensor([[22.0, 25.0], [0.7, 0.8]], dtype=torch.float64)
     # dPSNR = 3, dSSIM = 0.1, lambda = 100: exponent (9 + 1) / (2 * 25).

@@ -200,7 +200,10 @@ class WeightingConfig:
     sigma: float = 10.0
     """[MGS; 9 to 13 by scene]"""
     ssim_scale: float = 10.0
-    """SSIM differences are multiplied by this before squaring, so lambda of eq. 7 is its square, 100 [MGS]."""
+    """SSIM differences are multiplied by this before squaring, so lambda of eq. 7 is its square, 100 [MGS]; 0: the
+    weights go by PSNR alone (Table 4)."""
+    psnr_scale: float = 1.0
+    """The same for PSNR differences in dB [MGS: 1]; 0: the weights go by SSIM alone."""
     every: int = 1000
     """Block steps between measurements; the weight is 1 before the first [MGS]."""
     view_stride: int = 10

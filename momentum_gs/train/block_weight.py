@@ -5,13 +5,18 @@ from torch import Tensor
 
 
 def block_weights(
-    psnr: Float[Tensor, "b"], ssim: Float[Tensor, "b"], sigma: float, ssim_scale: float = 10.0
+    psnr: Float[Tensor, "b"],
+    ssim: Float[Tensor, "b"],
+    sigma: float,
+    ssim_scale: float = 10.0,
+    psnr_scale: float = 1.0,
 ) -> Float[Tensor, "b"]:
     """Weight of every block's loss, in [1, 2): 1 for a block that is best in both, more the worse it does (eq. 7).
 
-    ``w = 2 - exp(-(dPSNR^2 + (ssim_scale * dSSIM)^2) / (2 sigma^2))`` with the differences to the best block, PSNR in
-    dB. So lambda of eq. 7 is ``ssim_scale`` squared, 100 in the official code (train.py::training).
+    ``w = 2 - exp(-((psnr_scale * dPSNR)^2 + (ssim_scale * dSSIM)^2) / (2 sigma^2))`` with the differences to the best
+    block, PSNR in dB. So lambda of eq. 7 is ``ssim_scale`` squared, 100 in the official code (train.py::training).
+    A scale of 0 takes its metric out (Table 4).
     """
-    below_psnr = psnr.max() - psnr
+    below_psnr = psnr_scale * (psnr.max() - psnr)
     below_ssim = ssim_scale * (ssim.max() - ssim)
     return 2 - ((below_psnr.square() + below_ssim.square()) / (-2 * sigma**2)).exp()

@@ -35,5 +35,6 @@ class ScoreTable:
         known = ~self.scores[:, 0].isnan()
         if self._config.enabled and bool(known.any()):
             psnr, ssim = self.scores[known].unbind(1)
-            weights[known] = block_weights(psnr, ssim, self._config.sigma, self._config.ssim_scale).float()
+            scales = self._config.ssim_scale, self._config.psnr_scale
+            weights[known] = block_weights(psnr, ssim, self._config.sigma, *scales).float()
         return weights
