@@ -36,7 +36,7 @@ def test_the_best_block_weighs_one() -> None:
 def test_a_scale_of_zero_takes_its_metric_out() -> None:
     psnr, ssim = torch.tensor([[22.0, 25.0, 24.0], [0.7, 0.8, 0.9]], dtype=torch.float64)
     same = torch.zeros_like(psnr)
-    by_psnr, by_ssim = block_weights(psnr, ssim, 5.0, ssim_scale=0), block_weights(psnr, ssim, 5.0, psnr_scale=0)
+    by_psnr, by_ssim = block_weights(psnr, ssim, 5.0, ssim_scale=0.0), block_weights(psnr, ssim, 5.0, psnr_scale=0.0)
     assert torch.equal(by_psnr, block_weights(psnr, same, 5.0))
     assert torch.equal(by_ssim, block_weights(same, ssim, 5.0))
     assert by_psnr.argmin() == 1 and by_ssim.argmin() == 2
