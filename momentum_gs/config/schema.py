@@ -77,6 +77,9 @@ class ModelConfig:
     """The same for the covariance head."""
     add_color_dist: bool = False
     """The same for the colour head."""
+    primitive: Literal["anchors", "gaussians"] = "anchors"
+    """What a block learns: anchors with a decoder, or Gaussians with colours of their own, as 3DGS has them
+    (``gaussians``; docs/baseline_3dgs.md)."""
 
     def __post_init__(self) -> None:
         _check(self.feature_dim >= 4 and self.feature_dim % 4 == 0, "model.feature_dim", self.feature_dim,
@@ -156,6 +159,60 @@ class GrowthConfig:
         smallest = self.init_factor // self.hierarchy_factor ** (self.depth - 1)
         _check(smallest >= 1, "growth.init_factor", self.init_factor,
                f"at least hierarchy_factor^(depth-1) = {self.hierarchy_factor ** (self.depth - 1)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussiansConfig:
+    """The explicit baseline, used with ``model.primitive=gaussians``. Steps are block steps. ``optim.lr_steps`` and
+    ``optim.eps`` hold for it, too; the other settings of ``optim``, ``growth`` and ``anchors`` do not."""
+
+    sh_degree: int = 3
+    """Highest degree of the colours' spherical harmonics, 0 to 3 [3DGS]."""
+    sh_every: int = 1000
+    """Steps after which one more degree is evaluated [3DGS]; with ``prior`` blocks begin with all."""
+    position_lr: tuple[float, float] = (1.6e-4, 1.6e-6)
+    """Times the radius of the cameras; decays like the pairs of ``optim`` [3DGS]."""
+    sh_lr: float = 0.0025
+    """Of degree 0; a twentieth for the others [3DGS]."""
+    opacity_lr: float = 0.05
+    """[3DGS as published; 0.025 in its later code]"""
+    scaling_lr: float = 0.005
+    """[3DGS]"""
+    rotation_lr: float = 0.001
+    """[3DGS]"""
+    from_step: int = 500
+    """Last step that never densifies [3DGS]."""
+    until: int = 15_000
+    """First step that no longer counts gradients, densifies or resets [3DGS]."""
+    interval: int = 100
+    """Steps between densifications [3DGS]."""
+    grad_threshold: float = 2e-4
+    """Mean norm of the screen gradient (NDC) from which a Gaussian is cloned or split [3DGS]."""
+    percent_dense: float = 0.01
+    """Largest scale that is cloned, over the radius of the cameras; larger ones are split [3DGS]."""
+    min_opacity: float = 0.005
+    """Gaussians with less are pruned [3DGS]."""
+    reset_every: int = 3000
+    """Steps between resets of all opacities to 0.01 at most; 0: none [3DGS]."""
+    max_world_size: float = 0.1
+    """Largest scale over the radius of the cameras; larger ones are pruned after the first ``reset_every`` steps
+    [3DGS]."""
+    max_screen_radius: int | None = None
+    """The same for the radius on the screen, pixels. 3DGS has 20 here, but clears the radii before it looks at them."""
+    max_per_block: int | None = None
+    """Densification stops at so many Gaussians in a block, those with the largest gradients first; default: no bound
+    [ours]."""
+    prior: bool = True
+    """A block starts from the coarse model's Gaussians that its cameras see [CityGaussian], or else from points."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.sh_degree <= 3, "gaussians.sh_degree", self.sh_degree, "0, 1, 2 or 3")
+        _check(self.sh_every >= 1, "gaussians.sh_every", self.sh_every, "at least 1")
+        _check(self.interval >= 1, "gaussians.interval", self.interval, "at least 1")
+        _check(self.reset_every >= 0, "gaussians.reset_every", self.reset_every, "at least 0")
+        _check(0 < self.min_opacity < 1, "gaussians.min_opacity", self.min_opacity, "a number in (0, 1)")
+        _check(self.max_per_block is None or self.max_per_block >= 1, "gaussians.max_per_block", self.max_per_block,
+               "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +410,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
+    gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)

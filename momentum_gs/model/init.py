@@ -1,6 +1,6 @@
-"""Anchors from a point cloud.
+"""Anchors, or splats, from a point cloud.
 
-Source: create_from_pcd and voxelize_sample of Scaffold-GS, scene/gaussian_model.py.
+Source: create_from_pcd and voxelize_sample of Scaffold-GS, create_from_pcd of 3DGS, scene/gaussian_model.py.
 """
 
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import PointCloud
 from momentum_gs.core.voxels import cell_centers, cells_of, unique_cells
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.splats import Splats
 
 _MIN_DIST2 = 1e-7
 """Smallest squared spacing from which a scale is made, so that coinciding anchors have a finite one [SGS]."""
@@ -39,16 +40,36 @@ def init_anchors(points: PointCloud, config: ModelConfig) -> tuple[Anchors, floa
     Raises:
         UserError: there is no point, a point is not finite, or no voxel size fits because most points coincide.
     """
+    _check_finite(points)
+    voxel_size = config.voxel_size or median_spacing(points.xyz)
+    position = voxelize(points.xyz, voxel_size).float()
+    log_scale = _log_spacing(position).repeat(1, 6)
+    feature = position.new_zeros(len(position), config.feature_dim)
+    return Anchors.fresh(position, feature, log_scale, config.n_offsets).as_leaves(), voxel_size
+
+
+def init_splats(points: PointCloud, sh_degree: int) -> Splats:
+    """One splat at every point, on the CPU: its colour, a sphere as wide as the distance to the three nearest points.
+
+    Raises:
+        UserError: there is no point, or a point is not finite.
+    """
+    _check_finite(points)
+    position = points.xyz.float()
+    return Splats.fresh(position, points.rgb / 255, _log_spacing(position).repeat(1, 3), sh_degree).as_leaves()
+
+
+def _check_finite(points: PointCloud) -> None:
     finite = int(points.xyz.isfinite().all(dim=1).sum())
     if finite < max(len(points), 1):
         raise UserError(
             f"points: {finite} of {len(points)} are finite, expected all of at least 1; check the sparse model"
         )
-    voxel_size = config.voxel_size or median_spacing(points.xyz)
-    position = voxelize(points.xyz, voxel_size).float()
-    log_scale = distCUDA2(position).clamp_min(_MIN_DIST2).sqrt().log().unsqueeze(1).repeat(1, 6)
-    feature = position.new_zeros(len(position), config.feature_dim)
-    return Anchors.fresh(position, feature, log_scale, config.n_offsets).as_leaves(), voxel_size
+
+
+def _log_spacing(position: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1"]:
+    """Log of the root mean squared distance to the three nearest others."""
+    return distCUDA2(position).clamp_min(_MIN_DIST2).sqrt().log().unsqueeze(1)
 
 
 def median_spacing(points: Float[Tensor, "n 3"]) -> float:

@@ -39,6 +39,20 @@ def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c
     )
 
 
+def spherical_harmonics(
+    degree: int, directions: Float[Tensor, "g 3"], sh: Float[Tensor, "g k c"]
+) -> Float[Tensor, "g c"]:
+    """Real spherical harmonics in the family's order and signs, differentiable in both tensors.
+
+    Args:
+        degree: 0 to 3; the first (degree + 1)^2 of the K coefficients are used.
+        directions: From the camera to each Gaussian, any length above 0.
+        sh: Coefficients.
+    """
+    values: Tensor = ops.spherical_harmonics(degree, directions, sh)
+    return values
+
+
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera) -> Int[Tensor, "m"]:
     """Rows of the anchors whose own ellipsoid, of the first three scales, touches the picture.

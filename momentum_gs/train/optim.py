@@ -1,16 +1,20 @@
-"""Adam for anchors and decoder, and their learning rates.
+"""Adam for anchors, splats and decoder, and their learning rates.
 
 ``lr_scale`` is the radius of the block's cameras (the family's spatial_lr_scale), in scene units. Steps are block
 steps; those of the decoder are its updates on the blocks' clock. Source: training_setup and update_learning_rate of
-Scaffold-GS, scene/gaussian_model.py.
+Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
 from torch.optim import Adam
 
-from momentum_gs.config.schema import OptimConfig
+from momentum_gs.config.schema import GaussiansConfig, OptimConfig
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.splats import Splats
 from momentum_gs.train.lr import exponential
+
+SH_REST_SHARE = 20
+"""Rate of degree 0 over that of the higher ones [3DGS]."""
 
 
 def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
@@ -33,6 +37,29 @@ def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float | int,
     """The rates of the anchors at a block's own step."""
     offset = exponential(*config.offset_lr, config.lr_steps)(block_step) * lr_scale
     _set(optimizer, {"offset": offset, "feature": config.feature_lr, "log_scale": config.scaling_lr})
+
+
+def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig, lr_scale: float) -> Adam:
+    """One group for each row, named like it, at the rates of step 0."""
+    groups = [{"params": [row], "name": name} for name, row in splats.rows().items()]
+    optimizer = Adam(groups, eps=optim.eps, fused=True)
+    set_splat_lr(optimizer, optim, config, 0, lr_scale)
+    return optimizer
+
+
+def set_splat_lr(
+    optimizer: Adam, optim: OptimConfig, config: GaussiansConfig, block_step: float | int, lr_scale: float
+) -> None:
+    """The rates of the splats at a block's own step."""
+    rates = {
+        "position": exponential(*config.position_lr, optim.lr_steps)(block_step) * lr_scale,
+        "sh_dc": config.sh_lr,
+        "sh_rest": config.sh_lr / SH_REST_SHARE,
+        "opacity": config.opacity_lr,
+        "log_scale": config.scaling_lr,
+        "rotation": config.rotation_lr,
+    }
+    _set(optimizer, rates)
 
 
 def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | int) -> None:
