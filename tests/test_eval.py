@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from momentum_gs.cli.main import main
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.images import write_png
-from momentum_gs.eval.metrics import error_map, score_folder, score_pair, view_names
+from momentum_gs.eval import metrics
+from momentum_gs.eval.metrics import BlockErrors, error_map, score_folder, score_pair, view_names
+from momentum_gs.eval.record import with_merge_gaps
 from momentum_gs.eval.results import code_version, merge_json, png_names, read_json, view_list_hash, write_json
-from momentum_gs.eval.table import Row, format_table
+from momentum_gs.eval.table import Row, compare
 
 CPU = torch.device("cpu")
 GREY = 100
@@ -154,32 +157,126 @@ def row(run: str, names: str = "list", **changes: object) -> Row:
         "anchors": 1234567,
         **changes,
     }
-    return Row(run, "ours_1", {"PSNR": 20.0, "SSIM": 0.5}, protocol)
+    return Row(run, "ours_1", {"PSNR": 20.0, "SSIM": 0.5, "PSNR_cc": 21.0, "protocol": protocol})
 
 
-def test_rows_scored_alike_carry_no_mark() -> None:
-    text = format_table([row("x"), row("y")])
-    assert "[a]" not in text and "do not rank" not in text
+def lpips_of(net: str, **changes: str) -> dict[str, str]:
+    return {"net": net, "version": "0.1", "input_range": "x", "trunk_sha256": "a" * 64, **changes}
+
+
+def test_rows_scored_alike_share_a_table() -> None:
+    text = compare([row("x"), row("y"), row("z", lpips=lpips_of("vgg"))])  # LPIPS left out is an empty cell
     assert "1,234,567" in text
     lines = text.splitlines()
-    assert len({len(line) for line in lines[:4]}) == 1  # aligned: heading, rule and rows end in one column
-    assert lines[2].split()[2:8] == ["20.00", "0.5000", "-", "-", "-", "-"]
+    assert len({len(line) for line in lines[:5]}) == 1  # aligned: heading, rule and rows end in one column
+    assert lines[2].split()[2:] == ["20.00", "0.5000", "-", "21.00", "-", "-", "-", "3", "1,234,567"]
+    assert lines[0].split()[2:6] == ["PSNR", "SSIM", "LPIPS", "PSNR"]
 
 
 @pytest.mark.parametrize(
-    "other", [row("y", "other"), row("y", resolution={"64x48": 3}), row("y", ground_truth_sha256="1" * 64)]
+    "other, named",
+    [
+        (row("y", "other"), "list of views"),
+        (row("y", resolution={"64x48": 3}), "resolution 3 of 32x24 against 3 of 64x48"),
+        (row("y", ground_truth_sha256="1" * 64), "ground truth 00000000 against 11111111"),
+        (row("y", split="train"), "split test against train"),
+        (row("y", masks_sha256="2" * 64), "masks none against 22222222"),
+        (row("y", lpips=lpips_of("squeeze")), "LPIPS net vgg against squeeze"),
+        (row("y", lpips=lpips_of("vgg", input_range="y")), "LPIPS input_range x against y"),
+    ],
 )
-def test_rows_scored_differently_are_marked(other: Row) -> None:
-    text = format_table([row("x"), other, row("z")])
-    marks = [line.split()[9] for line in text.splitlines()[2:5]]
-    assert marks == ["[a]", "[b]", "[a]"]
-    assert "do not rank" in text
+def test_rows_scored_differently_never_share_a_column(other: Row, named: str) -> None:
+    rows = [row("x"), row("v", lpips=lpips_of("vgg")), other, row("z")]
+    with pytest.raises(UserError, match="--separate") as error:
+        compare(rows)
+    assert named in str(error.value) and "\n" not in str(error.value)
+    tables = compare(rows, separate=True).split("run  method")[1:]
+    assert len(tables) == 2
+    assert [line[0] for table in tables for line in table.splitlines() if "ours_1" in line] == ["x", "v", "z", "y"]
+
+
+def test_another_network_has_its_own_column() -> None:
+    squeeze = row("x", lpips=lpips_of("squeeze"))
+    squeeze = Row("x", "ours_1", {**squeeze.record, "LPIPS_squeeze": 0.25, "LPIPS_squeeze_cc": 0.24})
+    heading = compare([squeeze]).splitlines()[0]
+    assert "LPIPS squeeze" in heading and "LPIPS squeeze cc" in heading
+    assert "LPIPS  " not in heading  # nothing under the name of the family's number
 
 
 def test_markdown_is_rectangular() -> None:
-    lines = [line for line in format_table([row("x"), row("y")], markdown=True).splitlines() if line.startswith("|")]
+    lines = [line for line in compare([row("x"), row("y")], markdown=True).splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_compare_reads_scores_and_scores_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = out.parent / "other"
+    for run, level in ((out, 1), (other, 2)):
+        write_pair(run / "test" / "ours_30", "1.png", flat(GREY + level), flat(GREY))
+        write_pair(run / "test" / "ours_30", "a/0.png", flat(GREY), flat(GREY + level))
+    assert main(["eval", "--compare", str(out), str(other)]) == 2
+    assert f"run 'momentum-gs eval {out} --split test' first" in capsys.readouterr().err
+    assert main(["eval", str(out), str(other), "--lpips", "none"]) == 0
+    scored = capsys.readouterr().out
+    assert scored.count(" method ") == 2  # their photographs differ: a table each
+    before = (out / "results.json").read_bytes()
+    assert main(["eval", "--compare", str(out), str(other)]) == 2
+    assert "ground truth" in capsys.readouterr().err
+    assert main(["eval", "--compare", "--separate", str(out), str(other)]) == 0
+    assert capsys.readouterr().out == scored
+    assert (out / "results.json").read_bytes() == before
+    (out / "results.json").write_text(json.dumps({"ours_7": {"PSNR": 1.0}}))
+    assert main(["eval", "--compare", str(out)]) == 2
+    assert "ours_7 does not say how it was scored" in capsys.readouterr().err
+
+
+def test_scoring_holds_a_few_images_whatever_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(12):
+        write_pair(tmp_path / "ours_1", f"{i}.png", noise(i), noise(100 + i))
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+    decode = metrics.read_image
+
+    def counted(path: Path, width: int, height: int) -> torch.Tensor:
+        nonlocal most
+        image = decode(path, width, height)
+        alive.add(image)
+        most = max(most, len(alive))
+        return image
+
+    monkeypatch.setattr(metrics, "read_image", counted)
+    assert score_folder(tmp_path / "ours_1", None, CPU).protocol["views"] == 12
+    # The pair that is read while the last one's names still hold it.
+    assert 2 <= most <= 4
+
+
+def test_errors_of_blocks_by_closed_form() -> None:
+    errors = BlockErrors(3)
+    truth = torch.zeros(3, 2, 4)
+    # Block 0: two pixels inside, off by 0.1, and one near a border, off by 0.2. Block 2: one inside, off by 0.4.
+    labels = torch.tensor([[0, 0, 1, 1], [2, 5, 0, 0]])
+    render = torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.2, 0.4, 0.9, 0.9]]).expand(3, -1, -1)
+    errors.add(render, truth, labels)
+    errors.add(render, truth, labels)  # the same view again changes no mean
+    found = errors.summary()
+    # Errors are float32: 6e-8 of a square is far below 1e-5 dB.
+    psnr = {"0": -10 * math.log10((2 * 0.01 + 0.04) / 3), "2": -10 * math.log10(0.16)}
+    assert {block: scores["PSNR"] for block, scores in found["blocks"].items()} == pytest.approx(psnr, abs=1e-5)
+    assert {block: scores["pixels"] for block, scores in found["blocks"].items()} == {"0": 6, "2": 2}
+    assert found["worst_block"] == {"block": 2, "PSNR": found["blocks"]["2"]["PSNR"]}
+    assert found["border"] == {"PSNR": pytest.approx(-10 * math.log10(0.04), abs=1e-5), "share": 0.25}
+    assert found["interior"] == {"PSNR": pytest.approx(-10 * math.log10(0.18 / 3), abs=1e-5), "share": 0.75}
+    assert BlockErrors(3).summary() == {}
+
+
+def test_merge_gap_is_after_less_before_where_both_were_scored_alike() -> None:
+    protocol = row("x").protocol
+    after = {"PSNR": 20.0, "SSIM": None, "protocol": protocol, "merge_gap": {"PSNR": 9.0}}
+    before = {"PSNR": 20.5, "SSIM": 0.5, "protocol": {**protocol, "anchors": 5}}
+    assert with_merge_gaps({"ours_1": after, "ours_1_blocks": before})["ours_1"]["merge_gap"] == {"PSNR": -0.5}
+    assert "merge_gap" not in with_merge_gaps({"ours_1": after})["ours_1"]  # an old gap does not stay
+    other = {**before, "protocol": row("x", "other").protocol}
+    assert "merge_gap" not in with_merge_gaps({"ours_1": after, "ours_1_blocks": other})["ours_1"]
 
 
 def test_error_map_ends() -> None:

@@ -15,6 +15,7 @@ import torch
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.images import image_size, read_image
 from momentum_gs.eval.lpips_metric import LpipsMissing, _download, load_lpips, torchvision_schemas
+from momentum_gs.eval.metrics import score_pair
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lpips") is None or importlib.util.find_spec("torchvision") is None,
@@ -57,6 +58,11 @@ def test_published_values(torch_home: Path) -> None:
     for name, value in (("ex_p0.png", 0.7110), ("ex_p1.png", 0.1479)):
         assert metric(reference, example(name), normalize=True) == pytest.approx(value, abs=5e-5)
     assert metric(reference, reference) == 0
+    # torchmetrics documents 0.1008 for the mean over these ten pairs.
+    noise = torch.Generator().manual_seed(123)
+    images, others = (torch.rand(10, 3, 100, 100, generator=noise) for _ in range(2))
+    pairs = zip(images, others, strict=True)
+    assert sum(metric(a, b, normalize=True) for a, b in pairs) / 10 == pytest.approx(0.1008, abs=5e-5)
 
 
 @needs_weights
@@ -78,7 +84,16 @@ def test_same_as_the_package_loads_itself(torch_home: Path) -> None:
 def test_provenance() -> None:
     about = load_lpips("squeeze", WEIGHTS, CPU).about()
     assert about["net"] == "squeeze"
+    assert about["input_range"] == "LPIPS_squeeze, LPIPS_squeeze_cc: [0,1]; LPIPS_squeeze_norm: [-1,1]"
     assert about["trunk_sha256"] == hashlib.sha256((WEIGHTS / SQUEEZE).read_bytes()).hexdigest()
+
+
+@needs_weights
+def test_another_network_never_goes_by_the_name_of_the_familys() -> None:
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    scores = score_pair(image, image.flip(1), load_lpips("squeeze", WEIGHTS, CPU))
+    names = {"LPIPS_squeeze", "LPIPS_squeeze_cc", "LPIPS_squeeze_norm"}
+    assert {name for name in scores if name.startswith("LPIPS")} == names
 
 
 def test_missing_weights_are_named_and_not_replaced(torch_home: Path) -> None:

@@ -24,6 +24,12 @@ from momentum_gs.core.log import progress, say
 NETS = ("vgg", "alex", "squeeze")
 """Trunks of the ``lpips`` package; the papers of the family use vgg."""
 
+
+def metric_name(net: str) -> str:
+    """Name of the number: plain ``LPIPS`` is the family's, with vgg; no other network's goes by that name."""
+    return "LPIPS" if net == "vgg" else f"LPIPS_{net}"
+
+
 _CONNECT_TIMEOUT = 10.0
 """Seconds without a byte after which a download is given up: long for a slow server, short for a missing network."""
 
@@ -37,6 +43,7 @@ class Lpips:
 
     def __init__(self, net: str, trunk: Path, model: torch.nn.Module, device: torch.device) -> None:
         self.net = net
+        self.metric = metric_name(net)
         self.trunk = trunk
         self._model = model.to(device)
 
@@ -55,7 +62,7 @@ class Lpips:
             "net": self.net,
             "package": f"lpips {version('lpips')}, torchvision {version('torchvision')}",
             "version": "0.1",
-            "input_range": "LPIPS, LPIPS_cc: [0,1]; LPIPS_norm: [-1,1]",
+            "input_range": f"{self.metric}, {self.metric}_cc: [0,1]; {self.metric}_norm: [-1,1]",
             "trunk": self.trunk.name,
             "trunk_sha256": hashlib.sha256(self.trunk.read_bytes()).hexdigest(),
         }

@@ -1,21 +1,26 @@
 """PSNR, SSIM and LPIPS of rendered views, raw and colour-corrected, from the PNG files as the family reads them.
 
 Metric names: a bare name is raw and comparable with the family's tables; ``_cc`` is after the render's colours were
-warped to the photograph's (which uses the photograph, so it flatters every method); ``LPIPS_norm`` is LPIPS fed
-[-1, 1]. MGS metrics.py.
+warped to the photograph's (which uses the photograph, so it flatters every method); ``_norm`` is LPIPS fed [-1, 1].
+``LPIPS`` alone is the family's, with vgg; another network's has its name in it: ``LPIPS_squeeze``. MGS metrics.py.
+
+By block: the mean squared error of all pixels that show a block, over all views, as a PSNR. The mean of a PSNR per view
+would count a view in which ten pixels show the block as much as one that it fills.
 
 Pixels that a view's mask ignores count in none: PSNR and SSIM as in core/image.py, the colours are fitted without them,
 and LPIPS sees them black in both images.
 """
 
 import hashlib
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
@@ -23,6 +28,7 @@ from momentum_gs.core.image import Mask, color_correct, psnr, ssim, to_uint8
 from momentum_gs.core.log import progress
 from momentum_gs.data.images import image_size, read_image
 from momentum_gs.data.masks import read_mask
+from momentum_gs.eval.cells import read_cells
 from momentum_gs.eval.lpips_metric import Lpips
 from momentum_gs.eval.results import read_json, view_list_hash
 
@@ -37,6 +43,53 @@ class FolderScores:
     """Metric -> PNG name -> value."""
     protocol: dict[str, Any]
     """What was compared: numbers with different protocols do not belong in one ranking."""
+    by_block: dict[str, Any]
+    """``blocks``, ``worst_block``, ``border`` and ``interior`` of :class:`BlockErrors`; empty without maps."""
+
+
+class BlockErrors:
+    """Squared errors by the label of :mod:`momentum_gs.eval.cells`, summed over views."""
+
+    def __init__(self, n_blocks: int) -> None:
+        self._error = torch.zeros(1 + 2 * n_blocks, dtype=torch.float64)
+        self._pixels = torch.zeros(1 + 2 * n_blocks, dtype=torch.int64)
+
+    def add(
+        self, render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], labels: Int64[Tensor, "h w"]
+    ) -> None:
+        """Counts one view, labels on the CPU; a pixel with label 0 counts nowhere."""
+        error, places = (render - truth).square().mean(0).cpu().double(), labels.flatten()
+        self._error += torch.bincount(places, error.flatten(), minlength=len(self._error))
+        self._pixels += torch.bincount(places, minlength=len(self._pixels))
+
+    def summary(self) -> dict[str, Any]:
+        """Layout of results.json: PSNR (dB) and pixels of every block that is seen, the block with the lowest PSNR, and
+        PSNR and share of the pixels near borders and of the others. A PSNR over no pixels is None."""
+        inside, near = slice(1, None, 2), slice(2, None, 2)
+        error, pixels = (all_of[inside] + all_of[near] for all_of in (self._error, self._pixels))
+        blocks = {
+            str(block): {"PSNR": _psnr(float(error[block]), count), "pixels": count}
+            for block, count in enumerate(pixels.tolist())
+            if count
+        }
+        if not blocks:
+            return {}
+        worst = min(blocks, key=lambda block: blocks[block]["PSNR"])
+        sides = {
+            name: {
+                "PSNR": _psnr(float(self._error[side].sum()), int(self._pixels[side].sum())),
+                "share": int(self._pixels[side].sum()) / int(pixels.sum()),
+            }
+            for name, side in (("border", near), ("interior", inside))
+        }
+        return {"blocks": blocks, "worst_block": {"block": int(worst), "PSNR": blocks[worst]["PSNR"]}, **sides}
+
+
+def _psnr(error: float, pixels: int) -> float | None:
+    """dB of a summed squared error; infinite for none."""
+    if not pixels:
+        return None
+    return -10 * math.log10(error / pixels) if error else math.inf
 
 
 def score_pair(
@@ -53,16 +106,16 @@ def score_pair(
         scores[f"PSNR{suffix}"] = float(psnr(image, truth, mask))
         scores[f"SSIM{suffix}"] = float(ssim(image, truth, mask))
         if lpips is not None:
-            scores[f"LPIPS{suffix}"] = lpips(image, truth)
+            scores[f"{lpips.metric}{suffix}"] = lpips(image, truth)
     if lpips is not None:
-        scores["LPIPS_norm"] = lpips(render, truth, normalize=True)
+        scores[f"{lpips.metric}_norm"] = lpips(render, truth, normalize=True)
     return scores
 
 
 @torch.no_grad()
 def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> FolderScores:
     """Score the PNG pairs of OUT/<split>/ours_<N>, two images in memory at a time; views of which no pixel counts are
-    left out.
+    left out. Blocks before the merge are scored by the merged model's maps, so that both count the same pixels.
 
     Raises UserError where renders are missing, unfinished, unpaired or of another size than their ground truth.
     """
@@ -71,6 +124,8 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
     views: dict[str, dict[str, float]] = {}
     sizes: Counter[str] = Counter()
     truth_digest, mask_digest = hashlib.sha256(), hashlib.sha256()
+    maps = _maps(folder, names)
+    errors = None if maps is None else BlockErrors(maps[1])
     for name in progress(names, f"scoring {folder}"):
         render, truth = _read_pair(folder, name)
         mask = None
@@ -82,7 +137,13 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
                 continue
         sizes[f"{truth.shape[2]}x{truth.shape[1]}"] += 1
         truth_digest.update(truth.numpy().tobytes())
-        views[name] = score_pair(_as_float(render, device), _as_float(truth, device), lpips, mask)
+        shown, photograph = _as_float(render, device), _as_float(truth, device)
+        views[name] = score_pair(shown, photograph, lpips, mask)
+        if maps is not None and errors is not None:
+            labels = read_cells(maps[0] / name, truth.shape[2], truth.shape[1])
+            if mask is not None:
+                labels[mask[0].cpu() == 0] = 0
+            errors.add(shown, photograph, labels)
     names = list(views)
     if not names:
         raise UserError(f"{folder}: masks ignore every pixel of all views, expected some that count; see scene.masks")
@@ -99,7 +160,17 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
     }
     if masked:
         protocol["masks_sha256"] = mask_digest.hexdigest()
-    return FolderScores(mean, per_view, protocol)
+    return FolderScores(mean, per_view, protocol, {} if errors is None else errors.summary())
+
+
+def _maps(folder: Path, names: Sequence[str]) -> tuple[Path, int] | None:
+    """(folder of maps, number of blocks), None where the merged model has none for these views."""
+    merged = folder.with_name(folder.name.removesuffix("_blocks"))
+    record = read_json(merged / "render.json")
+    cells = record.get("cells")
+    if cells is None or not set(names) <= set(record["names"]):
+        return None
+    return merged / "cells", cells["blocks"]
 
 
 def view_names(folder: Path) -> list[str]:

@@ -1,18 +1,12 @@
-"""One table over runs, with a visible mark on rows that were not scored alike."""
+"""Tables over runs. Numbers of different protocols do not share a column: they are refused, or get a table each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_COLUMNS = (
-    ("PSNR", "PSNR", 2),
-    ("SSIM", "SSIM", 4),
-    ("LPIPS", "LPIPS", 4),
-    ("PSNR cc", "PSNR_cc", 2),
-    ("SSIM cc", "SSIM_cc", 4),
-    ("LPIPS cc", "LPIPS_cc", 4),
-)
-"""Heading, metric, digits."""
+from momentum_gs.core.errors import UserError
+from momentum_gs.eval.lpips_metric import NETS, metric_name
+
 _N_TEXT = 2
 """Leading columns that are words, aligned left."""
 
@@ -23,56 +17,100 @@ class Row:
 
     run: str
     method: str
-    mean: Mapping[str, float | None]
-    protocol: dict[str, Any]
+    record: Mapping[str, Any]
+    """Its entry in results.json."""
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What was compared."""
+        protocol: dict[str, Any] = self.record["protocol"]
+        return protocol
+
+
+def compare(rows: Sequence[Row], separate: bool = False, markdown: bool = False) -> str:
+    """One table over rows that were scored alike; with ``separate`` a table for each protocol.
+
+    Raises:
+        UserError: naming two rows and what differs between them, unless ``separate``.
+    """
+    groups: list[list[Row]] = []
+    for row in rows:
+        home = next((group for group in groups if not any(differences(other, row) for other in group)), None)
+        if home is None:
+            groups.append([row])
+        else:
+            home.append(row)
+    if len(groups) > 1 and not separate:
+        other = groups[1][0]
+        one = next(row for row in groups[0] if differences(row, other))
+        raise UserError(
+            f"eval: {one.run} {one.method} and {other.run} {other.method} do not belong in one column: "
+            f"{', '.join(differences(one, other))}; score them alike, or give each protocol a table with --separate"
+        )
+    return "\n\n".join(format_table(group, markdown) for group in groups)
+
+
+def differences(a: Row, b: Row) -> list[str]:
+    """What keeps the numbers of two rows apart, in words; empty where they compare. LPIPS that was left out on one side
+    is no difference: its columns are empty there."""
+    found = []
+    for key, name in (
+        ("split", "split"),
+        ("resolution", "resolution"),
+        ("view_list_sha256", "list of views"),
+        ("ground_truth_sha256", "ground truth"),
+        ("masks_sha256", "masks"),
+    ):
+        one, other = a.protocol.get(key), b.protocol.get(key)
+        if one != other:
+            found.append(f"{name} {_short(one)} against {_short(other)}")
+    one, other = a.protocol.get("lpips"), b.protocol.get("lpips")
+    if one and other:
+        found += [
+            f"LPIPS {key} {_short(one.get(key))} against {_short(other.get(key))}"
+            for key in ("net", "version", "input_range", "trunk_sha256")
+            if one.get(key) != other.get(key)
+        ]
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " + ".join(f"{count} of {size}" for size, count in sorted(value.items()))
+    if value is None:
+        return "none"
+    return value[:8] if len(value) == 64 else value  # a hash
 
 
 def format_table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """The table as aligned plain text or as markdown, footnotes below. Metrics that were left out show as '-'.
+    """The table as aligned plain text or as markdown, footnotes below. Numbers that are missing show as '-'.
 
-    Rows scored on different views, sizes or ground truth get different marks ([a], [b], ...), explained in a footnote.
+    Args:
+        rows: scored alike, at least one.
     """
-    keys = list(dict.fromkeys(_protocol_key(row) for row in rows))
-    marks = {key: f" [{_letter(i)}]" if len(keys) > 1 else "" for i, key in enumerate(keys)}
-    cells = [["run", "method", *(heading for heading, _, _ in _COLUMNS), "views", "anchors"]]
+    nets = [name for name in map(metric_name, NETS) if any(name in row.record for row in rows)] or ["LPIPS"]
+    metrics = [("PSNR", 2), ("SSIM", 4), *((net, 4) for net in nets)]
+    columns = [(name + suffix, digits) for suffix in ("", "_cc") for name, digits in metrics]
+    cells = [["run", "method", *(name.replace("_", " ") for name, _ in columns), "worst block", "views", "anchors"]]
     for row in rows:
-        scores = [_number(row.mean.get(metric), digits) for _, metric, digits in _COLUMNS]
+        scores = [_number(row.record.get(metric), digits) for metric, digits in columns]
+        worst = _number(row.record.get("worst_block", {}).get("PSNR"), 2)
         anchors = row.protocol.get("anchors")
-        views = f"{row.protocol['views']}{marks[_protocol_key(row)]}"
-        cells.append([row.run, row.method, *scores, views, "-" if anchors is None else f"{anchors:,}"])
+        counts = [str(row.protocol["views"]), "-" if anchors is None else f"{anchors:,}"]
+        cells.append([row.run, row.method, *scores, worst, *counts])
     table = _markdown(cells) if markdown else _plain(cells)
-    return "\n".join([table, "", *_notes(rows, marks)])
+    return "\n".join([table, "", *_notes(rows)])
 
 
-def _protocol_key(row: Row) -> tuple[Any, ...]:
-    protocol = row.protocol
-    return (
-        protocol["split"],
-        protocol["view_list_sha256"],
-        tuple(sorted(protocol["resolution"].items())),
-        protocol["ground_truth_sha256"],
-    )
-
-
-def _notes(rows: Sequence[Row], marks: dict[tuple[Any, ...], str]) -> list[str]:
-    trunks = {row.protocol["lpips"]["net"] if row.protocol["lpips"] else None for row in rows}
-    named = ", ".join(sorted(trunk for trunk in trunks if trunk))
-    notes = [
+def _notes(rows: Sequence[Row]) -> list[str]:
+    protocol = rows[0].protocol
+    lpips = next((row.protocol["lpips"] for row in rows if row.protocol["lpips"]), None)
+    return [
         "raw left, cc: after colour correction to the ground truth. "
-        + (f"LPIPS: network {named}, fed [0,1]." if named else "LPIPS was left out.")
+        + (f"LPIPS: network {lpips['net']}, fed [0,1]." if lpips else "LPIPS was left out."),
+        f"{protocol['split']} views: {_short(protocol['resolution'])}; list {_short(protocol['view_list_sha256'])}, "
+        f"ground truth {_short(protocol['ground_truth_sha256'])}",
     ]
-    for (split, names, sizes, truth), mark in marks.items():
-        resolution = " + ".join(f"{count} of {size}" for size, count in sizes)
-        notes.append(f"{mark.strip()} {split} views: {resolution}; list {names[:8]}, ground truth {truth[:8]}".strip())
-    if len(marks) > 1:
-        notes.append(
-            "Rows with different marks were scored on different views, sizes or ground truth: do not rank them."
-        )
-    return notes
-
-
-def _letter(index: int) -> str:
-    return chr(ord("a") + index) if index < 26 else str(index + 1)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,0 +1,62 @@
+"""One entry of results.json: scores, and whatever another person needs to place them."""
+
+from pathlib import Path
+from typing import Any
+
+from momentum_gs.eval.metrics import FolderScores
+from momentum_gs.eval.results import code_version, config_hash, read_json
+
+_SCORED_ALIKE = ("split", "view_list_sha256", "resolution", "ground_truth_sha256", "masks_sha256", "lpips")
+_OF_THE_RENDERING = (
+    "anchors", "gaussians_per_view", "gaussians_drawn_per_view", "storage_bytes", "views_per_second", "timed_views",
+    "device", "peak_memory_bytes", "peak_memory_of", "stage", "seed", "steps", "k", "n",
+)  # fmt: skip
+
+
+def method_record(out: Path, folder: Path, split: str, scores: FolderScores) -> dict[str, Any]:
+    """The entry of OUT/<split>/ours_<N>: {metric: number, ..., blocks, worst_block, border, interior, protocol}.
+
+    What nobody recorded is None: other programs' renders carry no ``render.json``, and runs without a partition have
+    no blocks.
+    """
+    render = read_json(folder / "render.json")
+    protocol = {
+        "split": split,
+        **scores.protocol,
+        **{name: render.get(name) for name in _OF_THE_RENDERING},
+        "config_sha256": render.get("config_sha256") or config_hash(out),
+        "rendered_by": render.get("code"),
+        "scored_by": code_version(),
+    }
+    return {**scores.mean, **scores.by_block, "protocol": protocol}
+
+
+def with_merge_gaps(results: dict[str, Any]) -> dict[str, Any]:
+    """``results`` with ``merge_gap`` in every ours_<N>: each metric after the merge minus before it.
+
+    A merge that costs quality has a negative gap in PSNR and SSIM and a positive one in LPIPS. There is none where the
+    blocks were not scored, or not alike.
+    """
+    found = {}
+    for method, record in results.items():
+        record = {key: value for key, value in record.items() if key != "merge_gap"}
+        before = results.get(f"{method}_blocks")
+        if before is not None and scored_alike(before, record):
+            record["merge_gap"] = {
+                metric: value - before[metric]
+                for metric, value in metrics_of(record).items()
+                if isinstance(before.get(metric), float)
+            }
+        found[method] = record
+    return found
+
+
+def metrics_of(record: dict[str, Any]) -> dict[str, float]:
+    """The entry's means over views; one that is infinite, kept as null, is left out."""
+    return {name: value for name, value in record.items() if isinstance(value, float)}
+
+
+def scored_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two entries of one run speak of the same views, sizes, photographs, masks and LPIPS."""
+    one, other = a.get("protocol"), b.get("protocol")
+    return one is not None and other is not None and all(one.get(key) == other.get(key) for key in _SCORED_ALIKE)
