@@ -35,6 +35,14 @@ def pick_device(setting: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def visible_gpus(setting: str) -> list[str]:
+    """The GPUs that a process with this setting may work on, as CUDA_VISIBLE_DEVICES names them; none for the CPU."""
+    if pick_device(setting).type == "cpu":
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
 def pins_memory(device: torch.device) -> bool:
     """Whether what travels to and from the device should lie in page-locked host memory."""
     return device.type == "cuda"

@@ -1,0 +1,205 @@
+"""The jobs of a sweep: settings of every row and seed, and where the coarse model, partitions and runs lie."""
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from momentum_gs.cli.common import load_run_config, resolve_config
+from momentum_gs.cli.sweep_run import Job, Stage, mark_done, stages_done
+from momentum_gs.config.load import config_to_dict, dump_config
+from momentum_gs.config.schema import Config
+from momentum_gs.config.sweep import SweepRow
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import warn
+from momentum_gs.eval.sweep_scores import read_scores
+
+_NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.cache_gb",
+                          "partition.coarse", "partition.file")  # fmt: skip
+"""Settings and sections that leave a run what it is."""
+_SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.file": "the partitions of the sweep",
+                  "stage": "the stages of the sweep", "out": "-m"}  # fmt: skip
+
+
+def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
+    """The experiment of a row with a seed; its output folder is the sweep's.
+
+    Raises:
+        UserError: for a setting of the command line that the row sets itself.
+    """
+    given = {text.partition("=")[0] for text in args.overrides}
+    for text in row.settings:
+        if (key := text.partition("=")[0]) in given:
+            raise UserError(
+                f"sweep: {key} is given on the command line, but row {row.name!r} sets it to {text.partition('=')[2]}; "
+                "leave it out, or change the sweep file"
+            )
+    for key, instead in _SET_BY_SWEEPS.items():
+        if key in given:
+            raise UserError(f"sweep: {key} is given on the command line, expected it free for {instead}; leave it out")
+    files = [*(args.config or ()), *([] if row.mode is None else [row.mode])]
+    overrides = [*args.overrides, *row.settings, f"seed={seed}"]
+    config = resolve_config(argparse.Namespace(**{**vars(args), "config": files, "overrides": overrides}))
+    if config.partition.file is not None:
+        raise UserError(
+            f"sweep: partition.file is {config.partition.file}, expected none: each row has the partition of its own "
+            "settings; leave it out"
+        )
+    return replace(
+        config,
+        steps=config.steps * row.stretch,
+        optim=replace(config.optim, lr_steps=config.optim.lr_steps * row.stretch),
+        growth=replace(config.growth, until=config.growth.until * row.stretch),
+    )
+
+
+def coarse_config(args: argparse.Namespace) -> Config:
+    """The coarse model's settings: those of the command line, without any row's."""
+    overrides = [*args.overrides, "stage=coarse", "seed=0"]
+    return resolve_config(argparse.Namespace(**{**vars(args), "overrides": overrides}))
+
+
+def experiment(config: Config) -> dict[str, Any]:
+    """Dotted name -> value of the settings that make a run what it is, as far as they are not the defaults.
+
+    Left out are paths, the device and the logs. So are defaults: a setting that a later version adds leaves the runs
+    that are there what they are.
+    """
+    balance = config.partition.balance or ("points" if config.partition.aabb is None else "contracted")
+    config = replace(config, partition=replace(config.partition, balance=balance))
+    defaults = dict(_flat(config_to_dict(Config())))
+    found = {}
+    for key, value in _flat(config_to_dict(config)):
+        if key in ("scene.test_list", "scene.points") and value is not None:
+            value = Path(value).name
+        if value != defaults[key] and not any(key == name or key.startswith(f"{name}.")
+                                              for name in _NOT_OF_THE_EXPERIMENT):  # fmt: skip
+            found[key] = value
+    return found
+
+
+def short_hash(settings: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that stand for settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def n_blocks(config: Config) -> int | str:
+    """The number of cells that a partition is asked for."""
+    return math.prod(config.partition.dim) if config.partition.dim is not None else config.partition.blocks
+
+
+def run_folder(out: Path, config: Config) -> Path:
+    """Where the run of an experiment lies; the readable part repeats what most sweeps vary."""
+    parts = [f"{n_blocks(config)}blocks", f"k{config.blocks.active or 1}"]
+    parts += ["own"] * (config.blocks.decoder == "own") + ["teacher"] * config.teacher.enabled
+    parts += ["weighting"] * config.weighting.enabled
+    return out / "runs" / "-".join([*parts, f"seed{config.seed}", short_hash(experiment(config))])
+
+
+def partition_folder(out: Path, config: Config) -> Path:
+    """Where the partition of an experiment lies: one for all runs that ask for the same, whatever their seeds."""
+    parts = {key: value for key, value in experiment(config).items() if key.startswith(("partition.", "scene."))}
+    if config.partition.blocks == "auto":
+        parts |= {"anchors": asdict(config.anchors), "model": asdict(config.model), "growth": asdict(config.growth)}
+    return out / "partitions" / f"{n_blocks(config)}blocks-{short_hash(parts)}"
+
+
+def needs_coarse(config: Config) -> bool:
+    """Whether a coarse model decides which cameras see which block."""
+    return n_blocks(config) != 1 and config.partition.assign != "visibility"
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Whether the run of an experiment has whole results.
+
+    Raises:
+        UserError: where the folder holds a run of other settings.
+    """
+    if not (folder / "config.yaml").is_file():
+        return False
+    there, wanted = experiment(load_run_config(folder)), experiment(config)
+    if there != wanted:
+        key = next(key for key in {**there, **wanted} if there.get(key) != wanted.get(key))
+        raise UserError(
+            f"{folder}: holds a run with {key}={there.get(key, 'the default')}, expected "
+            f"{wanted.get(key, 'the default')}; move it away"
+        )
+    return read_scores(folder) is not None
+
+
+def coarse_job(config: Config, folder: Path) -> Job:
+    """Trains the coarse model."""
+    config = replace(config, out=str(folder))
+    if (folder / "config.yaml").is_file() and experiment(load_run_config(folder)) != experiment(config):
+        warn(f"sweep: {folder} was trained with other settings than these; it is used as it is")
+    arguments = ("train", "-c", str(folder / "settings.yaml"))
+    return _job("coarse model", folder, config, (Stage("train", arguments, "point_cloud/iteration_*/point_cloud.ply"),))
+
+
+def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
+    """Cuts the scene."""
+    config = replace(config, out=str(folder), partition=replace(config.partition, coarse=str(coarse)))
+    arguments = ("partition", str(config.scene.path), "-c", str(folder / "settings.yaml"))
+    return _job(f"partition {folder.name}", folder, config, (Stage("partition", arguments, "partition.json"),))
+
+
+def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.Namespace) -> Job:
+    """Trains, merges, renders and scores an experiment."""
+    folder = run_folder(out, config)
+    table = partition_folder(out, config) / "partition.json"
+    wanted = config
+    config = replace(
+        config, out=str(folder), partition=replace(config.partition, coarse=str(coarse), file=str(table))
+    )
+    score = ["eval", str(folder), "--lpips", args.lpips, "--device", config.device]
+    if args.lpips_weights is not None:
+        score += ["--lpips-weights", str(args.lpips_weights)]
+    model = "point_cloud/iteration_*"
+    stages = (
+        Stage("train", ("train", "-c", str(folder / "settings.yaml")), f"{model}/partition.json"),
+        Stage("merge", ("merge", str(folder)), f"{model}/point_cloud.ply"),
+        Stage("render", ("render", str(folder)), "test/ours_*/render.json"),
+        Stage("render blocks", ("render", str(folder), "--blocks"), "test/ours_*_blocks/render.json"),
+        Stage("eval", tuple(score), "results.json"),
+    )
+    again = args.rescore
+
+    def done() -> bool:
+        nonlocal again
+        if not finished(folder, wanted):
+            return False
+        if again:
+            again = False
+            mark_done(folder, [stage for stage in stages_done(folder) if stage != "eval"])
+            return False
+        return True
+
+    return replace(
+        _job(name, folder, config, stages), finished=done, tidy=lambda: None if args.keep else _tidy(folder)
+    )
+
+
+def _job(name: str, folder: Path, config: Config, stages: tuple[Stage, ...]) -> Job:
+    """A job that is finished when its commands are."""
+    names = [stage.name for stage in stages]
+    return Job(name, folder, dump_config(config), stages, lambda: stages_done(folder) == names, lambda: None)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what only more training, another merge or other renders of the unmerged blocks would need."""
+    for name in ("checkpoint", "store"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("point_cloud/iteration_*/point_cloud_block*"):
+        path.unlink()
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in data.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs

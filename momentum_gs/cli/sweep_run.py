@@ -1,0 +1,223 @@
+"""Long jobs side by side: each a chain of ``momentum-gs`` commands in a folder of its own, which may be broken off.
+
+Nothing is done twice. A job's finished stages stand in its folder, a training that was broken off resumes from its
+checkpoint, and a lock says who is at work. The lock goes with the processes that hold it, the commands included: where
+a sweep is killed and its training lives on, the next sweep waits for that training, and takes over from there.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from momentum_gs.core.files import replacing
+from momentum_gs.core.log import progress, say, warn
+from momentum_gs.train.checkpoint import checkpoints
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 120.0
+"""What a training gets to finish its step and write its checkpoint."""
+_STATE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a job."""
+
+    name: str
+    arguments: tuple[str, ...]
+    """After ``python -m momentum_gs``."""
+    leaves: str
+    """Pattern of what it leaves in the job's folder: a training that was asked to stop ends with status 0, too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder and the commands that fill it."""
+
+    name: str
+    folder: Path
+    settings: str
+    """Text of ``settings.yaml`` in the folder, which the commands read."""
+    stages: tuple[Stage, ...]
+    finished: Callable[[], bool]
+    """Whether there is nothing left to do; asked while holding the lock."""
+    tidy: Callable[[], None]
+    """Called whenever the job is found finished."""
+
+    @property
+    def log(self) -> Path:
+        """What the commands say."""
+        return self.folder / "sweep.log"
+
+
+def stages_done(folder: Path) -> list[str]:
+    """Names of the stages that a job has behind it."""
+    path = folder / _STATE
+    return json.loads(path.read_text())["done"] if path.exists() else []
+
+
+def mark_done(folder: Path, stages: Sequence[str]) -> None:
+    """Writes what ``stages_done`` reads."""
+    with replacing(folder / _STATE) as part:
+        part.write_text(json.dumps({"done": list(stages)}) + "\n")
+
+
+@dataclass
+class _Running:
+    job: Job
+    lock: IO[str]
+    slot: Mapping[str, str]
+    stage: Stage
+    process: subprocess.Popen[bytes]
+
+
+def run_jobs(
+    jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Callable[[], bool], title: str
+) -> dict[str, str]:
+    """Runs jobs, as many at a time as there are slots.
+
+    Args:
+        jobs: In the order in which they start; one that another process is at work on is left until that is done.
+        slots: Environment variables of each place that a job can run in.
+        stop: Asked all the time; once it says yes, the commands are told to stop and waited for.
+        title: Of the progress bar.
+
+    Returns:
+        Name -> what went wrong, of the jobs that failed.
+
+    Raises:
+        KeyboardInterrupt: once ``stop`` has said yes and all commands have ended.
+    """
+    waiting, free = list(jobs), list(slots)
+    running: list[_Running] = []
+    failed: dict[str, str] = {}
+    elsewhere: set[str] = set()
+    bar = progress(len(jobs), title)
+    try:
+        while waiting or running:
+            if stop():
+                raise KeyboardInterrupt
+            for item in list(running):
+                if item.process.poll() is None:
+                    continue
+                reason = _after(item)
+                if reason is None and (stage := _next_stage(item.job)) is not None:
+                    item.stage, item.process = stage, _start(item.job, stage, item.slot, item.lock)
+                    continue
+                if reason is None and not item.job.finished():
+                    reason = "the last command left no whole results"
+                if reason is not None:
+                    failed[item.job.name] = reason
+                    warn(f"sweep: {item.job.name} failed: {reason}; its log: {item.job.log}")
+                else:
+                    item.job.tidy()
+                running.remove(item)
+                item.lock.close()
+                free.append(item.slot)
+                bar.update()
+            for job in list(waiting):
+                if not free:
+                    break
+                lock = _locked(job.folder / ".lock")
+                if lock is None:
+                    if job.name not in elsewhere:
+                        elsewhere.add(job.name)
+                        say(f"sweep: {job.name} is at work in another process; its turn comes when that is done")
+                    continue
+                waiting.remove(job)
+                if job.finished():
+                    job.tidy()
+                    lock.close()
+                    bar.update()
+                    continue
+                stage = _next_stage(job) or _last_again(job)
+                running.append(_Running(job, lock, slot := free.pop(0), stage, _start(job, stage, slot, lock)))
+            bar.set_postfix_str(", ".join(f"{item.job.name}: {item.stage.name}" for item in running))
+            time.sleep(POLL_SECONDS)
+    finally:
+        _end(running)
+        bar.close()
+    return failed
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The open lock, or None where another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _next_stage(job: Job) -> Stage | None:
+    done = stages_done(job.folder)
+    return next((stage for stage in job.stages if stage.name not in done), None)
+
+
+def _last_again(job: Job) -> Stage:
+    """The last stage of a job that has all of them behind it and is not finished: its results were lost or harmed."""
+    *before, last = job.stages
+    mark_done(job.folder, [stage.name for stage in before])
+    return last
+
+
+def _start(job: Job, stage: Stage, slot: Mapping[str, str], lock: IO[str]) -> subprocess.Popen[bytes]:
+    with replacing(job.folder / "settings.yaml") as part:
+        part.write_text(job.settings)
+    command = [sys.executable, "-m", "momentum_gs", *stage.arguments]
+    if stage.name == "train" and checkpoints(job.folder / "checkpoint"):
+        command.append("--resume")
+    with job.log.open("a") as log:
+        log.write(f"== {stage.name}: {shlex.join(command)}\n")
+        log.flush()
+        # A session of its own: Ctrl-C reaches the commands through ``_end`` alone, once.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **slot},
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,
+        )
+
+
+def _after(item: _Running) -> str | None:
+    """Notes a command that ended well; what went wrong otherwise."""
+    code, job, stage = item.process.returncode, item.job, item.stage
+    if code < 0:
+        return f"{stage.name} was ended by {signal.Signals(-code).name}"
+    if code > 0:
+        lines = job.log.read_text(errors="replace").splitlines()
+        return f"{stage.name} ended with status {code}: {lines[-1].strip()}"
+    if next(job.folder.glob(stage.leaves), None) is None:
+        return f"{stage.name} was stopped before its end"
+    mark_done(job.folder, [*stages_done(job.folder), stage.name])
+    return None
+
+
+def _end(running: Sequence[_Running]) -> None:
+    """Tells commands to stop, which makes a training write a checkpoint, and ends those that do not."""
+    for send in (signal.SIGTERM, signal.SIGKILL):
+        for item in running:
+            if item.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):  # It has just ended.
+                    os.killpg(item.process.pid, send)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(item.process.poll() is None for item in running):
+            time.sleep(POLL_SECONDS)
+    for item in running:
+        item.lock.close()
