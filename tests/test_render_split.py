@@ -159,8 +159,23 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
         assert scores["protocol"]["views"] == len(scene.test)
         assert scores["protocol"]["anchors"] == read_json(out / "test" / method / "render.json")["anchors"]
         assert f"{scores['SSIM_cc']:.4f}" in printed
-    assert results["ours_20"]["protocol"]["config_sha256"] is not None
-    assert "[a]" not in printed  # the same views, sizes and ground truth
+    merged, blocks = results["ours_20"], results["ours_20_blocks"]
+    assert merged["protocol"]["config_sha256"] is not None
+    assert printed.count("worst block") == 1  # the same views, sizes and ground truth: one table
+    model = out / "point_cloud/iteration_20"
+    sizes = {name: (model / name).stat().st_size for name in ("point_cloud.ply", "decoder.safetensors")}
+    protocol = merged["protocol"]
+    assert protocol["storage_bytes"] == sum(sizes.values())
+    assert 0 < protocol["gaussians_drawn_per_view"] <= protocol["gaussians_per_view"] <= 150 * 4
+    assert (protocol["seed"], protocol["n"], protocol["k"]) == (0, BLOCKS, None)  # nobody trained it in rounds
+    # Both are scored on the same pixels, and the blocks together are all pixels that show something.
+    count = {block: scores["pixels"] for block, scores in merged["blocks"].items()}
+    assert count == {block: scores["pixels"] for block, scores in blocks["blocks"].items()}
+    assert 0 < sum(count.values()) <= 48 * 36 * len(scene.test)
+    assert merged["blocks"] != blocks["blocks"]
+    assert merged["merge_gap"]["PSNR"] == merged["PSNR"] - blocks["PSNR"]
+    assert merged["border"]["share"] + merged["interior"]["share"] == 1
+    assert 0 < merged["border"]["share"] < 0.5
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
-from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.model.io import DECODER_FILE, load_decoder, load_ply
 from momentum_gs.train.events import Event, Observers
 from momentum_gs.train.loop import Outcome, Training
 
@@ -66,7 +66,11 @@ def train(config: Config, *, resume: bool = False) -> Outcome:
 
 def model_of(out: Path, steps: int = 0) -> dict[str, torch.Tensor]:
     folder = next((out / "point_cloud").glob(f"iteration_{steps or '*'}"))
-    tensors = {f"decoder.{k}": v for k, v in load_decoder(folder).state_dict().items()}
+    tensors = {
+        f"{'decoder' if file.parent == folder else file.parent.name}.{name}": value
+        for file in sorted(folder.rglob(DECODER_FILE))
+        for name, value in load_decoder(file.parent).state_dict().items()
+    }
     for ply in sorted(folder.glob("point_cloud_block*.ply")):
         tensors |= {f"{ply.stem}.{k}": v.detach() for k, v in load_ply(ply).rows().items()}
     return tensors

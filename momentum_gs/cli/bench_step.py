@@ -1,6 +1,7 @@
 """``momentum-gs bench step``: where the time of a step goes, on a trained model; under torchrun also the talk."""
 
 import argparse
+import copy
 import resource
 import statistics
 import time
@@ -14,8 +15,9 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.views import Views
+from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.expand import decode, decode_with_teacher
-from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.model.io import load_model
 from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer
@@ -32,12 +34,15 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))
     if not models:
         raise UserError(f"{config.out}: holds no point_cloud/iteration_*/point_cloud*.ply; train first")
-    anchors = load_ply(models[-1]).to(device)
-    student = load_decoder(models[-1].parent).to(device)
-    teacher = load_decoder(models[-1].parent).to(device).requires_grad_(False)
+    anchors, student = load_model(models[-1])
+    if not isinstance(student, GaussianDecoder):
+        raise UserError(f"{models[-1]}: merged from blocks with a decoder each, expected one of its blocks' files")
+    anchors, student = anchors.to(device), student.to(device)
+    teacher = copy.deepcopy(student).requires_grad_(False)
     anchor_adam, decoder_adam = anchor_optimizer(anchors, config.optim, 1.0), decoder_optimizer(student, config.optim)
     # As ``SharedDecoder`` sends them, a row for each active block.
-    gradients = torch.zeros(config.blocks.active or comm.world_size, sum(p.numel() for p in student.parameters()))
+    rows = len(models) if config.blocks.active == "all" else config.blocks.active or comm.world_size
+    gradients = torch.zeros(rows, sum(p.numel() for p in student.parameters()))
     gradients = gradients.to(device)
     scene = load_scene(config.scene)
     background = torch.zeros(3, device=device)

@@ -27,7 +27,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, scene_first: bool = Fa
         add("source_path", metavar="SCENE", help="scene folder: images/ and sparse/0, or train/ and val/")
     else:
         add("-s", "--source_path", metavar="SCENE", help="scene folder (scene.path)")
-    add("-c", "--config", metavar="FILE", help="YAML file of settings; default: the settings of configs/base.yaml")
+    add("-c", "--config", metavar="FILE", action="append", help="YAML file of settings; default: the settings of "
+        "configs/base.yaml. Of several, such as a scene's and one of configs/modes, the later win")
     add("-m", "--model_path", metavar="OUT", help="output folder (out)")
     add("-r", "--resolution", type=float, metavar="R", help="1, 2, 4, 8 divide the image size, another number is the "
         "width, -1 caps the width at 1600 (scene.resolution)")

@@ -19,7 +19,7 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.prepare_partition import read_camera_masks
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.eval.renders import model_folder
-from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.model.io import load_model
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
 from momentum_gs.partition.budget import GROWTH, blocks_within
 from momentum_gs.partition.cover import block_boxes, view_cover
@@ -140,7 +140,8 @@ def _coarse_changes(
             "partition.assign=visibility"
         ) from error
     device = pick_device(config.device)
-    anchors, decoder = load_ply(folder / "point_cloud.ply").to(device), load_decoder(folder).to(device)
+    anchors, decoder = load_model(folder / "point_cloud.ply")
+    anchors, decoder = anchors.to(device), decoder.to(device)
     background = torch.full((3,), float(config.scene.white_background), device=device)
     meta.update(coarse_anchors=len(anchors), coarse_model=folder.name)
     block_of_anchor = table.cell_of(anchors.position)

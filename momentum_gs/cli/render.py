@@ -14,14 +14,14 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
+from momentum_gs.eval.history import read_history
 from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, model_folder, render_parts
 from momentum_gs.eval.results import SPLITS, config_hash
-from momentum_gs.model.io import load_decoder
 
 HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
 Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
-iteration, with speed and peak memory in render.json beside them.
+iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
 
   momentum-gs render OUT                    the merged model, test views
   momentum-gs render OUT --blocks           before the merge: each view by the block that owns it (ours_<N>_blocks)
@@ -53,9 +53,12 @@ def run(args: argparse.Namespace) -> None:
     scene = load_scene(config.scene)
     splits = {split: getattr(scene, split) for split in (SPLITS if args.split == "both" else (args.split,))}
     parts = {split: _parts(args, config, folder, scene, cameras) for split, cameras in splits.items()}
-    decoder = load_decoder(folder).to(device).eval()
     background = torch.full((3,), float(config.scene.white_background), device=device)
     method = f"ours_{iteration}{'_blocks' if args.blocks else ''}"
+    # The blocks are scored by the merged model's map: the same pixels on both sides of the comparison.
+    table = None if config.stage == "coarse" else _table(config, folder, scene)
+    cells = None if args.blocks else table
+    history = read_history(args.out)
     # Every photograph is used once, so none is kept: a cache would only count as peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:
         for split in splits:
@@ -66,8 +69,13 @@ def run(args: argparse.Namespace) -> None:
                 "iteration": iteration,
                 "config_sha256": config_hash(args.out),
                 "white_background": config.scene.white_background,
+                "stage": config.stage,
+                "seed": config.seed,
+                "steps": config.steps,
+                "k": history.k if history else None,
+                "n": table.n if table else 1,
             }
-            result = render_parts(target, parts[split], decoder, views, background, record, args.errors)
+            result = render_parts(target, parts[split], views, background, record, args.errors, cells)
             say(
                 f"render: {len(result['names'])} {split} views, {result['views_per_second']:.2f} views/s "
                 f"({result['device']}, {result['timed_views']} timed), {result['anchors']:,} anchors, "
@@ -80,6 +88,11 @@ def _parts(
 ) -> list[ModelPart]:
     if not args.blocks:
         return merged_part(folder, cameras)
+    return block_parts(folder, _table(config, folder, scene), cameras)
+
+
+def _table(config: Config, folder: Path, scene: Scene) -> PartitionTable:
+    """The partition that the model was trained with."""
     table = PartitionTable.load(folder / "partition.json")
     table.check(config.partition, scene)
-    return block_parts(folder, table, cameras)
+    return table

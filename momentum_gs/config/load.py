@@ -64,8 +64,10 @@ for _name, _pattern, _first in _SCALARS:
 _Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Config:
     """The experiment that a file (None: the defaults) and overrides such as ``growth.interval=50`` describe.
+
+    Of several files the later win, as if each were based on the one before.
 
     An override's value is YAML; where the setting is text it is taken as typed, and the brackets of a list may be left
     out (``partition.dim=2,2,1``).
@@ -73,7 +75,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises UserError for an unreadable file, an unknown key (naming the nearest valid one), a value of the wrong type
     and a value out of range.
     """
-    given, stages = _read(Path(path), ()) if path is not None else ({}, {})
+    given: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
+    for file in [path] if isinstance(path, str | Path) else path or ():
+        settings, by_stage = _read(Path(file), ())
+        given, stages = _merged(given, settings), _merged(stages, by_stage)
     asked: dict[str, Any] = {}
     for override in overrides:
         asked = _merged(asked, _parse_override(override))

@@ -263,6 +263,9 @@ class WeightingConfig:
     """The same for PSNR differences in dB [MGS: 1]; 0: the weights go by SSIM alone."""
     every: int = 1000
     """Block steps between measurements; the weight is 1 before the first [MGS]."""
+    source: Literal["measured", "running"] = "measured"
+    """What a measurement is: renders of every ``view_stride``-th training view [MGS], or the mean over the views that
+    the block has trained since the last one, which costs no render [ours]."""
     view_stride: int = 10
     """Every n-th training view of the block is measured [MGS]."""
     smoothing: float = 0.9
@@ -279,8 +282,12 @@ class WeightingConfig:
 class BlocksConfig:
     """k of n: which blocks train when."""
 
-    active: int | None = None
-    """k, blocks that train in a round; default: the number of ranks. A setting of the experiment, not the machine."""
+    active: int | Literal["all"] | None = None
+    """k, blocks that train in a round, or ``all``; default: the number of ranks. A setting of the experiment, not the
+    machine."""
+    decoder: Literal["shared", "own"] = "shared"
+    """One decoder for all blocks [paper], or one of its own for each, as blocks that train independently have it
+    (Tables 5 and 7); then without teacher and without settling."""
     interval: int = 500
     """Block steps of a round [MGS]."""
     schedule: Literal["permutation", "sequential", "random", "lagging"] = "permutation"
@@ -299,7 +306,7 @@ class BlocksConfig:
     """Gaussians stay on their anchor's side of the cell's border, so the merge leaves no seam [ours; MGS: false]."""
 
     def __post_init__(self) -> None:
-        _check(self.active is None or self.active >= 1, "blocks.active", self.active, "at least 1")
+        _check(not isinstance(self.active, int) or self.active >= 1, "blocks.active", self.active, "at least 1, or all")
         _check(self.interval >= 1, "blocks.interval", self.interval, "at least 1")
         _check(self.decoder_freeze_rounds >= 0, "blocks.decoder_freeze_rounds", self.decoder_freeze_rounds, ">= 0")
         _check(self.groups >= 1, "blocks.groups", self.groups, "at least 1")
@@ -418,5 +425,16 @@ class Config:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    @property
+    def own_decoders(self) -> bool:
+        """Whether each block has a decoder of its own; the coarse model is one block with one decoder."""
+        return self.stage == "blocks" and self.blocks.decoder == "own"
+
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
+        if self.own_decoders:
+            why = "without a shared decoder (blocks.decoder=own, see configs/modes/independent.yaml)"
+            _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
+            _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
+            freeze = self.blocks.decoder_freeze_rounds
+            _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")

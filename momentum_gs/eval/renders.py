@@ -17,12 +17,13 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.views import Views
+from momentum_gs.eval.cells import BORDER_SHARE, CellLabels, write_cells
 from momentum_gs.eval.metrics import error_map
 from momentum_gs.eval.results import code_version, png_names, write_json
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.model.io import load_ply
-from momentum_gs.render.view import render_image
+from momentum_gs.model.decoder_bank import Decoder
+from momentum_gs.model.io import load_model
+from momentum_gs.render.view import ViewRender, render_view
 
 WARM_UP = 5
 """Views that the speed does not count: the first calls allocate and tune. MGS render.py."""
@@ -75,26 +76,30 @@ def block_parts(folder: Path, table: PartitionTable, cameras: list[Camera]) -> l
 def render_parts(
     folder: Path,
     parts: Sequence[ModelPart],
-    decoder: GaussianDecoder,
     views: Views,
     background: Tensor,
     record: dict[str, Any],
     errors: bool = False,
+    table: PartitionTable | None = None,
 ) -> dict[str, Any]:
-    """Write ``renders/``, ``gt/`` (and ``masks/``, ``errors/``) below ``folder``, holding one part in memory at a time.
+    """Write ``renders/``, ``gt/`` (and ``masks/``, ``errors/``, ``cells/``) below ``folder``.
+
+    One part is in memory at a time.
 
     Args:
         folder: OUT/<split>/ours_<N> or OUT/<split>/ours_<N>_blocks.
         parts: models with their views; a view belongs to one part.
-        decoder: on the device that renders.
         views: gives the ground truth, on any device.
         background: [3] in [0, 1], on the device that renders.
         record: what the caller knows of the run; kept in ``render.json``.
         errors: also write error maps.
+        table: the partition of the model, to write maps of the blocks shown.
 
     Returns:
-        The content of ``render.json``: ``record`` and names, anchors, speed, peak memory. Views per second is
-        1 / (mean time of one view without the first five), as MGS render.py; decoding included, files not.
+        The content of ``render.json``: ``record`` and names, counts, storage, speed, peak memory. Views per second is
+        1 / (mean time of one view without the first five), as MGS render.py; decoding included, files not. Gaussians
+        depend on the view: means over the views of those with a positive opacity, and of those of them that reach the
+        picture. Storage is what a viewer loads: PLY files and decoders.
     """
     names = png_names([camera.name for part in parts for camera in part.cameras])
     if not names:
@@ -104,15 +109,24 @@ def render_parts(
         torch.cuda.reset_peak_memory_stats(device)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "render.json", {**record, "complete": False})
+    labels = None if table is None else CellLabels(table, device)
     n_anchors, seconds = 0, []
+    n_decoded, n_drawn = 0, 0
     masked: list[str] = []
     with progress(len(names), f"rendering {folder}") as bar:
         for part in parts:
-            anchors = load_ply(part.ply).to(device)
+            anchors, decoder = load_model(part.ply)
+            anchors, decoder = anchors.to(device), decoder.to(device).eval()
             n_anchors += len(anchors)
             for camera in part.cameras:
-                image, elapsed = _timed_render(anchors, decoder, camera, background)
+                view, elapsed = _timed_render(anchors, decoder, camera, background)
                 seconds.append(elapsed)
+                n_decoded += len(view.decoded.gaussians)
+                n_drawn += int((view.output.radii > 0).sum())
+                if labels is not None:
+                    write_cells(folder / "cells" / names[camera.name], labels.of(view.output, camera))
+                image = view.output.image.clamp(0, 1)
+                del view  # or its Gaussians would be in memory with those of the next one
                 photograph = views.photograph(camera.name)
                 image, truth = image.cpu(), photograph.image.cpu()
                 write_png(folder / "renders" / names[camera.name], image)
@@ -130,6 +144,9 @@ def render_parts(
         "complete": True,
         "code": code_version(),
         "anchors": n_anchors,
+        "gaussians_per_view": n_decoded / len(names),
+        "gaussians_drawn_per_view": n_drawn / len(names),
+        "storage_bytes": _storage([part.ply for part in parts]),
         "seconds_per_view": sum(timed) / len(timed),
         "views_per_second": len(timed) / sum(timed),
         "timed_views": len(timed),
@@ -137,22 +154,30 @@ def render_parts(
         "names": list(names.values()),
         # Of the views that have a mask: what lies in masks/ may be of an earlier rendering.
         "masked": masked,
+        # Of these blocks; None: what lies in cells/ is of an earlier rendering.
+        "cells": None if table is None else {"blocks": table.n, "border_share": BORDER_SHARE},
     }
     write_json(folder / "render.json", result)
     return result
 
 
 def _timed_render(
-    anchors: Anchors, decoder: GaussianDecoder, camera: Camera, background: Tensor
-) -> tuple[Tensor, float]:
-    """The image and the seconds it took, the device's queue included."""
+    anchors: Anchors, decoder: Decoder, camera: Camera, background: Tensor
+) -> tuple[ViewRender, float]:
+    """The view and the seconds it took, the device's queue included."""
     if background.is_cuda:
         torch.cuda.synchronize(background.device)
     start = time.perf_counter()
-    image = render_image(anchors, decoder, camera, background)
+    view = render_view(anchors, decoder, camera, background)
     if background.is_cuda:
         torch.cuda.synchronize(background.device)
-    return image, time.perf_counter() - start
+    return view, time.perf_counter() - start
+
+
+def _storage(plys: Sequence[Path]) -> int:
+    """Bytes of the models' files and of the decoders beside them."""
+    decoders = {file for ply in plys for file in ply.parent.glob("decoder*.safetensors")}
+    return sum(file.stat().st_size for file in (*plys, *decoders))
 
 
 def _machine(background: Tensor) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.recfunctions import append_fields
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.model.io import BLOCK_PROPERTY, DECODER_FILE, own_decoder_folder
 
 SLICE = 1 << 17
 """Rows in memory at a time: 40 MB at 316 bytes an anchor."""
@@ -44,7 +46,8 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
         UserError: for an incomplete set of blocks, a file that is no model, or blocks of different make.
     """
     paths = [folder / f"point_cloud_block{block}.ply" for block in range(table.n)]
-    _check_complete(folder, paths)
+    own = own_decoder_folder(folder, 0).is_dir()
+    _check_complete(folder, paths, own)
     blocks = [_rows(path) for path in paths]
     for path, rows in zip(paths, blocks, strict=True):
         if rows.dtype != blocks[0].dtype:
@@ -55,26 +58,33 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
     # Counted first, because the header tells the number of rows; the second look is cheaper than keeping them.
     kept = [sum(int(inside.sum()) for _, inside in _slices(rows, b, table)) for b, rows in enumerate(blocks)]
     target = folder / "point_cloud.ply"
+    # Only an anchor that shares its decoder with all others need not say where it comes from.
+    dtype = np.dtype([*blocks[0].dtype.descr, (BLOCK_PROPERTY, "<i4")]) if own else blocks[0].dtype
     with replacing(target) as temporary, temporary.open("wb") as file:
-        file.write(_header(blocks[0].dtype, sum(kept)))
+        file.write(_header(dtype, sum(kept)))
         for block, rows in enumerate(progress(blocks, desc="merging blocks")):
             for part, inside in _slices(rows, block, table):
-                part[inside].tofile(file)
+                chosen = part[inside]
+                if own:
+                    chosen = append_fields(chosen, BLOCK_PROPERTY, np.full(len(chosen), block, "<i4"), usemask=False)
+                chosen.astype(dtype, copy=False).tofile(file)
     return MergeReport(target, kept, [len(rows) - n for rows, n in zip(blocks, kept, strict=True)])
 
 
-def _check_complete(folder: Path, paths: list[Path]) -> None:
+def _check_complete(folder: Path, paths: list[Path], own: bool) -> None:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of {len(paths)} blocks are missing: {', '.join(missing)}; "
             "finish the training with 'momentum-gs train ... --resume'"
         )
-    if not (folder / "decoder.safetensors").is_file():
-        raise UserError(
-            f"{folder}: the blocks are there but decoder.safetensors, which is written last, is not; "
-            "finish the training with 'momentum-gs train ... --resume'"
-        )
+    decoders = [own_decoder_folder(folder, block) for block in range(len(paths))] if own else [folder]
+    for decoder in decoders:
+        if not (decoder / DECODER_FILE).is_file():
+            raise UserError(
+                f"{decoder}: the blocks are there but {DECODER_FILE}, which is written last, is not; "
+                "finish the training with 'momentum-gs train ... --resume'"
+            )
 
 
 def _rows(path: Path) -> np.ndarray:

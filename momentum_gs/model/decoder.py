@@ -7,7 +7,7 @@ Momentum-GS (paper section 3.1).
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 HEADS = ("opacity", "cov", "color")
@@ -67,6 +67,10 @@ class GaussianDecoder(nn.Module):
             if use_feature_bank
             else None
         )
+
+    def at(self, rows: Int[Tensor, "m"]) -> "GaussianDecoder":
+        """The decoder of the anchors in these rows: this one, whichever they are (``DecoderBank`` has several)."""
+        return self
 
     def forward(
         self, feature: Float[Tensor, "m f"], direction: Float[Tensor, "m 3"], distance: Float[Tensor, "m 1"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from momentum_gs.core.types import Gaussians
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import DecoderOutput, GaussianDecoder
+from momentum_gs.model.decoder_bank import Decoder
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class _View:
 
 def decode(
     anchors: Anchors,
-    decoder: GaussianDecoder,
+    decoder: Decoder,
     camera_center: Float[Tensor, "3"],
     visible: Int[Tensor, "m"] | None = None,
 ) -> Decoded:
     """Decode the anchors in the rows ``visible`` (distinct; None: all) for a camera at ``camera_center``."""
     view = _look(anchors, camera_center, visible)
-    return _spawn(anchors, view, decoder(view.feature, view.direction, view.distance))[0]
+    return _spawn(anchors, view, decoder.at(view.rows)(view.feature, view.direction, view.distance))[0]
 
 
 def decode_with_teacher(

@@ -1,6 +1,7 @@
 """Models as files, in the layout of Scaffold-GS: anchors in a PLY, decoder heads as TorchScript.
 
 Beside the heads lies ``decoder.safetensors``, the decoder as we load it: weights, and the architecture in the metadata.
+Where blocks have a decoder each, these lie in ``decoder_block<i>/``, and each anchor of the merged PLY names its block.
 A file is written under another name and renamed, so it is whole or not there.
 Source: save_ply, load_ply_sparse_gaussian and save_mlp_checkpoints of Scaffold-GS, scene/gaussian_model.py.
 """
@@ -21,8 +22,14 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
+from momentum_gs.model.decoder_bank import Decoder, DecoderBank
 
 DECODER_FILE = "decoder.safetensors"
+BLOCK_PROPERTY = "block"
+"""Of a vertex, int32: the block whose decoder the anchor needs."""
+
+
+_BLOCK = "point_cloud_block"
 
 
 def save_ply(path: str | Path, anchors: Anchors) -> None:
@@ -75,6 +82,32 @@ def load_ply(path: str | Path) -> Anchors:
     )
     offset = offset.unflatten(1, (3, n_offsets)).transpose(1, 2).contiguous()
     return Anchors(position, offset, feature, log_scale, rotation, opacity).as_leaves()
+
+
+def own_decoder_folder(folder: Path, block: int) -> Path:
+    """Where a block's own decoder lies, ``folder`` being ``point_cloud/iteration_<N>``."""
+    return folder / f"decoder_block{block}"
+
+
+def load_model(ply: Path) -> tuple[Anchors, Decoder]:
+    """The anchors of a file in ``point_cloud/iteration_<N>`` with what decodes them, on the CPU.
+
+    Raises:
+        UserError: as ``load_ply`` and ``load_decoder``.
+    """
+    anchors = load_ply(ply)
+    own = own_decoder_folder(ply.parent, int(ply.stem.removeprefix(_BLOCK))) if ply.stem.startswith(_BLOCK) else None
+    if own is not None and own.is_dir():
+        return anchors, load_decoder(own)
+    vertices = PlyData.read(str(ply), mmap="r")["vertex"]
+    if BLOCK_PROPERTY not in vertices.data.dtype.names:
+        return anchors, load_decoder(ply.parent)
+    block = torch.from_numpy(np.array(vertices[BLOCK_PROPERTY], dtype=np.int64))
+    if len(block) and int(block.min()) < 0:
+        raise UserError(f"{ply}: block {int(block.min())}, expected 0 or more; merge again")
+    n = int(block.max()) + 1 if len(block) else 1
+    decoders = [load_decoder(own_decoder_folder(ply.parent, b)) for b in range(n)]
+    return anchors, DecoderBank(decoders, block)
 
 
 def _property_names(n_offsets: int, feature_dim: int) -> list[str]:

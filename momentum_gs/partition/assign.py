@@ -17,7 +17,7 @@ from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, Gaussians
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, decode
 from momentum_gs.partition.join import block_place
 from momentum_gs.render.rasterize import rasterize, visible_anchors
@@ -56,7 +56,7 @@ def assign_cameras(
 @torch.no_grad()
 def view_changes(
     anchors: Anchors,
-    decoder: GaussianDecoder,
+    decoder: Decoder,
     camera: Camera,
     block_of_anchor: Int[Tensor, "n"],
     background: Float[Tensor, "3"],
@@ -81,7 +81,7 @@ def view_changes(
 
 @torch.no_grad()
 def view_contributions(
-    anchors: Anchors, decoder: GaussianDecoder, camera: Camera, block_of_anchor: Int[Tensor, "n"]
+    anchors: Anchors, decoder: Decoder, camera: Camera, block_of_anchor: Int[Tensor, "n"]
 ) -> dict[int, float]:
     """Mean over the picture's pixels of the weight with which each block is blended into it, by block.
 

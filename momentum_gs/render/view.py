@@ -9,6 +9,7 @@ from torch import Tensor
 from momentum_gs.core.types import Camera, RenderOutput
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
 from momentum_gs.render.rasterize import rasterize, visible_anchors
 
@@ -26,7 +27,7 @@ class ViewRender:
 
 def render_view(
     anchors: Anchors,
-    decoder: GaussianDecoder,
+    decoder: Decoder,
     camera: Camera,
     background: Float[Tensor, "3"],
     teacher: GaussianDecoder | None = None,
@@ -48,13 +49,14 @@ def render_view(
     if teacher is None:
         decoded = decode(anchors, decoder, center, visible)
     else:
+        assert isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
         decoded, targets = decode_with_teacher(anchors, decoder, teacher, center, visible, detach_teacher)
     return ViewRender(rasterize(decoded.gaussians, camera, background), decoded, targets)
 
 
 @torch.no_grad()
 def render_image(
-    anchors: Anchors, decoder: GaussianDecoder, camera: Camera, background: Float[Tensor, "3"]
+    anchors: Anchors, decoder: Decoder, camera: Camera, background: Float[Tensor, "3"]
 ) -> Float[Tensor, "3 h w"]:
     """The picture alone, in [0, 1], without gradients."""
     return render_view(anchors, decoder, camera, background).output.image.clamp(0, 1)

@@ -1,6 +1,6 @@
 """Everything that belongs to one block and must survive while other blocks train."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +16,9 @@ from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.model.init import init_anchors
 from momentum_gs.train.anchor_budget import max_anchors
 from momentum_gs.train.densify import GrowthReport, GrowthStats, grow_and_prune
+from momentum_gs.train.learner import DecoderLearner
 from momentum_gs.train.optim import anchor_optimizer
+from momentum_gs.train.running_score import RunningScore
 
 
 @dataclass
@@ -36,6 +38,10 @@ class BlockState:
     """Block steps done."""
     fixed: Bool[Tensor, "n"] | None = None
     """Anchors that are drawn but do not learn (``train/settle.py``); None: all learn. Follows from the round."""
+    own: DecoderLearner | None = None
+    """The block's decoder where each has its own (``blocks.decoder=own``)."""
+    score: RunningScore = field(default_factory=RunningScore)
+    """Of the views trained since the last measurement (``weighting.source=running``)."""
 
     def grow(self, config: Config) -> GrowthReport:
         """Adds and removes anchors by the statistics since the last growth, within the bounds of ``config.anchors``."""
@@ -68,7 +74,8 @@ def init_block(
     anchors = anchors.to(device)
     lr_scale = camera_radius(torch.stack([c.center for c in cameras]))
     optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
-    return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale)
+    own = DecoderLearner(config, device) if config.own_decoders else None
+    return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale, own=own)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,9 @@ def pack(state: BlockState) -> PackedBlock:
     for name in LEARNABLE:
         parameter = state.anchors.rows()[name]
         tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
+    if state.own is not None:
+        tensors |= {f"decoder.{k}": v.detach() for k, v in state.own.to_tensors().items()}
+    tensors["score"] = state.score.sums
     meta = {"block": state.block, "step": state.step, "voxel_size": state.voxel_size, "lr_scale": state.lr_scale}
     return PackedBlock({k: to_host(v) for k, v in tensors.items()}, meta)
 
@@ -109,7 +119,13 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> BlockSt
         if state:
             optimizer.state[anchors.rows()[name]] = {k: v.to(device) for k, v in state.items()}
     stats = GrowthStats.from_rows({k: v.to(device) for k, v in part("stats.").items()})
+    own = None
+    if config.own_decoders:
+        own = DecoderLearner(config, device)
+        own.load_tensors(part("decoder."))
+    # A file of an earlier version has no score, which nothing had been added to.
+    score = RunningScore(packed.tensors["score"]) if "score" in packed.tensors else RunningScore()
     return BlockState(
         int(packed.meta["block"]), anchors, optimizer, stats, float(packed.meta["voxel_size"]), lr_scale,
-        int(packed.meta["step"]),
+        int(packed.meta["step"]), own=own, score=score,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from momentum_gs.core.log import warn
 from momentum_gs.train.block_file import FileRecord, enough_space, write_block, write_tensors
 from momentum_gs.train.block_state import BlockState, pack
 from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.own_decoders import OwnDecoders
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.shared_decoder import SharedDecoder
 
@@ -91,21 +92,21 @@ class Checkpoint:
                 "anew without --resume"
             )
 
-    def fill(self, store: BlockStore, shared: SharedDecoder, scores: ScoreTable) -> None:
+    def fill(self, store: BlockStore, decoders: SharedDecoder | OwnDecoders, scores: ScoreTable) -> None:
         """Lays this rank's blocks down in the store, and sets decoder and scores."""
         for block in range(store.n):
             if store.home(block):
                 name = _block_name(block)
                 store.adopt(block, self.path / name, FileRecord(**self._state["files"][name]))
-        shared.load_tensors(load_file(self.path / _DECODER), self._state["decoder_updates"])
+        decoders.load_tensors(load_file(self.path / _DECODER), self._state["decoder_updates"])
         for block, row in enumerate(self._state["scores"]):
             for i, value in enumerate(row):
                 scores.scores[block, i] = float("nan") if value is None else value
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, store: BlockStore, active: list[BlockState], shared: SharedDecoder,
-    scores: ScoreTable, config: Config, comm: Comm,
+    folder: Path, progress: Progress, store: BlockStore, active: list[BlockState],
+    decoders: SharedDecoder | OwnDecoders, scores: ScoreTable, config: Config, comm: Comm,
 ) -> Path:  # fmt: skip
     """Writes the state after ``progress.step`` global steps; every rank writes the blocks that it holds.
 
@@ -129,14 +130,14 @@ def save_checkpoint(
         _write_json(part / f"files_{comm.rank}.json", {name: asdict(record) for name, record in files.items()})
         comm.barrier()
         if comm.rank == 0:
-            listed = {_DECODER: asdict(write_tensors(part / _DECODER, shared.to_tensors(), {}))}
+            listed = {_DECODER: asdict(write_tensors(part / _DECODER, decoders.to_tensors(), {}))}
             for rank in range(comm.world_size):
                 listing = part / f"files_{rank}.json"
                 listed |= json.loads(listing.read_text())
                 listing.unlink()
             state = asdict(progress) | {
                 "format": FORMAT,
-                "decoder_updates": shared.updates,
+                "decoder_updates": decoders.updates,
                 "scores": [[None if v != v else v for v in row] for row in scores.scores.tolist()],
                 "config": config_to_dict(config),
                 "files": listed,

@@ -20,10 +20,10 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.io import save_decoder, save_ply
-from momentum_gs.render.score import Scores, score_views
+from momentum_gs.model.io import own_decoder_folder, save_decoder, save_ply
+from momentum_gs.render.score import score_views
 from momentum_gs.train.block_schedule import Round, ranks_of
-from momentum_gs.train.block_state import BlockState, init_block, pack
+from momentum_gs.train.block_state import BlockState, init_block, pack, unpack
 from momentum_gs.train.block_store import BlockStore, ram_bound
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
@@ -38,6 +38,7 @@ from momentum_gs.train.events import (
     StepDone,
 )
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
+from momentum_gs.train.own_decoders import OwnDecoders
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.score_table import ScoreTable
@@ -116,7 +117,11 @@ class Training:
         """All rounds, those before a resume too."""
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
-        self._shared = SharedDecoder(config, device, self.schedule.block_steps_per_update())
+        self._decoders = (
+            OwnDecoders()
+            if config.own_decoders
+            else SharedDecoder(config, device, self.schedule.block_steps_per_update())
+        )
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
@@ -128,7 +133,7 @@ class Training:
         if saved is None:
             self._init_blocks(start or self._first_state)
         else:
-            saved.fill(self._store, self._shared, self._scores)
+            saved.fill(self._store, self._decoders, self._scores)
 
     def _init_blocks(self, start: Callable[[int], BlockState]) -> None:
         for block in progress(range(len(self._plan)), "blocks"):
@@ -193,7 +198,7 @@ class Training:
             ahead = range(min(PREFETCH_STEPS, end - self._step))
             views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
-            report = train_step(inputs, self._shared, active, turn.blocks, weights, turn.decoder_live)
+            report = train_step(inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live)
             self._step += 1
             for block in turn.blocks:
                 self._block_steps[block] += 1
@@ -301,9 +306,12 @@ class Training:
             return
         measured = {}
         for state in (state for state in active if state.block in due):
-            found = self._score(state.anchors, self._plan.train[state.block][:: config.view_stride], views)
+            if config.source == "running":
+                found = state.score.take()
+            else:
+                found = self._score(state, self._plan.train[state.block][:: config.view_stride], views)
             if found is not None:
-                measured[state.block] = (found.psnr, found.ssim)
+                measured[state.block] = found
         self._scores.update(measured, self._comm)
         weights = self._scores.weights()
         scores = self._scores.scores.tolist()
@@ -326,23 +334,24 @@ class Training:
         passed = False
         for state in active:
             cameras = self._plan.test[state.block]
-            found = self._score(state.anchors, cameras, views) if cameras else None
+            found = self._score(state, cameras, views) if cameras else None
             if found is not None:
-                self._observers.on_event(
-                    HeldOutScored(self._step, state.block, len(cameras), found.psnr, found.ssim, seconds)
-                )
+                psnr, ssim = found
+                self._observers.on_event(HeldOutScored(self._step, state.block, len(cameras), psnr, ssim, seconds))
                 goal = self._config.log.stop_psnr_ssim
-                passed = goal is not None and found.psnr >= goal[0] and found.ssim >= goal[1]
+                passed = goal is not None and psnr >= goal[0] and ssim >= goal[1]
         self._untimed += time.perf_counter() - now
         return passed and self._config.stage == "coarse"
 
-    def _score(self, anchors: Anchors, cameras: list[Camera], views: Views) -> Scores | None:
-        return score_views(anchors, self._shared.student, cameras, views, self._background)
+    def _score(self, state: BlockState, cameras: list[Camera], views: Views) -> tuple[float, float] | None:
+        """Mean PSNR and SSIM of a block's views; None where every photograph is left out."""
+        found = score_views(state.anchors, self._decoders.student_of(state), cameras, views, self._background)
+        return None if found is None else (found.psnr, found.ssim)
 
     def _checkpoint(self, active: list[BlockState]) -> None:
         at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state())
         folder = save_checkpoint(
-            self._folder / "checkpoint", at, self._store, active, self._shared, self._scores, self._config, self._comm
+            self._folder / "checkpoint", at, self._store, active, self._decoders, self._scores, self._config, self._comm
         )
         self._saved_at = time.perf_counter()
         self._observers.on_event(Saved(self._step, str(folder)))
@@ -357,8 +366,14 @@ class Training:
             rows = self._store.rows(block, [field.name for field in fields(Anchors)])
             name = "point_cloud.ply" if self._config.stage == "coarse" else f"point_cloud_block{block}.ply"
             save_ply(folder / name, Anchors.from_rows(rows))
+            if isinstance(self._decoders, OwnDecoders):
+                state = unpack(self._store.packed(block), self._config, self._device)
+                own = own_decoder_folder(folder, block)
+                own.mkdir(exist_ok=True)
+                save_decoder(own, self._decoders.student_of(state))
         if self._comm.rank == 0:
-            save_decoder(folder, self._shared.student)
+            if isinstance(self._decoders, SharedDecoder):
+                save_decoder(folder, self._decoders.student)
             if self._table is not None:
                 self._table.save(folder / "partition.json")
         self._comm.barrier()

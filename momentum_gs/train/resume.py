@@ -15,7 +15,8 @@ def begin(config: Config, n: int, ranks: int) -> Progress:
     Raises:
         UserError: for counts that cannot be scheduled.
     """
-    k = 1 if config.stage == "coarse" else config.blocks.active or max(min(ranks, n), config.blocks.groups)
+    active = n if config.blocks.active == "all" else config.blocks.active
+    k = 1 if config.stage == "coarse" else active or max(min(ranks, n), config.blocks.groups)
     check_counts(n, k, ranks, config.blocks.groups)
     return Progress(0, k, [0] * n, {}, [], 0, config.steps)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.optim import decoder_optimizer, set_decoder_lr
+from momentum_gs.train.block_state import BlockState
+from momentum_gs.train.learner import DecoderLearner
 
 EXACT_BLOCKS = 64
 """Rows of the gradient's buffer: 1.6 MB a step for the default decoder. With more active blocks some share a row, and
@@ -24,25 +25,19 @@ class SharedDecoder:
 
     def __init__(self, config: Config, device: torch.device, clock_scale: float) -> None:
         """``clock_scale``: block steps that pass per decoder update, so that its learning rates end with the blocks."""
-        model = config.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.student = GaussianDecoder(
-                model.feature_dim,
-                model.n_offsets,
-                use_feature_bank=model.use_feature_bank,
-                add_opacity_dist=model.add_opacity_dist,
-                add_cov_dist=model.add_cov_dist,
-                add_color_dist=model.add_color_dist,
-            ).to(device)
+        self._learner = DecoderLearner(config, device)
+        self.student = self._learner.module
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.optimizer = decoder_optimizer(self.student, config.optim)
         self.updates = 0
-        self._config = config
+        self._momentum = config.teacher.momentum
         self._clock_scale = clock_scale
 
+    def student_of(self, block: BlockState) -> GaussianDecoder:
+        """The decoder that draws a block."""
+        return self.student
+
     def begin_step(self, live: bool, n_active: int) -> None:
-        """Sets the learning rates and moves the teacher (eq. 4), before anything is rendered, as the original does.
+        """Moves the teacher (eq. 4), before anything is rendered, as the original does.
 
         Args:
             live: False: the decoder is fixed.
@@ -51,19 +46,17 @@ class SharedDecoder:
         self.student.requires_grad_(live)
         if not live:
             return
-        set_decoder_lr(self.optimizer, self._config.optim, self.updates * self._clock_scale)
-        self.optimizer.zero_grad()
-        move_teacher(self.teacher, self.student, self._config.teacher.momentum)
+        move_teacher(self.teacher, self.student, self._momentum)
         parameter = next(self.student.parameters())
         size = sum(p.numel() for p in self.student.parameters())
         self._n_active = n_active
         self._gradients = parameter.new_zeros(min(n_active, EXACT_BLOCKS), size)
 
-    def take_gradient(self, position: int) -> None:
+    def take_gradient(self, block: BlockState, position: int) -> None:
         """Sets the gradient of one block's loss aside; ``position``: of the block among the active ones."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.student.parameters()]
         self._gradients[position % EXACT_BLOCKS] += torch.cat([part.reshape(-1) for part in parts])
-        self.optimizer.zero_grad()
+        self.student.zero_grad()
 
     def finish_step(self, comm: Comm) -> None:
         """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps.
@@ -76,32 +69,20 @@ class SharedDecoder:
         parameters = list(self.student.parameters())
         for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
-        self.optimizer.step()
+        self._learner.step(self.updates * self._clock_scale)
         self.updates += 1
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs."""
-        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}
-        tensors |= {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
-        for name, parameter in self.student.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{key}"] = value
-        return tensors
+        return self._learner.to_tensors() | {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse of ``to_tensors``, bit for bit."""
         self.updates = updates
-        for prefix, module in (("student.", self.student), ("teacher.", self.teacher)):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        for name, parameter in self.student.named_parameters():
-            prefix = f"adam.{name}."
-            # Adam keeps its step counter on the host unless capturable; moments live with the parameter.
-            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                self.optimizer.state[parameter] = {
-                    k: v if k == "step" and parameter.device.type == "cpu" else v.to(parameter.device)
-                    for k, v in state.items()
-                }
+        self._learner.load_tensors(tensors)
+        self.teacher.load_state_dict(
+            {k.removeprefix("teacher."): v for k, v in tensors.items() if k.startswith("teacher.")}
+        )
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.densify import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.optim import set_anchor_lr
+from momentum_gs.train.own_decoders import OwnDecoders
 from momentum_gs.train.shared_decoder import SharedDecoder
 
 
@@ -44,13 +45,13 @@ class StepReport:
 
 def train_step(
     inputs: StepInputs,
-    shared: SharedDecoder,
+    decoders: SharedDecoder | OwnDecoders,
     active: list[BlockState],
     blocks: tuple[int, ...],
     weights: Tensor,
     decoder_live: bool,
 ) -> StepReport:
-    """Trains each of this rank's active blocks on one view of its own and the decoder on all of them (eq. 4-7).
+    """Trains each of this rank's active blocks on one view of its own and a shared decoder on all of them (eq. 4-7).
 
     Args:
         blocks: active over all ranks; the decoder's gradient is their mean.
@@ -59,8 +60,8 @@ def train_step(
     """
     config, growth = inputs.config, inputs.config.growth
     report = StepReport()
-    teacher = shared.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
-    shared.begin_step(decoder_live, len(blocks))
+    teacher = decoders.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
+    decoders.begin_step(decoder_live, len(blocks))
     for block in active:
         camera, photograph = inputs.show(block.block, block.step)
         where = f"block {block.block} at its step {block.step}, image {camera.name}"
@@ -68,14 +69,16 @@ def train_step(
         with blame(where):
             set_anchor_lr(block.optimizer, config.optim, block.step, block.lr_scale)
             view = render_view(
-                block.anchors, shared.student, camera, inputs.background, teacher, config.teacher.detach
-            )  # fmt: skip
+                block.anchors, decoders.student_of(block), camera, inputs.background, teacher, config.teacher.detach
+            )
             terms = loss_terms(
                 view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask
             )  # fmt: skip
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
-                shared.take_gradient(blocks.index(block.block))
+                decoders.take_gradient(block, blocks.index(block.block))
+            if config.weighting.enabled and config.weighting.source == "running":
+                block.score.add(view.output.image, photograph)
             report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
             block.step += 1
             if block.fixed is not None:
@@ -87,5 +90,5 @@ def train_step(
             block.optimizer.step()
             block.optimizer.zero_grad(set_to_none=True)
     if decoder_live:
-        shared.finish_step(inputs.comm)
+        decoders.finish_step(inputs.comm)
     return report

@@ -1,0 +1,58 @@
+"""A decoder in training: the module, its Adam, and both as tensors for a checkpoint or a resting block."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.train.optim import decoder_optimizer, set_decoder_lr
+
+
+class DecoderLearner:
+    """A decoder as ``config.seed`` makes it, and the state of its optimizer."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        model = config.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.module = GaussianDecoder(
+                model.feature_dim,
+                model.n_offsets,
+                use_feature_bank=model.use_feature_bank,
+                add_opacity_dist=model.add_opacity_dist,
+                add_cov_dist=model.add_cov_dist,
+                add_color_dist=model.add_color_dist,
+            ).to(device)
+        self._optimizer = decoder_optimizer(self.module, config.optim)
+        self._config = config.optim
+
+    def step(self, block_step: float | int) -> None:
+        """Moves the weights along the gradients that they hold, at the rates of ``block_step``, and drops these."""
+        set_decoder_lr(self._optimizer, self._config, block_step)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Weights (``student.*``) and moments (``adam.*``); not copies."""
+        tensors = {f"student.{k}": v for k, v in self.module.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``to_tensors``, bit for bit; other names are left aside."""
+        self.module.load_state_dict(
+            {k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")}
+        )
+        for name, parameter in self.module.named_parameters():
+            prefix = f"adam.{name}."
+            # Adam keeps its step counter on the host unless capturable; moments live with the parameter.
+            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                self._optimizer.state[parameter] = {
+                    k: v if k == "step" and parameter.device.type == "cpu" else v.to(parameter.device)
+                    for k, v in state.items()
+                }

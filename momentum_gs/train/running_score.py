@@ -1,0 +1,31 @@
+"""How well a block does on the views that it has just trained on: a score that costs no render of its own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.core.image import psnr, ssim
+from momentum_gs.core.types import Photograph
+
+
+class RunningScore:
+    """Sums over views; a photograph of which no pixel counts is left out."""
+
+    def __init__(self, sums: Float[Tensor, "3"] | None = None) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64) if sums is None else sums
+        """PSNR in dB, SSIM, number of views."""
+
+    @torch.no_grad()
+    def add(self, image: Float[Tensor, "3 h w"], photograph: Photograph) -> None:
+        """Counts a view as it was drawn before the step that it causes."""
+        mask = photograph.mask
+        if mask is None or mask.any():
+            image = image.clamp(0, 1)
+            scores = psnr(image, photograph.image, mask), ssim(image, photograph.image, mask)
+            self.sums += torch.stack([*scores, torch.ones_like(scores[0])]).to(self.sums)
+
+    def take(self) -> tuple[float, float] | None:
+        """Mean PSNR and SSIM since the last call; None where nothing was added."""
+        psnr_sum, ssim_sum, count = self.sums.tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return (psnr_sum / count, ssim_sum / count) if count else None
