@@ -21,6 +21,7 @@ from momentum_gs.core.voxels import unique_cells
 MAX_POINTS = 5_000_000
 """Points that stay of a larger cloud, at most; more than half of them do."""
 _PIECE = 1_000_000
+_PIECE_BYTES = 1 << 24
 # Twice the area of a voxel's side: a cloud of a surface is halved.
 _GROW = 2**0.5
 _MAX_HEADER = 1 << 16
@@ -176,7 +177,8 @@ def _las_pieces(path: Path) -> Iterator[Piece]:
         _check_las_counts(path)
         # One thread: the parallel decompressor divides by what a damaged file says, and panics.
         with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as file:
-            for points in file.chunk_iterator(_PIECE):
+            # A record may have up to 65,535 bytes, and laspy asks for the memory of all before it reads the first.
+            for points in file.chunk_iterator(max(_PIECE_BYTES // file.header.point_format.size, 1)):
                 coloured = {"red", "green", "blue"} <= set(points.point_format.dimension_names)
                 colours = np.stack([points.red, points.green, points.blue], axis=1) if coloured else None
                 yield np.stack([points.x, points.y, points.z], axis=1).astype(np.float64), colours
