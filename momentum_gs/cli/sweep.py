@@ -28,6 +28,7 @@ from momentum_gs.core.log import say, warn
 from momentum_gs.core.watch import Stop
 from momentum_gs.eval.lpips_metric import NETS
 from momentum_gs.eval.results import write_json
+from momentum_gs.eval.sweep_figure import draw_sweep
 from momentum_gs.eval.sweep_scores import read_scores
 from momentum_gs.eval.sweep_table import SweepResults, to_csv, to_json, to_latex, to_markdown
 
@@ -135,7 +136,7 @@ def _run_all(
     with Stop() as stop:
         partitions = {partition_folder(out, config): config for _, config in missing.values()}
         if not args.coarse and any(map(needs_coarse, partitions.values())):
-            failed |= run_jobs([coarse_job(coarse_config(args), coarse)], slots[:1], stop, "coarse model")
+            failed |= run_jobs([coarse_job(coarse_config(args), coarse)], _slots(1, base), stop, "coarse model")
             if failed:
                 return failed
         jobs = [partition_job(config, folder, coarse) for folder, config in partitions.items()]
@@ -200,3 +201,7 @@ def _write_table(out: Path, results: SweepResults) -> None:
             part.write_text(text, encoding="utf-8")
     say(markdown)
     say(f"sweep: {stem}.md, .csv, .tex, .json")
+    try:
+        draw_sweep(stem.with_suffix(".png"), results)
+    except UserError as error:  # The picture shows nothing that the table does not say.
+        say(f"sweep: no picture: {error}")

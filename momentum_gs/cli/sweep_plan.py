@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def n_blocks(config: Config) -> int | str:
 
 def run_folder(out: Path, config: Config) -> Path:
     """Where the run of an experiment lies; the readable part repeats what most sweeps vary."""
-    parts = [f"{n_blocks(config)}blocks", f"k{config.blocks.active or 1}"]
+    parts = [f"n{n_blocks(config)}", f"k{config.blocks.active or 1}"]
     parts += ["own"] * (config.blocks.decoder == "own") + ["teacher"] * config.teacher.enabled
     parts += ["weighting"] * config.weighting.enabled
     return out / "runs" / "-".join([*parts, f"seed{config.seed}", short_hash(experiment(config))])
@@ -106,7 +107,7 @@ def partition_folder(out: Path, config: Config) -> Path:
     parts = {key: value for key, value in experiment(config).items() if key.startswith(("partition.", "scene."))}
     if config.partition.blocks == "auto":
         parts |= {"anchors": asdict(config.anchors), "model": asdict(config.model), "growth": asdict(config.growth)}
-    return out / "partitions" / f"{n_blocks(config)}blocks-{short_hash(parts)}"
+    return out / "partitions" / f"n{n_blocks(config)}-{short_hash(parts)}"
 
 
 def needs_coarse(config: Config) -> bool:
@@ -137,15 +138,15 @@ def coarse_job(config: Config, folder: Path) -> Job:
     config = replace(config, out=str(folder))
     if (folder / "config.yaml").is_file() and experiment(load_run_config(folder)) != experiment(config):
         warn(f"sweep: {folder} was trained with other settings than these; it is used as it is")
-    arguments = ("train", "-c", str(folder / "settings.yaml"))
-    return _job("coarse model", folder, config, (Stage("train", arguments, "point_cloud/iteration_*/point_cloud.ply"),))
+    command = _verb("train", "-c", folder / "settings.yaml")
+    return _job("coarse model", folder, config, (Stage("train", command, "point_cloud/iteration_*/point_cloud.ply"),))
 
 
 def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
     """Cuts the scene."""
     config = replace(config, out=str(folder), partition=replace(config.partition, coarse=str(coarse)))
-    arguments = ("partition", str(config.scene.path), "-c", str(folder / "settings.yaml"))
-    return _job(f"partition {folder.name}", folder, config, (Stage("partition", arguments, "partition.json"),))
+    command = _verb("partition", str(config.scene.path), "-c", folder / "settings.yaml")
+    return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),))
 
 
 def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.Namespace) -> Job:
@@ -156,16 +157,15 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.N
     config = replace(
         config, out=str(folder), partition=replace(config.partition, coarse=str(coarse), file=str(table))
     )
-    score = ["eval", str(folder), "--lpips", args.lpips, "--device", config.device]
-    if args.lpips_weights is not None:
-        score += ["--lpips-weights", str(args.lpips_weights)]
+    weights = () if args.lpips_weights is None else ("--lpips-weights", args.lpips_weights)
+    score = _verb("eval", folder, "--lpips", args.lpips, "--device", config.device, *weights)
     model = "point_cloud/iteration_*"
     stages = (
-        Stage("train", ("train", "-c", str(folder / "settings.yaml")), f"{model}/partition.json"),
-        Stage("merge", ("merge", str(folder)), f"{model}/point_cloud.ply"),
-        Stage("render", ("render", str(folder)), "test/ours_*/render.json"),
-        Stage("render blocks", ("render", str(folder), "--blocks"), "test/ours_*_blocks/render.json"),
-        Stage("eval", tuple(score), "results.json"),
+        Stage("train", _verb("train", "-c", folder / "settings.yaml"), f"{model}/partition.json"),
+        Stage("merge", _verb("merge", folder), f"{model}/point_cloud.ply"),
+        Stage("render", _verb("render", folder), "test/ours_*/render.json"),
+        Stage("render blocks", _verb("render", folder, "--blocks"), "test/ours_*_blocks/render.json"),
+        Stage("eval", score, "results.json"),
     )
     again = args.rescore
 
@@ -182,6 +182,10 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.N
     return replace(
         _job(name, folder, config, stages), finished=done, tidy=lambda: None if args.keep else _tidy(folder)
     )
+
+
+def _verb(*words: str | Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "momentum_gs", *map(str, words))
 
 
 def _job(name: str, folder: Path, config: Config, stages: tuple[Stage, ...]) -> Job:

@@ -1,4 +1,4 @@
-"""Long jobs side by side: each a chain of ``momentum-gs`` commands in a folder of its own, which may be broken off.
+"""Long jobs side by side: each a chain of commands in a folder of its own, which may be broken off.
 
 Nothing is done twice. A job's finished stages stand in its folder, a training that was broken off resumes from its
 checkpoint, and a lock says who is at work. The lock goes with the processes that hold it, the commands included: where
@@ -12,7 +12,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,7 @@ class Stage:
     """One command of a job."""
 
     name: str
-    arguments: tuple[str, ...]
-    """After ``python -m momentum_gs``."""
+    command: tuple[str, ...]
     leaves: str
     """Pattern of what it leaves in the job's folder: a training that was asked to stop ends with status 0, too."""
 
@@ -121,6 +119,7 @@ def run_jobs(
                     warn(f"sweep: {item.job.name} failed: {reason}; its log: {item.job.log}")
                 else:
                     item.job.tidy()
+                    say(f"sweep: {item.job.name} is finished; {len(waiting)} wait, {len(running) - 1} go on")
                 running.remove(item)
                 item.lock.close()
                 free.append(item.slot)
@@ -177,7 +176,7 @@ def _last_again(job: Job) -> Stage:
 def _start(job: Job, stage: Stage, slot: Mapping[str, str], lock: IO[str]) -> subprocess.Popen[bytes]:
     with replacing(job.folder / "settings.yaml") as part:
         part.write_text(job.settings)
-    command = [sys.executable, "-m", "momentum_gs", *stage.arguments]
+    command = list(stage.command)
     if stage.name == "train" and checkpoints(job.folder / "checkpoint"):
         command.append("--resume")
     with job.log.open("a") as log:

@@ -88,6 +88,8 @@ def load_sweep(path: Path) -> Sweep:
             raise UserError(f"{where}: {key} is {name!r}, expected one of the rows: {'; '.join(names)}")
         return str(name)
 
+    if any(row.paper for row in rows) and not data.get("source"):
+        raise UserError(f"{where}: rows have numbers of a paper, expected 'source:' to say where they stand; add it")
     compare = _list(data, "compare", where)
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in compare):
         raise UserError(f"{where}: compare is {compare}, expected pairs of rows such as [[first, second]]")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.eval.lpips_metric import NETS, metric_name
 from momentum_gs.eval.results import config_hash, read_json
+from momentum_gs.eval.table import Row, differences
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Metric:
 METRICS = (
     Metric("PSNR", "PSNR", 2, 1),
     Metric("SSIM", "SSIM", 4, 1),
-    Metric("LPIPS", "LPIPS", 4, -1),
+    *(Metric(metric_name(net), metric_name(net), 4, -1) for net in NETS),
     Metric("PSNR_cc", "PSNR cc", 2, 1),
     Metric("SSIM_cc", "SSIM cc", 4, 1),
-    Metric("LPIPS_cc", "LPIPS cc", 4, -1),
+    *(Metric(f"{metric_name(net)}_cc", f"{metric_name(net)} cc", 4, -1) for net in NETS),
     Metric("worst_block_PSNR", "worst block", 2, 1),
-    Metric("merge_loss", "lost by merging", 2, -1),
+    Metric("merge_gap_PSNR", "merge gap", 2, 1),
     Metric("anchors", "anchors", 0, 0),
 )
 
@@ -69,8 +71,8 @@ def spread(values: Sequence[float]) -> Spread | None:
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Spread | None:
     """a - b over the seeds that both have.
 
-    The seed draws what the two runs have in common (schedule, order of views, initial decoder), so the differences
-    spread less than the values where that matters, and never mislead where it does not.
+    The seed draws what two runs have in common: schedule, order of views, initial decoder. Where that matters the
+    differences spread less than the values do.
     """
     return spread([a[seed] - b[seed] for seed in a if seed in b])
 
@@ -88,8 +90,7 @@ def read_scores(out: Path) -> RunScores | None:
     numbers = {metric.key: entry.get(metric.key) for metric in METRICS}
     blocks = [scores["PSNR"] for scores in entry.get("blocks", {}).values() if scores.get("PSNR") is not None]
     numbers["worst_block_PSNR"] = min(blocks, default=None)
-    if entry["PSNR"] is not None and before["PSNR"] is not None:
-        numbers["merge_loss"] = before["PSNR"] - entry["PSNR"]
+    numbers["merge_gap_PSNR"] = entry.get("merge_gap", {}).get("PSNR")
     numbers["anchors"] = entry["protocol"].get("anchors")
     return RunScores({key: float(value) for key, value in numbers.items() if value is not None}, entry["protocol"])
 
@@ -100,22 +101,17 @@ def check_protocols(runs: Mapping[str, RunScores]) -> None:
     Raises:
         UserError: naming two runs that were not.
     """
-    first: tuple[str, Any] | None = None
-    for name, run in runs.items():
-        lpips = run.protocol.get("lpips")
-        how = {key: run.protocol.get(key) for key in ("view_list_sha256", "resolution", "ground_truth_sha256")}
-        how["LPIPS network"] = lpips["net"] if lpips else None
-        first = first or (name, how)
-        differs = [key for key in how if how[key] != first[1][key]]
-        if differs:
+    rows = [Row(name, "", {"protocol": run.protocol}) for name, run in runs.items()]
+    for row in rows[1:]:
+        if found := differences(rows[0], row):
             raise UserError(
-                f"sweep: {first[0]} and {name} were scored differently ({', '.join(differs)}), expected one protocol "
-                "for one table; score them again with --rescore"
+                f"sweep: {rows[0].run} and {row.run} were scored differently ({', '.join(found)}), expected one "
+                "protocol for one table; score them again with --rescore"
             )
 
 
 def ordering(metric: Metric, difference: Spread | None) -> str:
-    """Whether a difference stands out from its spread: 'better', 'worse', 'no telling' or 'one seed'.
+    """Whether a difference stands out from its spread: 'better', 'worse', 'not told apart' or 'one seed'.
 
     The bar is two standard errors of the paired difference. With three seeds and normal errors a true difference of
     zero passes it in 18 % of cases (Student's t with two degrees of freedom), with five in 12 %.
@@ -123,5 +119,5 @@ def ordering(metric: Metric, difference: Spread | None) -> str:
     if difference is None or difference.error is None:
         return "one seed"
     if abs(difference.mean) <= 2 * difference.error:
-        return "no telling"
+        return "not told apart"
     return "better" if difference.mean * metric.better > 0 else "worse"

@@ -4,13 +4,12 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from momentum_gs.config.sweep import PAPER_METRICS, Sweep, SweepRow
 from momentum_gs.core.errors import UserError
 from momentum_gs.eval.sweep_scores import METRICS, Metric, RunScores, Spread, check_protocols, ordering, paired, spread
 
-_DIFFERENCES = ("PSNR", "SSIM", "LPIPS", "PSNR_cc", "SSIM_cc", "LPIPS_cc", "worst_block_PSNR")
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
 
@@ -51,12 +50,6 @@ class SweepResults:
         """The columns for which any run has a number."""
         return [m for m in METRICS if any(self.values(row.name, m.key) for row in self.sweep.rows)]
 
-    def lpips_net(self) -> str | None:
-        """The network of LPIPS, the same in all runs."""
-        run = next(run for seeds in self.runs.values() for run in seeds.values())
-        lpips = run.protocol.get("lpips")
-        return lpips["net"] if lpips else None
-
     def rows(self) -> list[SweepRow]:
         """The rows of which a run is finished."""
         return [row for row in self.sweep.rows if self.runs[row.name]]
@@ -73,13 +66,13 @@ def statements(results: SweepResults) -> list[str]:
     papers = {row.name: row.paper for row in results.sweep.rows}
     lines = []
     for first, second in results.pairs():
-        for key in ("PSNR_cc", "SSIM_cc", "LPIPS_cc", "worst_block_PSNR"):
+        for key in (*PAPER_METRICS, "worst_block_PSNR"):
             metric, difference = _BY_KEY[key], results.difference(first, second, key)
             if difference is None:
                 continue
             verdict = ordering(metric, difference)
-            line = f"{first} against {second}: {metric.heading} {_plus(difference, metric)}"
-            line += f" ({_seeds(difference.n)}): {verdict}"
+            shown = _cell(difference, metric, "error", difference.n)
+            line = f"{first} against {second}: {metric.heading} {shown} ({_seeds(difference.n)}): {verdict}"
             for scene in papers[first] if key in PAPER_METRICS else ():
                 if scene in papers[second]:
                     at = PAPER_METRICS.index(key)
@@ -109,7 +102,6 @@ def to_json(results: SweepResults) -> dict[str, Any]:
         "title": sweep.title,
         "source": sweep.source,
         "about": dict(results.about),
-        "lpips": results.lpips_net(),
         "reference": sweep.reference,
         "failed": dict(results.failed),
         "rows": [
@@ -129,7 +121,7 @@ def to_json(results: SweepResults) -> dict[str, Any]:
             for row in sweep.rows
         ],
         "differences": [
-            {"row": a, "against": b, **{key: plain(results.difference(a, b, key)) for key in _DIFFERENCES}}
+            {"row": a, "against": b, **{m.key: plain(results.difference(a, b, m.key)) for m in results.metrics()}}
             for a, b in results.pairs()
         ],
         "statements": statements(results),
@@ -139,13 +131,14 @@ def to_json(results: SweepResults) -> dict[str, Any]:
 def to_csv(results: SweepResults) -> str:
     """A line for each row: mean, sd of every metric, difference to the reference with its error, the paper's."""
     scenes = _paper_scenes(results)
-    metrics, wanted = results.metrics(), [key for key in _DIFFERENCES if _BY_KEY[key] in results.metrics()]
+    metrics = results.metrics()
+    judged = [metric for metric in metrics if metric.better]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ["row", "seeds"]
         + [f"{m.key}_{part}" for m in metrics for part in ("mean", "sd")]
-        + [f"{key}_minus_reference{part}" for key in wanted for part in ("", "_error")]
+        + [f"{metric.key}_minus_reference{part}" for metric in judged for part in ("", "_error")]
         + [f"paper_{scene}_{key}" for scene in scenes for key in PAPER_METRICS]
     )
     for row in results.rows():
@@ -153,8 +146,8 @@ def to_csv(results: SweepResults) -> str:
         for metric in metrics:
             value = results.spread(row.name, metric.key)
             line += [None, None] if value is None else [value.mean, value.sd]
-        for key in wanted:
-            value = results.difference(row.name, results.sweep.reference, key)
+        for metric in judged:
+            value = results.difference(row.name, results.sweep.reference, metric.key)
             line += [None, None] if value is None else [value.mean, value.error]
         for scene in scenes:
             line += row.paper.get(scene, (None,) * len(PAPER_METRICS))
@@ -169,17 +162,18 @@ def to_markdown(results: SweepResults) -> str:
     lines += [f"- failed: {name}: {reason}" for name, reason in results.failed.items()]
     lines += ["", "Mean over seeds ± sample standard deviation." + _paper_note(results), ""]
     lines += _pipes(_main_cells(results, str))
-    if results.pairs():
+    if differences := _difference_cells(results, str):
         lines += ["", f"Difference to '{sweep.reference}', paired by seed, ± its standard error:", ""]
-        lines += _pipes(_difference_cells(results, str))
-        lines += ["", "Told by two standard errors:", "", *(f"- {line}" for line in statements(results))]
+        lines += _pipes(differences)
+    if told := statements(results):
+        lines += ["", "What stands out by two standard errors:", "", *(f"- {line}" for line in told)]
     return "\n".join(lines) + "\n"
 
 
 def to_latex(results: SweepResults) -> str:
     """The main table and the differences as two ``tabular``s, which need no package."""
     parts = [f"% {results.sweep.title}", *(f"% {key}: {value}" for key, value in results.about.items())]
-    for cells in (_main_cells(results, _tex), _difference_cells(results, _tex) if results.pairs() else []):
+    for cells in (_main_cells(results, _tex), _difference_cells(results, _tex)):
         if cells:
             head, *body = [" & ".join(row) + r" \\" for row in cells]
             columns = "l" + "r" * (len(cells[0]) - 1)
@@ -190,12 +184,12 @@ def to_latex(results: SweepResults) -> str:
 
 def _main_cells(results: SweepResults, text: Callable[[str], str]) -> list[list[str]]:
     scenes, metrics = _paper_scenes(results), results.metrics()
-    head = ["row", "seeds", *(_heading(metric, results) for metric in metrics)]
+    head = ["row", "seeds", *(metric.heading for metric in metrics)]
     head += [f"paper, {scene}: {_BY_KEY[key].heading}" for scene in scenes for key in PAPER_METRICS]
     cells = [head]
     for row in results.rows():
-        line = [row.name, str(len(results.runs[row.name]))]
-        line += [_cell(results.spread(row.name, metric.key), metric, "sd") for metric in metrics]
+        n = len(results.runs[row.name])
+        line = [row.name, str(n), *(_cell(results.spread(row.name, m.key), m, "sd", n) for m in metrics)]
         for scene in scenes:
             numbers = row.paper.get(scene)
             line += ["-"] * 3 if numbers is None else [f"{numbers[0]:.2f}", f"{numbers[1]:.3f}", f"{numbers[2]:.3f}"]
@@ -204,32 +198,25 @@ def _main_cells(results: SweepResults, text: Callable[[str], str]) -> list[list[
 
 
 def _difference_cells(results: SweepResults, text: Callable[[str], str]) -> list[list[str]]:
-    metrics = [metric for metric in results.metrics() if metric.key in _DIFFERENCES]
-    cells = [["row", "seeds", *(_heading(metric, results) for metric in metrics)]]
-    for row in results.rows():
-        if row.name != results.sweep.reference:
-            found = [results.difference(row.name, results.sweep.reference, metric.key) for metric in metrics]
-            n = next((value.n for value in found if value is not None), 0)
-            shown = [_cell(value, metric, "error") for value, metric in zip(found, metrics, strict=True)]
-            cells.append([row.name, str(n), *shown])
+    """Empty where the reference has no run, or nothing beside it has."""
+    metrics, reference = [metric for metric in results.metrics() if metric.better], results.sweep.reference
+    rows = [first for first, second in results.pairs() if second == reference]
+    cells = [["row", "seeds", *(metric.heading for metric in metrics)]] if rows else []
+    for row in rows:
+        n = len(results.runs[row].keys() & results.runs[reference].keys())
+        found = [_cell(results.difference(row, reference, m.key), m, "error", n) for m in metrics]
+        cells.append([row, str(n), *found])
     return [[text(cell) for cell in line] for line in cells]
 
 
-def _heading(metric: Metric, results: SweepResults) -> str:
-    return f"{metric.heading} ({results.lpips_net()})" if metric.key.startswith("LPIPS") else metric.heading
-
-
-def _cell(value: Spread | None, metric: Metric, part: str) -> str:
+def _cell(value: Spread | None, metric: Metric, part: Literal["sd", "error"], n: int) -> str:
+    """``mean ± part``; with the number of seeds where it is not the row's."""
     if value is None:
         return "-"
-    sign = "+" if part == "error" else ""
     width = value.sd if part == "sd" else value.error
-    mean = f"{value.mean:{sign},.{metric.digits}f}"
-    return mean if width is None else f"{mean} ± {width:,.{metric.digits}f}"
-
-
-def _plus(value: Spread, metric: Metric) -> str:
-    return _cell(value, metric, "error")
+    mean = f"{value.mean:{'' if part == 'sd' else '+'},.{metric.digits}f}"
+    spread = "" if width is None else f" ± {width:,.{metric.digits}f}"
+    return mean + spread + (f" ({_seeds(value.n)})" if value.n != n else "")
 
 
 def _seeds(n: int) -> str:
