@@ -29,9 +29,9 @@ def plane(alpha: float, height: float, shape: tuple[int, int] = (36, 48)) -> Ren
 
 
 def test_a_flat_ground_is_cut_where_the_partition_cuts_it() -> None:
-    camera = nadir_camera("a.png", 0.3, 0.0)
+    camera = nadir_camera("a.png", 0.33, 0.0)
     labels = CellLabels(table((2, 1, 1)), CPU).of(plane(0.8, 4.0), camera)
-    x = 0.3 + (torch.arange(48) + 0.5 - camera.cx) / camera.fx * 4
+    x = 0.33 + (torch.arange(48) + 0.5 - camera.cx) / camera.fx * 4
     # Inside the box contracted space is (x / 5) / 4 + 0.5, and a cell is half of it wide.
     near = x.abs() < BORDER_SHARE * 0.5 * 4 * 5
     expected = 1 + 2 * (x >= 0).long() + near.long()

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from plyfile import PlyData, PlyElement
 
-from momentum_gs.core.types import PointCloud
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.scene import Scene
 
 _VERTEX = np.dtype(
@@ -34,6 +37,31 @@ def write_cameras_json(path: Path, scene: Scene) -> None:
         for number, camera in enumerate([*scene.test, *scene.train])
     ]
     path.write_text(json.dumps(views))
+
+
+def read_cameras_json(path: Path) -> list[Camera]:
+    """The views that ``write_cameras_json`` wrote. The file knows no principal point: it is the middle here.
+
+    Raises:
+        UserError: for a file that is missing or damaged.
+    """
+    try:
+        return [_camera(view) for view in json.loads(path.read_text())]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); train the run again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: holds no cameras ({type(error).__name__}: {error}); train the run again") from error
+
+
+def _camera(view: dict[str, Any]) -> Camera:
+    rotation = torch.tensor(view["rotation"], dtype=torch.float64).T
+    position = torch.tensor(view["position"], dtype=torch.float64)
+    if rotation.shape != (3, 3) or position.shape != (3,):
+        raise ValueError("a pose is no 3x3 rotation with a position")
+    width, height = view["width"], view["height"]
+    return Camera(
+        view["img_name"], width, height, view["fx"], view["fy"], width / 2, height / 2, rotation, -rotation @ position
+    )
 
 
 def write_input_ply(path: Path, points: PointCloud) -> None:

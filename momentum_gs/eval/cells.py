@@ -23,9 +23,10 @@ from momentum_gs.core.types import Camera, RenderOutput
 from momentum_gs.data.images import stored_pixels
 from momentum_gs.data.partition_table import PartitionTable
 
-BORDER_SHARE = 0.05
-"""Of a cell's width, on either side of a border: with two borders on each of two axes, 19 % of a cell. Seams are
-narrower; a thinner strip would hold too few pixels to score in a small scene."""
+BORDER_SHARE = 0.025
+"""Of a cell's width, on either side of a border. Where an axis has two cells, half of each lies inside the core box,
+and the strip is 5 % of that. Seams are narrower; a thinner strip would hold too few pixels to score in a small scene.
+"""
 MIN_ALPHA = 0.5
 """Accumulated opacity below which a pixel shows more background than model, and has no place."""
 MAX_BLOCKS = (2**16 - 1) // 2

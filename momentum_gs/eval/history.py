@@ -65,7 +65,7 @@ def _take(history: History, event: dict[str, Any]) -> None:
             for term in next(iter(losses.values())):
                 history.losses[term][step] = sum(terms[term] for terms in losses.values()) / len(losses)
             for block, count in anchors.items():
-                history.anchors[int(block)][step] = count
+                history.anchors[int(block)][step] = float(count)
         case "BlocksMeasured":
             for block in event["weight"]:
                 history.weight[int(block)][step] = event["weight"][block]

@@ -114,23 +114,33 @@ def _blocks_above(table: PartitionTable, cell: int, vertical: int) -> tuple[int,
     return tuple(table.block_of(torch.tensor(table.grid.column(cell, vertical))).tolist())
 
 
-def _labels(
-    table: PartitionTable, cells: np.ndarray, owners: np.ndarray, extent: tuple[float, ...], vertical: int
-) -> list[tuple[tuple[float, float], str]]:
-    """(place, text) of every block in the picture; blocks above each other share a place."""
-    x0, x1, y0, y1 = extent
+def block_places(
+    table: PartitionTable, cells: np.ndarray, vertical: int
+) -> list[tuple[tuple[int, ...], np.ndarray, tuple[float, float]]]:
+    """What lies where on a ``ground_raster``: blocks (those above each other share a place), the mask of the raster
+    that they cover, and a place in it for a label, in [0, 1] from the left and lower edge."""
     areas: dict[tuple[int, ...], np.ndarray] = {}
     for cell in np.unique(cells):
         blocks = tuple(dict.fromkeys(_blocks_above(table, int(cell), vertical)))
         areas[blocks] = areas.get(blocks, False) | (cells == cell)
-    labels = []
+    found = []
     for blocks, area in areas.items():
         places = np.argwhere(area)
         middle = places.mean(axis=0)  # of an L outside of it, so the nearest place that is inside
         row, column = places[((places - middle) ** 2).sum(axis=1).argmin()]
-        place = (x0 + (column + 0.5) / RASTER * (x1 - x0), y0 + (row + 0.5) / RASTER * (y1 - y0))
+        found.append((blocks, area, ((column + 0.5) / RASTER, (row + 0.5) / RASTER)))
+    return found
+
+
+def _labels(
+    table: PartitionTable, cells: np.ndarray, owners: np.ndarray, extent: tuple[float, ...], vertical: int
+) -> list[tuple[tuple[float, float], str]]:
+    """(place, text) of every block in the picture."""
+    x0, x1, y0, y1 = extent
+    labels = []
+    for blocks, _, (x, y) in block_places(table, cells, vertical):
         text = "\n".join(f"block {b}\n{len(table.views[b])} views, {int((owners == b).sum())} inside" for b in blocks)
-        labels.append((place, text))
+        labels.append(((x0 + x * (x1 - x0), y0 + y * (y1 - y0)), text))
     return labels
 
 

@@ -1,0 +1,48 @@
+"""``momentum-gs report``: one page about one run."""
+
+import argparse
+from pathlib import Path
+
+from momentum_gs.cli.common import load_run_config
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
+from momentum_gs.core.log import say
+from momentum_gs.eval.published import guess_scene, scene_keys
+from momentum_gs.eval.report import load_run, report_page
+from momentum_gs.eval.results import SPLITS
+
+HELP = "one self-contained HTML page about a run"
+DESCRIPTION = """\
+Writes OUT/report.html from what lies in OUT: scores beside the papers' for this scene, blocks from above in the colours
+of their quality, curves of the training, the worst and the best views with their errors, settings that differ from the
+defaults. The page needs nothing else: no network, no script. What the run lacks is named, with the command that makes
+it. Which published scene this is follows from the scene folder's name, or from --scene.
+
+  momentum-gs report OUT
+  momentum-gs report OUT --scene rubble -o rubble.html
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.add_argument("out", metavar="OUT", type=Path, help="output folder of a run")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page (default: OUT/report.html)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")
+    parser.add_argument("--iteration", type=int, metavar="N", help="which model (default: the last)")
+    parser.add_argument("--scene", choices=(*scene_keys(), "none"), help="published numbers to show (default: by name)")
+    parser.add_argument("--views", type=int, default=3, metavar="N", help="worst and best views (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the page."""
+    if args.views < 0:
+        raise UserError(f"report: --views is {args.views}, expected a count of at least 0")
+    config = load_run_config(args.out)
+    scene = args.scene or guess_scene(config.scene.path or "")
+    target: Path = args.output or args.out / "report.html"
+    found = load_run(args.out, config, args.split, args.iteration)
+    text = report_page(found, None if scene == "none" else scene, args.views)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as part:
+        part.write_text(text, encoding="utf-8")
+    say(f"report: {len(text.encode()) / 2**20:.1f} MiB -> {target}")

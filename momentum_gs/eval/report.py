@@ -1,0 +1,340 @@
+"""One page about one run: what was set, what came out, beside what papers print, and where it is good and bad.
+
+Everything comes from the files of the run's folder. A part whose files are missing is replaced by a line that names the
+command which makes them.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from momentum_gs.config.load import config_to_dict
+from momentum_gs.config.schema import Config
+from momentum_gs.data.family_files import read_cameras_json
+from momentum_gs.data.images import image_size, read_image
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.point_files import read_point_file
+from momentum_gs.eval.block_map import block_map
+from momentum_gs.eval.history import History, read_history
+from momentum_gs.eval.lpips_metric import NETS, metric_name
+from momentum_gs.eval.metrics import error_map
+from momentum_gs.eval.page import (
+    Html,
+    beside,
+    drawing,
+    heading,
+    missing,
+    note,
+    page,
+    picture,
+    section,
+    table,
+    text,
+)
+from momentum_gs.eval.published import PublishedScene, published_scene, scene_keys
+from momentum_gs.eval.results import read_json, result_files
+from momentum_gs.eval.svg import line_chart
+
+IMAGE_WIDTH = 480
+"""Of embedded pictures, pixels: three fill the page, and 18 of them stay below a megabyte or two."""
+JPEG_QUALITY = 80
+MAP_POINTS = 30_000
+"""Sparse points that say what part of the plane the map shows."""
+_GROUP_NAMES = {
+    "raw": "Raw",
+    "corrected": "After colour correction to the photographs",
+    "unstated": "Colour correction not stated by the source",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page is made from."""
+
+    out: Path
+    config: Config
+    split: str
+    method: str | None
+    """ours_N, the model that the page is about; None before any rendering."""
+    results: dict[str, Any]
+    per_view: dict[str, Any]
+    history: History | None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The scores of ``method``; empty where there are none."""
+        return self.results.get(self.method or "", {})
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How they came about."""
+        return self.record.get("protocol", {})
+
+    def partitions(self) -> list[Path]:
+        """Where the partition may lie, the one that the model was trained with first."""
+        folder = self.out / "point_cloud" / f"iteration_{(self.method or '').removeprefix('ours_')}"
+        return [folder / "partition.json", Path(self.config.partition.file or self.out / "partition.json")]
+
+    def command(self, verb: str, *options: str) -> tuple[str, ...]:
+        """Words of a command about this run."""
+        return ("momentum-gs", verb, str(self.out), *options)
+
+    def next_command(self) -> tuple[str, ...]:
+        """What brings an unscored run nearer to scores."""
+        models = sorted((self.out / "point_cloud").glob("iteration_*"))
+        split = () if self.split == "test" else ("--split", self.split)
+        if not models:
+            return ("momentum-gs", "train", "-c", str(self.out / "config.yaml"), "-m", str(self.out))
+        if not (models[-1] / "point_cloud.ply").exists():
+            return self.command("merge")
+        return self.command("render" if self.method is None else "eval", *split)
+
+
+def load_run(out: Path, config: Config, split: str, iteration: int | None) -> Run:
+    """Reads what there is; the last iteration where none is given."""
+    results_file, per_view_file = result_files(out, split)
+    results, per_view = read_json(results_file), read_json(per_view_file)
+    names = {*results, *(path.name for path in (out / split).glob("ours_*"))}
+    merged = sorted((name for name in names if name.removeprefix("ours_").isdecimal()), key=lambda name: int(name[5:]))
+    if iteration is not None:
+        merged = [name for name in merged if name == f"ours_{iteration}"]
+    return Run(out, config, split, merged[-1] if merged else None, results, per_view, read_history(out))
+
+
+def report_page(run: Run, scene: str | None, n_views: int) -> Html:
+    """The document.
+
+    Args:
+        run: The run.
+        scene: One of ``scene_keys()`` whose published numbers to show; None: no paper has this scene.
+        n_views: Views to show of the worst and of the best.
+    """
+    return page(
+        f"{run.out.resolve().name}: {run.config.stage}, seed {run.config.seed}, {run.config.steps} steps",
+        [
+            _about(run),
+            section("Scores", *_scores(run)),
+            section("Published numbers", *_published(run, None if scene is None else published_scene(scene))),
+            section("Blocks", *_blocks(run)),
+            section("Training", *_curves(run)),
+            section("Views", *_views(run, n_views)),
+            section("Settings", *_settings(run.config)),
+        ],
+    )
+
+
+def _about(run: Run) -> Html:
+    protocol = run.protocol
+    facts = {
+        "scene": run.config.scene.path,
+        "blocks, n": _count(protocol.get("n")),
+        "of them at a time, k": _count(protocol.get("k")),
+        "anchors": _count(protocol.get("anchors")),
+        "Gaussians drawn, mean per view": _count(protocol.get("gaussians_drawn_per_view")),
+        "files of the model": _bytes(protocol.get("storage_bytes")),
+        "rendering": _speed(protocol),
+        "peak memory of rendering": _bytes(protocol.get("peak_memory_bytes")),
+        "rendered by": protocol.get("rendered_by"),
+        "settings, SHA-256": protocol.get("config_sha256"),
+    }
+    return table((), [(name, value) for name, value in facts.items() if value not in (None, "-")], words=True)
+
+
+def _scores(run: Run) -> list[Html]:
+    if "protocol" not in run.record:
+        return [missing("This run is not scored yet:", *run.next_command())]
+    nets = [name for name in map(metric_name, NETS) if name in run.record] or ["LPIPS"]
+    parts = []
+    for suffix, title in (("", _GROUP_NAMES["raw"]), ("_cc", _GROUP_NAMES["corrected"])):
+        metrics = [(f"PSNR{suffix}", 2), (f"SSIM{suffix}", 4), *((net + suffix, 4) for net in nets)]
+        rows = [
+            [method, *(_number(record.get(metric), digits) for metric, digits in metrics)]
+            for method, record in run.results.items()
+        ]
+        parts += [heading(title), table(["method", *(metric.removesuffix("_cc") for metric, _ in metrics)], rows)]
+    protocol = run.protocol
+    views = f"{run.split} views: {_sizes(protocol)}; list {protocol['view_list_sha256'][:8]}"
+    parts.append(note(f"{views}. ours_N_blocks: before the merge."))
+    lpips = protocol.get("lpips")
+    if lpips is None:
+        parts.append(missing("LPIPS was left out:", *run.command("eval", "--lpips", "vgg")))
+    else:
+        parts.append(note(f"LPIPS: {lpips['net']}, {lpips['package']}, fed {lpips['input_range']}."))
+    gap = run.record.get("merge_gap")
+    if gap is not None:
+        gaps = ", ".join(f"{name} {value:+.4f}" for name, value in gap.items())
+        parts.append(text(f"What merging changed: {gaps}."))
+    elif run.config.stage == "blocks":
+        parts.append(missing("The blocks before the merge are not scored:", *run.command("render", "--blocks")))
+    return parts
+
+
+def _published(run: Run, scene: PublishedScene | None) -> list[Html]:
+    if scene is None:
+        return [
+            text(
+                "No paper is known to print numbers for this scene. Where the folder's name hides one that is, name it "
+                f"with --scene: {', '.join(scene_keys())}."
+            )
+        ]
+    parts = [
+        text(
+            f"{scene.title}, as papers have it: {scene.setting}. This run: {_sizes(run.protocol) or 'not scored'}. "
+            "Other sizes, other numbers; and the three groups do not rank against each other."
+        )
+    ]
+    for group, rows in scene.groups.items():
+        if not rows:
+            continue
+        own = []
+        if group != "unstated" and "protocol" in run.record:
+            suffix = "" if group == "raw" else "_cc"
+            scores = (run.record.get(f"{metric}{suffix}") for metric in ("PSNR", "SSIM", "LPIPS"))
+            own = [["this run", *map(_number, scores, (2, 3, 3)), "", ""]]
+        printed = [
+            [row.method, *map(_number, (row.psnr, row.ssim, row.lpips), (2, 3, 3)), row.source, " ".join(row.notes)]
+            for row in rows
+        ]
+        columns = ["method", "PSNR", "SSIM", "LPIPS", "printed in", "but"]
+        parts += [heading(_GROUP_NAMES[group]), table(columns, [*own, *printed], own=len(own))]
+    parts.append(note("LPIPS is VGG's where nothing else is said; this run's is '-' where another network was used."))
+    return parts
+
+
+def _blocks(run: Run) -> list[Html]:
+    if run.config.stage == "coarse":
+        return [text("A coarse run is one block.")]
+    blocks: dict[str, Any] = run.record.get("blocks", {})
+    parts = []
+    if blocks:
+        worst, border, interior = (run.record[name] for name in ("worst_block", "border", "interior"))
+        parts.append(
+            text(
+                f"Worst block: {worst['block']}, {_number(worst['PSNR'], 2)} dB. Near borders "
+                f"{_number(border['PSNR'], 2)} dB ({100 * border['share']:.0f} % of the pixels), elsewhere "
+                f"{_number(interior['PSNR'], 2)} dB. Raw, over all pixels of the {run.split} views that show the block."
+            )
+        )
+        before = run.results.get(f"{run.method}_blocks", {}).get("blocks", {})
+        rows = [
+            [block, _number(scores["PSNR"], 2), _number(before.get(block, {}).get("PSNR"), 2), f"{scores['pixels']:,}"]
+            for block, scores in blocks.items()
+        ]
+        parts.append(table(["block", "PSNR", "before the merge", "pixels"], rows))
+    else:
+        parts.append(missing("No scores by block: render and eval again.", *run.command("render")))
+    cameras = run.out / "cameras.json"
+    file = next((path for path in run.partitions() if path.exists()), None)
+    if file is None or not cameras.exists():
+        parts.append(missing("No map: partition.json or cameras.json is missing."))
+        return parts
+    points = run.out / "input.ply"
+    cloud = read_point_file(points, MAP_POINTS).xyz if points.exists() else torch.zeros(0, 3, dtype=torch.float64)
+    psnr = {int(block): scores["PSNR"] for block, scores in blocks.items()}
+    parts.append(drawing(block_map(PartitionTable.load(file), psnr, read_cameras_json(cameras), cloud)))
+    parts.append(note("Seen from above: cells with their block's PSNR (grey: none), cameras as dots."))
+    return parts
+
+
+def _curves(run: Run) -> list[Html]:
+    history = run.history
+    if history is None:
+        return [missing("No record of the training: events.jsonl is missing.")]
+    charts: Sequence[tuple[str, Mapping[Any, Mapping[int, float]], bool, str]] = (
+        ("Losses, mean over the active blocks", history.losses, True, "no step was recorded (log.every)"),
+        ("Anchors", history.anchors, False, "no step was recorded (log.every)"),
+        ("PSNR on training views, dB", history.psnr, False, "blocks were not measured (weighting.enabled)"),
+        ("Weight of the block's loss", history.weight, False, "blocks were not measured (weighting.enabled)"),
+        ("PSNR on held-out views while training, dB", history.held_out, False, "not asked for (log.test_every)"),
+    )
+    parts = []
+    for title, curves, log, reason in charts:
+        named = {
+            f"block {key}" if isinstance(key, int) else key: curves[key]
+            for key in (sorted(curves) if log is False else curves)
+        }
+        svg = line_chart(named, title, log=log)
+        parts += [heading(title), drawing(svg) if svg else text(f"None: {reason}.")]
+    return parts
+
+
+def _views(run: Run, n_views: int) -> list[Html]:
+    psnr = {name: v for name, v in run.per_view.get(run.method or "", {}).get("PSNR", {}).items() if v is not None}
+    if not psnr:
+        return [missing("No scores of single views:", *run.next_command())]
+    order = sorted(psnr, key=lambda name: (psnr[name], name))
+    worst = order[:n_views]
+    best = [name for name in order[::-1][:n_views] if name not in worst]
+    parts = [note("Photograph, render, absolute error (white: a quarter of the range and more).")]
+    for title, names in (("Worst", worst), ("Best", best)):
+        for name in names:
+            parts += [heading(f"{title}: {name}, {psnr[name]:.2f} dB"), _triple(run, name)]
+    return parts
+
+
+def _triple(run: Run, name: str) -> Html:
+    folder = run.out / run.split / str(run.method)
+    paths = folder / "gt" / name, folder / "renders" / name
+    if not all(path.is_file() for path in paths):
+        return missing("Its images are gone:", *run.command("render"))
+    truth, render = (read_image(path, *image_size(path)).float() / 255 for path in paths)
+    return beside(
+        [
+            picture(_jpeg(image), f"{what} {name}")
+            for what, image in (("photograph", truth), ("render", render), ("error", error_map(render, truth)))
+        ]
+    )
+
+
+def _jpeg(image: Tensor) -> str:
+    """An image [3,H,W] in [0, 1] as a data URI, at most ``IMAGE_WIDTH`` wide."""
+    pixels = cv2.cvtColor((image * 255).round().byte().permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2BGR)
+    height, width = pixels.shape[:2]
+    if width > IMAGE_WIDTH:
+        size = IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _settings(config: Config) -> list[Html]:
+    here, default = (_flat(config_to_dict(one)) for one in (config, Config()))
+    rows = [[name, str(here[name]), str(default[name])] for name in here if here[name] != default[name]]
+    return [text("Those that differ from configs/base.yaml."), table(["setting", "here", "default"], rows, words=True)]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _sizes(protocol: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} of {size}" for size, count in protocol.get("resolution", {}).items())
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 2**20:,.1f} MiB"
+
+
+def _speed(protocol: Mapping[str, Any]) -> str:
+    speed = protocol.get("views_per_second")
+    if speed is None:
+        return "-"
+    return f"{speed:.2f} views/s ({protocol.get('device')}; {protocol.get('timed_views')} views, warm-up left out)"
