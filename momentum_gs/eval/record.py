@@ -8,8 +8,8 @@ from momentum_gs.eval.results import code_version, config_hash, read_json
 
 _SCORED_ALIKE = ("split", "view_list_sha256", "resolution", "ground_truth_sha256", "masks_sha256", "lpips")
 _OF_THE_RENDERING = (
-    "anchors", "gaussians_per_view", "gaussians_drawn_per_view", "storage_bytes", "views_per_second", "timed_views",
-    "device", "peak_memory_bytes", "peak_memory_of", "stage", "seed", "steps", "k", "n",
+    "anchors", "gaussians", "gaussians_per_view", "gaussians_drawn_per_view", "storage_bytes", "views_per_second",
+    "timed_views", "device", "peak_memory_bytes", "peak_memory_of", "stage", "seed", "steps", "k", "n",
 )  # fmt: skip
 
 

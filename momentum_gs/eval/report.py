@@ -137,6 +137,7 @@ def _about(run: Run) -> Html:
         "blocks, n": _count(protocol.get("n")),
         "of them at a time, k": _count(protocol.get("k")),
         "anchors": _count(protocol.get("anchors")),
+        "Gaussians": _count(protocol.get("gaussians")),
         "Gaussians drawn, mean per view": _count(protocol.get("gaussians_drawn_per_view")),
         "files of the model": _bytes(protocol.get("storage_bytes")),
         "rendering": _speed(protocol),

@@ -91,12 +91,12 @@ def format_table(rows: Sequence[Row], markdown: bool = False) -> str:
     nets = [name for name in map(metric_name, NETS) if any(name in row.record for row in rows)] or ["LPIPS"]
     metrics = [("PSNR", 2), ("SSIM", 4), *((net, 4) for net in nets)]
     columns = [(name + suffix, digits) for suffix in ("", "_cc") for name, digits in metrics]
-    cells = [["run", "method", *(name.replace("_", " ") for name, _ in columns), "worst block", "views", "anchors"]]
+    kinds = [kind for kind in ("anchors", "gaussians") if any(row.protocol.get(kind) for row in rows)]
+    cells = [["run", "method", *(name.replace("_", " ") for name, _ in columns), "worst block", "views", *kinds]]
     for row in rows:
         scores = [_number(row.record.get(metric), digits) for metric, digits in columns]
         worst = _number(row.record.get("worst_block", {}).get("PSNR"), 2)
-        anchors = row.protocol.get("anchors")
-        counts = [str(row.protocol["views"]), "-" if anchors is None else f"{anchors:,}"]
+        counts = [str(row.protocol["views"]), *(_count(row.protocol.get(kind)) for kind in kinds)]
         cells.append([row.run, row.method, *scores, worst, *counts])
     table = _markdown(cells) if markdown else _plain(cells)
     return "\n".join([table, "", *_notes(rows)])
@@ -115,6 +115,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def _plain(cells: list[list[str]]) -> str:
