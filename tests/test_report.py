@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_scene import nadir_camera
+from tiny_run import SETTINGS
+from tiny_scene import nadir_camera, write_tiny_scene
 
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config
@@ -295,3 +296,19 @@ def test_map_of_blocks_above_each_other_takes_the_worst() -> None:
     assert all(text in svg for text in ("0: 20.00", "2: 30.00", "1: 25.00", "3: -", "20.00 dB", "25.00 dB"))
     assert "30.00 dB" not in svg  # above a block of 20 dB, so no colour is its own
     assert svg.count('class="dot"') == 4
+
+
+def test_a_coarse_run_from_training_to_report(tmp_path: Path) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    settings = [*SETTINGS, "stage=coarse", "steps=10", "device=cpu"]
+    assert main(["train", "-s", str(scene), "-m", str(out), *settings]) == 0
+    assert main(["render", str(out)]) == 0
+    assert main(["eval", str(out), "--lpips", "none"]) == 0
+    record = json.loads((out / "results.json").read_text())["ours_10"]
+    assert "blocks" not in record and "border" not in record and "merge_gap" not in record
+    protocol = record["protocol"]
+    assert (protocol["stage"], protocol["steps"], protocol["k"], protocol["n"]) == ("coarse", 10, 1, 1)
+    assert protocol["training"]["ranks"] == 1 and protocol["training"]["peak_memory_bytes"] > 2**26
+    page = report(out)
+    assert {"LPIPS was left out: ", "A coarse run is one block."} <= set(page.texts)
+    assert page.elements <= ELEMENTS and "polyline" in page.elements

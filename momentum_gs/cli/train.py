@@ -2,9 +2,7 @@
 
 import argparse
 import os
-import resource
 import socket
-import sys
 import time
 import uuid
 from dataclasses import replace
@@ -17,13 +15,14 @@ from momentum_gs.config.family import write_cfg_args
 from momentum_gs.config.load import config_to_dict, dump_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
-from momentum_gs.core.device import pick_device
+from momentum_gs.core.device import device_use, pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.family_files import write_cameras_json, write_input_ply
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.eval.results import code_version, write_json
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
@@ -90,18 +89,23 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
         table.check(config.partition, scene)
     training = Training(config, scene, table, comm, device, resume=resume, only=args.only_blocks)
+    code = code_version()  # Now: who trains for hours may have committed by the end.
     # Only now does anything in the folder change: what is wrong has been said by here.
     observers = Observers(_observers(config, folder, scene, comm))
     try:
         outcome = training.run(observers, stop=stop)
     finally:
         observers.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     if outcome.interrupted:
         # Another rank may have been asked.
         by = stop.signal.name if stop() and stop.signal else "a signal"
         say(f"train: stopped by {by} at step {outcome.step}, saved; continue with --resume")
     else:
+        use = device_use(device)
+        if comm.rank == 0:
+            times = {"seconds": outcome.seconds, "waited": outcome.waited}
+            write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **times, **use})
+        peak = int(use["peak_memory_bytes"]) / 2**30
         say(
             f"train: {outcome.step} steps in {outcome.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
             + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")

@@ -1,6 +1,8 @@
 """Which device this process works on. No other file of the package names one."""
 
 import os
+import resource
+import sys
 
 import torch
 from torch import Tensor
@@ -51,6 +53,23 @@ def pins_memory(device: torch.device) -> bool:
 def free_device_memory(device: torch.device) -> int:
     """Bytes that can be had on a device without taking them from anybody."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
+def device_use(device: torch.device) -> dict[str, str | int]:
+    """What a record says of the machine: the device's name, the peak memory so far in bytes, and what that counts."""
+    if device.type == "cuda":
+        return {
+            "device": torch.cuda.get_device_name(device),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+            "peak_memory_of": "tensors on the GPU",
+        }
+    # ru_maxrss: Linux counts KiB, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "device": f"CPU, {torch.get_num_threads()} threads",
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_of": "process, resident, since its start",
+    }
 
 
 def to_host(tensor: Tensor) -> Tensor:

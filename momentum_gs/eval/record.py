@@ -26,6 +26,8 @@ def method_record(out: Path, folder: Path, split: str, scores: FolderScores) -> 
         **{name: render.get(name) for name in _OF_THE_RENDERING},
         "config_sha256": render.get("config_sha256") or config_hash(out),
         "rendered_by": render.get("code"),
+        # Seconds and peak memory of rank 0 since training was last started.
+        "training": read_json(out / "train.json") or None,
         "scored_by": code_version(),
     }
     return {**scores.mean, **scores.by_block, "protocol": protocol}

@@ -142,6 +142,7 @@ def _about(run: Run) -> Html:
         "files of the model": _bytes(protocol.get("storage_bytes")),
         "rendering": _speed(protocol),
         "peak memory of rendering": _bytes(protocol.get("peak_memory_bytes")),
+        "training": _training(protocol.get("training") or {}),
         "rendered by": protocol.get("rendered_by"),
         "settings, SHA-256": protocol.get("config_sha256"),
     }
@@ -332,6 +333,13 @@ def _count(value: float | int | None) -> str:
 
 def _bytes(value: int | None) -> str:
     return "-" if value is None else f"{value / 2**20:,.1f} MiB"
+
+
+def _training(facts: Mapping[str, Any]) -> str:
+    if not facts:
+        return "-"
+    memory = f"{_bytes(facts['peak_memory_bytes'])} ({facts['peak_memory_of']})"
+    return f"{facts['seconds']:.0f} s on {facts['ranks']} x {facts['device']}, {memory}; {facts['code']}"
 
 
 def _speed(protocol: Mapping[str, Any]) -> str:
