@@ -300,7 +300,7 @@ def test_map_of_blocks_above_each_other_takes_the_worst() -> None:
 
 def test_a_coarse_run_from_training_to_report(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
-    settings = [*SETTINGS, "stage=coarse", "steps=10", "device=cpu"]
+    settings = [*SETTINGS, "stage=coarse", "steps=10", "log.every=5", "device=cpu"]
     assert main(["train", "-s", str(scene), "-m", str(out), *settings]) == 0
     assert main(["render", str(out)]) == 0
     assert main(["eval", str(out), "--lpips", "none"]) == 0
