@@ -71,8 +71,7 @@ def experiment(config: Config) -> dict[str, Any]:
     Left out are paths, the device and the logs. So are defaults: a setting that a later version adds leaves the runs
     that are there what they are.
     """
-    balance = config.partition.balance or ("points" if config.partition.aabb is None else "contracted")
-    config = replace(config, partition=replace(config.partition, balance=balance))
+    config = replace(config, partition=replace(config.partition, balance=config.partition.balance_used))
     defaults = dict(_flat(config_to_dict(Config())))
     found = {}
     for key, value in _flat(config_to_dict(config)):
@@ -198,7 +197,7 @@ def _tidy(folder: Path) -> None:
     """Removes what only more training, another merge or other renders of the unmerged blocks would need."""
     for name in ("checkpoint", "store"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("point_cloud/iteration_*/point_cloud_block*"):
+    for path in folder.glob("point_cloud/iteration_*/point_cloud_block*.ply"):
         path.unlink()
 
 

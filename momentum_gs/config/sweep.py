@@ -110,7 +110,8 @@ def load_sweep(path: Path) -> Sweep:
 def _row(row: Any, where: str, data: Mapping[str, Any], cell: Mapping[str, Any], folder: Path) -> SweepRow:
     row = _section(row, _ROW_KEYS, where)
     settings = [f"{key}={_text(value)}" for key, value in cell.items()]
-    name = " ".join([*([str(row["name"])] if "name" in row else []), *settings])
+    # A comma would end the name in --only.
+    name = " ".join([*([str(row["name"])] if "name" in row else []), *(text.replace(",", " ") for text in settings)])
     if not name:
         raise UserError(f"{where}: has no name, expected one for the table; add 'name:'")
     stretch = row.get("stretch", 1)

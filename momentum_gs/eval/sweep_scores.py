@@ -5,12 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.eval.lpips_metric import NETS, metric_name
 from momentum_gs.eval.results import config_hash, read_json
 from momentum_gs.eval.table import Row, differences
+
+Verdict = Literal["better", "worse", "not told apart"]
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,12 @@ def check_protocols(runs: Mapping[str, RunScores]) -> None:
             )
 
 
-def ordering(metric: Metric, difference: Spread | None) -> str:
-    """Whether a difference stands out from its spread: 'better', 'worse', 'not told apart' or 'one seed'.
+def ordering(metric: Metric, difference: Spread) -> Verdict:
+    """Whether a difference stands out from its spread: 'better', 'worse' or 'not told apart'.
 
     The bar is two standard errors of the paired difference. With three seeds and normal errors a true difference of
     zero passes it in 18 % of cases (Student's t with two degrees of freedom), with five in 12 %.
     """
-    if difference is None or difference.error is None:
-        return "one seed"
-    if abs(difference.mean) <= 2 * difference.error:
+    if difference.error is None or abs(difference.mean) <= 2 * difference.error:
         return "not told apart"
     return "better" if difference.mean * metric.better > 0 else "worse"

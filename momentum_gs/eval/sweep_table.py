@@ -78,16 +78,11 @@ def statements(results: SweepResults) -> list[str]:
                     at = PAPER_METRICS.index(key)
                     theirs = papers[first][scene][at] - papers[second][scene][at]
                     line += f"; the paper has {theirs:+.{2 if at == 0 else 3}f} on {scene}"
-                    if theirs:
-                        line += f", {_held(verdict, 'better' if theirs * metric.better > 0 else 'worse')}"
+                    if theirs and verdict != "not told apart":
+                        same = (theirs * metric.better > 0) == (verdict == "better")
+                        line += f", {'the same' if same else 'the reverse'} order"
             lines.append(line)
     return lines
-
-
-def _held(verdict: str, theirs: str) -> str:
-    if verdict in ("better", "worse"):
-        return "the same order" if verdict == theirs else "the reverse order"
-    return "not to be told here"
 
 
 def to_json(results: SweepResults) -> dict[str, Any]:

@@ -1,0 +1,387 @@
+"""Sweeps: files, folders of runs, jobs that are broken off, spread over seeds, tables."""
+
+import argparse
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_gs.cli import sweep as verb
+from momentum_gs.cli.sweep_plan import experiment, finished, partition_folder, row_config, run_folder
+from momentum_gs.cli.sweep_run import Job, Stage, run_jobs, stages_done
+from momentum_gs.config.load import dump_config
+from momentum_gs.config.schema import Config
+from momentum_gs.config.sweep import Sweep, SweepRow, load_sweep
+from momentum_gs.core.errors import UserError
+from momentum_gs.eval.results import config_hash
+from momentum_gs.eval.sweep_figure import draw_sweep
+from momentum_gs.eval.sweep_scores import METRICS, RunScores, check_protocols, ordering, paired, read_scores, spread
+from momentum_gs.eval.sweep_table import SweepResults, statements, to_csv, to_json, to_latex, to_markdown
+
+PSNR, SSIM, LPIPS = (next(metric for metric in METRICS if metric.key == key) for key in ("PSNR", "SSIM", "LPIPS"))
+numbers = st.floats(-100, 100)
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_intermixed_args(["sweep.yaml", "-s", "scene", "-m", "out", *words])
+
+
+def config_of(*settings: str, given: tuple[str, ...] = (), seed: int = 0, **row: Any) -> Config:
+    return row_config(arguments(*given), SweepRow(name="row", settings=settings, paper={}, **row), seed)
+
+
+# --- sweep files ---
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, "grid: {teacher.momentum: [0, 0.9], partition.dim: [[2, 2, 1], null]}"))
+    cells = [(f"teacher.momentum={m}", f"partition.dim={dim}") for m in ("0", "0.9") for dim in ("[2,2,1]", "null")]
+    assert [row.settings for row in sweep.rows] == cells
+    assert sweep.reference == "teacher.momentum=0 partition.dim=[2 2 1]" and sweep.seeds == (0, 1, 2)
+
+
+def test_rows_take_the_mode_and_the_settings_of_the_file(tmp_path: Path) -> None:
+    text = "mode: full\nset: [a=1]\nseeds: [4]\nrows:\n- {name: one}\n- {name: two, mode: momentum, set: [b=2]}"
+    one, two = load_sweep(write(tmp_path, text)).rows
+    assert one.mode is not None and one.mode.stem == "full" and one.settings == ("a=1",)
+    assert two.mode is not None and two.mode.stem == "momentum" and two.settings == ("a=1", "b=2")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rows: []", "neither rows nor grid"),
+        ("rowss: []", "rowss"),
+        ("rows: [{name: a, sett: []}]", "sett"),
+        ("rows: [{set: []}]", "no name"),
+        ("rows: [{name: a}, {name: a}]", "'a'"),
+        ("rows: [{name: 'a, b'}]", "comma"),
+        ("rows: [{name: a}]\nreference: b", "reference is 'b'"),
+        ("rows: [{name: a}]\ncompare: [[a, b]]", "compare is 'b'"),
+        ("rows: [{name: a}]\ncompare: [a]", "pairs"),
+        ("rows: [{name: a}]\nseeds: [x]", "seeds"),
+        ("rows: [{name: a, mode: fulll}]", "'fulll', expected one of"),
+        ("rows: [{name: a, stretch: 0}]", "stretch"),
+        ("rows: [{name: a, paper: {B: [1, 2]}}]\nsource: s", "paper"),
+        ("rows: [{name: a, paper: {B: [1, 2, 3]}}]", "source"),
+        ("grid: {a: 1}", "grid"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_sweep(write(tmp_path, text))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- settings and folders of runs ---
+
+
+def test_the_row_beats_its_mode_which_beats_the_file(tmp_path: Path) -> None:
+    file, mode = tmp_path / "file.yaml", tmp_path / "mode.yaml"
+    file.write_text("steps: 10\nblocks: {interval: 11, active: 2}")
+    mode.write_text("blocks: {interval: 12, active: 3}")
+    config = config_of("blocks.active=4", given=("-c", str(file), "teacher.momentum=0.5"), mode=mode)
+    assert (config.steps, config.blocks.interval, config.blocks.active, config.teacher.momentum) == (10, 12, 4, 0.5)
+
+
+@pytest.mark.parametrize("given", ["teacher.momentum=0.5", "seed=3", "partition.file=x.json", "stage=coarse"])
+def test_what_the_sweep_sets_is_not_given_as_well(given: str) -> None:
+    with pytest.raises(UserError, match=given.split("=")[0]):
+        config_of("teacher.momentum=0.9", given=(given,))
+
+
+def test_stretching_scales_the_clocks_that_end_with_the_run() -> None:
+    one, eight = config_of(), config_of(stretch=8)
+    for clock in (lambda c: c.steps, lambda c: c.optim.lr_steps, lambda c: c.growth.until):
+        assert clock(eight) == 8 * clock(one)
+    assert eight.growth.interval == one.growth.interval
+
+
+def test_a_run_is_known_by_what_makes_it_what_it_is(tmp_path: Path) -> None:
+    same = [
+        config_of(),
+        config_of("device=cpu", "log.every=3", "store.ram_gb=1", "scene.cache_gb=1", "partition.balance=points"),
+        config_of("teacher.momentum=0.9"),  # The default, spelt out.
+    ]
+    others = [config_of(seed=1), config_of("steps=7"), config_of("scene.resolution=2"), config_of("blocks.active=4")]
+    assert len({run_folder(tmp_path, config) for config in same}) == 1
+    assert len({run_folder(tmp_path, config) for config in [same[0], *others]}) == 1 + len(others)
+
+
+def test_seeds_and_training_share_a_partition(tmp_path: Path) -> None:
+    base = partition_folder(tmp_path, config_of())
+    assert partition_folder(tmp_path, config_of("teacher.enabled=false", "blocks.active=3", seed=5)) == base
+    for other in ("partition.blocks=4", "partition.balance=area", "scene.resolution=2"):
+        assert partition_folder(tmp_path, config_of(other)) != base
+
+
+def test_settings_of_a_later_version_leave_runs_what_they_are() -> None:
+    assert set(experiment(Config())) <= {"partition.balance"}
+
+
+# --- scores of runs ---
+
+
+def protocol(**changes: Any) -> dict[str, Any]:
+    return {"view_list_sha256": "v", "resolution": {"8x6": 2}, "ground_truth_sha256": "g", "split": "test",
+            "lpips": {"net": "vgg"}, "anchors": 12} | changes  # fmt: skip
+
+
+def write_run(folder: Path, config: Config, psnr: float = 20.0) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_config(config))
+    entry = {"PSNR": psnr, "SSIM": 0.5, "LPIPS": None, "blocks": {"0": {"PSNR": 19.0}, "1": {"PSNR": 18.0}},
+             "merge_gap": {"PSNR": -0.25}, "protocol": protocol(config_sha256=config_hash(folder))}  # fmt: skip
+    (folder / "results.json").write_text(json.dumps({"ours_9": entry, "ours_9_blocks": entry}))
+
+
+def test_scores_are_read_only_from_whole_results_of_these_settings(tmp_path: Path) -> None:
+    config = config_of()
+    folder = run_folder(tmp_path, config)
+    assert read_scores(folder) is None and not finished(folder, config)
+    write_run(folder, config)
+    scores = read_scores(folder)
+    assert scores is not None and finished(folder, config)
+    assert scores.numbers == {"PSNR": 20, "SSIM": 0.5, "worst_block_PSNR": 18, "merge_gap_PSNR": -0.25, "anchors": 12}
+    with pytest.raises(UserError, match="steps=the default, expected 7"):
+        finished(folder, config_of("steps=7"))
+    (folder / "config.yaml").write_text(dump_config(config_of("log.every=3")))  # Trained on since it was scored.
+    assert not finished(folder, config)
+
+
+def test_spread_and_paired_difference_in_closed_form() -> None:
+    found = spread([1.0, 2.0, 3.0])
+    assert found is not None and (found.mean, found.sd, found.n) == (2, 1, 3)
+    assert found.error == pytest.approx(1 / math.sqrt(3), rel=1e-15)
+    one = spread([7.0])
+    assert one is not None and (one.mean, one.sd, one.error, one.n) == (7, None, None, 1)
+    assert spread([]) is None and paired({0: 1.0}, {1: 1.0}) is None
+
+
+@given(st.dictionaries(st.integers(0, 9), numbers, min_size=2), numbers)
+def test_pairing_takes_out_what_a_seed_does_to_both(values: dict[int, float], step: float) -> None:
+    found = paired({seed: value + step for seed, value in values.items()}, values | {99: 1.0})
+    assert found is not None and found.sd is not None and found.n == len(values)
+    # Sums and differences of numbers up to 200 round by 3e-14.
+    assert found.mean == pytest.approx(step, abs=1e-12) and found.sd < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "verdict"),
+    [
+        # Mean 1, sd 0.1, error 0.058 and 0.58: 17 and 1.7 errors.
+        (PSNR, [0.9, 1.0, 1.1], "better"),
+        (PSNR, [-0.9, -1.0, -1.1], "worse"),
+        (LPIPS, [0.9, 1.0, 1.1], "worse"),
+        (PSNR, [0.0, 1.0, 2.0], "not told apart"),
+        (PSNR, [5.0], "not told apart"),
+        (PSNR, [0.0, 0.0], "not told apart"),
+    ],
+)
+def test_an_ordering_needs_two_standard_errors(metric: Any, values: list[float], verdict: str) -> None:
+    found = spread(values)
+    assert found is not None and ordering(metric, found) == verdict
+
+
+def test_runs_that_were_scored_differently_share_no_table() -> None:
+    run = RunScores({}, protocol())
+    check_protocols({"a": run, "b": run})
+    for other in ({"resolution": {"4x3": 2}}, {"view_list_sha256": "w"}, {"lpips": {"net": "alex"}}):
+        with pytest.raises(UserError, match="a and b"):
+            check_protocols({"a": run, "b": RunScores({}, protocol(**other))})
+
+
+# --- tables ---
+
+
+@pytest.fixture
+def results() -> SweepResults:
+    """Row b is better in PSNR beyond the spread, worse in SSIM; the paper says better in both. Row c has not run."""
+    rows = [SweepRow(name=name, paper=paper) for name, paper in
+            (("a_1", {"Building": (20.0, 0.5, 0.4)}), ("b", {"Building": (21.0, 0.6, 0.3)}), ("c", {}))]  # fmt: skip
+    sweep = Sweep(name="s", title="T", source="P & Q", rows=tuple(rows), reference="a_1", compare=(), seeds=(0, 1, 2))
+    psnr = {"a_1": [20.0, 22.0, 24.0], "b": [21.0, 23.0, 25.1]}
+    runs = {
+        name: {seed: RunScores({"PSNR_cc": value, "SSIM_cc": value / 100 if name == "a_1" else 0.1}, protocol())
+               for seed, value in enumerate(values)}
+        for name, values in psnr.items()
+    }  # fmt: skip
+    folders = {row.name: dict.fromkeys(range(3), "f") for row in rows}
+    return SweepResults(sweep, {**runs, "c": {}}, folders, {"scene": "tiny"}, {"c, seed 0": "out of memory"})
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """Rows of the first table of a markdown text, head first."""
+    rows = markdown.split("\n\n")[3].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if not row.startswith("|--")]
+
+
+def test_markdown_has_mean_and_spread_and_the_papers_columns_apart(results: SweepResults) -> None:
+    head, a, b = cells(to_markdown(results))
+    # Row c has no run, LPIPS no number: neither has a place.
+    paper = ["paper, Building: PSNR cc", "paper, Building: SSIM cc", "paper, Building: LPIPS cc"]
+    assert head == ["row", "seeds", "PSNR cc", "SSIM cc", *paper]
+    assert a == ["a_1", "3", "22.00 ± 2.00", "0.2200 ± 0.0200", "20.00", "0.500", "0.400"]
+    assert b[:4] == ["b", "3", "23.03 ± 2.05", "0.1000 ± 0.0000"]
+    assert "c, seed 0: out of memory" in to_markdown(results)
+
+
+def test_statements_say_what_stands_out_and_what_the_paper_has(results: SweepResults) -> None:
+    # Differences 1, 1, 1.1: mean 1.033, standard error 0.033; and -0.1, -0.12, -0.14: error 0.012.
+    assert statements(results) == [
+        "b against a_1: PSNR cc +1.03 ± 0.03 (3 seeds): better; the paper has +1.00 on Building, the same order",
+        "b against a_1: SSIM cc -0.1200 ± 0.0115 (3 seeds): worse; the paper has +0.100 on Building, the reverse order",
+    ]
+
+
+def test_csv_and_json_hold_the_same_numbers(results: SweepResults) -> None:
+    data = to_json(results)
+    table = list(csv.DictReader(to_csv(results).splitlines()))
+    assert [row["row"] for row in table] == ["a_1", "b"]
+    for line, row in zip(table, data["rows"], strict=False):
+        assert line["row"] == row["row"]
+        for key in ("PSNR_cc", "SSIM_cc"):
+            assert float(line[f"{key}_mean"]) == row["spread"][key]["mean"]
+            assert float(line[f"{key}_sd"]) == row["spread"][key]["sd"]
+    difference = data["differences"][0]["PSNR_cc"]
+    assert float(table[1]["PSNR_cc_minus_reference"]) == difference["mean"] == pytest.approx(3.1 / 3, rel=1e-12)
+    assert float(table[1]["PSNR_cc_minus_reference_error"]) == difference["error"]
+    assert data["rows"][1]["runs"]["2"]["PSNR_cc"] == 25.1
+
+
+def test_latex_rows_have_the_columns_that_the_head_declares(results: SweepResults) -> None:
+    tables = to_latex(results).split(r"\begin{tabular}{")[1:]
+    assert len(tables) == 2
+    for table in tables:
+        columns, _, body = table.partition("}")
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert rows and all(row.count(" & ") == len(columns) - 1 for row in rows)
+    assert r"a\_1" in tables[0] and r"$\pm$" in tables[0] and "±" not in to_latex(results)
+
+
+def test_the_figure_is_a_picture_of_every_row(results: SweepResults, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the figure needs matplotlib (extra 'plot')")
+    raw = {row: {seed: RunScores({"PSNR": run.numbers["PSNR_cc"]}, run.protocol) for seed, run in seeds.items()}
+           for row, seeds in results.runs.items()}  # fmt: skip
+    draw_sweep(tmp_path / "s.png", SweepResults(results.sweep, raw, results.folders, {}))
+    from momentum_gs.data.images import image_size
+
+    width, height = image_size(tmp_path / "s.png")
+    assert (width, height) == (5 * 120, 2 * 120)  # One panel, two rows, 120 dots an inch.
+
+
+# --- jobs ---
+
+
+def job(folder: Path, *codes: str, names: str = "abcdef") -> Job:
+    """A job whose stages run Python; a stage leaves a file of its name."""
+    stages = tuple(
+        Stage(name, (sys.executable, "-c", f"import time, sys, os; open({str(folder / name)!r}, 'w'); {code}"), name)
+        for name, code in zip(names, codes, strict=False)
+    )
+    return Job(folder.name, folder, "", stages, lambda: len(stages_done(folder)) == len(stages), lambda: None)
+
+
+def never() -> bool:
+    return False
+
+
+def test_stages_run_in_order_and_never_twice(tmp_path: Path) -> None:
+    log = tmp_path / "order"
+    note = "open({!r}, 'a').write('{}')"
+    jobs = [job(tmp_path / "x", *(note.format(str(log), name) for name in "abc"))]
+    assert run_jobs(jobs, [{}], never, "") == {} and log.read_text() == "abc"
+    assert run_jobs(jobs, [{}], never, "") == {} and log.read_text() == "abc"
+
+
+def test_a_failed_job_is_named_with_its_last_words_and_the_others_go_on(tmp_path: Path) -> None:
+    jobs = [
+        job(tmp_path / "bad", "sys.exit('out of luck')", "pass"),
+        job(tmp_path / "shot", "os.kill(os.getpid(), 9)"),
+        job(tmp_path / "empty", f"os.remove({str(tmp_path / 'empty' / 'a')!r})"),
+        job(tmp_path / "good", "pass"),
+    ]
+    failed = run_jobs(jobs, [{}, {}], never, "")
+    assert failed.keys() == {"bad", "shot", "empty"}
+    assert "out of luck" in failed["bad"] and "SIGKILL" in failed["shot"] and "before its end" in failed["empty"]
+    assert stages_done(tmp_path / "good") == ["a"] and stages_done(tmp_path / "bad") == []
+    # What failed is tried again, from the stage that failed.
+    jobs[0] = job(tmp_path / "bad", "pass", "pass")
+    assert run_jobs(jobs[:1], [{}], never, "") == {}
+
+
+def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
+    """Either job ends only once it has seen the other one: one after the other, they would fail."""
+    wait = (
+        "name = os.environ['SLOT']; open({!r} + name, 'w'); end = time.time() + 60\n"
+        "while len([f for f in os.listdir({!r}) if f.startswith('slot')]) < 2:\n"
+        "    time.sleep(0.01)\n    assert time.time() < end"
+    ).format(str(tmp_path / "slot"), str(tmp_path))
+    jobs = [job(tmp_path / name, wait) for name in ("one", "two")]
+    assert run_jobs(jobs, [{"SLOT": "0"}, {"SLOT": "1"}], never, "") == {}
+
+
+def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> None:
+    """The new sweep neither starts the job beside the old command nor forgets it: it goes on where that ends."""
+    folder, started = tmp_path / "x", tmp_path / "x" / "a"
+    script = (
+        "from pathlib import Path; from test_sweep import job, never, run_jobs\n"
+        f"run_jobs([job(Path({str(folder)!r}), 'time.sleep(3)')], [{{}}], never, '')"
+    )
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    sweep = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": places})
+    while not started.exists():
+        assert sweep.poll() is None
+        time.sleep(0.02)
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    begin = time.monotonic()
+    assert run_jobs([job(folder, "pass")], [{}], never, "") == {}
+    assert time.monotonic() - begin > 1  # Of the 3 s that the old command sleeps.
+    assert (folder / "sweep.log").read_text().count("== a") == 2
+
+
+def test_stopping_ends_the_commands_and_keeps_what_is_done(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    listen = f"import signal; signal.signal(15, lambda *_: (open({str(told)!r}, 'w'), sys.exit(0))); time.sleep(60)"
+    jobs = [job(tmp_path / "x", "pass", listen), job(tmp_path / "y", "pass")]
+
+    def stop() -> bool:
+        if (tmp_path / "x" / "b").exists():
+            time.sleep(0.2)  # The handler is set after the file.
+            return True
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, [{}], stop, "")
+    assert told.exists() and stages_done(tmp_path / "x") == ["a"] and not (tmp_path / "y").exists()
+
+
+def test_lost_results_are_made_again(tmp_path: Path) -> None:
+    """All stages are done, but the job is not finished: its last stage runs again."""
+    done: Callable[[], bool] = (tmp_path / "x" / "b").exists
+    one = Job("x", tmp_path / "x", "", job(tmp_path / "x", "pass", "pass").stages, done, lambda: None)
+    assert run_jobs([one], [{}], never, "") == {}
+    (tmp_path / "x" / "b").unlink()
+    assert run_jobs([one], [{}], never, "") == {} and done()
+    assert (tmp_path / "x" / "sweep.log").read_text().count("== a") == 1

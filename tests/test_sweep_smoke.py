@@ -1,0 +1,124 @@
+"""Every sweep that comes with the project can be started, and a tiny one runs, killed in the middle of a training."""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import SETTINGS
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.cli import main as cli
+from momentum_gs.cli import sweep as verb
+from momentum_gs.cli.sweep_plan import n_blocks, row_config, run_folder
+from momentum_gs.config.sweep import load_sweep
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", ["demo.yaml", "caliterra.yaml", "scenes/building.yaml"])
+def test_every_row_is_an_experiment_of_its_own_with_equal_steps(path: Path, config: str) -> None:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    args = parser.parse_intermixed_args([str(path), "-s", "scene", "-m", "out", "-c", str(ROOT / "configs" / config)])
+    sweep = load_sweep(path)
+    rows = {row.name: row_config(args, row, 0) for row in sweep.rows}
+    steps = rows[sweep.reference].steps
+    assert all(rows[row.name].steps == steps * row.stretch for row in sweep.rows)
+    for c in rows.values():
+        assert c.blocks.active == "all" or isinstance(n := n_blocks(c), int) and c.blocks.active <= n
+    # One pair may be equal: where cuts by the points are the default, the row that asks for them is the reference.
+    folders = {run_folder(Path("out"), c) for c in rows.values()}
+    default = path.stem == "improvements" and rows[sweep.reference].partition.aabb is None
+    assert len(folders) == len(rows) - default
+
+
+def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
+    """Without our additions, and the full method's row is one run in all tables of eight blocks."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    full = set()
+    for path in SWEEPS:
+        args = parser.parse_intermixed_args([str(path), "-s", "scene", "-m", "out"])
+        sweep = load_sweep(path)
+        for row in sweep.rows:
+            config = row_config(args, row, 0)
+            if row.paper or row.name == sweep.reference:
+                b = config.blocks
+                assert not b.confine and not b.settle and b.decoder_freeze_rounds == 0 and config.teacher.detach
+            if row.name == sweep.reference:
+                full.add(run_folder(Path("out"), config))
+    assert len(full) == 1
+
+
+def test_a_sweep_survives_a_kill_and_never_trains_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc to find the training that a sweep has started")
+    scene = write_tiny_scene(tmp_path / "scene")
+    sweep, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    rows = [{"name": "momentum", "mode": "momentum"}, {"name": "too many blocks", "set": ["blocks.active=5"]}]
+    # A row with the settings of the first one: the same run.
+    rows.append({"name": "again", "set": ["weighting.enabled=false"]})
+    sweep.write_text(yaml.safe_dump({"rows": rows, "seeds": [0]}))
+    settings = [s for s in SETTINGS if not s.startswith(("blocks.active", "steps"))]
+    words = ["sweep", str(sweep), "-s", str(scene), "-m", str(out), "--lpips", "none", "--jobs", "1", *settings]
+    words += ["steps=100", "log.checkpoint_every=20", "partition.assign=visibility", "partition.min_points=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "momentum_gs", *words], env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("runs/*/checkpoint/step_*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        for pid in (process.pid, *children(process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cli.main(words) == 1  # One row cannot train; the others did.
+    said = capfd.readouterr()
+    assert "too many blocks, seed 0 failed: train ended with status 2" in said.err
+    assert "again, seed 0 has the settings of momentum, seed 0" in said.out
+    finished = run_of(out, "momentum")
+    log = (finished / "sweep.log").read_text()
+    assert log.count("== train") == 2 and log.count("--resume") == 1 and log.count("== eval") == 1
+    # What is left is the merged model.
+    assert not (finished / "checkpoint").exists() and not list(finished.rglob("point_cloud_block*.ply"))
+    assert len(list(finished.rglob("point_cloud.ply"))) == 1
+    table = list(csv.DictReader((out / "tiny.csv").read_text().splitlines()))
+    assert [row["row"] for row in table] == ["momentum", "again"]
+    assert table[0]["PSNR_mean"] == table[1]["PSNR_mean"] and float(table[1]["PSNR_minus_reference"]) == 0
+    assert all((out / f"tiny.{suffix}").stat().st_size for suffix in ("md", "tex", "json"))
+
+    assert cli.main([*words, "--only", "momentum,again"]) == 0
+    assert (finished / "sweep.log").read_text() == log
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # It has just ended.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def run_of(out: Path, row: str) -> Path:
+    rows = json.loads((out / "tiny.json").read_text())["rows"]
+    return out / "runs" / next(r for r in rows if r["row"] == row)["runs"]["0"]["folder"]
