@@ -115,7 +115,8 @@ def whole(bare: Path) -> Path:
     blocks = {"blocks": {"0": {"PSNR": 21.11, "pixels": 10}, "3": {"PSNR": 26.66, "pixels": 30}},
               "worst_block": {"block": 0, "PSNR": 21.11}, "border": {"PSNR": 22.0, "share": 0.25},
               "interior": {"PSNR": 25.0, "share": 0.75}, "merge_gap": {"PSNR": -0.125}}  # fmt: skip
-    write_json(bare / "results.json", {"ours_30": {**scores, **blocks, "protocol": protocol}})
+    older = {"PSNR": 19.99, "protocol": {**protocol, "resolution": {"500x20": 3}}}
+    write_json(bare / "results.json", {"ours_7": older, "ours_30": {**scores, **blocks, "protocol": protocol}})
     write_json(bare / "per_view.json", {"ours_30": {"PSNR": dict(zip(names, [11.11, 22.22, 33.33], strict=True))}})
     return bare
 
@@ -152,6 +153,7 @@ def test_what_there_is_to_say(whole: Path) -> None:
     assert "a run: blocks, seed 5, 30 steps" in page.texts
     assert "Worst block: 0, 21.11 dB. Near borders 22.00 dB (25 % of the pixels), elsewhere 25.00 dB" in text
     assert "What merging changed: PSNR -0.1250." in text
+    assert "Scored differently, so not shown: ours_7." in page.texts and "19.99" not in text
     assert {"block 0", "block 2", "l1"} <= set(page.texts)  # of the curves
     assert {"0: 21.11", "1: -", "3: 26.66"} <= set(page.texts)  # of the map
     assert ["blocks, n", "4"] in page.rows and ["anchors", "1,234,567"] in page.rows

@@ -41,6 +41,7 @@ from momentum_gs.eval.page import (
 from momentum_gs.eval.published import PublishedScene, published_scene, scene_keys
 from momentum_gs.eval.results import read_json, result_files
 from momentum_gs.eval.svg import line_chart
+from momentum_gs.eval.table import Row, differences
 
 IMAGE_WIDTH = 480
 """Of embedded pictures, pixels: three fill the page, and 18 of them stay below a megabyte or two."""
@@ -153,17 +154,25 @@ def _scores(run: Run) -> list[Html]:
     if "protocol" not in run.record:
         return [missing("This run is not scored yet:", *run.next_command())]
     nets = [name for name in map(metric_name, NETS) if name in run.record] or ["LPIPS"]
+    own = Row(str(run.out), str(run.method), run.record)
+    alike = {
+        method: record
+        for method, record in run.results.items()
+        if "protocol" in record and not differences(own, Row(own.run, method, record))
+    }
     parts = []
     for suffix, title in (("", _GROUP_NAMES["raw"]), ("_cc", _GROUP_NAMES["corrected"])):
         metrics = [(f"PSNR{suffix}", 2), (f"SSIM{suffix}", 4), *((net + suffix, 4) for net in nets)]
         rows = [
             [method, *(_number(record.get(metric), digits) for metric, digits in metrics)]
-            for method, record in run.results.items()
+            for method, record in alike.items()
         ]
         parts += [heading(title), table(["method", *(metric.removesuffix("_cc") for metric, _ in metrics)], rows)]
     protocol = run.protocol
     views = f"{run.split} views: {_sizes(protocol)}; list {protocol['view_list_sha256'][:8]}"
     parts.append(note(f"{views}. ours_N_blocks: before the merge."))
+    if others := [method for method in run.results if method not in alike]:
+        parts.append(note(f"Scored differently, so not shown: {', '.join(others)}."))
     lpips = protocol.get("lpips")
     if lpips is None:
         parts.append(missing("LPIPS was left out:", *run.command("eval", "--lpips", "vgg")))
