@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,16 @@ CITY = scene(["a/1.png", "b/1.png", "ö 2.png", "d.png"], ["c.png"])
 )
 def test_a_table_that_fits_is_accepted(config: PartitionConfig) -> None:
     table().check(config, CITY)
+
+
+def test_a_table_of_moved_coordinates_or_other_cuts_is_refused() -> None:
+    made = table(meta={"offset": [0.0, 0.0, 0.0], "balance": "points"})
+    made.check(PartitionConfig(blocks=4), CITY)
+    made.check(PartitionConfig(blocks=4, balance="points"), CITY)
+    with pytest.raises(UserError, match=r"less \[0.0, 0.0, 0.0\], here they are less \[500000.0, "):
+        made.check(PartitionConfig(blocks=4), replace(CITY, offset=(5e5, 0.0, 0.0)))
+    with pytest.raises(UserError, match="cut with partition.balance=points, config has cameras; re-run"):
+        made.check(PartitionConfig(blocks=4, balance="cameras"), CITY)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.prepare_partition import read_camera_masks
 from momentum_gs.data.scene import Scene, load_scene
-from momentum_gs.eval.renders import model_folder
-from momentum_gs.model.io import load_model
+from momentum_gs.model.io import load_model, model_folder
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
 from momentum_gs.partition.budget import GROWTH, blocks_within
 from momentum_gs.partition.cover import block_boxes, view_cover
@@ -77,7 +76,12 @@ def run(args: argparse.Namespace) -> None:
     points = torch.bincount(table.cell_of(scene.points.xyz), minlength=table.n).tolist()
     table, joined = join_starved(table, scene.train, points, settings.min_views, settings.min_points)
     covered = coverage(table, scene.train, scene.points.xyz)
-    meta = {"joined": joined, "coverage": [asdict(block) for block in covered]}
+    meta = {
+        "offset": list(scene.offset),
+        "balance": settings.balance_used,
+        "joined": joined,
+        "coverage": [asdict(block) for block in covered],
+    }
     table = replace(table, meta={**table.meta, **meta})
     table.save(path)
     _print(table, covered, len(scene.train))

@@ -360,6 +360,11 @@ class PartitionConfig:
     file: str | None = None
     """Partition file; default ``<out>/partition.json``."""
 
+    @property
+    def balance_used(self) -> Literal["area", "cameras", "points", "contracted"]:
+        """``balance``, with its default filled in."""
+        return self.balance or ("points" if self.aabb is None else "contracted")
+
     def __post_init__(self) -> None:
         _check(self.blocks == "auto" or self.blocks >= 1, "partition.blocks", self.blocks, "at least 1, or auto")
         _check(self.dim is None or min(self.dim) >= 1, "partition.dim", self.dim, "three counts of at least 1")
@@ -428,10 +433,21 @@ class Config:
     @property
     def own_decoders(self) -> bool:
         """Whether each block has a decoder of its own; the coarse model is one block with one decoder."""
-        return self.stage == "blocks" and self.blocks.decoder == "own"
+        return self.stage == "blocks" and self.model.primitive == "anchors" and self.blocks.decoder == "own"
+
+    @property
+    def starts_from_coarse(self) -> bool:
+        """Whether blocks go on with the coarse model's Gaussians."""
+        return self.stage == "blocks" and self.model.primitive == "gaussians" and self.gaussians.prior
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
+        if self.model.primitive == "gaussians":
+            why = "with model.primitive=gaussians, which has neither anchors nor decoder (configs/modes/gaussians.yaml)"
+            _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
+            _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
+            _check(not self.blocks.confine, "blocks.confine", True, f"false {why}")
+            _check(self.partition.blocks != "auto", "partition.blocks", "auto", f"a number {why}")
         if self.own_decoders:
             why = "without a shared decoder (blocks.decoder=own, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")

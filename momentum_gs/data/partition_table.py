@@ -39,7 +39,8 @@ class PartitionTable:
     views: list[list[str]]
     """Names of the training views of each block; a view may serve several."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Whatever else is worth recording (threshold, coverage of the blocks): anything JSON holds."""
+    """Whatever else is worth recording (threshold, coverage of the blocks): anything JSON holds. Where ``offset`` (what
+    was taken from all coordinates) and ``balance`` are there, ``check`` compares them."""
     cuts: Cuts | None = None
     """Where the axes are cut; None: equal cells in contracted space."""
     joined: tuple[int, ...] | None = None
@@ -133,7 +134,8 @@ class PartitionTable:
         """Compares the table with the settings and the scene of a run.
 
         Raises:
-            UserError: where it was made for another grid, or names views that are not among the training views.
+            UserError: where it was made for another grid, cut by something else or in moved coordinates, or names views
+                that are not among the training views.
         """
         if config.dim is not None and config.dim != self.dim:
             raise UserError(
@@ -147,6 +149,14 @@ class PartitionTable:
             raise UserError(
                 f"partition: table was made for grid {_times(self.dim)} over aabb {list(self.aabb)}, config has aabb "
                 f"{list(config.aabb)}; {_AGAIN}"
+            )
+        made, now = self.meta.get("offset"), list(scene.offset)
+        if made not in (None, now):  # Files of earlier versions do not say.
+            raise UserError(f"partition: table was made for coordinates less {made}, here they are less {now}; {_AGAIN}")
+        made = self.meta.get("balance")
+        if config.balance is not None and made not in (None, config.balance):
+            raise UserError(
+                f"partition: table was cut with partition.balance={made}, config has {config.balance}; {_AGAIN}"
             )
         known = {camera.name for camera in scene.train}
         named = {name for names in self.views for name in names}

@@ -76,7 +76,7 @@ def automatic_layout(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], co
         UserError: where the points are too few, or all in one place, to say anything, or what is to be shared out lies
             in fewer places than there are cells.
     """
-    balance = config.balance or ("points" if config.aabb is None else "contracted")
+    balance = config.balance_used
     if config.aabb is not None and config.dim is not None and balance == "contracted":
         return Layout(config.aabb, config.dim, torch.eye(3, dtype=torch.float64))
     near = points_near(cameras, points)
