@@ -40,7 +40,7 @@ def test_a_flat_ground_is_cut_where_the_partition_cuts_it() -> None:
 
 
 def test_pixels_that_show_the_background_have_no_place() -> None:
-    assert not CellLabels(table((2, 1, 1)), CPU).of(plane(0.4, 4.0), nadir_camera("a.png", 0, 0)).any()
+    assert not CellLabels(table((2, 1, 1)), CPU).of(plane(0.09, 4.0), nadir_camera("a.png", 0, 0)).any()
 
 
 def test_cells_of_one_block_have_no_border_between_them() -> None:

@@ -27,8 +27,9 @@ BORDER_SHARE = 0.025
 """Of a cell's width, on either side of a border. Where an axis has two cells, half of each lies inside the core box,
 and the strip is 5 % of that. Seams are narrower; a thinner strip would hold too few pixels to score in a small scene.
 """
-MIN_ALPHA = 0.5
-"""Accumulated opacity below which a pixel shows more background than model, and has no place."""
+MIN_ALPHA = 0.1
+"""Accumulated opacity below which a pixel has no place. Low, because thin spots are faults of a block, and a model may
+leave a dark place nearly empty before a black background: the block must answer for both."""
 MAX_BLOCKS = (2**16 - 1) // 2
 """16-bit maps hold no more."""
 
