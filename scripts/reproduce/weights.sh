@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Our changes to the paper's training, one at a time. Scenes, folders and flags: _table.sh.
+# Block weights of several strengths and what they do to the worst block. Scenes, folders and flags: _table.sh.
 exec bash "$(dirname "${BASH_SOURCE[0]}")/_table.sh" weights "$@"
