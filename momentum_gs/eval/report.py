@@ -260,7 +260,7 @@ def _curves(run: Run) -> list[Html]:
         return [missing("No record of the training: events.jsonl is missing.")]
     charts: Sequence[tuple[str, Mapping[Any, Mapping[int, float]], bool, str]] = (
         ("Losses, mean over the active blocks", history.losses, True, "no step was recorded (log.every)"),
-        ("Anchors", history.anchors, False, "no step was recorded (log.every)"),
+        ("Anchors, or Gaussians of an explicit model", history.anchors, False, "no step was recorded (log.every)"),
         ("PSNR on training views, dB", history.psnr, False, "blocks were not measured (weighting.enabled)"),
         ("Weight of the block's loss", history.weight, False, "blocks were not measured (weighting.enabled)"),
         ("PSNR on held-out views while training, dB", history.held_out, False, "not asked for (log.test_every)"),
