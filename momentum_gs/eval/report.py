@@ -39,6 +39,7 @@ from momentum_gs.eval.page import (
     text,
 )
 from momentum_gs.eval.published import PublishedScene, published_scene, scene_keys
+from momentum_gs.eval.record import scored_alike
 from momentum_gs.eval.results import read_json, result_files
 from momentum_gs.eval.svg import line_chart
 from momentum_gs.eval.table import Row, differences
@@ -89,11 +90,11 @@ class Run:
 
     def next_command(self) -> tuple[str, ...]:
         """What brings an unscored run nearer to scores."""
-        models = sorted((self.out / "point_cloud").glob("iteration_*"))
+        models = list((self.out / "point_cloud").glob("iteration_*"))
         split = () if self.split == "test" else ("--split", self.split)
         if not models:
             return ("momentum-gs", "train", "-c", str(self.out / "config.yaml"), "-m", str(self.out))
-        if not (models[-1] / "point_cloud.ply").exists():
+        if not any((model / "point_cloud.ply").exists() for model in models):
             return self.command("merge")
         return self.command("render" if self.method is None else "eval", *split)
 
@@ -183,7 +184,9 @@ def _scores(run: Run) -> list[Html]:
         gaps = ", ".join(f"{name} {value:+.4f}" for name, value in gap.items())
         parts.append(text(f"What merging changed: {gaps}."))
     elif run.config.stage == "blocks":
-        parts.append(missing("The blocks before the merge are not scored:", *run.command("render", "--blocks")))
+        rendered = (run.out / run.split / f"{run.method}_blocks").exists()
+        command = run.command("eval") if rendered else run.command("render", "--blocks")
+        parts.append(missing("The blocks before the merge are not scored:", *command))
     return parts
 
 
@@ -233,7 +236,8 @@ def _blocks(run: Run) -> list[Html]:
                 f"{_number(interior['PSNR'], 2)} dB. Raw, over all pixels of the {run.split} views that show the block."
             )
         )
-        before = run.results.get(f"{run.method}_blocks", {}).get("blocks", {})
+        unmerged = run.results.get(f"{run.method}_blocks", {})
+        before = unmerged.get("blocks", {}) if scored_alike(unmerged, run.record) else {}
         rows = [
             [block, _number(scores["PSNR"], 2), _number(before.get(block, {}).get("PSNR"), 2), f"{scores['pixels']:,}"]
             for block, scores in blocks.items()
