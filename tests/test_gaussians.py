@@ -15,8 +15,9 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import PointCloud
 from momentum_gs.model.init import init_splats
 from momentum_gs.model.splat_io import load_splats, save_splats
-from momentum_gs.model.splats import Splats
-from momentum_gs.render.splat_view import render_splats, splat_gaussians
+from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.splat_view import decode_splats
+from momentum_gs.render.view import render_view
 from momentum_gs.train.optim import set_splat_lr, splat_optimizer
 
 CAMERA = nadir_camera("a", 0.3, -0.2)
@@ -27,7 +28,8 @@ def test_a_fresh_splat_has_its_colour_from_every_side() -> None:
     splats = Splats.fresh(torch.randn(50, 3), rgb, torch.zeros(50, 3), sh_degree=3)
     for x in (-3.0, 5.0):
         # One rounding of (rgb - 0.5) / c * c + 0.5 in float32.
-        torch.testing.assert_close(splat_gaussians(splats, nadir_camera("v", x, 1.0)).colors, rgb, rtol=0, atol=2e-7)
+        seen = decode_splats(splats, Harmonics(3), nadir_camera("v", x, 1.0))
+        torch.testing.assert_close(seen.gaussians.colors, rgb, rtol=0, atol=2e-7)
 
 
 def test_degree_1_in_closed_form_and_no_negative_colour() -> None:
@@ -37,21 +39,20 @@ def test_degree_1_in_closed_form_and_no_negative_colour() -> None:
     dc, rest = splats.sh_dc[:, 0], splats.sh_rest
     wanted = 0.5 + c0 * dc + c1 * (-y * rest[:, 0] + z * rest[:, 1] - x * rest[:, 2])
     assert (wanted < 0).any()
-    torch.testing.assert_close(splat_gaussians(splats, CAMERA, sh_degree=1).colors, wanted.clamp_min(0))
+    found = decode_splats(splats, Harmonics(1), CAMERA).gaussians.colors
+    torch.testing.assert_close(found, wanted.clamp_min(0))
 
 
 def test_the_length_of_a_quaternion_changes_nothing() -> None:
     splats = random_splats(30)
     longer = Splats.from_rows(splats.rows() | {"rotation": splats.rotation.detach() * 7})
-    black = torch.zeros(3)
-    torch.testing.assert_close(
-        render_splats(splats, CAMERA, black).image, render_splats(longer, CAMERA, black).image
-    )  # fmt: skip
+    one, other = (render_view(s, Harmonics(3), CAMERA, torch.zeros(3)).output.image for s in (splats, longer))
+    torch.testing.assert_close(one, other)
 
 
 def test_every_row_gets_a_gradient() -> None:
     splats = random_splats(30)
-    render_splats(splats, CAMERA, torch.zeros(3)).image.square().sum().backward()
+    render_view(splats, Harmonics(3), CAMERA, torch.zeros(3)).output.image.square().sum().backward()
     for name, row in splats.rows().items():
         assert row.grad is not None and row.grad.any(), name
 

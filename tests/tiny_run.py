@@ -12,7 +12,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
-from momentum_gs.model.io import DECODER_FILE, load_decoder, load_ply
+from momentum_gs.model.io import DECODER_FILE, load_decoder, load_model
 from momentum_gs.train.events import Event, Observers
 from momentum_gs.train.loop import Outcome, Training
 
@@ -72,7 +72,7 @@ def model_of(out: Path, steps: int = 0) -> dict[str, torch.Tensor]:
         for name, value in load_decoder(file.parent).state_dict().items()
     }
     for ply in sorted(folder.glob("point_cloud_block*.ply")):
-        tensors |= {f"{ply.stem}.{k}": v.detach() for k, v in load_ply(ply).rows().items()}
+        tensors |= {f"{ply.stem}.{k}": v.detach() for k, v in load_model(ply)[0].rows().items()}
     return tensors
 
 

@@ -15,6 +15,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.views import Views
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.expand import decode, decode_with_teacher
 from momentum_gs.model.io import load_model
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     if not models:
         raise UserError(f"{config.out}: holds no point_cloud/iteration_*/point_cloud*.ply; train first")
     anchors, student = load_model(models[-1])
+    if not isinstance(anchors, Anchors):
+        raise UserError(f"{models[-1]}: holds Gaussians, expected anchors; measure a run of the method")
     if not isinstance(student, GaussianDecoder):
         raise UserError(f"{models[-1]}: merged from blocks with a decoder each, expected one of its blocks' files")
     anchors, student = anchors.to(device), student.to(device)

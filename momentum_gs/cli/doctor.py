@@ -72,6 +72,8 @@ def _estimate(
     scene, scale = examination.scene, examination.scale
     if scene is None or scale is None or examination.refused:
         return [], []
+    if config.model.primitive == "gaussians":
+        return Finding("info", "estimates", "model.primitive", "gaussians; memory and time are estimated for anchors")
     device, own = pick_device(config.device), own_memory()
     try:
         expected = expect(config, scene, scale, examination.table)

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,8 +16,9 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.eval.history import read_history
-from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, model_folder, render_parts
+from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, render_parts
 from momentum_gs.eval.results import SPLITS, config_hash
+from momentum_gs.model.io import model_folder
 
 HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             result = render_parts(target, parts[split], views, background, record, args.errors, cells)
             say(
                 f"render: {len(result['names'])} {split} views, {result['views_per_second']:.2f} views/s "
-                f"({result['device']}, {result['timed_views']} timed), {result['anchors']:,} anchors, "
+                f"({result['device']}, {result['timed_views']} timed), {_primitives(result)}, "
                 f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB -> {target}"
             )
 
@@ -89,6 +91,11 @@ def _parts(
     if not args.blocks:
         return merged_part(folder, cameras)
     return block_parts(folder, _table(config, folder, scene), cameras)
+
+
+def _primitives(result: dict[str, Any]) -> str:
+    """What the model is made of, in words."""
+    return f"{result['anchors']:,} anchors" if result["anchors"] else f"{result['gaussians']:,} Gaussians"
 
 
 def _table(config: Config, folder: Path, scene: Scene) -> PartitionTable:

@@ -10,14 +10,14 @@ def cfg_args(config: Config) -> str:
     """The line ``Namespace(name=value, ...)`` under the family's own names.
 
     The SIBR viewers search the text for ``sh_degree``, ``white_background``, ``add_*_dist`` and ``source_path`` and
-    read up to the next comma, so the paths stand last, where nothing in them can be taken for a setting. Colours come
-    from the decoder; ``sh_degree`` is there because the viewers insist on it.
+    read up to the next comma, so the paths stand last, where nothing in them can be taken for a setting. With anchors
+    colours come from the decoder; ``sh_degree`` is there because the viewers insist on it.
     """
     model = config.model
     source = "" if config.scene.path is None else os.path.abspath(config.scene.path)
     output = "" if config.out is None else os.path.abspath(config.out)
     values = {
-        "sh_degree": 3,
+        "sh_degree": config.gaussians.sh_degree,
         "white_background": config.scene.white_background,
         "add_opacity_dist": model.add_opacity_dist,
         "add_cov_dist": model.add_cov_dist,

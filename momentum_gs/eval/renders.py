@@ -1,7 +1,5 @@
 """Render every view of a split, write it beside its ground truth, and measure speed and memory on the way."""
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera
@@ -20,9 +19,9 @@ from momentum_gs.data.views import Views
 from momentum_gs.eval.cells import BORDER_SHARE, CellLabels, write_cells
 from momentum_gs.eval.metrics import error_map
 from momentum_gs.eval.results import code_version, png_names, write_json
-from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.io import load_model
+from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.view import ViewRender, render_view
 
 WARM_UP = 5
@@ -31,25 +30,10 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A PLY file of anchors and the views that it renders."""
+    """A PLY file of anchors or splats and the views that it renders."""
 
     ply: Path
     cameras: list[Camera]
-
-
-def model_folder(out: Path, iteration: int = -1) -> Path:
-    """OUT/point_cloud/iteration_<N>, the highest N for -1. Raises UserError where there is none."""
-    folders = {
-        int(path.name.removeprefix("iteration_")): path
-        for path in (out / "point_cloud").glob("iteration_*")
-        if path.name.removeprefix("iteration_").isdecimal()
-    }
-    if not folders:
-        raise UserError(f"{out}: no trained model (point_cloud/iteration_<N>); run 'momentum-gs train' first")
-    chosen = max(folders) if iteration == -1 else iteration
-    if chosen not in folders:
-        raise UserError(f"{out}: no iteration {iteration}, found {sorted(folders)}; leave out --iteration for the last")
-    return folders[chosen]
 
 
 def merged_part(folder: Path, cameras: list[Camera]) -> list[ModelPart]:
@@ -97,9 +81,9 @@ def render_parts(
 
     Returns:
         The content of ``render.json``: ``record`` and names, counts, storage, speed, peak memory. Views per second is
-        1 / (mean time of one view without the first five), as MGS render.py; decoding included, files not. Gaussians
-        depend on the view: means over the views of those with a positive opacity, and of those of them that reach the
-        picture. Storage is what a viewer loads: PLY files and decoders.
+        1 / (mean time of one view without the first five), as MGS render.py; decoding included, files not. How many
+        Gaussians anchors become depends on the view: means over the views of those with a positive opacity, and of
+        those of them that reach the picture. Storage is what a viewer loads: PLY files and decoders.
     """
     names = png_names([camera.name for part in parts for camera in part.cameras])
     if not names:
@@ -110,14 +94,17 @@ def render_parts(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "render.json", {**record, "complete": False})
     labels = None if table is None else CellLabels(table, device)
-    n_anchors, seconds = 0, []
-    n_decoded, n_drawn = 0, 0
+    n_anchors, n_splats, n_decoded, n_drawn = 0, 0, 0, 0
+    seconds = []
     masked: list[str] = []
     with progress(len(names), f"rendering {folder}") as bar:
         for part in parts:
             anchors, decoder = load_model(part.ply)
             anchors, decoder = anchors.to(device), decoder.to(device).eval()
-            n_anchors += len(anchors)
+            if isinstance(anchors, Splats):
+                n_splats += len(anchors)
+            else:
+                n_anchors += len(anchors)
             for camera in part.cameras:
                 view, elapsed = _timed_render(anchors, decoder, camera, background)
                 seconds.append(elapsed)
@@ -143,14 +130,16 @@ def render_parts(
         **record,
         "complete": True,
         "code": code_version(),
-        "anchors": n_anchors,
+        # A model is made of one or the other.
+        "anchors": n_anchors or None,
+        "gaussians": n_splats or None,
         "gaussians_per_view": n_decoded / len(names),
         "gaussians_drawn_per_view": n_drawn / len(names),
         "storage_bytes": _storage([part.ply for part in parts]),
         "seconds_per_view": sum(timed) / len(timed),
         "views_per_second": len(timed) / sum(timed),
         "timed_views": len(timed),
-        **_machine(background),
+        **device_use(device),
         "names": list(names.values()),
         # Of the views that have a mask: what lies in masks/ may be of an earlier rendering.
         "masked": masked,
@@ -162,13 +151,13 @@ def render_parts(
 
 
 def _timed_render(
-    anchors: Anchors, decoder: Decoder, camera: Camera, background: Tensor
+    model: Model, decoder: Decoder | Harmonics, camera: Camera, background: Tensor
 ) -> tuple[ViewRender, float]:
     """The view and the seconds it took, the device's queue included."""
     if background.is_cuda:
         torch.cuda.synchronize(background.device)
     start = time.perf_counter()
-    view = render_view(anchors, decoder, camera, background)
+    view = render_view(model, decoder, camera, background)
     if background.is_cuda:
         torch.cuda.synchronize(background.device)
     return view, time.perf_counter() - start
@@ -178,20 +167,3 @@ def _storage(plys: Sequence[Path]) -> int:
     """Bytes of the models' files and of the decoders beside them."""
     decoders = {file for ply in plys for file in ply.parent.glob("decoder*.safetensors")}
     return sum(file.stat().st_size for file in (*plys, *decoders))
-
-
-def _machine(background: Tensor) -> dict[str, Any]:
-    """Where the views were rendered, and the peak memory in bytes with what it counts."""
-    if background.is_cuda:
-        return {
-            "device": torch.cuda.get_device_name(background.device),
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(background.device),
-            "peak_memory_of": "tensors on the GPU",
-        }
-    # ru_maxrss: Linux counts KiB, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "device": f"CPU, {torch.get_num_threads()} threads",
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_memory_of": "process, resident, since its start",
-    }

@@ -1,4 +1,4 @@
-"""Joins trained blocks to one model: every block gives the anchors inside its own cell, and only those.
+"""Joins trained blocks to one model: every block gives the anchors (or splats) inside its own cell, and only those.
 
 The cells tile all of space, so the merged anchors hold no duplicate at a border and nothing inside a cell is lost.
 Rows are copied bit for bit between the files, a slice at a time: memory does not grow with the scene.
@@ -47,13 +47,15 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
     """
     paths = [folder / f"point_cloud_block{block}.ply" for block in range(table.n)]
     own = own_decoder_folder(folder, 0).is_dir()
-    _check_complete(folder, paths, own)
+    _check_complete(folder, paths)
     blocks = [_rows(path) for path in paths]
+    if "f_dc_0" not in (blocks[0].dtype.names or ()):  # Splats have no decoder.
+        _check_decoders([own_decoder_folder(folder, block) for block in range(table.n)] if own else [folder])
     for path, rows in zip(paths, blocks, strict=True):
         if rows.dtype != blocks[0].dtype:
             raise UserError(
-                f"{path}: its columns differ from those of {paths[0].name} (another feature_dim or n_offsets); "
-                "train all blocks in one run"
+                f"{path}: its columns differ from those of {paths[0].name} (another feature_dim, n_offsets or "
+                "sh_degree); train all blocks in one run"
             )
     # Counted first, because the header tells the number of rows; the second look is cheaper than keeping them.
     kept = [sum(int(inside.sum()) for _, inside in _slices(rows, b, table)) for b, rows in enumerate(blocks)]
@@ -71,14 +73,16 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
     return MergeReport(target, kept, [len(rows) - n for rows, n in zip(blocks, kept, strict=True)])
 
 
-def _check_complete(folder: Path, paths: list[Path], own: bool) -> None:
+def _check_complete(folder: Path, paths: list[Path]) -> None:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of {len(paths)} blocks are missing: {', '.join(missing)}; "
             "finish the training with 'momentum-gs train ... --resume'"
         )
-    decoders = [own_decoder_folder(folder, block) for block in range(len(paths))] if own else [folder]
+
+
+def _check_decoders(decoders: list[Path]) -> None:
     for decoder in decoders:
         if not (decoder / DECODER_FILE).is_file():
             raise UserError(

@@ -1,8 +1,8 @@
-"""Models as files, in the layout of Scaffold-GS: anchors in a PLY, decoder heads as TorchScript.
+"""Models as files. Anchors in the layout of Scaffold-GS: a PLY, and decoder heads as TorchScript.
 
 Beside the heads lies ``decoder.safetensors``, the decoder as we load it: weights, and the architecture in the metadata.
 Where blocks have a decoder each, these lie in ``decoder_block<i>/``, and each anchor of the merged PLY names its block.
-A file is written under another name and renamed, so it is whole or not there.
+Splats are a PLY alone (``splat_io.py``). A file is written under another name and renamed, so it is whole or not there.
 Source: save_ply, load_ply_sparse_gaussian and save_mlp_checkpoints of Scaffold-GS, scene/gaussian_model.py.
 """
 
@@ -23,6 +23,8 @@ from momentum_gs.core.files import replacing
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
+from momentum_gs.model.splat_io import load_splats, save_splats
+from momentum_gs.model.splats import Harmonics, Model, Splats
 
 DECODER_FILE = "decoder.safetensors"
 BLOCK_PROPERTY = "block"
@@ -30,6 +32,30 @@ BLOCK_PROPERTY = "block"
 
 
 _BLOCK = "point_cloud_block"
+_MAX_HEADER = 1 << 16
+
+
+def model_folder(out: Path, iteration: int = -1) -> Path:
+    """OUT/point_cloud/iteration_<N>, the highest N for -1. Raises UserError where there is none."""
+    folders = {
+        int(path.name.removeprefix("iteration_")): path
+        for path in (out / "point_cloud").glob("iteration_*")
+        if path.name.removeprefix("iteration_").isdecimal()
+    }
+    if not folders:
+        raise UserError(f"{out}: no trained model (point_cloud/iteration_<N>); run 'momentum-gs train' first")
+    chosen = max(folders) if iteration == -1 else iteration
+    if chosen not in folders:
+        raise UserError(f"{out}: no iteration {iteration}, found {sorted(folders)}; leave out --iteration for the last")
+    return folders[chosen]
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Write the rows of a model as a PLY, anchors or splats each in their layout."""
+    if isinstance(model, Splats):
+        save_splats(path, model)
+    else:
+        save_ply(path, model)
 
 
 def save_ply(path: str | Path, anchors: Anchors) -> None:
@@ -89,12 +115,15 @@ def own_decoder_folder(folder: Path, block: int) -> Path:
     return folder / f"decoder_block{block}"
 
 
-def load_model(ply: Path) -> tuple[Anchors, Decoder]:
-    """The anchors of a file in ``point_cloud/iteration_<N>`` with what decodes them, on the CPU.
+def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
+    """The anchors or splats of a file in ``point_cloud/iteration_<N>`` with what decodes them, on the CPU.
 
     Raises:
-        UserError: as ``load_ply`` and ``load_decoder``.
+        UserError: as ``load_splats``, ``load_ply`` and ``load_decoder``.
     """
+    if _holds_splats(ply):
+        splats = load_splats(ply)
+        return splats, Harmonics(splats.sh_degree)
     anchors = load_ply(ply)
     own = own_decoder_folder(ply.parent, int(ply.stem.removeprefix(_BLOCK))) if ply.stem.startswith(_BLOCK) else None
     if own is not None and own.is_dir():
@@ -108,6 +137,14 @@ def load_model(ply: Path) -> tuple[Anchors, Decoder]:
     n = int(block.max()) + 1 if len(block) else 1
     decoders = [load_decoder(own_decoder_folder(ply.parent, b)) for b in range(n)]
     return anchors, DecoderBank(decoders, block)
+
+
+def _holds_splats(ply: Path) -> bool:
+    """By the header; what is no PLY at all is refused by ``load_ply``."""
+    if not ply.is_file():
+        return False
+    with ply.open("rb") as file:
+        return b" f_dc_0" in file.read(_MAX_HEADER).partition(b"end_header")[0]
 
 
 def _property_names(n_offsets: int, feature_dim: int) -> list[str]:

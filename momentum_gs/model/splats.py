@@ -10,7 +10,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from momentum_gs.model.anchors import Anchors
 
 SH_CONSTANT = 0.5 / math.sqrt(math.pi)
 """The spherical harmonic of degree 0: colour = 0.5 + SH_CONSTANT * sh_dc, before higher degrees."""
@@ -38,6 +40,11 @@ class Splats:
 
     def __len__(self) -> int:
         return self.position.shape[0]
+
+    @property
+    def n_offsets(self) -> int:
+        """Gaussians a row, as ``Anchors`` has it: itself."""
+        return 1
 
     @property
     def sh_degree(self) -> int:
@@ -99,6 +106,19 @@ class Splats:
         """Leaves that hold the rows of all parts, one after another; the parts share their degree."""
         rows = [part.rows() for part in parts]
         return cls(**{name: torch.cat([row[name].detach() for row in rows]) for name in rows[0]}).as_leaves()
+
+
+Model = Anchors | Splats
+"""What a scene or a block is made of."""
+
+
+class Harmonics(nn.Module):
+    """What splats have in the place of a decoder: the degree up to which their colours are evaluated."""
+
+    def __init__(self, degree: int) -> None:
+        """``degree``: 0 to 3, at most that of the splats."""
+        super().__init__()
+        self.degree = degree
 
 
 def logit(share: float) -> float:

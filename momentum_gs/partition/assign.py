@@ -16,12 +16,12 @@ from momentum_gs.core.image import ssim
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, Gaussians
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder_bank import Decoder
-from momentum_gs.model.expand import Decoded, decode
+from momentum_gs.model.expand import Decoded
+from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.partition.join import block_place
-from momentum_gs.render.rasterize import rasterize, visible_anchors
-from momentum_gs.render.view import render_view
+from momentum_gs.render.rasterize import rasterize
+from momentum_gs.render.view import decode_view, render_view
 
 CHANNELS = 64
 """Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of pictures."""
@@ -55,20 +55,20 @@ def assign_cameras(
 
 @torch.no_grad()
 def view_changes(
-    anchors: Anchors,
-    decoder: Decoder,
+    model: Model,
+    decoder: Decoder | Harmonics,
     camera: Camera,
-    block_of_anchor: Int[Tensor, "n"],
+    block_of_row: Int[Tensor, "n"],
     background: Float[Tensor, "3"],
     skip: int | None = None,
 ) -> dict[int, float]:
-    """1 - SSIM between the view with all anchors and without those of a block, by block.
+    """1 - SSIM between the view with all anchors (or splats) and without those of a block, by block.
 
     Blocks without a Gaussian in the picture are left out: their change is exactly 0. So is ``skip``.
     """
-    view = render_view(anchors, decoder, camera, background)
+    view = render_view(model, decoder, camera, background)
     whole = view.output.image.clamp(0, 1)
-    block_of_gaussian = block_of_anchor[_anchor_rows(view.decoded, anchors)]
+    block_of_gaussian = block_of_row[_rows(view.decoded, model)]
     on_screen = block_of_gaussian[view.output.radii > 0].unique().tolist()
     changes = {}
     for block in on_screen:
@@ -81,7 +81,7 @@ def view_changes(
 
 @torch.no_grad()
 def view_contributions(
-    anchors: Anchors, decoder: Decoder, camera: Camera, block_of_anchor: Int[Tensor, "n"]
+    model: Model, decoder: Decoder | Harmonics, camera: Camera, block_of_row: Int[Tensor, "n"]
 ) -> dict[int, float]:
     """Mean over the picture's pixels of the weight with which each block is blended into it, by block.
 
@@ -90,11 +90,11 @@ def view_contributions(
     two agree at the same threshold on 94 to 99 of 100 pairs of a camera and a block in its picture. Blocks without
     weight are left out; the others' sum is the mean alpha.
     """
-    decoded = decode(anchors, decoder, camera.center.to(anchors.position), visible_anchors(anchors, camera))
-    block_of_gaussian = block_of_anchor[_anchor_rows(decoded, anchors)]
+    decoded = decode_view(model, decoder, camera)
+    block_of_gaussian = block_of_row[_rows(decoded, model)]
     contributions: dict[int, float] = {}
     for blocks in block_of_gaussian.unique().split(CHANNELS):
-        is_of = (block_of_gaussian[:, None] == blocks).to(anchors.position)
+        is_of = (block_of_gaussian[:, None] == blocks).to(model.position)
         drawn = rasterize(replace(decoded.gaussians, colors=is_of), camera, torch.zeros_like(is_of[0]))
         mean = drawn.image.mean(dim=(1, 2)).tolist()
         contributions |= {block: weight for block, weight in zip(blocks.tolist(), mean, strict=True) if weight > 0}
@@ -111,9 +111,9 @@ def weak_blocks(table: PartitionTable, minimum: int = MIN_VIEWS) -> list[str]:
     ]
 
 
-def _anchor_rows(decoded: Decoded, anchors: Anchors) -> Int[Tensor, "g"]:
-    """The anchor of each Gaussian."""
-    return decoded.visible.repeat_interleave(anchors.n_offsets)[decoded.kept]
+def _rows(decoded: Decoded, model: Model) -> Int[Tensor, "g"]:
+    """The anchor or splat of each Gaussian."""
+    return decoded.visible.repeat_interleave(model.n_offsets)[decoded.kept]
 
 
 def _subset(gaussians: Gaussians, keep: Tensor) -> Gaussians:

@@ -10,8 +10,8 @@ from torch import Tensor
 from momentum_gs.core.image import psnr, ssim
 from momentum_gs.core.types import Camera
 from momentum_gs.data.views import Views
-from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.decoder_bank import Decoder
+from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.render.view import render_image
 
 
@@ -26,8 +26,8 @@ class Scores:
 
 @torch.no_grad()
 def score_views(
-    anchors: Anchors,
-    decoder: GaussianDecoder,
+    model: Model,
+    decoder: Decoder | Harmonics,
     cameras: Sequence[Camera],
     views: Views,
     background: Float[Tensor, "3"],
@@ -37,8 +37,8 @@ def score_views(
     Photographs that ``views`` skips, and those of which no pixel counts, are left out.
 
     Args:
-        anchors: The model's anchors.
-        decoder: The model's decoder.
+        model: Anchors or splats.
+        decoder: What decodes them.
         cameras: At least one.
         views: Gives the photographs.
         background: Colour behind everything.
@@ -58,7 +58,7 @@ def score_views(
         photograph = views.photograph_or_skip(camera.name)
         if photograph is None or (photograph.mask is not None and not photograph.mask.any()):
             continue
-        image = render_image(anchors, decoder, camera, background)
+        image = render_image(model, decoder, camera, background)
         psnrs.append(float(psnr(image, photograph.image, photograph.mask)))
         ssims.append(float(ssim(image, photograph.image, photograph.mask)))
     if not psnrs:

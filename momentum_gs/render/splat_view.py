@@ -1,37 +1,29 @@
-"""Splats and camera in, Gaussians or picture out."""
+"""Splats and camera in, Gaussians out."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.types import Camera, Gaussians, RenderOutput
-from momentum_gs.model.splats import Splats
-from momentum_gs.render.rasterize import rasterize, spherical_harmonics
+from momentum_gs.core.types import Camera, Gaussians
+from momentum_gs.model.expand import Decoded
+from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.rasterize import spherical_harmonics
 
 
-def splat_gaussians(splats: Splats, camera: Camera, sh_degree: int | None = None) -> Gaussians:
-    """All splats as the camera sees them, activations applied; row i is splat i.
+def decode_splats(splats: Splats, harmonics: Harmonics, camera: Camera) -> Decoded:
+    """All splats as a camera sees them, activations applied; Gaussian i is splat i.
 
-    Args:
-        splats: N splats.
-        camera: Colours are those of the directions from its centre.
-        sh_degree: Highest degree evaluated; None: all that there is.
+    They take the place of an anchor with one offset that is always kept, so that what reads ``Decoded`` reads both.
     """
     sh = torch.cat([splats.sh_dc, splats.sh_rest], dim=1)
     ray = splats.position - camera.center.to(splats.position)
-    colors = spherical_harmonics(splats.sh_degree if sh_degree is None else sh_degree, ray, sh)
-    return Gaussians(
+    opacities = splats.opacity.sigmoid()
+    gaussians = Gaussians(
         means=splats.position,
         scales=splats.scales,
         quats=F.normalize(splats.rotation),
-        opacities=splats.opacity.sigmoid(),
-        colors=(colors + 0.5).clamp_min(0),
+        opacities=opacities,
+        colors=(spherical_harmonics(harmonics.degree, ray, sh) + 0.5).clamp_min(0),
     )
-
-
-def render_splats(
-    splats: Splats, camera: Camera, background: Float[Tensor, "3"], sh_degree: int | None = None
-) -> RenderOutput:
-    """Draws splats; ``radii`` and ``screen_means`` have a row for every splat."""
-    return rasterize(splat_gaussians(splats, camera, sh_degree), camera, background)
+    every: Tensor = torch.arange(len(splats), device=splats.position.device)
+    return Decoded(gaussians, opacities, torch.ones_like(every, dtype=torch.bool), every)

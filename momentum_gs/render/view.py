@@ -1,4 +1,4 @@
-"""Anchors, decoder and camera in, picture out."""
+"""A model, its decoder and a camera in, picture out."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,9 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
+from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.rasterize import rasterize, visible_anchors
+from momentum_gs.render.splat_view import decode_splats
 
 
 @dataclass(frozen=True)
@@ -25,38 +27,46 @@ class ViewRender:
     """The teacher's outputs for the same Gaussians, where there is a teacher."""
 
 
+def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera) -> Decoded:
+    """The Gaussians of a view: of the anchors in it, or all splats."""
+    if isinstance(model, Splats):
+        assert isinstance(decoder, Harmonics), "splats have colours of their own"
+        return decode_splats(model, decoder, camera)
+    assert not isinstance(decoder, Harmonics), "anchors have a decoder"
+    return decode(model, decoder, camera.center.to(model.position), visible_anchors(model, camera))
+
+
 def render_view(
-    anchors: Anchors,
-    decoder: Decoder,
+    model: Model,
+    decoder: Decoder | Harmonics,
     camera: Camera,
     background: Float[Tensor, "3"],
     teacher: GaussianDecoder | None = None,
     detach_teacher: bool = True,
 ) -> ViewRender:
-    """Decodes the anchors in view and draws them.
+    """Decodes what is in view and draws it.
 
     Args:
-        anchors: N anchors.
+        model: N anchors or splats.
         decoder: The decoder that draws, the student in training.
         camera: The view.
         background: Colour behind everything.
         teacher: Decodes the same anchors for the consistency loss; it draws nothing.
         detach_teacher: The teacher's outputs carry no gradient to the anchors.
     """
-    center = camera.center.to(anchors.position)
-    visible = visible_anchors(anchors, camera)
     targets = None
     if teacher is None:
-        decoded = decode(anchors, decoder, center, visible)
+        decoded = decode_view(model, decoder, camera)
     else:
-        assert isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
-        decoded, targets = decode_with_teacher(anchors, decoder, teacher, center, visible, detach_teacher)
+        assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
+        center, visible = camera.center.to(model.position), visible_anchors(model, camera)
+        decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
     return ViewRender(rasterize(decoded.gaussians, camera, background), decoded, targets)
 
 
 @torch.no_grad()
 def render_image(
-    anchors: Anchors, decoder: Decoder, camera: Camera, background: Float[Tensor, "3"]
+    model: Model, decoder: Decoder | Harmonics, camera: Camera, background: Float[Tensor, "3"]
 ) -> Float[Tensor, "3 h w"]:
     """The picture alone, in [0, 1], without gradients."""
-    return render_view(anchors, decoder, camera, background).output.image.clamp(0, 1)
+    return render_view(model, decoder, camera, background).output.image.clamp(0, 1)

@@ -24,7 +24,7 @@ from momentum_gs.core.device import pins_memory
 from momentum_gs.core.memory import free_memory, return_freed_memory
 from momentum_gs.train.block_file import FileRecord, copy, link, link_or_copy, read_block, read_rows, write_block
 from momentum_gs.train.block_schedule import ranks_of
-from momentum_gs.train.block_state import BlockState, PackedBlock, pack, unpack
+from momentum_gs.train.block_state import ROWS, Block, PackedBlock, pack, unpack
 
 
 @dataclass
@@ -116,13 +116,13 @@ class BlockStore:
         return resting.packed or self._read(resting)
 
     def rows(self, block: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Rows of the anchors of a block that rests on this rank; not to be written to."""
+        """Rows of the anchors (or splats) of a block that rests on this rank; not to be written to."""
         self.join()
         resting = self._resting[block]
         if resting.packed is not None:
-            return {name: resting.packed.tensors[f"anchors.{name}"] for name in names}
+            return {name: resting.packed.tensors[ROWS + name] for name in names}
         assert resting.file is not None
-        return read_rows(resting.file, "anchors.", names)
+        return read_rows(resting.file, ROWS, names)
 
     def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
         """Writes a block that rests on this rank to ``path``.
@@ -142,7 +142,7 @@ class BlockStore:
             resting.file, resting.record = link(path, self._new_file(block)), record
         return record
 
-    def activate(self, blocks: tuple[int, ...]) -> list[BlockState]:
+    def activate(self, blocks: tuple[int, ...]) -> list[Block]:
         """Hands this rank its share of a round's blocks, which are waited for where they have not come yet."""
         begin = time.perf_counter()
         self.join()
@@ -159,7 +159,7 @@ class BlockStore:
         self.waited += time.perf_counter() - begin
         return mine
 
-    def rest(self, states: Iterable[BlockState]) -> None:
+    def rest(self, states: Iterable[Block]) -> None:
         """Takes back what ``activate`` handed out."""
         begin = time.perf_counter()
         self.join()

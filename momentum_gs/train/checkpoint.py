@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.train.block_file import FileRecord, enough_space, write_block, write_tensors
-from momentum_gs.train.block_state import BlockState, pack
+from momentum_gs.train.block_state import Block, pack
 from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.own_decoders import OwnDecoders
+from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.score_table import ScoreTable
-from momentum_gs.train.shared_decoder import SharedDecoder
 
 FORMAT = 2
 # Settings that may differ between the run that wrote a checkpoint and the one that continues it: they change where
@@ -92,7 +91,7 @@ class Checkpoint:
                 "anew without --resume"
             )
 
-    def fill(self, store: BlockStore, decoders: SharedDecoder | OwnDecoders, scores: ScoreTable) -> None:
+    def fill(self, store: BlockStore, decoders: Decoders, scores: ScoreTable) -> None:
         """Lays this rank's blocks down in the store, and sets decoder and scores."""
         for block in range(store.n):
             if store.home(block):
@@ -105,8 +104,8 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, store: BlockStore, active: list[BlockState],
-    decoders: SharedDecoder | OwnDecoders, scores: ScoreTable, config: Config, comm: Comm,
+    folder: Path, progress: Progress, store: BlockStore, active: Sequence[Block],
+    decoders: Decoders, scores: ScoreTable, config: Config, comm: Comm,
 ) -> Path:  # fmt: skip
     """Writes the state after ``progress.step`` global steps; every rank writes the blocks that it holds.
 

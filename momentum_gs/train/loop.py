@@ -20,13 +20,16 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.io import own_decoder_folder, save_decoder, save_ply
+from momentum_gs.model.init import init_splats
+from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
+from momentum_gs.model.splats import Splats
 from momentum_gs.render.score import score_views
 from momentum_gs.train.block_schedule import Round, ranks_of
-from momentum_gs.train.block_state import BlockState, init_block, pack, unpack
+from momentum_gs.train.block_state import Block, BlockState, init_block, pack, unpack
 from momentum_gs.train.block_store import BlockStore, ram_bound
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
+from momentum_gs.train.decoders import make_decoders
 from momentum_gs.train.events import (
     BlocksMeasured,
     GrowthCapped,
@@ -40,10 +43,12 @@ from momentum_gs.train.events import (
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
 from momentum_gs.train.own_decoders import OwnDecoders
 from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
+from momentum_gs.train.prior import load_prior, seen_by
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.shared_decoder import SharedDecoder
+from momentum_gs.train.splat_block import init_splat_block
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
 
@@ -88,7 +93,7 @@ class Training:
         *,
         resume: bool = False,
         only: Sequence[int] = (),
-        start: Callable[[int], BlockState] | None = None,
+        start: Callable[[int], Block] | None = None,
     ) -> None:
         """
         Args:
@@ -96,7 +101,7 @@ class Training:
             resume: Continue from the newest checkpoint of the output folder.
             only: Blocks to train on, with the decoder as it is, after a finished run: up to ``config.steps`` in place
                 of the run's own number.
-            start: Block -> its state at step 0; default: from the scene's points.
+            start: Block -> its state at step 0; default: from the scene's points, or from the coarse model.
 
         Raises:
             UserError: for counts, partitions or checkpoints that do not fit, before any training.
@@ -117,11 +122,7 @@ class Training:
         """All rounds, those before a resume too."""
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
-        self._decoders = (
-            OwnDecoders()
-            if config.own_decoders
-            else SharedDecoder(config, device, self.schedule.block_steps_per_update())
-        )
+        self._decoders = make_decoders(config, device, self.schedule.block_steps_per_update())
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
@@ -131,23 +132,29 @@ class Training:
         self._boxes: Tensor | None = None
         self._capped: set[int] = set()
         if saved is None:
-            self._init_blocks(start or self._first_state)
+            prior = load_prior(config) if config.starts_from_coarse else None
+            self._init_blocks(start or partial(self._first_state, prior=prior))
         else:
             saved.fill(self._store, self._decoders, self._scores)
 
-    def _init_blocks(self, start: Callable[[int], BlockState]) -> None:
+    def _init_blocks(self, start: Callable[[int], Block]) -> None:
         for block in progress(range(len(self._plan)), "blocks"):
             if self._store.home(block):
                 self._store.put(block, pack(start(block)))
 
-    def _first_state(self, block: int) -> BlockState:
+    def _first_state(self, block: int, prior: Splats | None) -> Block:
         cameras = self._plan.train[block]
+        if prior is not None:
+            return init_splat_block(block, seen_by(prior, block, cameras), cameras, self._config, self._device)
         points = initial_points(self._scene, cameras, self._config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(
                 f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
                 f"{len(cameras)} views, expected points that they see; check the poses in sparse/0"
             )
+        if self._config.model.primitive == "gaussians":
+            splats = init_splats(points, self._config.gaussians.sh_degree)
+            return init_splat_block(block, splats, cameras, self._config, self._device)
         return init_block(block, points, cameras, self._config, self._device)
 
     @property
@@ -230,7 +237,7 @@ class Training:
         self._comm.all_reduce_sum_(flags)
         return bool(flags[0]), bool(flags[1])
 
-    def _activate(self, turn: Round) -> list[BlockState]:
+    def _activate(self, turn: Round) -> list[Block]:
         """This rank's blocks of a round; where they settle, with the other blocks around them."""
         table, comm = self._table, self._comm
         if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.settle:
@@ -246,21 +253,24 @@ class Training:
             )
         active = self._store.activate(turn.blocks)
         for state in active:
+            assert isinstance(state, BlockState), "only anchors settle"
             if state.block in surroundings:
                 surround(state, surroundings[state.block], table.cell_of)
             hold_surroundings(state, table.cell_of)
         return active
 
-    def _tell(self, report: StepReport, active: list[BlockState], turn: Round) -> None:
+    def _tell(self, report: StepReport, active: Sequence[Block], turn: Round) -> None:
         for state in active:
             growth = report.grown.get(state.block)
             if growth is not None and growth.refused:
-                self._observers.on_event(GrowthCapped(self._step, state.block, len(state.anchors), growth.refused))
+                self._observers.on_event(GrowthCapped(self._step, state.block, len(state.model), growth.refused))
                 if state.block not in self._capped:
                     self._capped.add(state.block)
+                    splats = self._config.model.primitive == "gaussians"
+                    bound = "gaussians.max_per_block" if splats else "anchors.max_per_block or max_gb_per_block"
                     warn(
-                        f"train: block {state.block} stops growing at {len(state.anchors)} anchors "
-                        f"({growth.refused} more were wanted): anchors.max_per_block or max_gb_per_block"
+                        f"train: block {state.block} stops growing at {len(state.model)} "
+                        f"{'Gaussians' if splats else 'anchors'} ({growth.refused} more were wanted): {bound}"
                     )
         if self._due(self._config.log.every):
             losses, anchors = self._gather(report, active, turn)
@@ -268,17 +278,18 @@ class Training:
         else:
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
 
-    def _confine(self, active: list[BlockState]) -> None:
+    def _confine(self, active: Sequence[Block]) -> None:
         table = self._table
         if table is not None and self._config.blocks.confine:
             for state in active:
+                assert isinstance(state, BlockState), "only anchors have offsets"
                 confine_offsets_(state.anchors, table.cell_of, state.block)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
 
     def _gather(
-        self, report: StepReport, active: list[BlockState], turn: Round
+        self, report: StepReport, active: Sequence[Block], turn: Round
     ) -> tuple[dict[int, dict[str, float]], dict[int, int]]:
         """Losses and anchor counts of all ranks' blocks: one small all-reduce every ``log.every`` steps."""
         terms = self._term_names(turn)
@@ -286,7 +297,7 @@ class Training:
         for state in active:
             row = turn.blocks.index(state.block)
             losses = report.losses[state.block]
-            table[row] = torch.tensor([*(float(losses[name]) for name in terms), len(state.anchors)])
+            table[row] = torch.tensor([*(float(losses[name]) for name in terms), len(state.model)])
         self._comm.all_reduce_sum_(table)
         rows = dict(zip(turn.blocks, table.tolist(), strict=True))
         losses_by_block = {block: dict(zip(terms, row, strict=False)) for block, row in rows.items()}
@@ -296,7 +307,7 @@ class Training:
         teacher = turn.decoder_live and self._config.teacher.enabled and self._config.stage == "blocks"
         return IMAGE_TERMS + CONSISTENCY_TERMS if teacher else IMAGE_TERMS
 
-    def _measure(self, active: list[BlockState], turn: Round, views: Views) -> None:
+    def _measure(self, active: Sequence[Block], turn: Round, views: Views) -> None:
         """Scores blocks on their own training views where a measurement is due (eq. 7); all ranks take part."""
         config = self._config.weighting
         if self._config.stage == "coarse" or not config.enabled:
@@ -325,7 +336,7 @@ class Training:
             )
         )
 
-    def _score_held_out(self, active: list[BlockState], views: Views) -> bool:
+    def _score_held_out(self, active: Sequence[Block], views: Views) -> bool:
         """Reports held-out scores where due; true where they pass ``log.stop_psnr_ssim``."""
         if not self._due(self._config.log.test_every):
             return False
@@ -343,12 +354,12 @@ class Training:
         self._untimed += time.perf_counter() - now
         return passed and self._config.stage == "coarse"
 
-    def _score(self, state: BlockState, cameras: list[Camera], views: Views) -> tuple[float, float] | None:
+    def _score(self, state: Block, cameras: list[Camera], views: Views) -> tuple[float, float] | None:
         """Mean PSNR and SSIM of a block's views; None where every photograph is left out."""
-        found = score_views(state.anchors, self._decoders.student_of(state), cameras, views, self._background)
+        found = score_views(state.model, self._decoders.student_of(state), cameras, views, self._background)
         return None if found is None else (found.psnr, found.ssim)
 
-    def _checkpoint(self, active: list[BlockState]) -> None:
+    def _checkpoint(self, active: Sequence[Block]) -> None:
         at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state())
         folder = save_checkpoint(
             self._folder / "checkpoint", at, self._store, active, self._decoders, self._scores, self._config, self._comm
@@ -363,9 +374,10 @@ class Training:
         folder = self._folder / "point_cloud" / f"iteration_{steps}"
         folder.mkdir(parents=True, exist_ok=True)
         for block in self._store.held():
-            rows = self._store.rows(block, [field.name for field in fields(Anchors)])
+            kind = Splats if self._config.model.primitive == "gaussians" else Anchors
+            rows = self._store.rows(block, [field.name for field in fields(kind)])
             name = "point_cloud.ply" if self._config.stage == "coarse" else f"point_cloud_block{block}.ply"
-            save_ply(folder / name, Anchors.from_rows(rows))
+            save_model(folder / name, kind.from_rows(rows))
             if isinstance(self._decoders, OwnDecoders):
                 state = unpack(self._store.packed(block), self._config, self._device)
                 own = own_decoder_folder(folder, block)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.block_state import BlockState
+from momentum_gs.train.block_state import Block, BlockState
 from momentum_gs.train.learner import DecoderLearner
 
 
@@ -20,7 +20,7 @@ class OwnDecoders:
     def __init__(self) -> None:
         self._live = True
 
-    def student_of(self, block: BlockState) -> GaussianDecoder:
+    def student_of(self, block: Block) -> GaussianDecoder:
         """The decoder that draws a block."""
         return _own(block).module.requires_grad_(self._live)
 
@@ -28,7 +28,7 @@ class OwnDecoders:
         """``live``: false: the decoders are fixed."""
         self._live = live
 
-    def take_gradient(self, block: BlockState, position: int) -> None:
+    def take_gradient(self, block: Block, position: int) -> None:
         """The block's decoder moves along the block's own gradient."""
         _own(block).step(block.step)
 
@@ -43,6 +43,6 @@ class OwnDecoders:
         """Nothing, as ``to_tensors``."""
 
 
-def _own(block: BlockState) -> DecoderLearner:
-    assert block.own is not None, f"block {block.block} has no decoder of its own"
+def _own(block: Block) -> DecoderLearner:
+    assert isinstance(block, BlockState) and block.own is not None, f"block {block.block} has no decoder of its own"
     return block.own

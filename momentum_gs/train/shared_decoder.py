@@ -12,7 +12,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.block_state import BlockState
+from momentum_gs.train.block_state import Block
 from momentum_gs.train.learner import DecoderLearner
 
 EXACT_BLOCKS = 64
@@ -32,7 +32,7 @@ class SharedDecoder:
         self._momentum = config.teacher.momentum
         self._clock_scale = clock_scale
 
-    def student_of(self, block: BlockState) -> GaussianDecoder:
+    def student_of(self, block: Block) -> GaussianDecoder:
         """The decoder that draws a block."""
         return self.student
 
@@ -52,7 +52,7 @@ class SharedDecoder:
         self._n_active = n_active
         self._gradients = parameter.new_zeros(min(n_active, EXACT_BLOCKS), size)
 
-    def take_gradient(self, block: BlockState, position: int) -> None:
+    def take_gradient(self, block: Block, position: int) -> None:
         """Sets the gradient of one block's loss aside; ``position``: of the block among the active ones."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.student.parameters()]
         self._gradients[position % EXACT_BLOCKS] += torch.cat([part.reshape(-1) for part in parts])

@@ -4,7 +4,7 @@ Order matters and follows the original: the teacher moves before rendering; grow
 before the optimizer, so rows that growth re-creates have no gradient and rest this step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,12 +15,10 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.render.view import render_view
-from momentum_gs.train.block_state import BlockState
+from momentum_gs.train.block_state import Block
+from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.densify import GrowthReport
 from momentum_gs.train.losses import loss_terms
-from momentum_gs.train.optim import set_anchor_lr
-from momentum_gs.train.own_decoders import OwnDecoders
-from momentum_gs.train.shared_decoder import SharedDecoder
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class StepReport:
 
 def train_step(
     inputs: StepInputs,
-    decoders: SharedDecoder | OwnDecoders,
-    active: list[BlockState],
+    decoders: Decoders,
+    active: Sequence[Block],
     blocks: tuple[int, ...],
     weights: Tensor,
     decoder_live: bool,
@@ -58,7 +56,7 @@ def train_step(
         weights: [B] weight of every block's loss.
         decoder_live: false: the decoder is fixed, without teacher and consistency loss.
     """
-    config, growth = inputs.config, inputs.config.growth
+    config = inputs.config
     report = StepReport()
     teacher = decoders.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
     decoders.begin_step(decoder_live, len(blocks))
@@ -67,9 +65,9 @@ def train_step(
         where = f"block {block.block} at its step {block.step}, image {camera.name}"
         inputs.comm.doing(where)
         with blame(where):
-            set_anchor_lr(block.optimizer, config.optim, block.step, block.lr_scale)
+            block.set_rates(config)
             view = render_view(
-                block.anchors, decoders.student_of(block), camera, inputs.background, teacher, config.teacher.detach
+                block.model, decoders.student_of(block), camera, inputs.background, teacher, config.teacher.detach
             )
             terms = loss_terms(
                 view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask
@@ -81,12 +79,9 @@ def train_step(
                 block.score.add(view.output.image, photograph)
             report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
             block.step += 1
-            if block.fixed is not None:
-                block.rest_fixed()
-            elif growth.start_stat < block.step < growth.until:
-                block.stats.observe(view.decoded, view.output)
-                if block.step > growth.from_step and block.step % growth.interval == 0:
-                    report.grown[block.block] = block.grow(config)
+            grown = block.after_backward(view, config)
+            if grown is not None:
+                report.grown[block.block] = grown
             block.optimizer.step()
             block.optimizer.zero_grad(set_to_none=True)
     if decoder_live:

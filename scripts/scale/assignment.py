@@ -20,8 +20,7 @@ from momentum_gs.core.device import pick_device
 from momentum_gs.core.log import say
 from momentum_gs.core.types import Camera
 from momentum_gs.data.scene import load_scene
-from momentum_gs.eval.renders import model_folder
-from momentum_gs.model.io import load_decoder, load_ply
+from momentum_gs.model.io import load_decoder, load_ply, model_folder
 from momentum_gs.partition.assign import view_changes, view_contributions
 from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout

@@ -1,0 +1,55 @@
+"""The coarse model as what blocks of splats start from.
+
+Source: CityGaussian, which trains a coarse model of the whole scene and goes on with it in every block.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import in_any_view
+from momentum_gs.core.types import Camera
+from momentum_gs.model.io import model_folder
+from momentum_gs.model.splat_io import load_splats
+from momentum_gs.model.splats import Splats
+
+
+def load_prior(config: Config) -> Splats:
+    """The coarse model of ``partition.coarse`` (default: OUT/coarse), on the CPU.
+
+    Raises:
+        UserError: there is none, or it has other spherical harmonics.
+    """
+    assert config.out is not None
+    coarse = Path(config.partition.coarse or Path(config.out) / "coarse")
+    try:
+        folder = model_folder(coarse)
+    except UserError as error:
+        raise UserError(
+            f"{coarse}: no coarse model, expected one for the blocks to start from (gaussians.prior); run "
+            f"'momentum-gs train -c ... -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
+            "gaussians.prior=false"
+        ) from error
+    splats = load_splats(folder / "point_cloud.ply")
+    if splats.sh_degree != config.gaussians.sh_degree:
+        raise UserError(
+            f"{folder}: spherical harmonics of degree {splats.sh_degree}, expected gaussians.sh_degree = "
+            f"{config.gaussians.sh_degree}; train the coarse model with the same setting"
+        )
+    return splats
+
+
+def seen_by(prior: Splats, block: int, cameras: Sequence[Camera]) -> Splats:
+    """A copy of the splats whose centres lie in at least one of the block's views: few others ever get a gradient.
+
+    Raises:
+        UserError: there are none.
+    """
+    seen = in_any_view(prior.position.detach().double(), cameras)
+    if not seen.any():
+        raise UserError(
+            f"block {block}: none of the coarse model's {len(prior)} Gaussians is inside one of its {len(cameras)} "
+            "views, expected some; give the coarse model of this scene (partition.coarse)"
+        )
+    return prior.subset(seen)
