@@ -33,10 +33,14 @@ PSNR, SSIM, LPIPS = (next(metric for metric in METRICS if metric.key == key) for
 numbers = st.floats(-100, 100)
 
 
-def arguments(*words: str) -> argparse.Namespace:
+def arguments_of(sweep: Path, scene: Path, out: Path, *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     verb.add_arguments(parser)
-    return parser.parse_intermixed_args(["sweep.yaml", "-s", "scene", "-m", "out", *words])
+    return parser.parse_intermixed_args([str(sweep), "-s", str(scene), "-m", str(out), *words])
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    return arguments_of(Path("sweep.yaml"), Path("scene"), Path("out"), *words)
 
 
 def config_of(*settings: str, given: tuple[str, ...] = (), seed: int = 0, **row: Any) -> Config:
@@ -291,6 +295,33 @@ def test_the_figure_is_a_picture_of_every_row(results: SweepResults, tmp_path: P
 
 
 # --- jobs ---
+
+
+def test_slots_share_the_cores_and_take_turns_on_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    gpus: list[str] = []
+    monkeypatch.setattr(verb, "visible_gpus", lambda _: gpus)
+    assert verb._slots(None, Config()) == [{"OMP_NUM_THREADS": "8"}]
+    assert verb._slots(3, Config()) == [{"OMP_NUM_THREADS": "2"}] * 3
+    gpus += ["4", "6"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # The user's word stands.
+    assert verb._slots(None, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6")]
+    assert verb._slots(3, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6", "4")]
+
+
+def test_the_command_line_refuses_what_would_mix_runs(tmp_path: Path) -> None:
+    sweep = write(tmp_path, "rows: [{name: a}]")
+
+    def refusal(scene: str, *words: str) -> str:
+        with pytest.raises(UserError) as caught:
+            verb.run(arguments_of(sweep, tmp_path / scene, tmp_path / "out", *words))
+        return str(caught.value)
+
+    assert "no run is finished" in refusal("one", "--table")
+    assert "holds runs of" in refusal("two", "--table")
+    assert "--only names 'b'" in refusal("one", "--only", "b")
+    assert "--jobs is -1" in refusal("one", "--jobs", "-1")
 
 
 def job(folder: Path, *codes: str, names: str = "abcdef") -> Job:

@@ -181,14 +181,19 @@ def _collect(
     config = next(iter(plan[sweep.reference].values()))
     code = sorted({str(run.protocol.get("rendered_by")) for seeds in runs.values() for run in seeds.values()})
     about = {
-        "scene": Path(str(config.scene.path)).name,
-        "settings": " ".join([*(args.config or ["configs/base.yaml"]), *args.overrides]),
+        "scene": _tail(str(config.scene.path)),
+        "settings": " ".join([*map(_tail, args.config or ["configs/base.yaml"]), *args.overrides]),
         "steps": f"{config.steps:,} for every block of the reference",
         "seeds": ", ".join(map(str, sweep.seeds)),
         "code": "; ".join(code),
     }
     names = {row: {seed: path.name for seed, path in paths.items()} for row, paths in folders.items()}
     return SweepResults(sweep, runs, names, about, failed)
+
+
+def _tail(path: str) -> str:
+    """The end of a path: the table names the scene and the files wherever they lie."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _write_table(out: Path, results: SweepResults) -> None:

@@ -50,7 +50,7 @@ class Job:
     finished: Callable[[], bool]
     """Whether there is nothing left to do; asked while holding the lock."""
     tidy: Callable[[], None]
-    """Called whenever the job is found finished."""
+    """Called after the last stage."""
 
     @property
     def log(self) -> Path:
@@ -135,7 +135,6 @@ def run_jobs(
                     continue
                 waiting.remove(job)
                 if job.finished():
-                    job.tidy()
                     lock.close()
                     bar.update()
                     continue
