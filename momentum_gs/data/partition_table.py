@@ -152,7 +152,7 @@ class PartitionTable:
             )
         made, now = self.meta.get("offset"), list(scene.offset)
         if made not in (None, now):  # Files of earlier versions do not say.
-            raise UserError(f"partition: table was made for coordinates less {made}, here they are less {now}; {_AGAIN}")
+            raise UserError(f"partition: table is for coordinates less {made}, here they are less {now}; {_AGAIN}")
         made = self.meta.get("balance")
         if config.balance is not None and made not in (None, config.balance):
             raise UserError(
