@@ -38,10 +38,12 @@ momentum-gs render "$OUT/coarse"
 say "6/6 scores on the held-out views"
 momentum-gs eval "$OUT" "$OUT/coarse" --markdown "$OUT/table.md"
 python scripts/figures/side_by_side.py "$OUT" "$OUT/renders.png"
+momentum-gs report "$OUT"
 
 cat <<TEXT
 
 Done. Look at
+  $OUT/report.html         everything about the run on one page
   $OUT/renders.png         held-out views: ground truth, render, error
   $OUT/partition.png       the blocks from above, their cameras and points
   $OUT/test/ours_*/        every held-out view: renders/ beside gt/
