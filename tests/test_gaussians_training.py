@@ -94,6 +94,12 @@ def test_blocks_start_from_what_they_see_of_the_coarse_model(scene_folder: Path,
             assert torch.equal(state.model.rows()[name], row[seen]), name
 
 
+def test_a_coarse_model_of_other_harmonics_is_refused(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
+    prior = f"partition.coarse={whole / 'coarse'}"
+    with pytest.raises(UserError, match=r"of degree 3, expected gaussians.sh_degree = 1"):
+        train(make_config(scene_folder, tmp_path, *GAUSSIANS, prior, "gaussians.sh_degree=1"))
+
+
 def test_without_a_coarse_model_blocks_start_from_points_if_told_to(scene_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no coarse model.*gaussians.prior=false"):
         train(make_config(scene_folder, tmp_path, *GAUSSIANS))
@@ -142,7 +148,7 @@ def test_a_cap_holds(scene_folder: Path, tmp_path: Path) -> None:
     assert len(load_splats(tmp_path / "point_cloud/iteration_60/point_cloud.ply")) == 450
 
 
-def test_merged_rendered_and_scored(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merged_rendered_and_scored(whole: Path) -> None:
     assert main(["merge", str(whole)]) == 0
     folder = whole / "point_cloud" / "iteration_60"
     table = PartitionTable.load(folder / "partition.json")
