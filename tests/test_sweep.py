@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_gs.cli import sweep as verb
-from momentum_gs.cli.sweep_plan import experiment, finished, partition_folder, row_config, run_folder
+from momentum_gs.cli.sweep_plan import (
+    coarse_config,
+    experiment,
+    finished,
+    partition_folder,
+    prior_folder,
+    row_config,
+    run_folder,
+)
 from momentum_gs.cli.sweep_run import Job, Stage, run_jobs, stages_done
 from momentum_gs.config.load import dump_config
 from momentum_gs.config.schema import Config
-from momentum_gs.config.sweep import Sweep, SweepRow, load_sweep
+from momentum_gs.config.sweep import MODES, Sweep, SweepRow, load_sweep
 from momentum_gs.core.errors import UserError
 from momentum_gs.eval.results import config_hash
 from momentum_gs.eval.sweep_figure import draw_sweep
@@ -126,6 +135,7 @@ def test_a_run_is_known_by_what_makes_it_what_it_is(tmp_path: Path) -> None:
         config_of(),
         config_of("device=cpu", "log.every=3", "store.ram_gb=1", "scene.cache_gb=1", "partition.balance=points"),
         config_of("teacher.momentum=0.9"),  # The default, spelt out.
+        config_of("gaussians.until=7"),  # There are none.
     ]
     others = [config_of(seed=1), config_of("steps=7"), config_of("scene.resolution=2"), config_of("blocks.active=4")]
     assert len({run_folder(tmp_path, config) for config in same}) == 1
@@ -139,6 +149,17 @@ def test_seeds_and_training_share_a_partition(tmp_path: Path) -> None:
         assert partition_folder(tmp_path, config_of(other)) != base
 
 
+def test_rows_of_gaussians_start_from_a_coarse_model_of_gaussians_in_the_same_blocks(tmp_path: Path) -> None:
+    mode = MODES / "gaussians.yaml"
+    row = SweepRow(name="row", mode=mode, paper={})
+    config, coarse = row_config(arguments(), row, 3), coarse_config(arguments(), row)
+    assert config.starts_from_coarse and coarse.stage == "coarse" and coarse.model.primitive == "gaussians"
+    assert partition_folder(tmp_path, config) == partition_folder(tmp_path, config_of())
+    four = coarse_config(arguments(), replace(row, settings=("partition.blocks=4", "blocks.active=2")))
+    other = coarse_config(arguments("steps=7"), row)
+    assert prior_folder(tmp_path, four) == prior_folder(tmp_path, coarse) != prior_folder(tmp_path, other)
+
+
 def test_settings_of_a_later_version_leave_runs_what_they_are() -> None:
     assert set(experiment(Config())) <= {"partition.balance"}
 
@@ -148,7 +169,7 @@ def test_settings_of_a_later_version_leave_runs_what_they_are() -> None:
 
 def protocol(**changes: Any) -> dict[str, Any]:
     return {"view_list_sha256": "v", "resolution": {"8x6": 2}, "ground_truth_sha256": "g", "split": "test",
-            "lpips": {"net": "vgg"}, "anchors": 12} | changes  # fmt: skip
+            "lpips": {"net": "vgg"}, "anchors": 12, "storage_bytes": 2_500_000} | changes  # fmt: skip
 
 
 def write_run(folder: Path, config: Config, psnr: float = 20.0) -> None:
@@ -166,7 +187,8 @@ def test_scores_are_read_only_from_whole_results_of_these_settings(tmp_path: Pat
     write_run(folder, config)
     scores = read_scores(folder)
     assert scores is not None and finished(folder, config)
-    assert scores.numbers == {"PSNR": 20, "SSIM": 0.5, "worst_block_PSNR": 18, "merge_gap_PSNR": -0.25, "anchors": 12}
+    found = {"PSNR": 20, "SSIM": 0.5, "worst_block_PSNR": 18, "merge_gap_PSNR": -0.25, "anchors": 12, "storage_MB": 2.5}
+    assert scores.numbers == found
     with pytest.raises(UserError, match="steps=the default, expected 7"):
         finished(folder, config_of("steps=7"))
     (folder / "config.yaml").write_text(dump_config(config_of("log.every=3")))  # Trained on since it was scored.
@@ -341,8 +363,8 @@ def test_stages_run_in_order_and_never_twice(tmp_path: Path) -> None:
     log = tmp_path / "order"
     note = "open({!r}, 'a').write('{}')"
     jobs = [job(tmp_path / "x", *(note.format(str(log), name) for name in "abc"))]
-    assert run_jobs(jobs, [{}], never, "") == {} and log.read_text() == "abc"
-    assert run_jobs(jobs, [{}], never, "") == {} and log.read_text() == "abc"
+    assert run_jobs(jobs, [{}], never) == {} and log.read_text() == "abc"
+    assert run_jobs(jobs, [{}], never) == {} and log.read_text() == "abc"
 
 
 def test_a_failed_job_is_named_with_its_last_words_and_the_others_go_on(tmp_path: Path) -> None:
@@ -352,13 +374,24 @@ def test_a_failed_job_is_named_with_its_last_words_and_the_others_go_on(tmp_path
         job(tmp_path / "empty", f"os.remove({str(tmp_path / 'empty' / 'a')!r})"),
         job(tmp_path / "good", "pass"),
     ]
-    failed = run_jobs(jobs, [{}, {}], never, "")
+    failed = run_jobs(jobs, [{}, {}], never)
     assert failed.keys() == {"bad", "shot", "empty"}
     assert "out of luck" in failed["bad"] and "SIGKILL" in failed["shot"] and "before its end" in failed["empty"]
     assert stages_done(tmp_path / "good") == ["a"] and stages_done(tmp_path / "bad") == []
     # What failed is tried again, from the stage that failed.
     jobs[0] = job(tmp_path / "bad", "pass", "pass")
-    assert run_jobs(jobs[:1], [{}], never, "") == {}
+    assert run_jobs(jobs[:1], [{}], never) == {}
+
+
+def test_a_job_waits_for_what_it_needs_and_fails_with_it(tmp_path: Path) -> None:
+    """With a slot for each, a job that did not wait would not find what the first one leaves at its end."""
+    end = tmp_path / "end"
+    first = job(tmp_path / "first", f"time.sleep(0.5); open({str(end)!r}, 'w')")
+    second = replace(job(tmp_path / "second", f"os.stat({str(end)!r})"), needs=("first",))
+    broken = job(tmp_path / "broken", "sys.exit(1)")
+    lost = replace(job(tmp_path / "lost", "pass"), needs=("broken", "first"))
+    assert run_jobs([lost, second, first, broken], [{}] * 4, never).keys() == {"broken", "lost"}
+    assert not lost.log.exists()
 
 
 def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
@@ -369,7 +402,7 @@ def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
         "    time.sleep(0.01)\n    assert time.time() < end"
     ).format(str(tmp_path / "slot"), str(tmp_path))
     jobs = [job(tmp_path / name, wait) for name in ("one", "two")]
-    assert run_jobs(jobs, [{"SLOT": "0"}, {"SLOT": "1"}], never, "") == {}
+    assert run_jobs(jobs, [{"SLOT": "0"}, {"SLOT": "1"}], never) == {}
 
 
 def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> None:
@@ -377,7 +410,7 @@ def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> No
     folder, started = tmp_path / "x", tmp_path / "x" / "a"
     script = (
         "from pathlib import Path; from test_sweep import job, never, run_jobs\n"
-        f"run_jobs([job(Path({str(folder)!r}), 'time.sleep(3)')], [{{}}], never, '')"
+        f"run_jobs([job(Path({str(folder)!r}), 'time.sleep(3)')], [{{}}], never)"
     )
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     sweep = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": places})
@@ -387,7 +420,7 @@ def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> No
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     begin = time.monotonic()
-    assert run_jobs([job(folder, "pass")], [{}], never, "") == {}
+    assert run_jobs([job(folder, "pass")], [{}], never) == {}
     assert time.monotonic() - begin > 1  # Of the 3 s that the old command sleeps.
     assert (folder / "sweep.log").read_text().count("== a") == 2
 
@@ -404,7 +437,7 @@ def test_stopping_ends_the_commands_and_keeps_what_is_done(tmp_path: Path) -> No
         return False
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, [{}], stop, "")
+        run_jobs(jobs, [{}], stop)
     assert told.exists() and stages_done(tmp_path / "x") == ["a"] and not (tmp_path / "y").exists()
 
 
@@ -412,7 +445,7 @@ def test_lost_results_are_made_again(tmp_path: Path) -> None:
     """All stages are done, but the job is not finished: its last stage runs again."""
     done: Callable[[], bool] = (tmp_path / "x" / "b").exists
     one = Job("x", tmp_path / "x", "", job(tmp_path / "x", "pass", "pass").stages, done, lambda: None)
-    assert run_jobs([one], [{}], never, "") == {}
+    assert run_jobs([one], [{}], never) == {}
     (tmp_path / "x" / "b").unlink()
-    assert run_jobs([one], [{}], never, "") == {} and done()
+    assert run_jobs([one], [{}], never) == {} and done()
     assert (tmp_path / "x" / "sweep.log").read_text().count("== a") == 1

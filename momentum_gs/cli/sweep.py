@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from momentum_gs.cli.sweep_plan import (
     needs_coarse,
     partition_folder,
     partition_job,
+    prior_folder,
     row_config,
     run_folder,
     run_job,
 )
 from momentum_gs.cli.sweep_run import run_jobs
 from momentum_gs.config.schema import Config
-from momentum_gs.config.sweep import Sweep, load_sweep
+from momentum_gs.config.sweep import Sweep, SweepRow, load_sweep
 from momentum_gs.core.device import visible_gpus
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     out = out_folder(base)
     plan = {row.name: {seed: row_config(args, row, seed) for seed in sweep.seeds} for row in sweep.rows}
     _keep_to_one_scene(out, base)
-    failed = {} if args.table else _run_all(args, out, {row: plan[row] for row in only}, base)
+    failed = {} if args.table else _run_all(args, out, [row for row in sweep.rows if row.name in only], plan)
     results = _collect(args, sweep, plan, out, failed)
     if any(results.runs.values()) or args.table:
         _write_table(out, results)
@@ -118,39 +119,35 @@ def _keep_to_one_scene(out: Path, config: Config) -> None:
 
 
 def _run_all(
-    args: argparse.Namespace, out: Path, plan: Mapping[str, Mapping[int, Config]], base: Config
+    args: argparse.Namespace, out: Path, rows: Sequence[SweepRow], plan: Mapping[str, Mapping[int, Config]]
 ) -> dict[str, str]:
-    """Coarse model, then partitions, then runs; what depends on something that failed has failed."""
-    runs: dict[Path, tuple[str, Config]] = {}
-    for row, configs in plan.items():
-        for seed, config in configs.items():
-            name = f"{row}, seed {seed}"
-            same, _ = runs.setdefault(run_folder(out, config), (name, config))
+    """Coarse models, partitions and runs that are not finished; what failed, and why."""
+    runs: dict[Path, tuple[str, SweepRow, Config]] = {}
+    for row in rows:
+        for seed, config in plan[row.name].items():
+            name = f"{row.name}, seed {seed}"
+            same = runs.setdefault(run_folder(out, config), (name, row, config))[0]
             if same != name:
                 say(f"sweep: {name} has the settings of {same}, so they are one run")
-    missing = {folder: item for folder, item in runs.items() if args.rescore or not finished(folder, item[1])}
+    missing = [item for folder, item in runs.items() if args.rescore or not finished(folder, item[2])]
     say(f"sweep: {len(runs)} runs, {len(runs) - len(missing)} of them finished -> {out}")
+
     coarse = Path(args.coarse).absolute() if args.coarse else out / "coarse"
-    slots = _slots(args.jobs, base)
-    failed: dict[str, str] = {}
+    models, partitions, jobs = {}, {}, []
+    for name, row, config in missing:
+        partitions[partition_folder(out, config)] = config
+        start = coarse
+        if config.starts_from_coarse:
+            settings = coarse_config(args, row)
+            start = prior_folder(out, settings)
+            models[start] = settings
+        jobs.append(run_job(name, config, out, start, args))
+    if not args.coarse and any(map(needs_coarse, partitions.values())):
+        models[coarse] = coarse_config(args)
+    first = [coarse_job(config, folder) for folder, config in models.items()]
+    first += [partition_job(config, folder, coarse) for folder, config in partitions.items()]
     with Stop() as stop:
-        partitions = {partition_folder(out, config): config for _, config in missing.values()}
-        if not args.coarse and any(map(needs_coarse, partitions.values())):
-            failed |= run_jobs([coarse_job(coarse_config(args), coarse)], _slots(1, base), stop, "coarse model")
-            if failed:
-                return failed
-        jobs = [partition_job(config, folder, coarse) for folder, config in partitions.items()]
-        uncut = run_jobs(jobs, slots, stop, "partitions")
-        failed |= uncut
-        jobs = []
-        for name, config in missing.values():
-            cut = partition_job(config, partition_folder(out, config), coarse)
-            if cut.name in uncut:
-                failed[name] = f"it needs {cut.name}"
-            else:
-                jobs.append(run_job(name, config, out, coarse, args))
-        failed |= run_jobs(jobs, slots, stop, "runs")
-    return failed
+        return run_jobs([*first, *jobs], _slots(args.jobs, next(iter(runs.values()))[2]), stop)
 
 
 def _slots(jobs: int | None, config: Config) -> list[dict[str, str]]:
@@ -159,7 +156,8 @@ def _slots(jobs: int | None, config: Config) -> list[dict[str, str]]:
     count = jobs or len(gpus) or 1
     if count < 1:
         raise UserError(f"sweep: --jobs is {count}, expected at least 1")
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // count))
     shares = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
     return [{**shares, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})} for i in range(count)]
 

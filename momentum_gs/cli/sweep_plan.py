@@ -43,9 +43,7 @@ def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
     for key, instead in _SET_BY_SWEEPS.items():
         if key in given:
             raise UserError(f"sweep: {key} is given on the command line, expected it free for {instead}; leave it out")
-    files = [*(args.config or ()), *([] if row.mode is None else [row.mode])]
-    overrides = [*args.overrides, *row.settings, f"seed={seed}"]
-    config = resolve_config(argparse.Namespace(**{**vars(args), "config": files, "overrides": overrides}))
+    config = _resolve(args, row, f"seed={seed}")
     if config.partition.file is not None:
         raise UserError(
             f"sweep: partition.file is {config.partition.file}, expected none: each row has the partition of its own "
@@ -56,29 +54,35 @@ def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
         steps=config.steps * row.stretch,
         optim=replace(config.optim, lr_steps=config.optim.lr_steps * row.stretch),
         growth=replace(config.growth, until=config.growth.until * row.stretch),
+        gaussians=replace(config.gaussians, until=config.gaussians.until * row.stretch),
     )
 
 
-def coarse_config(args: argparse.Namespace) -> Config:
-    """The coarse model's settings: those of the command line, without any row's."""
-    overrides = [*args.overrides, "stage=coarse", "seed=0"]
-    return resolve_config(argparse.Namespace(**{**vars(args), "overrides": overrides}))
+def coarse_config(args: argparse.Namespace, row: SweepRow | None = None) -> Config:
+    """A coarse model's settings: those of the command line, and of a row whose blocks start from such a model."""
+    return _resolve(args, row, "stage=coarse", "seed=0")
+
+
+def _resolve(args: argparse.Namespace, row: SweepRow | None, *settings: str) -> Config:
+    files = [*(args.config or ()), *([row.mode] if row is not None and row.mode is not None else [])]
+    overrides = [*args.overrides, *(row.settings if row is not None else ()), *settings]
+    return resolve_config(argparse.Namespace(**{**vars(args), "config": files, "overrides": overrides}))
 
 
 def experiment(config: Config) -> dict[str, Any]:
     """Dotted name -> value of the settings that make a run what it is, as far as they are not the defaults.
 
-    Left out are paths, the device and the logs. So are defaults: a setting that a later version adds leaves the runs
-    that are there what they are.
+    Left out are paths, the device, the logs, and the settings of Gaussians where there are none. So are defaults: a
+    setting that a later version adds leaves the runs that are there what they are.
     """
+    apart = _NOT_OF_THE_EXPERIMENT + (("gaussians",) if config.model.primitive == "anchors" else ())
     config = replace(config, partition=replace(config.partition, balance=config.partition.balance_used))
     defaults = dict(_flat(config_to_dict(Config())))
     found = {}
     for key, value in _flat(config_to_dict(config)):
         if key in ("scene.test_list", "scene.points") and value is not None:
             value = Path(value).name
-        if value != defaults[key] and not any(key == name or key.startswith(f"{name}.")
-                                              for name in _NOT_OF_THE_EXPERIMENT):  # fmt: skip
+        if value != defaults[key] and not any(key == name or key.startswith(f"{name}.") for name in apart):
             found[key] = value
     return found
 
@@ -96,6 +100,7 @@ def n_blocks(config: Config) -> int | str:
 def run_folder(out: Path, config: Config) -> Path:
     """Where the run of an experiment lies; the readable part repeats what most sweeps vary."""
     parts = [f"n{n_blocks(config)}", f"k{config.blocks.active or 1}"]
+    parts += [config.model.primitive] * (config.model.primitive != "anchors")
     parts += ["own"] * (config.blocks.decoder == "own") + ["teacher"] * config.teacher.enabled
     parts += ["weighting"] * config.weighting.enabled
     return out / "runs" / "-".join([*parts, f"seed{config.seed}", short_hash(experiment(config))])
@@ -107,6 +112,12 @@ def partition_folder(out: Path, config: Config) -> Path:
     if config.partition.blocks == "auto":
         parts |= {"anchors": asdict(config.anchors), "model": asdict(config.model), "growth": asdict(config.growth)}
     return out / "partitions" / f"n{n_blocks(config)}-{short_hash(parts)}"
+
+
+def prior_folder(out: Path, coarse: Config) -> Path:
+    """Where the coarse model lies that blocks start from: one for all runs that ask for the same."""
+    parts = {key: value for key, value in experiment(coarse).items() if not key.startswith(("partition.", "blocks."))}
+    return out / f"coarse-{coarse.model.primitive}-{short_hash(parts)}"
 
 
 def needs_coarse(config: Config) -> bool:
@@ -133,29 +144,30 @@ def finished(folder: Path, config: Config) -> bool:
 
 
 def coarse_job(config: Config, folder: Path) -> Job:
-    """Trains the coarse model."""
+    """Trains a coarse model."""
     config = replace(config, out=str(folder))
     if (folder / "config.yaml").is_file() and experiment(load_run_config(folder)) != experiment(config):
         warn(f"sweep: {folder} was trained with other settings than these; it is used as it is")
     command = _verb("train", "-c", folder / "settings.yaml")
-    return _job("coarse model", folder, config, (Stage("train", command, "point_cloud/iteration_*/point_cloud.ply"),))
+    stage = Stage("train", command, "point_cloud/iteration_*/point_cloud.ply")
+    return _job(_coarse_name(folder), folder, config, (stage,))
 
 
 def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
     """Cuts the scene."""
+    needs = (_coarse_name(coarse),) if needs_coarse(config) else ()
     config = replace(config, out=str(folder), partition=replace(config.partition, coarse=str(coarse)))
     command = _verb("partition", str(config.scene.path), "-c", folder / "settings.yaml")
-    return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),))
+    return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),), needs)
 
 
 def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.Namespace) -> Job:
-    """Trains, merges, renders and scores an experiment."""
+    """Trains, merges, renders and scores an experiment; ``coarse`` is the model that its blocks may start from."""
     folder = run_folder(out, config)
-    table = partition_folder(out, config) / "partition.json"
-    wanted = config
-    config = replace(
-        config, out=str(folder), partition=replace(config.partition, coarse=str(coarse), file=str(table))
-    )
+    cut = partition_folder(out, config)
+    needs = (f"partition {cut.name}", *([_coarse_name(coarse)] if config.starts_from_coarse else []))
+    wanted, partition = config, replace(config.partition, coarse=str(coarse), file=str(cut / "partition.json"))
+    config = replace(config, out=str(folder), partition=partition)
     weights = () if args.lpips_weights is None else ("--lpips-weights", args.lpips_weights)
     score = _verb("eval", folder, "--lpips", args.lpips, "--device", config.device, *weights)
     model = "point_cloud/iteration_*"
@@ -178,19 +190,22 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.N
             return False
         return True
 
-    return replace(
-        _job(name, folder, config, stages), finished=done, tidy=lambda: None if args.keep else _tidy(folder)
-    )
+    job = _job(name, folder, config, stages, needs)
+    return replace(job, finished=done, tidy=lambda: None if args.keep else _tidy(folder))
 
 
 def _verb(*words: str | Path) -> tuple[str, ...]:
     return (sys.executable, "-m", "momentum_gs", *map(str, words))
 
 
-def _job(name: str, folder: Path, config: Config, stages: tuple[Stage, ...]) -> Job:
+def _coarse_name(folder: Path) -> str:
+    return f"{folder.name} model"
+
+
+def _job(name: str, folder: Path, config: Config, stages: tuple[Stage, ...], needs: tuple[str, ...] = ()) -> Job:
     """A job that is finished when its commands are."""
     names = [stage.name for stage in stages]
-    return Job(name, folder, dump_config(config), stages, lambda: stages_done(folder) == names, lambda: None)
+    return Job(name, folder, dump_config(config), stages, lambda: stages_done(folder) == names, lambda: None, needs)
 
 
 def _tidy(folder: Path) -> None:

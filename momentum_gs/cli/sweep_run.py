@@ -51,6 +51,8 @@ class Job:
     """Whether there is nothing left to do; asked while holding the lock."""
     tidy: Callable[[], None]
     """Called after the last stage."""
+    needs: tuple[str, ...] = ()
+    """Names of jobs that come first; where one of them fails, this one has failed."""
 
     @property
     def log(self) -> Path:
@@ -79,16 +81,14 @@ class _Running:
     process: subprocess.Popen[bytes]
 
 
-def run_jobs(
-    jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Callable[[], bool], title: str
-) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Callable[[], bool]) -> dict[str, str]:
     """Runs jobs, as many at a time as there are slots.
 
     Args:
-        jobs: In the order in which they start; one that another process is at work on is left until that is done.
+        jobs: In the order in which they start, as far as their needs allow; one that another process is at work on is
+            left until that is done.
         slots: Environment variables of each place that a job can run in.
         stop: Asked all the time; once it says yes, the commands are told to stop and waited for.
-        title: Of the progress bar.
 
     Returns:
         Name -> what went wrong, of the jobs that failed.
@@ -100,7 +100,7 @@ def run_jobs(
     running: list[_Running] = []
     failed: dict[str, str] = {}
     elsewhere: set[str] = set()
-    bar = progress(len(jobs), title)
+    bar = progress(len(jobs), "sweep")
     try:
         while waiting or running:
             if stop():
@@ -125,8 +125,15 @@ def run_jobs(
                 free.append(item.slot)
                 bar.update()
             for job in list(waiting):
+                if lost := [name for name in job.needs if name in failed]:
+                    waiting.remove(job)
+                    failed[job.name] = f"it needs the {lost[0]}"
+                    bar.update()
+                    continue
                 if not free:
                     break
+                if any(other.name in job.needs for other in (*waiting, *(item.job for item in running))):
+                    continue
                 lock = _locked(job.folder / ".lock")
                 if lock is None:
                     if job.name not in elsewhere:

@@ -36,6 +36,7 @@ METRICS = (
     Metric("worst_block_PSNR", "worst block", 2, 1),
     Metric("merge_gap_PSNR", "merge gap", 2, 1),
     Metric("anchors", "anchors", 0, 0),
+    Metric("storage_MB", "MB", 1, 0),
 )
 
 
@@ -94,6 +95,8 @@ def read_scores(out: Path) -> RunScores | None:
     numbers["worst_block_PSNR"] = min(blocks, default=None)
     numbers["merge_gap_PSNR"] = entry.get("merge_gap", {}).get("PSNR")
     numbers["anchors"] = entry["protocol"].get("anchors")
+    if (size := entry["protocol"].get("storage_bytes")) is not None:
+        numbers["storage_MB"] = size / 1e6
     return RunScores({key: float(value) for key, value in numbers.items() if value is not None}, entry["protocol"])
 
 
