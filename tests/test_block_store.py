@@ -15,8 +15,9 @@ from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.data.scene import load_scene
 from momentum_gs.train.block_file import read_block, read_rows, write_block, write_tensors
 from momentum_gs.train.block_schedule import Schedule
-from momentum_gs.train.block_state import BlockState, PackedBlock, init_block, pack
+from momentum_gs.train.block_state import BlockState, init_block
 from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.packed_block import PackedBlock, pack
 
 CPU = torch.device("cpu")
 N = 5

@@ -16,10 +16,11 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.model.anchors import LEARNABLE, Anchors
-from momentum_gs.train.block_state import BlockState, pack
+from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.densify import GrowthStats
 from momentum_gs.train.optim import anchor_optimizer
+from momentum_gs.train.packed_block import pack
 
 ANCHORS = 1_000_000
 

@@ -41,10 +41,11 @@ from momentum_gs.partition.doctor_settings import Scale
 from momentum_gs.partition.findings import Finding
 from momentum_gs.partition.layout import automatic_layout
 from momentum_gs.train.anchor_budget import bytes_per_anchor, max_anchors
-from momentum_gs.train.block_state import BlockState, pack
+from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.block_store import ram_bound
 from momentum_gs.train.densify import GrowthStats
 from momentum_gs.train.optim import anchor_optimizer
+from momentum_gs.train.packed_block import pack
 from momentum_gs.train.resume import begin
 from momentum_gs.train.shared_decoder import SharedDecoder
 from momentum_gs.train.step import StepInputs, train_step

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.block_state import PackedBlock
+from momentum_gs.train.packed_block import PackedBlock
 
 # Names of the format's element types (safetensors specification).
 _DTYPES = {

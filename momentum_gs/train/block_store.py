@@ -24,7 +24,7 @@ from momentum_gs.core.device import pins_memory
 from momentum_gs.core.memory import free_memory, return_freed_memory
 from momentum_gs.train.block_file import FileRecord, copy, link, link_or_copy, read_block, read_rows, write_block
 from momentum_gs.train.block_schedule import ranks_of
-from momentum_gs.train.block_state import ROWS, Block, PackedBlock, pack, unpack
+from momentum_gs.train.packed_block import ROWS, Block, PackedBlock, pack, unpack
 
 
 @dataclass

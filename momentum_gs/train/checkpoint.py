@@ -23,9 +23,9 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.train.block_file import FileRecord, enough_space, write_block, write_tensors
-from momentum_gs.train.block_state import Block, pack
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.decoders import Decoders
+from momentum_gs.train.packed_block import Block, pack
 from momentum_gs.train.score_table import ScoreTable
 
 FORMAT = 2

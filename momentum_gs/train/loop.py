@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,20 +12,14 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
-from momentum_gs.core.errors import UserError
-from momentum_gs.core.geometry import in_view
 from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
-from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.init import init_splats
-from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
-from momentum_gs.model.splats import Splats
 from momentum_gs.render.score import score_views
 from momentum_gs.train.block_schedule import Round, ranks_of
-from momentum_gs.train.block_state import Block, BlockState, init_block, pack, unpack
+from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.block_store import BlockStore, ram_bound
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
@@ -41,14 +35,13 @@ from momentum_gs.train.events import (
     StepDone,
 )
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
-from momentum_gs.train.own_decoders import OwnDecoders
-from momentum_gs.train.plan import BlockPlan, initial_points, plan_blocks
-from momentum_gs.train.prior import load_prior, seen_by
+from momentum_gs.train.model_files import write_model
+from momentum_gs.train.packed_block import Block, pack
+from momentum_gs.train.plan import BlockPlan, plan_blocks
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
-from momentum_gs.train.shared_decoder import SharedDecoder
-from momentum_gs.train.splat_block import init_splat_block
+from momentum_gs.train.start import FirstBlocks
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
 
@@ -132,8 +125,7 @@ class Training:
         self._boxes: Tensor | None = None
         self._capped: set[int] = set()
         if saved is None:
-            prior = load_prior(config) if config.starts_from_coarse else None
-            self._init_blocks(start or partial(self._first_state, prior=prior))
+            self._init_blocks(start or FirstBlocks(scene, self._plan, config, device))
         else:
             saved.fill(self._store, self._decoders, self._scores)
 
@@ -141,21 +133,6 @@ class Training:
         for block in progress(range(len(self._plan)), "blocks"):
             if self._store.home(block):
                 self._store.put(block, pack(start(block)))
-
-    def _first_state(self, block: int, prior: Splats | None) -> Block:
-        cameras = self._plan.train[block]
-        if prior is not None:
-            return init_splat_block(block, seen_by(prior, block, cameras), cameras, self._config, self._device)
-        points = initial_points(self._scene, cameras, self._config)
-        if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
-            raise UserError(
-                f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
-                f"{len(cameras)} views, expected points that they see; check the poses in sparse/0"
-            )
-        if self._config.model.primitive == "gaussians":
-            splats = init_splats(points, self._config.gaussians.sh_degree)
-            return init_splat_block(block, splats, cameras, self._config, self._device)
-        return init_block(block, points, cameras, self._config, self._device)
 
     @property
     def seconds(self) -> float:
@@ -368,25 +345,9 @@ class Training:
         self._observers.on_event(Saved(self._step, str(folder)))
 
     def _save_model(self) -> None:
-        """``point_cloud/iteration_<steps>/``: a PLY per block (one for the coarse model), decoder and partition."""
         # Block steps; a coarse run that stopped early is named by what it did.
         steps = self._step if self._config.stage == "coarse" else self._config.steps
-        folder = self._folder / "point_cloud" / f"iteration_{steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for block in self._store.held():
-            kind = Splats if self._config.model.primitive == "gaussians" else Anchors
-            rows = self._store.rows(block, [field.name for field in fields(kind)])
-            name = "point_cloud.ply" if self._config.stage == "coarse" else f"point_cloud_block{block}.ply"
-            save_model(folder / name, kind.from_rows(rows))
-            if isinstance(self._decoders, OwnDecoders):
-                state = unpack(self._store.packed(block), self._config, self._device)
-                own = own_decoder_folder(folder, block)
-                own.mkdir(exist_ok=True)
-                save_decoder(own, self._decoders.student_of(state))
-        if self._comm.rank == 0:
-            if isinstance(self._decoders, SharedDecoder):
-                save_decoder(folder, self._decoders.student)
-            if self._table is not None:
-                self._table.save(folder / "partition.json")
-        self._comm.barrier()
+        folder = write_model(
+            self._folder, steps, self._store, self._decoders, self._table, self._config, self._comm, self._device
+        )
         self._observers.on_event(Saved(self._step, str(folder)))

@@ -5,7 +5,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.splats import Harmonics
-from momentum_gs.train.block_state import Block
+from momentum_gs.train.packed_block import Block
 from momentum_gs.train.splat_block import SplatBlock
 
 

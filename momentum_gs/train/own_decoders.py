@@ -7,8 +7,9 @@ from torch import Tensor
 
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.block_state import Block, BlockState
+from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.learner import DecoderLearner
+from momentum_gs.train.packed_block import Block
 
 
 class OwnDecoders:

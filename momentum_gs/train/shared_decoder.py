@@ -12,8 +12,8 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.block_state import Block
 from momentum_gs.train.learner import DecoderLearner
+from momentum_gs.train.packed_block import Block
 
 EXACT_BLOCKS = 64
 """Rows of the gradient's buffer: 1.6 MB a step for the default decoder. With more active blocks some share a row, and

@@ -15,10 +15,10 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.render.view import render_view
-from momentum_gs.train.block_state import Block
 from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.densify import GrowthReport
 from momentum_gs.train.losses import loss_terms
+from momentum_gs.train.packed_block import Block
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,12 @@ from momentum_gs.data.scene import Scene
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.train.block_file import read_block, write_block
 from momentum_gs.train.block_schedule import Round
-from momentum_gs.train.block_state import BlockState, pack
+from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.densify import GrowthStats
 from momentum_gs.train.events import Event, Observers, RoundEnded
 from momentum_gs.train.loop import Training
 from momentum_gs.train.optim import anchor_optimizer
+from momentum_gs.train.packed_block import pack
 
 PITCH = 25.0
 """Side of a block's ground, scene units; that of the inner cells."""

@@ -1,0 +1,56 @@
+"""What a run leaves: ``point_cloud/iteration_<steps>/`` with a PLY for each block, the decoder and the partition."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import Comm
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
+from momentum_gs.model.splats import Splats
+from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.decoders import Decoders
+from momentum_gs.train.own_decoders import OwnDecoders
+from momentum_gs.train.packed_block import unpack
+from momentum_gs.train.shared_decoder import SharedDecoder
+
+
+def write_model(
+    out: Path,
+    steps: int,
+    store: BlockStore,
+    decoders: Decoders,
+    table: PartitionTable | None,
+    config: Config,
+    comm: Comm,
+    device: torch.device,
+) -> Path:
+    """Every rank writes the blocks that it holds; returns the folder once all have.
+
+    Args:
+        out: The run's folder.
+        steps: What names the model.
+        store: All blocks, at rest.
+        table: The partition; None for the coarse model, which is one block.
+    """
+    folder = out / "point_cloud" / f"iteration_{steps}"
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = Splats if config.model.primitive == "gaussians" else Anchors
+    for block in store.held():
+        rows = store.rows(block, [field.name for field in fields(kind)])
+        name = "point_cloud.ply" if table is None else f"point_cloud_block{block}.ply"
+        save_model(folder / name, kind.from_rows(rows))
+        if isinstance(decoders, OwnDecoders):
+            own = own_decoder_folder(folder, block)
+            own.mkdir(exist_ok=True)
+            save_decoder(own, decoders.student_of(unpack(store.packed(block), config, device)))
+    if comm.rank == 0:
+        if isinstance(decoders, SharedDecoder):
+            save_decoder(folder, decoders.student)
+        if table is not None:
+            table.save(folder / "partition.json")
+    comm.barrier()
+    return folder
