@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     with Views(scene, int(config.scene.cache_gb * 2**30), device) as views:
         for step in range(args.steps + 5):
             camera = scene.train[step % len(scene.train)]
-            target = views.image(camera.name)
+            photograph = views.photograph(camera.name)
             clock = [time.perf_counter()]
             visible = visible_anchors(anchors, camera)
             mark("view")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
             output = rasterize(type(decoded.gaussians)(**inputs), camera, background)
             mark("raster")
             image = output.image.detach().requires_grad_()
-            terms = loss_terms(image, target, decoded, targets, config)
+            terms = loss_terms(image, photograph.image, decoded, targets, config, photograph.mask)
             total = torch.stack(list(terms.values())).sum()
             mark("loss")
             leaves = [image, *(getattr(decoded.gaussians, n) for n in names)]
