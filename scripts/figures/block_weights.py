@@ -1,4 +1,4 @@
-"""What the weights of a sweep's rows do to every block: markdown, a column for each row of the sweep's table.
+"""What the weights of a sweep's rows do to every block: markdown, a column for each row with the reference's blocks.
 
     python scripts/figures/block_weights.py OUT/weights.json
 
@@ -22,8 +22,11 @@ def main(table: Path) -> None:
             for row in record["rows"]}  # fmt: skip
     scores = {row: {seed: _block_scores(folder) for seed, folder in by_seed.items()} for row, by_seed in runs.items()}
     weights = {row: [_last_weights(folder) for folder in by_seed.values()] for row, by_seed in runs.items()}
-    blocks = sorted({block for by_seed in scores.values() for found in by_seed.values() for block in found})
     reference = scores[record["reference"]]
+    blocks = sorted({block for found in reference.values() for block in found}, key=int)
+    # Rows with other blocks have nothing to compare block by block.
+    runs = {row: by_seed for row, by_seed in runs.items()
+            if all(set(found) == set(blocks) for found in scores[row].values())}  # fmt: skip
     print("| block | " + " | ".join(runs) + " |")
     print("|---|" + "---|" * len(runs))
     for block in blocks:
