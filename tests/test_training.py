@@ -15,7 +15,7 @@ from momentum_gs.model.io import load_ply
 from momentum_gs.train.block_schedule import Schedule
 from momentum_gs.train.block_state import init_block
 from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.events import Observers
+from momentum_gs.train.events import Event, Observers, StepDone
 from momentum_gs.train.loop import Training
 from momentum_gs.train.packed_block import pack, unpack
 from momentum_gs.train.plan import plan_blocks
@@ -118,3 +118,28 @@ def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path, k: in
     train(make_config(scene_folder, tmp_path / "one", *overrides))
     many = run_ranks(scene_folder, tmp_path / "many", ranks, *overrides)
     assert_same_bits(model_of(tmp_path / "one"), many)
+
+
+class _Consistency:
+    """Global step -> whether the teacher had a say in it."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, bool] = {}
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StepDone) and event.losses:
+            self.seen[event.step] = any(terms.get("consistency_color", 0) > 0 for terms in event.losses.values())
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_teacher_starts_when_it_is_told_to(scene_folder: Path, tmp_path: Path) -> None:
+    train(make_config(scene_folder, tmp_path / "alone", "teacher.enabled=false"))
+    train(make_config(scene_folder, tmp_path / "never", "teacher.start=1"))
+    assert_same_bits(model_of(tmp_path / "alone"), model_of(tmp_path / "never"))
+    # All blocks at once, so that a block's steps are the global ones.
+    together = ("teacher.start=0.5", "blocks.active=all", "blocks.decoder_freeze_rounds=0", "log.every=1")
+    config, consistency = make_config(scene_folder, tmp_path / "late", *together), _Consistency()
+    Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU).run(Observers([consistency]))
+    assert consistency.seen == {step: step > 30 for step in range(1, 61)}

@@ -244,9 +244,13 @@ class TeacherConfig:
     """lambda_cons of eq. 6 [paper, Table 8]."""
     detach: bool = True
     """Treat the teacher's outputs as fixed targets [paper]; false lets gradients through it to the anchors [MGS]."""
+    start: float = 0.0
+    """Share of a block's steps before the consistency loss begins [ours; paper: 0]. It holds a decoder back that has
+    much to learn yet, so short runs do better with a later start."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.momentum < 1, "teacher.momentum", self.momentum, "a number in [0, 1)")
+        _check(0 <= self.start <= 1, "teacher.start", self.start, "a share in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,7 +274,8 @@ class Training:
         for state in active:
             row = turn.blocks.index(state.block)
             losses = report.losses[state.block]
-            table[row] = torch.tensor([*(float(losses[name]) for name in terms), len(state.model)])
+            # Before its start (``teacher.start``) the consistency loss is zero.
+            table[row] = torch.tensor([*(float(losses.get(name, 0)) for name in terms), len(state.model)])
         self._comm.all_reduce_sum_(table)
         rows = dict(zip(turn.blocks, table.tolist(), strict=True))
         losses_by_block = {block: dict(zip(terms, row, strict=False)) for block, row in rows.items()}

@@ -59,6 +59,7 @@ def train_step(
     config = inputs.config
     report = StepReport()
     teacher = decoders.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
+    teacher_from = config.teacher.start * config.steps
     decoders.begin_step(decoder_live, len(blocks))
     for block in active:
         camera, photograph = inputs.show(block.block, block.step)
@@ -67,8 +68,9 @@ def train_step(
         with blame(where):
             block.set_rates(config)
             view = render_view(
-                block.model, decoders.student_of(block), camera, inputs.background, teacher, config.teacher.detach
-            )
+                block.model, decoders.student_of(block), camera, inputs.background,
+                teacher if block.step >= teacher_from else None, config.teacher.detach,
+            )  # fmt: skip
             terms = loss_terms(
                 view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask
             )  # fmt: skip
