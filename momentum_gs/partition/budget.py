@@ -63,8 +63,8 @@ def blocks_within(
         table = automatic_layout(cameras, points, replace(config.partition, blocks=n)).table()
         boxes = block_boxes(table, points)
         trains = torch.zeros(n, len(some), dtype=torch.bool)
+        trains[table.cell_of(torch.stack([camera.center for camera in some])), torch.arange(len(some))] = True
         for i, camera in enumerate(some):
-            trains[table.owner(camera), i] = True
             for block, share in view_cover(camera, table, boxes).items():
                 trains[block, i] |= share > config.partition.threshold
         largest = int(total * max(float(seen[views].any(dim=0).double().mean()) for views in trains if views.any()))

@@ -49,9 +49,13 @@ def view_cover(camera: Camera, table: PartitionTable, boxes: Float[Tensor, "b 6"
     direction, center = rays.reshape(-1, 3) @ turn.T, table.to_grid(camera.center[None])[0]
     # The ray is inside of a slab between two depths; inside of the box between the last entry and the first exit.
     # Parallel to a slab these are infinite, or NaN exactly on its face, which then tells nothing.
-    walls = (boxes.view(-1, 1, 2, 3) - center) / direction[:, None]
-    enters = walls.amin(dim=2).nan_to_num(nan=-torch.inf).amax(dim=2)
-    leaves = walls.amax(dim=2).nan_to_num(nan=torch.inf).amin(dim=2)
+    # Axis by axis: torch reduces over a dimension of two or three numbers ten times slower.
+    enters, leaves = torch.tensor(-torch.inf, dtype=torch.float64), torch.tensor(torch.inf, dtype=torch.float64)
+    for axis in range(3):
+        low = (boxes[:, axis, None] - center[axis]) / direction[:, axis]
+        high = (boxes[:, axis + 3, None] - center[axis]) / direction[:, axis]
+        # fmax and fmin pass over a NaN, minimum and maximum do not.
+        enters, leaves = torch.fmax(enters, torch.minimum(low, high)), torch.fmin(leaves, torch.maximum(low, high))
     hit = (enters <= leaves) & (leaves > 0) & ~boxes.isnan().any(dim=1, keepdim=True)
     share = hit.double().mean(dim=1)
     return {b: float(share[b]) for b in share.nonzero()[:, 0].tolist()}
