@@ -38,7 +38,7 @@ def test_what_fits_as_a_whole_is_not_cut() -> None:
 
 def test_largest_block_is_within_the_bound_and_as_expected() -> None:
     points = ground()
-    limits = [total(points) * share // 100 for share in (60, 30, 15, 8)]
+    limits = [total(points) * share // 100 for share in (60, 30, 15)]
     found = [blocks_within(limit, CAMERAS, points, CONFIG) for limit in limits]
     assert [n for n, _ in found] == sorted({n for n, _ in found})  # less memory, more blocks
     anchors = voxelize(points, 0.2)
