@@ -44,7 +44,10 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     teacher = copy.deepcopy(student).requires_grad_(False)
     anchor_adam, decoder_adam = anchor_optimizer(anchors, config.optim, 1.0), decoder_optimizer(student, config.optim)
     # As ``SharedDecoder`` sends them, a row for each active block.
-    rows = len(models) if config.blocks.active == "all" else config.blocks.active or comm.world_size
+    active = config.blocks.active
+    if active == "all":
+        active = len(list(models[-1].parent.glob("point_cloud_block*.ply")))
+    rows = active or comm.world_size
     gradients = torch.zeros(rows, sum(p.numel() for p in student.parameters()))
     gradients = gradients.to(device)
     scene = load_scene(config.scene)

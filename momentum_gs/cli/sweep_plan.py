@@ -13,7 +13,7 @@ from typing import Any
 
 from momentum_gs.cli.common import load_run_config, resolve_config
 from momentum_gs.cli.sweep_run import Job, Stage, mark_done, stages_done
-from momentum_gs.config.load import config_to_dict, dump_config
+from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import SweepRow
 from momentum_gs.core.errors import UserError
@@ -77,9 +77,9 @@ def experiment(config: Config) -> dict[str, Any]:
     """
     apart = _NOT_OF_THE_EXPERIMENT + (("gaussians",) if config.model.primitive == "anchors" else ())
     config = replace(config, partition=replace(config.partition, balance=config.partition.balance_used))
-    defaults = dict(_flat(config_to_dict(Config())))
+    defaults = flat_settings(config_to_dict(Config()))
     found = {}
-    for key, value in _flat(config_to_dict(config)):
+    for key, value in flat_settings(config_to_dict(config)).items():
         if key in ("scene.test_list", "scene.points") and value is not None:
             value = Path(value).name
         if value != defaults[key] and not any(key == name or key.startswith(f"{name}.") for name in apart):
@@ -214,10 +214,3 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("point_cloud/iteration_*/point_cloud_block*.ply"):
         path.unlink()
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in data.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return pairs

@@ -97,6 +97,14 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name: {'growth': {'until': 5}} -> {'growth.until': 5}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def dump_config(config: Config) -> str:
     """Every setting as YAML; ``load_config`` of a file of this text gives back an equal ``Config``."""
     return yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from momentum_gs.config.load import config_to_dict
+from momentum_gs.config.load import config_to_dict, flat_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.data.family_files import read_cameras_json
 from momentum_gs.data.images import image_size, read_image
@@ -320,16 +320,9 @@ def _jpeg(image: Tensor) -> str:
 
 
 def _settings(config: Config) -> list[Html]:
-    here, default = (_flat(config_to_dict(one)) for one in (config, Config()))
+    here, default = (flat_settings(config_to_dict(one)) for one in (config, Config()))
     rows = [[name, str(here[name]), str(default[name])] for name in here if here[name] != default[name]]
     return [text("Those that differ from configs/base.yaml."), table(["setting", "here", "default"], rows, words=True)]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _sizes(protocol: Mapping[str, Any]) -> str:

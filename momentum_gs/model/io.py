@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.recfunctions import structured_to_unstructured
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from momentum_gs.core.files import replacing
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
+from momentum_gs.model.ply import columns, number_names, read_vertices, write_vertices
 from momentum_gs.model.splat_io import load_splats, save_splats
 from momentum_gs.model.splats import Harmonics, Model, Splats
 
@@ -73,10 +73,7 @@ def save_ply(path: str | Path, anchors: Anchors) -> None:
         ],
         dim=1,
     )
-    layout = np.dtype([(name, "<f4") for name in _property_names(anchors.n_offsets, anchors.feature_dim)])
-    vertices = np.ascontiguousarray(table.detach().cpu().numpy(), dtype="<f4").view(layout).reshape(-1)
-    with replacing(Path(path)) as temporary:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
+    write_vertices(Path(path), _property_names(anchors.n_offsets, anchors.feature_dim), table)
 
 
 def load_ply(path: str | Path) -> Anchors:
@@ -86,14 +83,9 @@ def load_ply(path: str | Path) -> Anchors:
         UserError: the file is missing, damaged, or its vertices are not anchors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected a PLY of anchors; train and merge first")
-    try:
-        vertices = PlyData.read(str(path))["vertex"].data
-    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable PLY of anchors ({error}); write it again") from error
+    vertices = read_vertices(path, "anchors")
 
-    found = {name for name in vertices.dtype.names or () if vertices.dtype[name].kind in "fiu"}
+    found = number_names(vertices)
     n_offset_numbers, feature_dim = (sum(name.startswith(p) for name in found) for p in ("f_offset_", "f_anchor_feat_"))
     n_offsets = max(n_offset_numbers // 3, 1)
     names = [name for name in _property_names(n_offsets, max(feature_dim, 1)) if name not in ("nx", "ny", "nz")]
@@ -102,7 +94,7 @@ def load_ply(path: str | Path) -> Anchors:
         wrong = f"no property '{missing[0]}'" if missing else f"{n_offset_numbers} offset numbers, not a multiple of 3"
         raise UserError(f"{path}: {wrong}, so its vertices are not anchors; give a PLY of a Scaffold-GS style model")
 
-    table = torch.from_numpy(structured_to_unstructured(vertices[names], dtype=np.float32, copy=True))
+    table = columns(vertices, names)
     position, offset, feature, opacity, log_scale, rotation = (
         part.contiguous() for part in table.split((3, 3 * n_offsets, feature_dim, 1, 6, 4), dim=1)
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from momentum_gs.config.load import config_to_dict
+from momentum_gs.config.load import config_to_dict, flat_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
@@ -78,8 +78,8 @@ class Checkpoint:
             UserError: naming them.
         """
         # A setting that is newer than the checkpoint was at its default.
-        found = _flatten(config_to_dict(Config())) | _flatten(self.config)
-        wanted = _flatten(config_to_dict(config))
+        found = _as_read(Config()) | flat_settings(self.config)
+        wanted = _as_read(config)
         differing = [
             f"{key} = {found[key]!r} there, {value!r} now"
             for key, value in wanted.items()
@@ -227,12 +227,6 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
         raise
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+def _as_read(config: Config) -> dict[str, Any]:
+    """Settings by name as a checkpoint's file gives them back: a tuple is a list there."""
+    return flat_settings(json.loads(json.dumps(config_to_dict(config))))
