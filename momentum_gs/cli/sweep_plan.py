@@ -72,17 +72,16 @@ def _resolve(args: argparse.Namespace, row: SweepRow | None, *settings: str) -> 
 def experiment(config: Config) -> dict[str, Any]:
     """Dotted name -> value of the settings that make a run what it is, as far as they are not the defaults.
 
-    Left out are paths, the device, the logs, and the settings of Gaussians where there are none. So are defaults: a
-    setting that a later version adds leaves the runs that are there what they are.
+    Left out are paths, the device, the logs, and sections that do nothing. So are defaults: a setting that a later
+    version adds leaves the runs that are there what they are.
     """
-    apart = _NOT_OF_THE_EXPERIMENT + (("gaussians",) if config.model.primitive == "anchors" else ())
     config = replace(config, partition=replace(config.partition, balance=config.partition.balance_used))
     defaults = flat_settings(config_to_dict(Config()))
     found = {}
     for key, value in flat_settings(config_to_dict(config)).items():
         if key in ("scene.test_list", "scene.points") and value is not None:
             value = Path(value).name
-        if value != defaults[key] and not any(key == name or key.startswith(f"{name}.") for name in apart):
+        if value != defaults[key] and not key.startswith(_NOT_OF_THE_EXPERIMENT + config.idle_sections):
             found[key] = value
     return found
 

@@ -444,6 +444,11 @@ class Config:
         """Whether blocks go on with the coarse model's Gaussians."""
         return self.stage == "blocks" and self.model.primitive == "gaussians" and self.gaussians.prior
 
+    @property
+    def idle_sections(self) -> tuple[str, ...]:
+        """Sections that do nothing in this experiment; a prefix of the dotted names of their settings."""
+        return ("gaussians.",) if self.model.primitive == "anchors" else ()
+
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
         if self.model.primitive == "gaussians":

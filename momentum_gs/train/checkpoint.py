@@ -83,7 +83,7 @@ class Checkpoint:
         differing = [
             f"{key} = {found[key]!r} there, {value!r} now"
             for key, value in wanted.items()
-            if not key.startswith(FREE + free) and found[key] != value
+            if not key.startswith(FREE + config.idle_sections + free) and found[key] != value
         ]
         if differing:
             raise UserError(
