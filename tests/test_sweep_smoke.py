@@ -4,12 +4,16 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import yaml
@@ -18,11 +22,16 @@ from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli import main as cli
 from momentum_gs.cli import sweep as verb
+from momentum_gs.cli import sweep_run
 from momentum_gs.cli.sweep_plan import n_blocks, row_config, run_folder
 from momentum_gs.config.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+SMOKE = [
+    *(s for s in SETTINGS if not s.startswith(("steps", "blocks.", "partition."))),
+    "steps=2", "blocks.interval=1", "partition.assign=visibility", "partition.min_views=1", "partition.min_points=1",
+]  # fmt: skip
 
 
 def arguments(path: Path, *words: str) -> argparse.Namespace:
@@ -57,6 +66,39 @@ def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
             if row.name == sweep.reference and row.mode is not None and row.mode.stem == "full":
                 full.add(run_folder(Path("out"), config))
     assert len(full) == 1
+
+
+class InThisProcess(subprocess.Popen[bytes]):
+    """A command of the project, run here: starting Python for each of 200 commands takes longer than what they do."""
+
+    def __init__(self, command: Sequence[str], *, stdout: IO[str], **_: object) -> None:
+        assert list(command[1:3]) == ["-m", "momentum_gs"]
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+            self.returncode = cli.main(list(command[3:]))
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A scene, and the folder of all its sweeps: they share their runs as those of a real scene do."""
+    return write_tiny_scene(tmp_path_factory.mktemp("scene")), tmp_path_factory.mktemp("out")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_row_runs_small(path: Path, tiny: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, out = tiny
+    here = SimpleNamespace(Popen=InThisProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(sweep_run, "subprocess", here)
+    monkeypatch.setattr(sweep_run, "POLL_SECONDS", 0)
+    words = ["sweep", str(path), "-s", str(scene), "-m", str(out), "--lpips", "none", "--seeds", "0", *SMOKE]
+    assert cli.main(words) == 0
+    table = list(csv.DictReader((out / f"{path.stem}.csv").read_text().splitlines()))
+    assert [row["row"] for row in table] == [row.name for row in load_sweep(path).rows]
+    # Two steps of each block are grey mud, but every pixel is a number.
+    assert all(math.isfinite(float(row["PSNR_mean"])) for row in table)
 
 
 def test_a_sweep_survives_a_kill_and_never_trains_twice(
