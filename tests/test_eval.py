@@ -203,6 +203,16 @@ def test_another_network_has_its_own_column() -> None:
     assert "LPIPS  " not in heading  # nothing under the name of the family's number
 
 
+def test_worst_blocks_of_other_cells_share_no_column() -> None:
+    """The lowest of eight cells is lower than that of two, whatever the model."""
+    two, eight = (row(name, cells_sha256=name * 64) for name in "28")
+    for one in (two, eight):
+        one.record.update(worst_block={"block": 0, "PSNR": 18.5})  # type: ignore[attr-defined]
+    assert "18.50" in compare([two, two])
+    text = compare([two, eight])
+    assert "18.50" not in text and "worst block left out" in text
+
+
 def test_markdown_is_rectangular() -> None:
     lines = [line for line in compare([row("x"), row("y")], markdown=True).splitlines() if line.startswith("|")]
     assert len(lines) == 4

@@ -55,6 +55,14 @@ def test_cuts_and_joined_cells_are_saved(tmp_path: Path) -> None:
     assert (found.n, found.joined) == (2, (0, 1, 0, 1))
 
 
+def test_cells_are_known_by_where_they_lie() -> None:
+    same = [table(), table(views=[[]] * 4, meta={"threshold": 1})]
+    others = [table(torch.eye(3, dtype=torch.float64)), table(cuts=CUTS), table(joined=(0, 1, 0, 1), views=VIEWS[:2]),
+              table(aabb=(-1.0, -2.0, -3.0, 1.0, 2.0, 4.0))]  # fmt: skip
+    assert len({one.cells_sha256 for one in same}) == 1
+    assert len({one.cells_sha256 for one in (*same, *others)}) == 1 + len(others)
+
+
 def test_files_of_version_1_are_read(tmp_path: Path) -> None:
     """They have neither cuts nor joined cells."""
     path = tmp_path / "partition.json"

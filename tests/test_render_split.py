@@ -178,6 +178,27 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
     assert 0 < merged["border"]["share"] < 0.5
 
 
+def test_cells_of_another_partition_sort_the_pixels(run: tuple[Path, Scene], tmp_path: Path) -> None:
+    out, scene = run
+    assert main(["render", str(out)]) == 0
+    own = png(out / "test/ours_20/renders" / scene.test[0].name)
+    other = tmp_path / "other.json"
+    views: list[list[str]] = [[], [], []]
+    PartitionTable(AABB, (3, 1, 1), torch.eye(3, dtype=torch.float64), views, {}).save(other)
+    assert main(["render", str(out), "--cells", str(other)]) == 0
+    assert torch.equal(png(out / "test/ours_20/renders" / scene.test[0].name), own)
+    assert main(["eval", str(out), "--lpips", "none"]) == 0
+    scores = read_json(out / "results.json")["ours_20"]
+    assert set(scores["blocks"]) == {"0", "1", "2"} and scores["protocol"]["n"] == BLOCKS
+    assert scores["protocol"]["cells_sha256"] == PartitionTable.load(other).cells_sha256
+    assert PartitionTable.load(out / "test/ours_20/cells/partition.json").dim == (3, 1, 1)
+
+    PartitionTable(AABB, (1, 1, 1), torch.eye(3, dtype=torch.float64), [[]], {"offset": [9, 9, 9]}).save(other)
+    assert main(["render", str(out), "--cells", str(other)]) == 2
+    with pytest.raises(SystemExit):
+        main(["render", str(out), "--cells", str(other), "--blocks"])
+
+
 @pytest.mark.parametrize(
     "missing, options, message",
     [

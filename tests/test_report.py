@@ -201,8 +201,19 @@ def test_every_missing_part_names_the_next_command(bare: Path, capsys: pytest.Ca
     assert "config.yaml is missing" in capsys.readouterr().err
 
 
+def test_blocks_are_drawn_where_they_were_scored(whole: Path) -> None:
+    said = "By the cells of another partition than the training's (render --cells)."
+    assert said not in report(whole).texts
+    eye = torch.eye(3, dtype=torch.float64)
+    other = PartitionTable((-5.0, -5.0, -5.0, 5.0, 5.0, 5.0), (5, 1, 1), eye, [[]] * 5)
+    other.save(whole / "test" / "ours_30" / "cells" / "partition.json")
+    page = report(whole)
+    assert said in page.texts and "2: -" in page.texts  # In the middle of five.
+
+
 def test_a_coarse_run_has_no_blocks(whole: Path) -> None:
     (whole / "config.yaml").write_text(dump_config(replace(Config(), stage="coarse")))
+    (whole / "results.json").unlink()
     page = report(whole)
     assert "A coarse run is one block." in page.texts
     assert not any("before the merge are not scored" in text for text in page.texts)

@@ -25,6 +25,7 @@ from momentum_gs.cli import sweep as verb
 from momentum_gs.cli import sweep_run
 from momentum_gs.cli.sweep_plan import n_blocks, row_config, run_folder
 from momentum_gs.config.sweep import load_sweep
+from momentum_gs.data.partition_table import PartitionTable
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -46,8 +47,7 @@ def test_every_row_is_an_experiment_of_its_own_with_equal_steps(path: Path, conf
     args = arguments(path, "-c", str(ROOT / f"configs/{config}.yaml"))
     sweep = load_sweep(path)
     rows = {row.name: row_config(args, row, 0) for row in sweep.rows}
-    steps = rows[sweep.reference].steps
-    assert all(rows[row.name].steps == steps * row.stretch for row in sweep.rows)
+    assert len({rows[row.name].steps / row.stretch for row in sweep.rows}) == 1
     for c in rows.values():
         assert c.blocks.active == "all" or isinstance(n := n_blocks(c), int) and c.blocks.active <= n
     assert len({run_folder(Path("out"), c) for c in rows.values()}) == len(rows)
@@ -80,6 +80,12 @@ class InThisProcess(subprocess.Popen[bytes]):
         return self.returncode
 
 
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = SimpleNamespace(Popen=InThisProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(sweep_run, "subprocess", here)
+    monkeypatch.setattr(sweep_run, "POLL_SECONDS", 0)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A scene, and the folder of all its sweeps: they share their runs as those of a real scene do."""
@@ -90,15 +96,46 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_row_runs_small(path: Path, tiny: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scene, out = tiny
-    here = SimpleNamespace(Popen=InThisProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(sweep_run, "subprocess", here)
-    monkeypatch.setattr(sweep_run, "POLL_SECONDS", 0)
+    in_this_process(monkeypatch)
     words = ["sweep", str(path), "-s", str(scene), "-m", str(out), "--lpips", "none", "--seeds", "0", *SMOKE]
     assert cli.main(words) == 0
     table = list(csv.DictReader((out / f"{path.stem}.csv").read_text().splitlines()))
     assert [row["row"] for row in table] == [row.name for row in load_sweep(path).rows]
-    # Two steps of each block are grey mud, but every pixel is a number.
-    assert all(math.isfinite(float(row["PSNR_mean"])) for row in table)
+    # Two steps of each block are grey mud, but every pixel is a number, and every row has places to be the worst at.
+    assert all(math.isfinite(float(row[f"{key}_mean"])) for row in table for key in ("PSNR", "worst_block_PSNR"))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_all_rows_are_sorted_by_the_cells_of_the_reference(
+    tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that two sweeps share is trained once, and sorted anew for the other's reference."""
+    scene, _ = tiny
+    in_this_process(monkeypatch)
+    rows = [{"name": "two", "set": ["partition.dim=[2,1,1]"]}, {"name": "one", "mode": "single"}]
+    common = {"set": ["blocks.active=1"], "rows": rows, "seeds": [0]}
+    three = {"name": "three", "set": ["partition.dim=[1,3,1]"]}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({**common, "reference": "one"}))
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({**common, "rows": [three, *rows]}))
+
+    def sweep(name: str, *words: str) -> list[dict[str, str]]:
+        words = ("sweep", str(tmp_path / name), "-s", str(scene), "-m", str(tmp_path), "--lpips", "none", *words)
+        assert cli.main([*words, *SMOKE]) == 0
+        return list(csv.DictReader((tmp_path / name).with_suffix(".csv").read_text().splitlines()))
+
+    def cells() -> list[tuple[int, int, int]]:
+        maps = sorted(tmp_path.glob("runs/*/test/ours_2/cells/partition.json"))
+        return [PartitionTable.load(path).dim for path in maps]
+
+    sweep("first.yaml")
+    assert cells() == [(2, 1, 1)] * 2, "the reference is one block, so the first row with more sorts the pixels"
+    before = sweep("second.yaml", "--only", "three")
+    assert [bool(row["worst_block_PSNR_mean"]) for row in before] == [True, False, False]
+    after = sweep("second.yaml")
+    assert cells() == [(1, 3, 1)] * 3 and all(row["worst_block_PSNR_mean"] for row in after)
+    assert [row["PSNR_mean"] for row in after] == [row["PSNR_mean"] for row in before]
+    logs = [path.read_text() for path in tmp_path.glob("runs/*/sweep.log")]
+    assert sorted((log.count("== train"), log.count("== render:")) for log in logs) == [(1, 1), (1, 2), (1, 2)]
 
 
 def test_a_sweep_survives_a_kill_and_never_trains_twice(

@@ -24,9 +24,11 @@ HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
 Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
 iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
+Scores by block, and near borders, compare between runs whose pixels are sorted by the same cells: see --cells.
 
   momentum-gs render OUT                    the merged model, test views
   momentum-gs render OUT --blocks           before the merge: each view by the block that owns it (ours_<N>_blocks)
+  momentum-gs render OUT --cells OTHER/partition.json      which of OTHER's blocks every pixel shows
   momentum-gs render OUT/coarse --split both --errors
 """
 
@@ -35,8 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     parser.add_argument("out", metavar="OUT", type=Path, help="output folder of a run")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="test", help="which views (default: test)")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--blocks", action="store_true", help="render each view with the unmerged model of the block that owns it"
+    )
+    what.add_argument(
+        "--cells", type=Path, metavar="FILE", help="partition file whose cells sort the pixels (default: the run's own)"
     )
     parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="model to render (default: the last)")
     parser.add_argument("--errors", action="store_true", help="also write errors/: heat maps of the absolute error")
@@ -57,9 +63,13 @@ def run(args: argparse.Namespace) -> None:
     parts = {split: _parts(args, config, folder, scene, cameras) for split, cameras in splits.items()}
     background = torch.full((3,), float(config.scene.white_background), device=device)
     method = f"ours_{iteration}{'_blocks' if args.blocks else ''}"
-    # The blocks are scored by the merged model's map: the same pixels on both sides of the comparison.
     table = None if config.stage == "coarse" else _table(config, folder, scene)
-    cells = None if args.blocks else table
+    cells = table
+    if args.cells is not None:
+        cells = PartitionTable.load(args.cells)
+        cells.check_coordinates(scene)
+    elif args.blocks:
+        cells = None  # They are scored by the merged model's map: the same pixels on both sides of the comparison.
     history = read_history(args.out)
     # Every photograph is used once, so none is kept: a cache would only count as peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:

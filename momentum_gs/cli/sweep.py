@@ -11,6 +11,7 @@ from momentum_gs.cli.sweep_plan import (
     coarse_config,
     coarse_job,
     finished,
+    n_blocks,
     needs_coarse,
     partition_folder,
     partition_job,
@@ -18,6 +19,7 @@ from momentum_gs.cli.sweep_plan import (
     row_config,
     run_folder,
     run_job,
+    scored_by,
 )
 from momentum_gs.cli.sweep_run import run_jobs
 from momentum_gs.config.schema import Config
@@ -46,7 +48,8 @@ orderings stand out from the spread. docs/experiments.md explains sweep files an
 Settings: FILEs, the row's mode, key=value, then what the sweep sets. Runs lie in OUT/runs and are known by their
 settings: what is finished is not run again, what was broken off is resumed, and several sweeps may work on one OUT at
 the same time. The coarse model (OUT/coarse) and the partitions (OUT/partitions) are made once, with seed 0. Of a
-finished run only the merged model is kept, unless --keep. Ctrl-C stops; the same command goes on.
+finished run only the merged model is kept, unless --keep. Ctrl-C stops; the same command goes on. The worst block is
+found among the cells of the reference row's partition, in every row: a block of 8 is not a block of 4.
 """
 
 
@@ -82,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
     out = out_folder(base)
     plan = {row.name: {seed: row_config(args, row, seed) for seed in sweep.seeds} for row in sweep.rows}
     _keep_to_one_scene(out, base)
-    failed = {} if args.table else _run_all(args, out, [row for row in sweep.rows if row.name in only], plan)
-    results = _collect(args, sweep, plan, out, failed)
+    cells = _cells_config(sweep, plan)
+    failed = {} if args.table else _run_all(args, out, [row for row in sweep.rows if row.name in only], plan, cells)
+    results = _collect(args, sweep, plan, out, partition_folder(out, cells), failed)
     if any(results.runs.values()) or args.table:
         _write_table(out, results)
     for name, reason in failed.items():
@@ -103,6 +107,13 @@ def _only(names: str | None, sweep: Sweep) -> list[str]:
     return wanted
 
 
+def _cells_config(sweep: Sweep, plan: Mapping[str, Mapping[int, Config]]) -> Config:
+    """Whose partition the scores by block of all rows go by: the reference's, or where that is one block, the first
+    row's that has more."""
+    configs = [next(iter(plan[row].values())) for row in (sweep.reference, *plan)]
+    return next((config for config in configs if n_blocks(config) != 1), configs[0])
+
+
 def _keep_to_one_scene(out: Path, config: Config) -> None:
     """Runs are known by their settings, among which the scene's place is not: it belongs to the folder."""
     if config.scene.path is None:
@@ -119,7 +130,11 @@ def _keep_to_one_scene(out: Path, config: Config) -> None:
 
 
 def _run_all(
-    args: argparse.Namespace, out: Path, rows: Sequence[SweepRow], plan: Mapping[str, Mapping[int, Config]]
+    args: argparse.Namespace,
+    out: Path,
+    rows: Sequence[SweepRow],
+    plan: Mapping[str, Mapping[int, Config]],
+    cells_of: Config,
 ) -> dict[str, str]:
     """Coarse models, partitions and runs that are not finished; what failed, and why."""
     runs: dict[Path, tuple[str, SweepRow, Config]] = {}
@@ -129,11 +144,16 @@ def _run_all(
             same = runs.setdefault(run_folder(out, config), (name, row, config))[0]
             if same != name:
                 say(f"sweep: {name} has the settings of {same}, so they are one run")
-    missing = [item for folder, item in runs.items() if args.rescore or not finished(folder, item[2])]
+    cells = partition_folder(out, cells_of)
+    missing = [
+        item for folder, item in runs.items()
+        if args.rescore or not finished(folder, item[2]) or not scored_by(folder, cells)
+    ]  # fmt: skip
     say(f"sweep: {len(runs)} runs, {len(runs) - len(missing)} of them finished -> {out}")
 
     coarse = Path(args.coarse).absolute() if args.coarse else out / "coarse"
-    models, partitions, jobs = {}, {}, []
+    models, jobs = {}, []
+    partitions = {cells: cells_of} if missing else {}
     for name, row, config in missing:
         partitions[partition_folder(out, config)] = config
         start = coarse
@@ -141,7 +161,7 @@ def _run_all(
             settings = coarse_config(args, row)
             start = prior_folder(out, settings)
             models[start] = settings
-        jobs.append(run_job(name, config, out, start, args))
+        jobs.append(run_job(name, config, out, start, cells, args))
     if not args.coarse and any(map(needs_coarse, partitions.values())):
         models[coarse] = coarse_config(args)
     first = [coarse_job(config, folder) for folder, config in models.items()]
@@ -167,12 +187,14 @@ def _collect(
     sweep: Sweep,
     plan: Mapping[str, Mapping[int, Config]],
     out: Path,
+    cells: Path,
     failed: Mapping[str, str],
 ) -> SweepResults:
-    """The scores of all runs that are finished, whoever ran them."""
+    """The scores of all runs that are finished, whoever ran them; of the worst block only by these cells."""
     folders = {row: {seed: run_folder(out, c) for seed, c in configs.items()} for row, configs in plan.items()}
     runs = {
-        row: {seed: scores for seed, config in configs.items()
+        row: {seed: scores if scored_by(folders[row][seed], cells) else scores.without_blocks()
+              for seed, config in configs.items()
               if finished(folders[row][seed], config) and (scores := read_scores(folders[row][seed])) is not None}
         for row, configs in plan.items()
     }  # fmt: skip

@@ -18,6 +18,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import SweepRow
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
+from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.eval.sweep_scores import read_scores
 
 _NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.cache_gb",
@@ -142,6 +143,13 @@ def finished(folder: Path, config: Config) -> bool:
     return read_scores(folder) is not None
 
 
+def scored_by(folder: Path, cells: Path) -> bool:
+    """Whether a finished run's scores by block go by the cells of a partition, which may not be there yet."""
+    file, scores = cells / "partition.json", read_scores(folder)
+    there = None if scores is None else scores.protocol.get("cells_sha256")
+    return there is not None and file.exists() and PartitionTable.load(file).cells_sha256 == there
+
+
 def coarse_job(config: Config, folder: Path) -> Job:
     """Trains a coarse model."""
     config = replace(config, out=str(folder))
@@ -160,11 +168,17 @@ def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
     return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),), needs)
 
 
-def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.Namespace) -> Job:
-    """Trains, merges, renders and scores an experiment; ``coarse`` is the model that its blocks may start from."""
+def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, args: argparse.Namespace) -> Job:
+    """Trains, merges, renders and scores an experiment.
+
+    Args:
+        coarse: The model that its blocks may start from.
+        cells: Folder of the partition that scores by block go by.
+    """
     folder = run_folder(out, config)
     cut = partition_folder(out, config)
-    needs = (f"partition {cut.name}", *([_coarse_name(coarse)] if config.starts_from_coarse else []))
+    needs = tuple(dict.fromkeys(f"partition {path.name}" for path in (cut, cells)))
+    needs += (_coarse_name(coarse),) if config.starts_from_coarse else ()
     wanted, partition = config, replace(config.partition, coarse=str(coarse), file=str(cut / "partition.json"))
     config = replace(config, out=str(folder), partition=partition)
     weights = () if args.lpips_weights is None else ("--lpips-weights", args.lpips_weights)
@@ -173,7 +187,7 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.N
     stages = (
         Stage("train", _verb("train", "-c", folder / "settings.yaml"), f"{model}/partition.json"),
         Stage("merge", _verb("merge", folder), f"{model}/point_cloud.ply"),
-        Stage("render", _verb("render", folder), "test/ours_*/render.json"),
+        Stage("render", _verb("render", folder, "--cells", cells / "partition.json"), "test/ours_*/render.json"),
         Stage("render blocks", _verb("render", folder, "--blocks"), "test/ours_*_blocks/render.json"),
         Stage("eval", score, "results.json"),
     )
@@ -183,11 +197,13 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, args: argparse.N
         nonlocal again
         if not finished(folder, wanted):
             return False
-        if again:
-            again = False
-            mark_done(folder, [stage for stage in stages_done(folder) if stage != "eval"])
-            return False
-        return True
+        redo = {"eval"} if again else set()
+        if not scored_by(folder, cells):
+            redo = {"render", "eval"}
+        again = False
+        if redo:
+            mark_done(folder, [stage for stage in stages_done(folder) if stage not in redo])
+        return not redo
 
     job = _job(name, folder, config, stages, needs)
     return replace(job, finished=done, tidy=lambda: None if args.keep else _tidy(folder))

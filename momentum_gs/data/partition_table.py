@@ -1,5 +1,6 @@
 """The partition of a scene: one JSON file that train, merge, render and eval all read, so nothing is typed twice."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -72,6 +73,12 @@ class PartitionTable:
     def grid(self) -> BlockGrid:
         """The grid of cells, for points in the grid's frame."""
         return BlockGrid(self.aabb, self.dim, self.cuts)
+
+    @property
+    def cells_sha256(self) -> str:
+        """Of what says which block a place belongs to. Partitions may share it and differ in their views."""
+        parts = (self.aabb, self.dim, self.rotation.tolist(), self.cuts, self.joined)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def block_of(self, cells: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
         """The blocks that cells of the grid belong to."""
@@ -150,9 +157,7 @@ class PartitionTable:
                 f"partition: table was made for grid {_times(self.dim)} over aabb {list(self.aabb)}, config has aabb "
                 f"{list(config.aabb)}; {_AGAIN}"
             )
-        made, now = self.meta.get("offset"), list(scene.offset)
-        if made not in (None, now):  # Files of earlier versions do not say.
-            raise UserError(f"partition: table is for coordinates less {made}, here they are less {now}; {_AGAIN}")
+        self.check_coordinates(scene)
         made = self.meta.get("balance")
         if config.balance is not None and made not in (None, config.balance):
             raise UserError(
@@ -167,6 +172,12 @@ class PartitionTable:
                 f"partition: {len(unknown)} of {len(named)} views in the table are not training views of {scene.path}, "
                 f"first: {unknown[0]!r} ({held_out}); {_AGAIN}"
             )
+
+    def check_coordinates(self, scene: Scene) -> None:
+        """Raises UserError where the table was made for coordinates that are moved against the scene's."""
+        made, now = self.meta.get("offset"), list(scene.offset)
+        if made not in (None, now):  # Files of earlier versions do not say.
+            raise UserError(f"partition: table is for coordinates less {made}, here they are less {now}; {_AGAIN}")
 
 
 def _from_record(record: dict[str, Any]) -> PartitionTable:

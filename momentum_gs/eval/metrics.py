@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -125,7 +125,7 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
     sizes: Counter[str] = Counter()
     truth_digest, mask_digest = hashlib.sha256(), hashlib.sha256()
     maps = _maps(folder, names)
-    errors = None if maps is None else BlockErrors(maps[1])
+    errors = None if maps is None else BlockErrors(maps.blocks)
     for name in progress(names, f"scoring {folder}"):
         render, truth = _read_pair(folder, name)
         mask = None
@@ -140,7 +140,7 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
         shown, photograph = _as_float(render, device), _as_float(truth, device)
         views[name] = score_pair(shown, photograph, lpips, mask)
         if maps is not None and errors is not None:
-            labels = read_cells(maps[0] / name, truth.shape[2], truth.shape[1])
+            labels = read_cells(maps.folder / name, truth.shape[2], truth.shape[1])
             if mask is not None:
                 labels[mask[0].cpu() == 0] = 0
             errors.add(shown, photograph, labels)
@@ -157,20 +157,30 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
         "ground_truth_sha256": truth_digest.hexdigest(),
         "images": "8-bit PNG, read back",
         "lpips": None if lpips is None else lpips.about(),
+        "cells_sha256": None if maps is None else maps.sha256,
     }
     if masked:
         protocol["masks_sha256"] = mask_digest.hexdigest()
     return FolderScores(mean, per_view, protocol, {} if errors is None else errors.summary())
 
 
-def _maps(folder: Path, names: Sequence[str]) -> tuple[Path, int] | None:
-    """(folder of maps, number of blocks), None where the merged model has none for these views."""
+class _Maps(NamedTuple):
+    """Which block every pixel shows."""
+
+    folder: Path
+    blocks: int
+    sha256: str | None
+    """Of their cells (``PartitionTable.cells_sha256``); None in renders of earlier versions."""
+
+
+def _maps(folder: Path, names: Sequence[str]) -> _Maps | None:
+    """None where the merged model has none for these views."""
     merged = folder.with_name(folder.name.removesuffix("_blocks"))
     record = read_json(merged / "render.json")
     cells = record.get("cells")
     if cells is None or not set(names) <= set(record["names"]):
         return None
-    return merged / "cells", cells["blocks"]
+    return _Maps(merged / "cells", cells["blocks"], cells.get("sha256"))
 
 
 def view_names(folder: Path) -> list[str]:

@@ -64,7 +64,7 @@ def render_parts(
     background: Tensor,
     record: dict[str, Any],
     errors: bool = False,
-    table: PartitionTable | None = None,
+    cells: PartitionTable | None = None,
 ) -> dict[str, Any]:
     """Write ``renders/``, ``gt/`` (and ``masks/``, ``errors/``, ``cells/``) below ``folder``.
 
@@ -77,7 +77,7 @@ def render_parts(
         background: [3] in [0, 1], on the device that renders.
         record: what the caller knows of the run; kept in ``render.json``.
         errors: also write error maps.
-        table: the partition of the model, to write maps of the blocks shown.
+        cells: a partition, to write maps of the blocks shown.
 
     Returns:
         The content of ``render.json``: ``record`` and names, counts, storage, speed, peak memory. Views per second is
@@ -93,7 +93,10 @@ def render_parts(
         torch.cuda.reset_peak_memory_stats(device)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "render.json", {**record, "complete": False})
-    labels = None if table is None else CellLabels(table, device)
+    labels = None
+    if cells is not None:
+        labels = CellLabels(cells, device)
+        cells.save(folder / "cells" / "partition.json")
     n_anchors, n_splats, n_decoded, n_drawn = 0, 0, 0, 0
     seconds = []
     masked: list[str] = []
@@ -144,7 +147,9 @@ def render_parts(
         # Of the views that have a mask: what lies in masks/ may be of an earlier rendering.
         "masked": masked,
         # Of these blocks; None: what lies in cells/ is of an earlier rendering.
-        "cells": None if table is None else {"blocks": table.n, "border_share": BORDER_SHARE},
+        "cells": None
+        if cells is None
+        else {"blocks": cells.n, "border_share": BORDER_SHARE, "sha256": cells.cells_sha256},
     }
     write_json(folder / "render.json", result)
     return result

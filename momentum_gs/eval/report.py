@@ -79,10 +79,14 @@ class Run:
         """How they came about."""
         return self.record.get("protocol", {})
 
-    def partitions(self) -> list[Path]:
-        """Where the partition may lie, the one that the model was trained with first."""
+    def partition(self) -> PartitionTable | None:
+        """The one that the model was trained with, or where there is no model, is to be; None where it is gone."""
         folder = self.out / "point_cloud" / f"iteration_{(self.method or '').removeprefix('ours_')}"
-        return [folder / "partition.json", Path(self.config.partition.file or self.out / "partition.json")]
+        return _first_table(folder / "partition.json", Path(self.config.partition.file or self.out / "partition.json"))
+
+    def cells(self) -> PartitionTable | None:
+        """The one that the scores by block go by; None where there are none, or in renders of earlier versions."""
+        return _first_table(self.out / self.split / str(self.method) / "cells" / "partition.json")
 
     def command(self, verb: str, *options: str) -> tuple[str, ...]:
         """Words of a command about this run."""
@@ -97,6 +101,10 @@ class Run:
         if not any((model / "point_cloud.ply").exists() for model in models):
             return self.command("merge")
         return self.command("render" if self.method is None else "eval", *split)
+
+
+def _first_table(*paths: Path) -> PartitionTable | None:
+    return next((PartitionTable.load(path) for path in paths if path.exists()), None)
 
 
 def load_run(out: Path, config: Config, split: str, iteration: int | None) -> Run:
@@ -223,9 +231,9 @@ def _published(run: Run, scene: PublishedScene | None) -> list[Html]:
 
 
 def _blocks(run: Run) -> list[Html]:
-    if run.config.stage == "coarse":
-        return [text("A coarse run is one block.")]
     blocks: dict[str, Any] = run.record.get("blocks", {})
+    if run.config.stage == "coarse" and not blocks:
+        return [text("A coarse run is one block.")]
     parts = []
     if blocks:
         worst, border, interior = (run.record[name] for name in ("worst_block", "border", "interior"))
@@ -246,14 +254,17 @@ def _blocks(run: Run) -> list[Html]:
     else:
         parts.append(missing("No scores by block: render and eval again.", *run.command("render")))
     cameras = run.out / "cameras.json"
-    file = next((path for path in run.partitions() if path.exists()), None)
-    if file is None or not cameras.exists():
+    trained, scored = run.partition(), run.cells()
+    if trained is not None and scored is not None and trained.cells_sha256 != scored.cells_sha256:
+        parts.append(note("By the cells of another partition than the training's (render --cells)."))
+    shown = scored or trained
+    if shown is None or not cameras.exists():
         parts.append(missing("No map: partition.json or cameras.json is missing."))
         return parts
     points = run.out / "input.ply"
     cloud = read_point_file(points, MAP_POINTS).xyz if points.exists() else torch.zeros(0, 3, dtype=torch.float64)
     psnr = {int(block): scores["PSNR"] for block, scores in blocks.items()}
-    parts.append(drawing(block_map(PartitionTable.load(file), psnr, read_cameras_json(cameras), cloud)))
+    parts.append(drawing(block_map(shown, psnr, read_cameras_json(cameras), cloud)))
     parts.append(note("Seen from above: cells with their block's PSNR (grey: none), cameras as dots."))
     return parts
 

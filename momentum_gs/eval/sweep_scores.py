@@ -34,10 +34,13 @@ METRICS = (
     Metric("SSIM_cc", "SSIM cc", 4, 1),
     *(Metric(f"{metric_name(net)}_cc", f"{metric_name(net)} cc", 4, -1) for net in NETS),
     Metric("worst_block_PSNR", "worst block", 2, 1),
+    Metric("border_PSNR", "near borders", 2, 1),
     Metric("merge_gap_PSNR", "merge gap", 2, 1),
     Metric("anchors", "anchors", 0, 0),
     Metric("storage_MB", "MB", 1, 0),
 )
+
+_BY_BLOCK = ("worst_block_PSNR", "border_PSNR")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class RunScores:
     """Key of a ``Metric`` -> value; what was not measured is not in it."""
     protocol: Mapping[str, Any]
     """How the merged model was scored."""
+
+    def without_blocks(self) -> "RunScores":
+        """Less the scores that go by blocks and their borders."""
+        numbers = {key: value for key, value in self.numbers.items() if key not in _BY_BLOCK}
+        return RunScores(numbers, self.protocol)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ def read_scores(out: Path) -> RunScores | None:
     numbers = {metric.key: entry.get(metric.key) for metric in METRICS}
     blocks = [scores["PSNR"] for scores in entry.get("blocks", {}).values() if scores.get("PSNR") is not None]
     numbers["worst_block_PSNR"] = min(blocks, default=None)
+    numbers["border_PSNR"] = entry.get("border", {}).get("PSNR")
     numbers["merge_gap_PSNR"] = entry.get("merge_gap", {}).get("PSNR")
     numbers["anchors"] = entry["protocol"].get("anchors")
     if (size := entry["protocol"].get("storage_bytes")) is not None:

@@ -66,7 +66,7 @@ def statements(results: SweepResults) -> list[str]:
     papers = {row.name: row.paper for row in results.sweep.rows}
     lines = []
     for first, second in results.pairs():
-        for key in (*PAPER_METRICS, "worst_block_PSNR"):
+        for key in (*PAPER_METRICS, "worst_block_PSNR", "border_PSNR"):
             metric, difference = _BY_KEY[key], results.difference(first, second, key)
             if difference is None:
                 continue

@@ -92,14 +92,20 @@ def format_table(rows: Sequence[Row], markdown: bool = False) -> str:
     metrics = [("PSNR", 2), ("SSIM", 4), *((net, 4) for net in nets)]
     columns = [(name + suffix, digits) for suffix in ("", "_cc") for name, digits in metrics]
     kinds = [kind for kind in ("anchors", "gaussians") if any(row.protocol.get(kind) for row in rows)]
-    cells = [["run", "method", *(name.replace("_", " ") for name, _ in columns), "worst block", "views", *kinds]]
+    worst = ["worst block"] if len(_cells(rows)) <= 1 else []
+    cells = [["run", "method", *(name.replace("_", " ") for name, _ in columns), *worst, "views", *kinds]]
     for row in rows:
         scores = [_number(row.record.get(metric), digits) for metric, digits in columns]
-        worst = _number(row.record.get("worst_block", {}).get("PSNR"), 2)
+        scores += [_number(row.record.get("worst_block", {}).get("PSNR"), 2) for _ in worst]
         counts = [str(row.protocol["views"]), *(_count(row.protocol.get(kind)) for kind in kinds)]
-        cells.append([row.run, row.method, *scores, worst, *counts])
+        cells.append([row.run, row.method, *scores, *counts])
     table = _markdown(cells) if markdown else _plain(cells)
     return "\n".join([table, "", *_notes(rows)])
+
+
+def _cells(rows: Sequence[Row]) -> set[str | None]:
+    """The cells that the rows' scores by block go by: the lowest of many cells is lower than that of a few."""
+    return {row.protocol.get("cells_sha256") for row in rows if row.record.get("worst_block")}
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -110,7 +116,9 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + (f"LPIPS: network {lpips['net']}, fed [0,1]." if lpips else "LPIPS was left out."),
         f"{protocol['split']} views: {_short(protocol['resolution'])}; list {_short(protocol['view_list_sha256'])}, "
         f"ground truth {_short(protocol['ground_truth_sha256'])}",
-    ]
+        *(["worst block left out: of other cells in every run; give 'render' the same --cells"]
+          if len(_cells(rows)) > 1 else []),
+    ]  # fmt: skip
 
 
 def _number(value: float | None, digits: int) -> str:

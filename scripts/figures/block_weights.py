@@ -24,9 +24,6 @@ def main(table: Path) -> None:
     weights = {row: [_last_weights(folder) for folder in by_seed.values()] for row, by_seed in runs.items()}
     reference = scores[record["reference"]]
     blocks = sorted({block for found in reference.values() for block in found}, key=int)
-    # Rows with other blocks have nothing to compare block by block.
-    runs = {row: by_seed for row, by_seed in runs.items()
-            if all(set(found) == set(blocks) for found in scores[row].values())}  # fmt: skip
     print("| block | " + " | ".join(runs) + " |")
     print("|---|" + "---|" * len(runs))
     for block in blocks:
@@ -53,10 +50,18 @@ def _block_scores(folder: Path) -> dict[str, float]:
 
 
 def _last_weights(folder: Path) -> dict[str, float]:
-    """Block -> weight; empty where blocks have none."""
+    """Block -> weight; empty where blocks have none, or are not those that the scores go by."""
+    trained, scored = (_cells(next(folder.glob(f"{place}/partition.json"))) for place in
+                       ("point_cloud/iteration_*", "test/ours_*/cells"))  # fmt: skip
+    if trained != scored:
+        return {}
     events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
     found = [event["weight"] for event in events if event["event"] == "BlocksMeasured"]
     return found[-1] if found else {}
+
+
+def _cells(partition: Path) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(partition.read_text()).items() if key not in ("views", "meta")}
 
 
 def _cell(scores: Sequence[float], weights: Sequence[float]) -> str:
