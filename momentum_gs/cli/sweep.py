@@ -199,13 +199,16 @@ def _collect(
         for row, configs in plan.items()
     }  # fmt: skip
     config = next(iter(plan[sweep.reference].values()))
-    code = sorted({str(run.protocol.get("rendered_by")) for seeds in runs.values() for run in seeds.values()})
+    protocols = [run.protocol for seeds in runs.values() for run in seeds.values()]
+    trained = {(protocol.get("training") or {}).get("code", "a version that did not say") for protocol in protocols}
+    rendered = {str(protocol.get("rendered_by")) for protocol in protocols}
     about = {
         "scene": _tail(str(config.scene.path)),
         "settings": " ".join([*map(_tail, args.config or ["configs/base.yaml"]), *args.overrides]),
         "steps": f"{config.steps:,} for every block of the reference",
         "seeds": ", ".join(map(str, sweep.seeds)),
-        "code": "; ".join(code),
+        "trained by": "; ".join(sorted(trained)),
+        "rendered by": "; ".join(sorted(rendered)),
     }
     names = {row: {seed: path.name for seed, path in paths.items()} for row, paths in folders.items()}
     return SweepResults(sweep, runs, names, about, failed)
