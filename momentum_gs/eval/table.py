@@ -116,7 +116,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + (f"LPIPS: network {lpips['net']}, fed [0,1]." if lpips else "LPIPS was left out."),
         f"{protocol['split']} views: {_short(protocol['resolution'])}; list {_short(protocol['view_list_sha256'])}, "
         f"ground truth {_short(protocol['ground_truth_sha256'])}",
-        *(["worst block left out: of other cells in every run; give 'render' the same --cells"]
+        *(["worst block left out: the rows go by different cells; render them with the same --cells"]
           if len(_cells(rows)) > 1 else []),
     ]  # fmt: skip
 

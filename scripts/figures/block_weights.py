@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from momentum_gs.data.partition_table import PartitionTable
+
 
 def main(table: Path) -> None:
     """Reads the sweep's record and the runs beside it."""
@@ -51,17 +53,15 @@ def _block_scores(folder: Path) -> dict[str, float]:
 
 def _last_weights(folder: Path) -> dict[str, float]:
     """Block -> weight; empty where blocks have none, or are not those that the scores go by."""
-    trained, scored = (_cells(next(folder.glob(f"{place}/partition.json"))) for place in
-                       ("point_cloud/iteration_*", "test/ours_*/cells"))  # fmt: skip
+    trained, scored = (
+        PartitionTable.load(next(folder.glob(f"{place}/partition.json"))).cells_sha256
+        for place in ("point_cloud/iteration_*", "test/ours_*/cells")
+    )
     if trained != scored:
         return {}
     events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
     found = [event["weight"] for event in events if event["event"] == "BlocksMeasured"]
     return found[-1] if found else {}
-
-
-def _cells(partition: Path) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(partition.read_text()).items() if key not in ("views", "meta")}
 
 
 def _cell(scores: Sequence[float], weights: Sequence[float]) -> str:
