@@ -14,9 +14,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+from tqdm import tqdm
 
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress, say, warn
@@ -96,63 +98,81 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Call
     Raises:
         KeyboardInterrupt: once ``stop`` has said yes and all commands have ended.
     """
-    waiting, free = list(jobs), list(slots)
-    running: list[_Running] = []
-    failed: dict[str, str] = {}
-    elsewhere: set[str] = set()
-    bar = progress(len(jobs), "sweep")
+    work = _Work(list(jobs), list(slots), progress(len(jobs), "sweep"))
     try:
-        while waiting or running:
+        while work.waiting or work.running:
             if stop():
                 raise KeyboardInterrupt
-            for item in list(running):
-                if item.process.poll() is None:
-                    continue
-                reason = _after(item)
-                if reason is None and (stage := _next_stage(item.job)) is not None:
-                    item.stage, item.process = stage, _start(item.job, stage, item.slot, item.lock)
-                    continue
-                if reason is None and not item.job.finished():
-                    reason = "the last command left no whole results"
-                if reason is not None:
-                    failed[item.job.name] = reason
-                    warn(f"sweep: {item.job.name} failed: {reason}; its log: {item.job.log}")
-                else:
-                    item.job.tidy()
-                    say(f"sweep: {item.job.name} is finished; {len(waiting)} wait, {len(running) - 1} go on")
-                running.remove(item)
-                item.lock.close()
-                free.append(item.slot)
-                bar.update()
-            for job in list(waiting):
-                if lost := [name for name in job.needs if name in failed]:
-                    waiting.remove(job)
-                    failed[job.name] = f"it needs the {lost[0]}"
-                    bar.update()
-                    continue
-                if not free:
-                    break
-                if any(other.name in job.needs for other in (*waiting, *(item.job for item in running))):
-                    continue
-                lock = _locked(job.folder / ".lock")
-                if lock is None:
-                    if job.name not in elsewhere:
-                        elsewhere.add(job.name)
-                        say(f"sweep: {job.name} is at work in another process; its turn comes when that is done")
-                    continue
-                waiting.remove(job)
-                if job.finished():
-                    lock.close()
-                    bar.update()
-                    continue
-                stage = _next_stage(job) or _last_again(job)
-                running.append(_Running(job, lock, slot := free.pop(0), stage, _start(job, stage, slot, lock)))
-            bar.set_postfix_str(", ".join(f"{item.job.name}: {item.stage.name}" for item in running))
+            work.go_on()
+            work.begin()
+            work.bar.set_postfix_str(", ".join(f"{item.job.name}: {item.stage.name}" for item in work.running))
             time.sleep(POLL_SECONDS)
     finally:
-        _end(running)
-        bar.close()
-    return failed
+        _end(work.running)
+        work.bar.close()
+    return work.failed
+
+
+@dataclass
+class _Work:
+    """What waits, what runs and what went wrong."""
+
+    waiting: list[Job]
+    free: list[Mapping[str, str]]
+    """Slots that nothing runs in."""
+    bar: tqdm
+    running: list[_Running] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    """Jobs that another process was seen to be at work on."""
+
+    def go_on(self) -> None:
+        """Starts the next command where one has ended; a job that has no more is finished, or has failed."""
+        for item in list(self.running):
+            if item.process.poll() is None:
+                continue
+            reason = _after(item)
+            if reason is None and (stage := _next_stage(item.job)) is not None:
+                item.stage, item.process = stage, _start(item.job, stage, item.slot, item.lock)
+                continue
+            if reason is None and not item.job.finished():
+                reason = "the last command left no whole results"
+            if reason is None:
+                item.job.tidy()
+                say(f"sweep: {item.job.name} is finished; {len(self.waiting)} wait, {len(self.running) - 1} go on")
+            else:
+                self.failed[item.job.name] = reason
+                warn(f"sweep: {item.job.name} failed: {reason}; its log: {item.job.log}")
+            self.running.remove(item)
+            item.lock.close()
+            self.free.append(item.slot)
+            self.bar.update()
+
+    def begin(self) -> None:
+        """Starts jobs as far as slots, needs and locks allow."""
+        for job in list(self.waiting):
+            if lost := [name for name in job.needs if name in self.failed]:
+                self.waiting.remove(job)
+                self.failed[job.name] = f"it needs the {lost[0]}"
+                self.bar.update()
+                continue
+            if not self.free:
+                return
+            if any(other.name in job.needs for other in (*self.waiting, *(item.job for item in self.running))):
+                continue
+            lock = _locked(job.folder / ".lock")
+            if lock is None:
+                if job.name not in self.elsewhere:
+                    self.elsewhere.add(job.name)
+                    say(f"sweep: {job.name} is at work in another process; its turn comes when that is done")
+                continue
+            self.waiting.remove(job)
+            if job.finished():
+                lock.close()
+                self.bar.update()
+                continue
+            slot, stage = self.free.pop(0), _next_stage(job) or _last_again(job)
+            self.running.append(_Running(job, lock, slot, stage, _start(job, stage, slot, lock)))
 
 
 def _locked(path: Path) -> IO[str] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import progress
-from momentum_gs.core.types import Camera
+from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.views import Views
@@ -118,14 +118,9 @@ def render_parts(
                 image = view.output.image.clamp(0, 1)
                 del view  # or its Gaussians would be in memory with those of the next one
                 photograph = views.photograph(camera.name)
-                image, truth = image.cpu(), photograph.image.cpu()
-                write_png(folder / "renders" / names[camera.name], image)
                 if photograph.mask is not None:
                     masked.append(names[camera.name])
-                    write_png(folder / "masks" / names[camera.name], photograph.mask.expand(3, -1, -1))
-                write_png(folder / "gt" / names[camera.name], truth)
-                if errors:
-                    write_png(folder / "errors" / names[camera.name], error_map(image, truth))
+                _write_pictures(folder, names[camera.name], image, photograph, errors)
                 bar.update()
             del anchors  # or two blocks would be in memory while the next one loads
     timed = seconds[min(WARM_UP, len(seconds) - 1) :]
@@ -166,6 +161,17 @@ def _timed_render(
     if background.is_cuda:
         torch.cuda.synchronize(background.device)
     return view, time.perf_counter() - start
+
+
+def _write_pictures(folder: Path, name: str, image: Tensor, photograph: Photograph, errors: bool) -> None:
+    """The rendered image [3,H,W], the photograph, its mask where it has one, and the error map on request."""
+    image, truth = image.cpu(), photograph.image.cpu()
+    write_png(folder / "renders" / name, image)
+    write_png(folder / "gt" / name, truth)
+    if photograph.mask is not None:
+        write_png(folder / "masks" / name, photograph.mask.expand(3, -1, -1))
+    if errors:
+        write_png(folder / "errors" / name, error_map(image, truth))
 
 
 def _storage(plys: Sequence[Path]) -> int:
