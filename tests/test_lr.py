@@ -1,4 +1,4 @@
-"""Learning rates against the original's figures."""
+"""Learning rates against the original's figures, and the bound on the decoder's gradient."""
 
 import math
 
@@ -8,7 +8,7 @@ from anchor_scene import parity, random_anchors, random_decoder
 
 from momentum_gs.config.schema import OptimConfig
 from momentum_gs.train.lr import exponential
-from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer, set_learning_rates
+from momentum_gs.train.optim import anchor_optimizer, clip_gradients, decoder_optimizer, set_learning_rates
 
 
 def rates(optimizer: torch.optim.Adam) -> dict[str, float]:
@@ -89,3 +89,51 @@ def test_no_anchor_is_no_error() -> None:
     (anchors.feature.sum() + anchors.offset.sum()).backward()
     optimizer.step()
     assert len(anchors) == 0
+
+
+def lengths(optimizer: torch.optim.Adam) -> dict[str, float]:
+    """Length of each group's gradient."""
+    return {
+        group["name"]: math.sqrt(sum(float(p.grad.square().sum()) for p in group["params"]))
+        for group in optimizer.param_groups
+    }
+
+
+def give_gradients(optimizer: torch.optim.Adam, factors: dict[str, float]) -> None:
+    """Random gradients, those of a group times its factor (default: 1)."""
+    rng = torch.Generator().manual_seed(3)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.randn(p.shape, generator=rng) * factors.get(group["name"], 1.0)
+
+
+def test_a_gradient_out_of_the_ordinary_is_scaled_down_in_its_group_alone() -> None:
+    optimizer = decoder_optimizer(random_decoder(), OptimConfig())
+    for _ in range(5):
+        give_gradients(optimizer, {})
+        optimizer.step()
+    usual = lengths(optimizer)
+    give_gradients(optimizer, {"cov": 1000.0, "color": 3.9})
+    before = {g["name"]: [p.grad.clone() for p in g["params"]] for g in optimizer.param_groups}
+    clip_gradients(optimizer, 4.0)
+    found = lengths(optimizer)
+    # The same gradient five times over: its length is the usual one. float32 sums.
+    assert found["cov"] == pytest.approx(4 * usual["cov"], rel=1e-5)
+    for group in optimizer.param_groups:
+        for p, g in zip(group["params"], before[group["name"]], strict=True):
+            if group["name"] == "cov":  # Shorter, not turned.
+                torch.testing.assert_close(p.grad / p.grad.norm(), g / g.norm())
+            else:
+                assert torch.equal(p.grad, g)
+
+
+@pytest.mark.parametrize("earlier", [0, 3], ids=["first", "after zeros"])
+def test_a_gradient_with_nothing_to_compare_to_passes_whole(earlier: int) -> None:
+    optimizer = decoder_optimizer(random_decoder(), OptimConfig())
+    for _ in range(earlier):
+        give_gradients(optimizer, {"cov": 0.0})
+        optimizer.step()
+    give_gradients(optimizer, {"cov": 50.0})
+    before = lengths(optimizer)
+    clip_gradients(optimizer, 1.0)
+    assert lengths(optimizer)["cov"] == before["cov"] > 0

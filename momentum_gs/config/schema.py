@@ -110,9 +110,14 @@ class OptimConfig:
     """Block steps after which the pairs stay at their second value [MGS]."""
     eps: float = 1e-15
     """Adam's epsilon [MGS]."""
+    decoder_clip: float | None = None
+    """Longest gradient of one of the decoder's heads, times the usual (root of Adam's second moment); what is longer is
+    scaled down. None: no bound [MGS]."""
 
     def __post_init__(self) -> None:
         _check(self.lr_steps >= 1, "optim.lr_steps", self.lr_steps, "at least 1")
+        clip = self.decoder_clip
+        _check(clip is None or clip >= 1, "optim.decoder_clip", clip, "at least 1, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

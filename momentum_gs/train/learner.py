@@ -7,7 +7,7 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.optim import decoder_optimizer, set_decoder_lr
+from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
 
 
 class DecoderLearner:
@@ -31,6 +31,8 @@ class DecoderLearner:
     def step(self, block_step: float | int) -> None:
         """Moves the weights along the gradients that they hold, at the rates of ``block_step``, and drops these."""
         set_decoder_lr(self._optimizer, self._config, block_step)
+        if self._config.decoder_clip is not None:
+            clip_gradients(self._optimizer, self._config.decoder_clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
 

@@ -5,6 +5,7 @@ steps; those of the decoder are its updates on the blocks' clock. Source: traini
 Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
+import torch
 from torch.optim import Adam
 
 from momentum_gs.config.schema import GaussiansConfig, OptimConfig
@@ -31,6 +32,27 @@ def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
     optimizer = Adam(groups, eps=config.eps, fused=True)
     set_decoder_lr(optimizer, config, 0)
     return optimizer
+
+
+@torch.no_grad()
+def clip_gradients(optimizer: Adam, limit: float) -> None:
+    """Scales the gradient of each group down to ``limit`` times its usual length: the root of Adam's second moments.
+
+    A single view can have a gradient a hundred times as long as all others. Adam takes a step of many times the usual
+    length along it, and keeps it in its second moments, which shortens the steps of the next thousand.
+    """
+    for group in optimizer.param_groups:
+        learnt = [(p.grad, optimizer.state[p]) for p in group["params"] if p.grad is not None and p in optimizer.state]
+        if not learnt:
+            continue
+        length = torch.stack([grad.norm() for grad, _ in learnt]).norm()
+        # All parameters of a group have moved as often; the division undoes Adam's start from zero.
+        seen = 1 - group["betas"][1] ** learnt[0][1]["step"].to(length)
+        usual = (torch.stack([state["exp_avg_sq"].sum() for _, state in learnt]).sum() / seen).sqrt()
+        # A group that has had no gradient but zeros has nothing to compare with.
+        share = torch.where((usual > 0) & (length > limit * usual), limit * usual / length, 1.0)
+        for grad, _ in learnt:
+            grad.mul_(share)
 
 
 def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float | int, lr_scale: float) -> None:
