@@ -6,7 +6,8 @@ import pytest
 import torch
 from anchor_scene import parity, random_anchors, random_decoder
 
-from momentum_gs.config.schema import OptimConfig
+from momentum_gs.config.schema import Config, OptimConfig
+from momentum_gs.train.learner import DecoderLearner
 from momentum_gs.train.lr import exponential
 from momentum_gs.train.optim import anchor_optimizer, clip_gradients, decoder_optimizer, set_learning_rates
 
@@ -137,3 +138,19 @@ def test_a_gradient_with_nothing_to_compare_to_passes_whole(earlier: int) -> Non
     before = lengths(optimizer)
     clip_gradients(optimizer, 1.0)
     assert lengths(optimizer)["cov"] == before["cov"] > 0
+
+
+@pytest.mark.parametrize("clip", [None, 4.0])
+def test_with_the_bound_one_gradient_does_not_shorten_the_steps_that_follow(clip: float | None) -> None:
+    learner = DecoderLearner(Config(optim=OptimConfig(decoder_clip=clip)), torch.device("cpu"))
+    bias = learner.module.cov[2].bias.detach()
+    moved = []
+    # Then as many as make Adam's first moment forget: 0.9^100 of 1000 is 0.03 of a usual gradient.
+    for factor in (*(1.0, -1.0) * 20, 1000.0, *(-1.0, 1.0) * 50):
+        before = bias.clone()
+        for p in learner.module.parameters():
+            p.grad = torch.full_like(p, factor)
+        learner.step(0)
+        moved.append(float((bias - before).abs().max()))
+    # The second moments: 1e6 among a hundred ones, or 16.
+    assert moved[-1] < 0.05 * moved[39] if clip is None else moved[-1] > 0.8 * moved[39]
