@@ -196,7 +196,7 @@ def test_a_scene_near_the_origin_is_left_where_it_is(tmp_path: Path) -> None:
     for shift in (0.0, 100.0):
         there = torch.tensor([shift, 0, 0], dtype=torch.float64)
         scene = load_scene(config(write_far_scene(tmp_path / str(shift), NAMES, there)))
-        assert scene.offset == (0, 0, 0)
+        assert scene.frame.offset == (0, 0, 0)
         assert torch.equal(scene.points.xyz, points().xyz + there)
 
 
@@ -205,7 +205,7 @@ def test_a_far_scene_moves_to_the_origin_as_a_whole(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     far = load_scene(config(write_far_scene(tmp_path / "far", NAMES)))
     assert "scene.offset" in capsys.readouterr().out
-    shift = torch.tensor(far.offset, dtype=torch.float64)
+    shift = torch.tensor(far.frame.offset, dtype=torch.float64)
     assert float((UTM - shift).norm()) < 200
     # A float64 step at 5.7 million is 1e-9; the translations went through one.
     torch.testing.assert_close(far.points.xyz + shift - UTM, near.points.xyz, rtol=0, atol=4e-9)
@@ -219,7 +219,7 @@ def test_a_far_scene_moves_to_the_origin_as_a_whole(tmp_path: Path, capsys: pyte
 def test_a_view_less_moves_nothing(tmp_path: Path) -> None:
     whole = load_scene(config(write_far_scene(tmp_path / "whole", NAMES)))
     fewer = load_scene(config(write_far_scene(tmp_path / "fewer", NAMES[:-1])))
-    assert fewer.offset == whole.offset
+    assert fewer.frame.offset == whole.frame.offset
 
 
 def test_an_offset_that_is_given_is_used(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_an_offset_that_is_given_is_used(tmp_path: Path) -> None:
     assert torch.equal(stays.points.xyz, points().xyz + UTM)
     x, y, z = UTM.tolist()
     moved = load_scene(config(root, offset=(x, y, z)))
-    assert moved.offset == (x, y, z)
+    assert moved.frame.offset == (x, y, z)
     torch.testing.assert_close(moved.points.xyz, points().xyz, rtol=0, atol=4e-9)
 
 
@@ -238,7 +238,7 @@ def test_a_run_writes_down_the_offset_it_found(tmp_path: Path) -> None:
     settings = ["stage=coarse", "steps=2", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]
     assert main(["train", "-s", str(root), "-m", str(out), *settings]) == 0
     found = load_run_config(out).scene.offset
-    assert found is not None and found == load_scene(config(root)).offset != (0, 0, 0)
+    assert found is not None and found == load_scene(config(root)).frame.offset != (0, 0, 0)
     assert main(["train", "-s", str(root), "-m", str(out), *settings, "--resume"]) == 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from momentum_gs.config.load import load_config
-from momentum_gs.config.schema import Config
+from momentum_gs.config.schema import Config, SceneConfig
 from momentum_gs.core.errors import UserError
 
 # Setting behind each flag of ``add_run_arguments``.
@@ -70,6 +70,20 @@ def load_run_config(out: str | Path) -> Config:
     if not file.is_file():
         raise UserError(f"run: {file} is missing, expected the output folder of 'momentum-gs train -m OUT'")
     return replace(load_config(file), out=os.path.abspath(out))
+
+
+def frame_of_run(scene: SceneConfig, out: Path) -> SceneConfig:
+    """The settings of a scene with the coordinates of an earlier run, where they say ``unit: auto`` and it found them.
+
+    A coarse model, the partition made with it and a run that is resumed share their coordinates, whatever images the
+    scene has gained or lost in between.
+    """
+    if scene.unit != "auto" or not (out / "config.yaml").is_file():
+        return scene
+    earlier = load_run_config(out).scene
+    return scene if earlier.unit == "auto" else replace(
+        scene, offset=earlier.offset, unit=earlier.unit, axes=earlier.axes
+    )
 
 
 def out_folder(config: Config) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from momentum_gs.cli.common import add_run_arguments, out_folder, resolve_config
+from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import free_device_memory, pick_device
 from momentum_gs.core.errors import UserError
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     """Makes the partition, saves it, draws it and prints it."""
     config = resolve_config(args)
     path = Path(config.partition.file) if config.partition.file else out_folder(config) / "partition.json"
-    scene = load_scene(config.scene)
+    scene = load_scene(frame_of_run(config.scene, coarse_folder(config)))
     config = with_block_count(config, scene)
     settings = config.partition
     table = automatic_layout(scene.train, scene.points.xyz, settings).table()
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     table, joined = join_starved(table, scene.train, points, settings.min_views, settings.min_points)
     covered = coverage(table, scene.train, scene.points.xyz)
     meta = {
-        "offset": list(scene.offset),
+        **scene.frame.record(),
         "balance": settings.balance_used,
         "joined": joined,
         "coverage": [asdict(block) for block in covered],
@@ -116,6 +116,11 @@ def with_block_count(config: Config, scene: Scene) -> Config:
     return replace(config, partition=replace(config.partition, blocks=n))
 
 
+def coarse_folder(config: Config) -> Path:
+    """Where the coarse model of the experiment is, or would be."""
+    return Path(config.partition.coarse) if config.partition.coarse else out_folder(config) / "coarse"
+
+
 def _with_views(table: PartitionTable, scene: Scene, config: Config) -> PartitionTable:
     """The table with its cameras; one block takes them all and needs no model."""
     settings = config.partition
@@ -134,7 +139,7 @@ def _coarse_changes(
     table: PartitionTable, scene: Scene, config: Config, meta: dict[str, Any]
 ) -> Callable[[Camera], Mapping[int, float]]:
     """What the coarse model says of the blocks in a camera's picture; ``meta`` gets its name and size."""
-    coarse = Path(config.partition.coarse) if config.partition.coarse else out_folder(config) / "coarse"
+    coarse = coarse_folder(config)
     try:
         folder = model_folder(coarse)
     except UserError as error:

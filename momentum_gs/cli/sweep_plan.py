@@ -21,7 +21,7 @@ from momentum_gs.core.log import warn
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.eval.sweep_scores import read_scores
 
-_NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.cache_gb",
+_NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.axes", "scene.cache_gb",
                           "partition.coarse", "partition.file")  # fmt: skip
 """Settings and sections that leave a run what it is."""
 _SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.file": "the partitions of the sweep",

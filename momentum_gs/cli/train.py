@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from momentum_gs.cli.common import add_run_arguments, out_folder, resolve_config
+from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_config
 from momentum_gs.config.family import write_cfg_args
 from momentum_gs.config.load import config_to_dict, dump_config
 from momentum_gs.config.schema import Config
@@ -20,6 +20,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.family_files import write_cameras_json, write_input_ply
+from momentum_gs.data.frame import recorded_frame
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.eval.results import code_version, write_json
@@ -80,13 +81,16 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
     folder = out_folder(config)
     _check_shared(folder, comm)
     resume = _resumes(args, folder, launch, comm)
-    scene = load_scene(config.scene)
-    if any(scene.offset):
-        # Found once: whoever continues, renders or exports this run uses the same, whatever becomes of the scene.
-        config = replace(config, scene=replace(config.scene, offset=scene.offset))
     table = None
     if config.stage == "blocks":
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
+        config = replace(config, scene=recorded_frame(config.scene, table.meta))
+    elif resume:
+        config = replace(config, scene=frame_of_run(config.scene, folder))
+    scene = load_scene(config.scene)
+    # Found once: whoever continues, renders or exports this run uses the same, whatever becomes of the scene.
+    config = replace(config, scene=scene.frame.recorded(config.scene))
+    if table is not None:
         table.check(config.partition, scene)
     training = Training(config, scene, table, comm, device, resume=resume, only=args.only_blocks)
     code = code_version()  # Now: who trains for hours may have committed by the end.

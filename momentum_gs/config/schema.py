@@ -10,6 +10,9 @@ from typing import Literal
 
 from momentum_gs.core.errors import UserError
 
+Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
+"""A signed axis of the scene's coordinates."""
+
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
@@ -50,13 +53,23 @@ class SceneConfig:
     (100,000 where the cameras look) [ours]."""
     offset: tuple[float, float, float] | None = None
     """Taken from all coordinates of the scene. Default: zero, unless the cameras are so far from the origin (100 times
-    their extent) that float32 would blur the scene; then their rounded centre. ``partition.aabb`` and all results are
-    relative to it; ``config.yaml`` of a run holds the one used [ours]."""
+    their extent) that float32 would blur the scene; then their rounded centre; with ``unit: auto`` always their centre.
+    ``config.yaml`` of a run holds the one used [ours]."""
+    unit: float | Literal["auto"] = 1.0
+    """Scene units in one training unit: all coordinates are divided by it. 1: the scene trains in its own coordinates
+    [SGS, MGS]. ``auto``: the unit in which the cameras see the points from a median distance of 5, so that the same
+    settings suit a scene in metres, in feet or in COLMAP's own units. All lengths in settings, ``partition.aabb`` among
+    them, and all results are in training units; ``config.yaml`` of a run holds the unit used [ours]."""
+    axes: tuple[Axis, Axis, Axis] | None = None
+    """Axes of the scene that become x, y and z of the training coordinates, e.g. ``[x, -z, y]``. Default: the scene's
+    own; with ``unit: auto`` those that point up (z) and from the cameras to the points (x). ``config.yaml`` of a run
+    holds the ones used [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.resolution == -1 or self.resolution > 0, "scene.resolution", self.resolution, "-1 or above 0")
         _check(self.test_every >= 0 and self.test_every != 1, "scene.test_every", self.test_every, "0 or at least 2")
         _check(self.cache_gb > 0, "scene.cache_gb", self.cache_gb, "a size above 0")
+        _check(self.unit == "auto" or self.unit > 0, "scene.unit", self.unit, "auto, or a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +106,11 @@ class OptimConfig:
     """Adam and its learning rates. Pairs decay exponentially from first to second over ``lr_steps`` block steps."""
 
     offset_lr: tuple[float, float] = (0.01, 1e-4)
-    """Times the radius of the cameras (``spatial_lr_scale``) [MGS]."""
+    """Times ``lr_scale`` [MGS]."""
+    lr_scale: float | None = None
+    """Multiplies the rates of offsets and positions, training units. Default: the radius of the block's cameras
+    (``spatial_lr_scale``), which grows with the survey [MGS]. With normalized coordinates (``scene.unit: auto``) 5, the
+    viewing distance, suits every scene [ours]."""
     feature_lr: float = 0.0075
     """[MGS]"""
     scaling_lr: float = 0.007
@@ -116,6 +133,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(self.lr_steps >= 1, "optim.lr_steps", self.lr_steps, "at least 1")
+        _check(self.lr_scale is None or self.lr_scale > 0, "optim.lr_scale", self.lr_scale, "a number above 0")
         clip = self.decoder_clip
         _check(clip is None or clip >= 1, "optim.decoder_clip", clip, "at least 1, or null")
 
@@ -168,15 +186,16 @@ class GrowthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GaussiansConfig:
-    """The explicit baseline, used with ``model.primitive=gaussians``. Steps are block steps. ``optim.lr_steps`` and
-    ``optim.eps`` hold for it, too; the other settings of ``optim``, ``growth`` and ``anchors`` do not."""
+    """The explicit baseline, used with ``model.primitive=gaussians``. Steps are block steps. ``optim.lr_steps``,
+    ``optim.lr_scale`` and ``optim.eps`` hold for it, too; the other settings of ``optim``, ``growth`` and ``anchors``
+    do not."""
 
     sh_degree: int = 3
     """Highest degree of the colours' spherical harmonics, 0 to 3 [3DGS]."""
     sh_every: int = 1000
     """Steps after which one more degree is evaluated [3DGS]; with ``prior`` blocks begin with all."""
     position_lr: tuple[float, float] = (1.6e-4, 1.6e-6)
-    """Times the radius of the cameras; decays like the pairs of ``optim`` [3DGS]."""
+    """Times ``optim.lr_scale``; decays like the pairs of ``optim`` [3DGS]."""
     sh_lr: float = 0.0025
     """Of degree 0; a twentieth for the others [3DGS]."""
     opacity_lr: float = 0.05
@@ -194,13 +213,13 @@ class GaussiansConfig:
     grad_threshold: float = 2e-4
     """Mean norm of the screen gradient (NDC) from which a Gaussian is cloned or split [3DGS]."""
     percent_dense: float = 0.01
-    """Largest scale that is cloned, over the radius of the cameras; larger ones are split [3DGS]."""
+    """Largest scale that is cloned, over ``optim.lr_scale``; larger ones are split [3DGS]."""
     min_opacity: float = 0.005
     """Gaussians with less are pruned [3DGS]."""
     reset_every: int = 3000
     """Steps between resets of all opacities to 0.01 at most; 0: none [3DGS]."""
     max_world_size: float = 0.1
-    """Largest scale over the radius of the cameras; larger ones are pruned after the first ``reset_every`` steps
+    """Largest scale over ``optim.lr_scale``; larger ones are pruned after the first ``reset_every`` steps
     [3DGS]."""
     max_screen_radius: int | None = None
     """The same for the radius on the screen, pixels. 3DGS has 20 here, but clears the radii before it looks at them."""
@@ -456,6 +475,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
+        if self.partition.aabb is not None and self.scene.unit == "auto":
+            _check(False, "scene.unit", "auto", "a number with partition.aabb, which is in training units: 1 for an "
+                   "aabb in the scene's own coordinates")  # fmt: skip
         if self.model.primitive == "gaussians":
             why = "with model.primitive=gaussians, which has neither anchors nor decoder (configs/modes/gaussians.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")

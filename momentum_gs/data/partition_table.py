@@ -40,8 +40,8 @@ class PartitionTable:
     views: list[list[str]]
     """Names of the training views of each block; a view may serve several."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Whatever else is worth recording (threshold, coverage of the blocks): anything JSON holds. Where ``offset`` (what
-    was taken from all coordinates) and ``balance`` are there, ``check`` compares them."""
+    """Whatever else is worth recording (threshold, coverage of the blocks): anything JSON holds. Where the
+    frame (``Frame.record``) and ``balance`` are there, ``check`` compares them."""
     cuts: Cuts | None = None
     """Where the axes are cut; None: equal cells in contracted space."""
     joined: tuple[int, ...] | None = None
@@ -175,9 +175,10 @@ class PartitionTable:
 
     def check_coordinates(self, scene: Scene) -> None:
         """Raises UserError where the table was made for coordinates that are moved against the scene's."""
-        made, now = self.meta.get("offset"), list(scene.offset)
-        if made not in (None, now):  # Files of earlier versions do not say.
-            raise UserError(f"partition: table is for coordinates less {made}, here they are less {now}; {_AGAIN}")
+        now = scene.frame.record()
+        made = {name: self.meta[name] for name in now if name in self.meta}  # Earlier versions have fewer.
+        if any(value != now[name] for name, value in made.items()):
+            raise UserError(f"partition: table is for coordinates with {made}, the scene is read with {now}; {_AGAIN}")
 
 
 def _from_record(record: dict[str, Any]) -> PartitionTable:

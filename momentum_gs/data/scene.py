@@ -13,6 +13,7 @@ from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.log import say, warn
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap import find_model, read_points, read_views
+from momentum_gs.data.frame import Frame, check_axes, normalized_frame
 from momentum_gs.data.images import image_size, same_aspect, target_size
 from momentum_gs.data.lens import Lens
 from momentum_gs.data.masks import check_mask, find_masks
@@ -43,8 +44,8 @@ class Scene:
     """Transparent pixels show white instead of black."""
     mask_paths: dict[str, Path] = field(default_factory=dict)
     """Mask file of the views that have one, by name."""
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """What was taken from all coordinates: those of the scene's files are these plus the offset."""
+    frame: Frame = Frame()
+    """Where the coordinates of views and points lie in those of the scene's files."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def load_scene(config: SceneConfig) -> Scene:
     get their folder in front); or ``transforms.json``, or ``transforms_train.json`` and ``transforms_test.json``.
 
     Distorted views are undistorted into a cache where ``config.undistort`` says so. Where cameras are so far from the
-    origin that float32 would blur the scene, everything is moved (``Scene.offset``).
+    origin that float32 would blur the scene, everything is moved (``Scene.frame``).
 
     Raises:
         UserError: for missing or damaged files, missing images (all counted in one message; with ``bad_images=skip``
@@ -178,7 +179,18 @@ def _scene(
             "with scene.points=FILE, or start from random ones with scene.points=random"
         )
     scene = Scene(root, train, test, points, views.images, config.white_background, views.masks)
-    return _moved(scene, config.offset if config.offset is not None else _needed_offset(scene))
+    return _framed(scene, _frame(scene, config))
+
+
+def _frame(scene: Scene, config: SceneConfig) -> Frame:
+    """The coordinates that the settings ask for, with what they leave open found from the scene."""
+    if config.axes is not None:
+        check_axes(config.axes)
+    if config.unit == "auto":
+        return normalized_frame([*scene.train, *scene.test], scene.points, config.offset, config.axes)
+    offset = config.offset if config.offset is not None else _needed_offset(scene)
+    # Only normalized coordinates have axes written down, by the run that found them: they are rounded again.
+    return Frame(offset, config.unit, config.axes or ("x", "y", "z"), normalized=config.axes is not None)
 
 
 def _needed_offset(scene: Scene) -> tuple[float, float, float]:
@@ -202,17 +214,13 @@ def _needed_offset(scene: Scene) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _moved(scene: Scene, offset: tuple[float, float, float]) -> Scene:
-    """The scene relative to ``offset``."""
-    if not any(offset):
+def _framed(scene: Scene, frame: Frame) -> Scene:
+    """The scene in the coordinates of ``frame``."""
+    if frame.is_identity:
         return scene
-    shift = torch.tensor(offset, dtype=torch.float64)
-    train, test = (
-        [replace(camera, translation=camera.translation + camera.rotation @ shift) for camera in cameras]
-        for cameras in (scene.train, scene.test)
-    )
-    points = PointCloud(scene.points.xyz - shift, scene.points.rgb)
-    return replace(scene, train=train, test=test, points=points, offset=offset)
+    train, test = ([frame.camera(camera) for camera in cameras] for cameras in (scene.train, scene.test))
+    points = PointCloud(frame.points(scene.points.xyz), scene.points.rgb)
+    return replace(scene, train=train, test=test, points=points, frame=frame)
 
 
 def _load_views(root: Path, part: Path, config: SceneConfig) -> _Views:

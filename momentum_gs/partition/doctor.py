@@ -228,8 +228,14 @@ def _check_geometry(sources: Sequence[Source], scene: Scene | None, config: Conf
     """Poses and points in the frame that training has them in, or where it would refuse, as the files have them."""
     place = sources[0].model or sources[0].folder
     if scene is not None:
-        moved = [Finding("info", "offset", "scene.offset", f"{scene.offset} is taken from all coordinates, which lie "
-                         "too far from the origin for float32")] if any(scene.offset) else []  # fmt: skip
+        frame = scene.frame
+        moved = []
+        if frame.normalized:
+            moved = [Finding("info", "unit", "scene.unit", f"training coordinates are normalized: one training unit is "
+                             f"{frame.unit:.4g} scene units")]  # fmt: skip
+        elif any(frame.offset):
+            moved = [Finding("info", "offset", "scene.offset", f"{frame.offset} is taken from all coordinates, which "
+                             "lie too far from the origin for float32")]  # fmt: skip
         return moved + check_poses(place, [*scene.train, *scene.test], scene.points.xyz, config.partition)
     cameras, points = [camera for source in sources for camera in source.cameras], sources[0].points
     return check_poses(place, cameras, points.xyz, config.partition) if cameras and points is not None else []

@@ -33,7 +33,7 @@ class BlockState:
     voxel_size: float
     """Edge of the finest voxel, scene units."""
     lr_scale: float
-    """Radius of the block's cameras, the family's spatial_lr_scale."""
+    """``optim.lr_scale``, or the radius of the block's cameras."""
     step: int = 0
     """Block steps done."""
     fixed: Bool[Tensor, "n"] | None = None
@@ -92,7 +92,7 @@ def init_block(
     """A block at step 0 from its initial points, with its learning-rate scale from its own cameras [MGS]."""
     anchors, voxel_size = init_anchors(points, config.model)
     anchors = anchors.to(device)
-    lr_scale = camera_radius(torch.stack([c.center for c in cameras]))
+    lr_scale = config.optim.lr_scale or camera_radius(torch.stack([c.center for c in cameras]))
     optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
     own = DecoderLearner(config, device) if config.own_decoders else None
     return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale, own=own)

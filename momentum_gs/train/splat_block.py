@@ -27,7 +27,7 @@ class SplatBlock:
     optimizer: Adam
     stats: SplatStats
     lr_scale: float
-    """Radius of the block's cameras, the family's spatial_lr_scale."""
+    """``optim.lr_scale``, or the radius of the block's cameras."""
     step: int = 0
     """Block steps done."""
     score: RunningScore = field(default_factory=RunningScore)
@@ -68,6 +68,6 @@ def init_splat_block(
 ) -> SplatBlock:
     """A block at step 0, with its learning-rate scale from its own cameras as for anchors."""
     splats = splats.to(device)
-    lr_scale = camera_radius(torch.stack([c.center for c in cameras]))
+    lr_scale = config.optim.lr_scale or camera_radius(torch.stack([c.center for c in cameras]))
     optimizer = splat_optimizer(splats, config.optim, config.gaussians, lr_scale)
     return SplatBlock(block, splats, optimizer, SplatStats.zeros(splats), lr_scale)

@@ -1,0 +1,180 @@
+"""The coordinates that a scene trains in: those of its files, or normalized ones that do not depend on their unit.
+
+Rates, loss terms, clamps and the near plane of the 3DGS codebases are lengths, found on scenes whose cameras see the
+subject from a few units away. A survey in metres is a hundred times as large, in other coordinates a tenth. Normalized
+coordinates put every scene where these lengths mean the same: origin at the centre of the cameras, median viewing
+distance ``VIEW_DISTANCE``, axes turned by quarter turns so that z points up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.config.schema import Axis, SceneConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import in_view
+from momentum_gs.core.types import Camera, PointCloud
+
+VIEW_DISTANCE = 5.0
+"""Training units from which the cameras see the points, in the median, in normalized coordinates: about what it is in
+the captures on which the rates of 3DGS and Scaffold-GS were found, whose cameras circle their subject at a radius of
+four to five units."""
+
+# Normalized coordinates are rounded to multiples of these, so that the noise of the last digit of a file's unit or
+# origin does not reach the training: a scene in feet, or shifted by a million, trains to the same bits. A camera 5
+# units from the ground whose focal length is 5,000 pixels moves by at most 0.0005 pixels, a point by 0.008. Rotations
+# are rounded below the precision of the float32 that renders.
+_CAMERA_STEP = 2.0**-20
+_POINT_STEP = 2.0**-16
+_ROTATION_STEP = 2.0**-30
+_SAMPLE = 20_000
+"""Points that are held against the cameras to measure the viewing distance."""
+
+Axes = tuple[Axis, Axis, Axis]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where training coordinates lie in those of the scene's files: ``axes @ (point - offset) / unit``."""
+
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Origin of the training coordinates, scene units."""
+    unit: float = 1.0
+    """Scene units in one training unit."""
+    axes: Axes = ("x", "y", "z")
+    """Axes of the scene that become x, y and z; a right-handed set."""
+    normalized: bool = False
+    """Whether coordinates are rounded to the steps of normalized coordinates."""
+
+    @property
+    def rotation(self) -> Float[Tensor, "3 3"]:
+        """Scene axes to training axes, float64: a signed permutation."""
+        return torch.stack([_vector(axis) for axis in self.axes])
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether training coordinates are those of the scene's files."""
+        return not any(self.offset) and self.unit == 1 and self.axes == ("x", "y", "z")
+
+    def record(self) -> dict[str, Any]:
+        """Offset, unit and axes as JSON holds them."""
+        return {"offset": list(self.offset), "unit": self.unit, "axes": list(self.axes)}
+
+    def recorded(self, config: SceneConfig) -> SceneConfig:
+        """Settings that give this frame again, whatever becomes of the scene."""
+        if self.is_identity:
+            return config
+        return replace(config, offset=self.offset, unit=self.unit, axes=self.axes if self.normalized else config.axes)
+
+    def points(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """Points of the scene in training coordinates, float64."""
+        return self._rounded(self._moved(xyz), _POINT_STEP)
+
+    def scene_points(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """Points in training coordinates in those of the scene's files, float64: the inverse of ``points``."""
+        offset = torch.tensor(self.offset, dtype=torch.float64)
+        return xyz.double() * self.unit @ self.rotation + offset
+
+    def camera(self, camera: Camera) -> Camera:
+        """A camera of the scene in training coordinates."""
+        rotation = self._rounded(camera.rotation @ self.rotation.T, _ROTATION_STEP)
+        if self.normalized:
+            center = self._rounded(self._moved(camera.center[None]), _CAMERA_STEP)[0]
+            return replace(camera, rotation=rotation, translation=-rotation @ center)
+        shift = torch.tensor(self.offset, dtype=torch.float64)
+        translation = (camera.translation + camera.rotation @ shift) / self.unit
+        return replace(camera, rotation=rotation, translation=translation)
+
+    def _moved(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        offset = torch.tensor(self.offset, dtype=torch.float64)
+        return (xyz.double() - offset) @ self.rotation.T / self.unit
+
+    def _rounded(self, values: Float[Tensor, "n 3"], step: float) -> Float[Tensor, "n 3"]:
+        return (values / step).round() * step if self.normalized else values
+
+
+def recorded_frame(config: SceneConfig, record: Mapping[str, Any]) -> SceneConfig:
+    """Settings with ``unit: auto`` replaced by what a file recorded (``Frame.record``), where it did."""
+    if config.unit != "auto" or not {"offset", "unit", "axes"} <= record.keys():
+        return config
+    return replace(config, offset=tuple(record["offset"]), unit=record["unit"], axes=tuple(record["axes"]))
+
+
+def check_axes(axes: Axes) -> None:
+    """Raises UserError for axes that are not a right-handed set."""
+    rotation = torch.stack([_vector(axis) for axis in axes])
+    if round(float(torch.linalg.det(rotation))) != 1:
+        raise UserError(
+            f"config: scene.axes is {list(axes)}, expected a right-handed set of x, y, z with signs, such as x,-z,y"
+        )
+
+
+def normalized_frame(
+    cameras: Sequence[Camera],
+    points: PointCloud,
+    offset: tuple[float, float, float] | None = None,
+    axes: Axes | None = None,
+) -> Frame:
+    """The frame in which a scene has neither unit nor origin nor heading; the parts that are given are kept.
+
+    The same views and points, scaled, shifted or turned by quarter turns, give the same training coordinates.
+
+    Args:
+        cameras: All views, at least one, in scene coordinates.
+        points: The sparse points, in scene coordinates.
+
+    Raises:
+        UserError: where no camera has a point in view, so that there is no distance to measure.
+    """
+    centers = torch.stack([camera.center for camera in cameras])
+    center = centers.mean(dim=0)
+    origin = center if offset is None else torch.tensor(offset, dtype=torch.float64)
+    unit = view_distance(cameras, points) / VIEW_DISTANCE
+    if axes is None:
+        axes = _upright(cameras, points.xyz.double().mean(dim=0) - center)
+    x, y, z = origin.tolist()
+    return Frame((x, y, z), unit, axes, normalized=True)
+
+
+def view_distance(cameras: Sequence[Camera], points: PointCloud) -> float:
+    """Median depth of the points in the cameras' views, over all pairs of a camera and a point in its view.
+
+    Raises:
+        UserError: where no camera has a point in view.
+    """
+    sample = points.xyz[:: -(-len(points) // _SAMPLE)].double()
+    depths = []
+    for camera in cameras:
+        seen = sample[in_view(sample, camera, near=0.0)]
+        depths.append((seen - camera.center) @ camera.rotation[2])
+    depth = torch.cat(depths)
+    if len(depth) == 0:
+        raise UserError(
+            f"scene: none of {len(sample)} points is in view of one of {len(cameras)} cameras, expected points that "
+            "they see; check the poses in sparse/0, or set scene.unit=1 to train in the scene's own coordinates"
+        )
+    return float(depth.median())
+
+
+def _upright(cameras: Sequence[Camera], towards: Float[Tensor, "3"]) -> Axes:
+    """z: the signed axis closest to up, as the cameras are held; x: of the four others the one closest to ``towards``.
+
+    Cameras are held upright and look at the horizon or below it, so that up is the mean of what is up and what is
+    behind in the images. ``towards`` only has to turn with the scene.
+    """
+    up = -torch.stack([camera.rotation[1] + camera.rotation[2] for camera in cameras]).mean(dim=0)
+    every = get_args(Axis)
+    z = max(every, key=lambda axis: float(_vector(axis) @ up))
+    x = max((a for a in every if a[-1] != z[-1]), key=lambda axis: float(_vector(axis) @ towards))
+    y = torch.linalg.cross(_vector(z), _vector(x))
+    return x, next(axis for axis in every if bool((_vector(axis) == y).all())), z
+
+
+def _vector(axis: Axis) -> Float[Tensor, "3"]:
+    unit = torch.zeros(3, dtype=torch.float64)
+    unit["xyz".index(axis[-1])] = -1.0 if axis.startswith("-") else 1.0
+    return unit

@@ -1,0 +1,127 @@
+"""Normalized coordinates: the same scene in another unit, place or heading trains in the same ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scene_files import camera, points, write_model, write_scene
+from torch import Tensor
+
+from momentum_gs.config.schema import SceneConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import project
+from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.data.frame import VIEW_DISTANCE, Frame, recorded_frame, view_distance
+from momentum_gs.data.scene import Scene, load_scene
+
+NAMES = [f"{i}.png" for i in range(9)]
+QUARTER = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+SHIFT = torch.tensor([1e6, -1e6, 1e6], dtype=torch.float64)
+
+
+def moved_scene(root: Path, scale: float, shift: Tensor | None = None, turn: Tensor | None = None) -> Path:
+    """A scene's files after ``p -> turn @ p * scale + shift``."""
+    shift = torch.zeros(3, dtype=torch.float64) if shift is None else shift
+    turn = torch.eye(3, dtype=torch.float64) if turn is None else turn
+    write_scene(root, NAMES)
+    views = []
+    for i, name in enumerate(NAMES):
+        view = camera(name, x=0.3 * i)
+        center = turn @ view.center * scale + shift
+        rotation = view.rotation @ turn.T
+        views.append(replace(view, rotation=rotation, translation=-rotation @ center))
+    cloud = points()
+    write_model(root / "sparse" / "0", views, PointCloud(cloud.xyz @ turn.T * scale + shift, cloud.rgb))
+    return root
+
+
+def load(root: Path, **settings: object) -> Scene:
+    return load_scene(SceneConfig(path=str(root), unit="auto", **settings))  # type: ignore[arg-type]
+
+
+def assert_same(a: Scene, b: Scene) -> None:
+    assert torch.equal(a.points.xyz, b.points.xyz)
+    for one, other in zip([*a.train, *a.test], [*b.train, *b.test], strict=True):
+        assert torch.equal(one.rotation.float(), other.rotation.float())
+        # The rendering computes in float32; the digits beyond come from the files' own.
+        torch.testing.assert_close(one.translation, other.translation, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**-4, 2.0**4, 2.0**10, 1 / 20, 1000.0])
+def test_the_unit_of_a_scene_does_not_show(tmp_path: Path, scale: float) -> None:
+    assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", scale)))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_the_heading_does_not_show(tmp_path: Path, turns: int) -> None:
+    # The cameras of these files look along z, held upright: up is -y.
+    up = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=torch.float64)
+    turn = torch.linalg.matrix_power(up, turns)
+    assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", 1.0, turn=turn)))
+
+
+def test_the_origin_does_not_show(tmp_path: Path) -> None:
+    assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", 1.0, SHIFT)))
+
+
+def test_cameras_see_the_points_from_the_viewing_distance(tmp_path: Path) -> None:
+    scene = load(moved_scene(tmp_path, 37.0))
+    assert view_distance([*scene.train, *scene.test], scene.points) == pytest.approx(VIEW_DISTANCE, rel=1e-4)
+
+
+def test_images_show_the_same(tmp_path: Path) -> None:
+    plain = load_scene(SceneConfig(path=str(moved_scene(tmp_path, 20.0, SHIFT, QUARTER)), offset=(0.0, 0.0, 0.0)))
+    normal = load(tmp_path)
+    for before, after in zip([*plain.train, *plain.test], [*normal.train, *normal.test], strict=True):
+        pixels, depth = project(plain.points.xyz, before)
+        pixels_after, depth_after = project(normal.points.xyz, after)
+        seen = depth > 1e-3 * normal.frame.unit
+        torch.testing.assert_close(depth_after[seen], depth[seen] / normal.frame.unit, rtol=0, atol=1e-4)
+        near = seen & (depth > normal.frame.unit)
+        torch.testing.assert_close(pixels_after[near], pixels[near], rtol=0, atol=0.05)
+
+
+def test_points_come_back_to_the_scene(tmp_path: Path) -> None:
+    scene = load(moved_scene(tmp_path, 20.0, SHIFT, QUARTER))
+    back = scene.frame.scene_points(scene.points.xyz)
+    wanted = points().xyz @ QUARTER.T * 20 + SHIFT
+    # Half a rounding step of a point, in scene units.
+    assert (back - wanted).abs().max() <= 0.51 * 2.0**-16 * scene.frame.unit
+
+
+def test_a_recorded_frame_gives_the_same_coordinates(tmp_path: Path) -> None:
+    scene = load(moved_scene(tmp_path, 20.0, SHIFT, QUARTER))
+    settings = scene.frame.recorded(SceneConfig(path=str(tmp_path), unit="auto"))
+    assert settings.unit == scene.frame.unit
+    again = load_scene(settings)
+    assert again.frame == scene.frame
+    assert_same(scene, again)
+    assert recorded_frame(SceneConfig(unit="auto"), scene.frame.record()).axes == scene.frame.axes
+    assert recorded_frame(SceneConfig(unit=2.0), scene.frame.record()).unit == 2.0
+
+
+def test_without_normalization_nothing_moves() -> None:
+    view = camera("a.jpg", x=0.3)
+    frame = Frame()
+    assert frame.is_identity
+    assert torch.equal(frame.points(points().xyz), points().xyz)
+    assert torch.equal(frame.camera(view).translation, view.translation)
+
+
+def test_a_unit_alone_divides(tmp_path: Path) -> None:
+    root = moved_scene(tmp_path, 1.0)
+    whole, divided = load_scene(SceneConfig(path=str(root))), load_scene(SceneConfig(path=str(root), unit=4.0))
+    assert torch.equal(divided.points.xyz, whole.points.xyz / 4)
+    assert torch.equal(divided.train[0].translation, whole.train[0].translation / 4)
+
+
+def test_axes_must_be_right_handed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="right-handed"):
+        load(moved_scene(tmp_path, 1.0), axes=("x", "y", "-z"))
+
+
+def test_a_scene_that_nobody_sees_has_no_distance() -> None:
+    behind: list[Camera] = [camera("a.jpg", x=0.0)]
+    with pytest.raises(UserError, match="in view"):
+        view_distance(behind, PointCloud(torch.tensor([[0.0, 0, -5]], dtype=torch.float64), points().rgb[:1]))
