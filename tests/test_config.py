@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_gs.config.family import cfg_args
-from momentum_gs.config.load import config_from_dict, config_to_dict, dump_config, load_config
+from momentum_gs.config.load import config_from_dict, config_to_dict, dump_config, load_config, load_settings
 from momentum_gs.config.schema import Config, GrowthConfig, SceneConfig
 from momentum_gs.core.errors import UserError
 
@@ -262,3 +262,44 @@ def test_cfg_args_is_one_line_that_viewers_and_python_read() -> None:
     assert as_the_viewer_reads("white_background") == "False"
     assert as_the_viewer_reads("add_opacity_dist") == "False"
     assert as_the_viewer_reads("add_cov_dist") == "True"
+
+
+# Shares of the run, and what is left open.
+
+
+def test_shares_count_the_steps_that_win(tmp_path: Path) -> None:
+    path = write(tmp_path, "own.yaml", "steps: 1000\ngrowth: {until: 60%, from_step: 7.5%}\noptim: {lr_steps: 100%}\n")
+    config = load_config(path)
+    assert (config.growth.until, config.growth.from_step, config.optim.lr_steps) == (600, 75, 1000)
+    config = load_config(path, ["steps=3000", "growth.from_step=12"])
+    assert (config.growth.until, config.growth.from_step, config.optim.lr_steps) == (1800, 12, 3000)
+    # What a run keeps is numbers.
+    assert "%" not in dump_config(config)
+
+
+def test_a_share_of_a_short_run_is_a_step() -> None:
+    assert load_config(None, ["steps=10", "weighting.every=1%"]).weighting.every == 1
+
+
+@pytest.mark.parametrize("setting", ["growth.until=-5%", "growth.until=60", "seed=10%", "growth.until=half"])
+def test_shares_are_positive_and_of_steps_only(setting: str) -> None:
+    name, _, value = setting.partition("=")
+    if value.isdecimal():
+        assert load_config(None, [setting]).growth.until == 60
+    else:
+        message = error_of(None, setting)
+        assert name in message and ("60%" in message) == (name == "growth.until")
+
+
+def test_what_is_auto_waits_for_a_choice(tmp_path: Path) -> None:
+    path = write(tmp_path, "own.yaml", "steps: auto\nmodel: {voxel_size: auto}\ngrowth: {until: 50%}\n")
+    assert "model.voxel_size is auto" in error_of(path)
+    settings = load_settings(path)
+    assert settings.auto == ("model.voxel_size", "steps")
+    config = settings.config({"steps": 400, "model.voxel_size": 0.5})
+    assert (config.steps, config.model.voxel_size, config.growth.until) == (400, 0.5, 200)
+    # What was given is not chosen.
+    settings = load_settings(path, ["steps=100"])
+    assert settings.auto == ("model.voxel_size",)
+    assert settings.config({"steps": 400, "model.voxel_size": 0.5}).steps == 100
+    assert "feature_dim" in error_of(None, "model.feature_dim=auto")

@@ -9,6 +9,10 @@ A file may start from another one and may hold settings for one stage only:
 
 Later wins: the schema's defaults, the base, the file, the settings of the chosen stage (wherever they stand), the
 overrides.
+
+Numbers of steps may be a share of ``steps``, as in ``growth: {until: 60%}``, so that a run of any length is one whose
+parts fit together; and what depends on the scene and the machine may be ``auto``. Neither reaches a ``Config``: shares
+are counted when all sources are merged, and whoever knows the scene chooses what is ``auto`` (``Settings``).
 """
 
 import difflib
@@ -17,7 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +41,17 @@ _SCALARS = (
 
 _ALIASES = {"blocks.n": "partition.blocks"}
 """Other names under which settings are known."""
+
+_SHARES = frozenset([
+    "optim.lr_steps", "growth.start_stat", "growth.from_step", "growth.until", "weighting.every", "blocks.interval",
+    "gaussians.sh_every", "gaussians.from_step", "gaussians.until", "gaussians.reset_every", "log.checkpoint_every",
+    "log.test_every",
+])  # fmt: skip
+"""Numbers of steps that may be given as a share of ``steps``."""
+_AUTO = frozenset(["steps", "scene.resolution", "model.voxel_size"])
+"""Settings that may be ``auto`` in a source, though a ``Config`` has a number there. (Where the schema itself has
+``auto``, the setting is resolved where it is used.)"""
+_SHARE = re.compile(r"\d+(?:\.\d+)?%")
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,13 +82,54 @@ _Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("
 def load_config(path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Config:
     """The experiment that a file (None: the defaults) and overrides such as ``growth.interval=50`` describe.
 
+    Raises UserError as ``load_settings`` does, for a value out of range, and for one that is ``auto``.
+    """
+    return load_settings(path, overrides).config()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings from all sources, merged; what is ``auto`` among them is still open."""
+
+    values: Mapping[str, Any]
+    """Nested, without the settings that nobody gave."""
+
+    @property
+    def auto(self) -> tuple[str, ...]:
+        """Dotted names of the settings that are ``auto`` and that ``config`` needs a choice for."""
+        flat = flat_settings(self.values)
+        return tuple(sorted(key for key in flat if key in _AUTO and flat[key] == "auto"))
+
+    def config(self, choices: Mapping[str, Any] | None = None) -> Config:
+        """The experiment.
+
+        Args:
+            choices: Dotted name -> value, for the settings of ``auto``. Others are not changed.
+
+        Raises:
+            UserError: for a value out of range, and for an ``auto`` that is left.
+        """
+        values = dict(self.values)
+        for key in self.auto:
+            if choices is None or key not in choices:
+                raise UserError(f"config: {key} is auto, which needs a scene to choose by; give a number here")
+            values = _merged(values, _nested(key, choices[key]))
+        steps = values.get("steps", Config.steps)
+        for key, value in flat_settings(values).items():
+            if key in _SHARES and isinstance(value, str):
+                values = _merged(values, _nested(key, max(1, round(steps * float(value[:-1]) / 100))))
+        return _build(Config, values)
+
+
+def load_settings(path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Settings:
+    """The settings that files and overrides give.
+
     Of several files the later win, as if each were based on the one before.
 
     An override's value is YAML; where the setting is text it is taken as typed, and the brackets of a list may be left
     out (``partition.dim=2,2,1``).
 
-    Raises UserError for an unreadable file, an unknown key (naming the nearest valid one), a value of the wrong type
-    and a value out of range.
+    Raises UserError for an unreadable file, an unknown key (naming the nearest valid one), a value of the wrong type.
     """
     given: dict[str, Any] = {}
     stages: dict[str, Any] = {}
@@ -84,7 +140,7 @@ def load_config(path: str | Path | Sequence[str | Path] | None, overrides: Seque
     for override in overrides:
         asked = _merged(asked, _parse_override(override))
     stage = asked.get("stage", given.get("stage", Config.stage))
-    return _build(Config, _merged(_merged(given, stages.get(stage, {})), asked))
+    return Settings(_merged(_merged(given, stages.get(stage, {})), asked))
 
 
 def config_from_dict(data: Mapping[str, Any], where: str = "settings") -> Config:
@@ -165,7 +221,11 @@ def _parse_override(text: str) -> dict[str, Any]:
             value = yaml.load(f"[{raw}]" if is_list and not null and raw[0] != "[" else raw, _Loader)
         except yaml.YAMLError:
             value = raw  # The type check below says what was expected.
-    value = _typed(value, hint, name, "command line")
+    return _nested(name, _typed(value, hint, name, "command line"))
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    """``a.b`` and a value as {a: {b: value}}."""
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
@@ -189,10 +249,16 @@ def _renamed(data: Any, where: str) -> Any:
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     """``value`` in the types of ``hint``; sections stay dictionaries, so that files can be merged."""
     if not is_dataclass(hint):
+        is_share = name in _SHARES and isinstance(value, str) and _SHARE.fullmatch(value)
+        if is_share or (name in _AUTO and value == "auto"):
+            return value
         try:
             return _scalar(value, hint)
         except TypeError:
-            raise UserError(f"config: {where}: {name} is {_shown(value)}, expected {_described(hint)}") from None
+            expected = _described(hint)
+            expected += ", or a share of steps such as 60%" if name in _SHARES else ""
+            expected += ", or auto" if name in _AUTO else ""
+            raise UserError(f"config: {where}: {name} is {_shown(value)}, expected {expected}") from None
     if value is None:  # A section whose lines are all commented out.
         return {}
     if not isinstance(value, dict):
