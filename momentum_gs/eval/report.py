@@ -215,7 +215,7 @@ def _fitted_and_covered(run: Run, alike: Mapping[str, Mapping[str, Any]], nets: 
     parts.append(heading(f"Pixels whose place at least {SEEN_BY} training views see, raw"))
     own = run.protocol.get("covered_sha256")
     if own is None:
-        return [*parts, missing("Not counted:", *run.command("render", "--covered"))]
+        return [*parts, missing("Not scored: render and eval again.", *run.command("render", "--covered"))]
     covered = {method: record for method, record in alike.items() if record["protocol"].get("covered_sha256") == own}
     rows = [
         [name, _number(record.get("PSNR_covered"), 2), percent(record["covered_share"])]
