@@ -20,6 +20,7 @@ from momentum_gs.eval.table import Row, compare
 CPU = torch.device("cpu")
 GREY = 100
 """Level of the flat ground truth."""
+METRICS = {"PSNR", "SSIM", "PSNR_cc", "SSIM_cc", "PSNR_right", "PSNR_fit", "SSIM_fit"}
 
 
 def noise(seed: int, height: int = 24, width: int = 32) -> torch.Tensor:
@@ -47,7 +48,7 @@ def test_equal_images_are_perfect() -> None:
     scores = score_pair(noise(0), noise(0), None)
     assert scores["PSNR"] == math.inf
     assert scores["SSIM"] == pytest.approx(1, abs=1e-6)  # float32 round-off of a mean of ones
-    assert set(scores) == {"PSNR", "SSIM", "PSNR_cc", "SSIM_cc"}  # no network, no LPIPS of any kind
+    assert set(scores) == METRICS  # no network, no LPIPS of any kind
 
 
 def test_color_correction_forgives_exposure_and_nothing_is_written_over_the_raw_score() -> None:
@@ -77,7 +78,7 @@ def test_eval_writes_the_familys_files_and_leaves_other_methods_alone(
     results, per_view = read_json(out / "results.json"), read_json(out / "per_view.json")
     assert results["ours_7"] == {"PSNR": 1.0}
     assert set(per_view["ours_30"]["PSNR"]) == {"a/0.png", "1.png"}
-    assert set(results["ours_30"]) == {"PSNR", "SSIM", "PSNR_cc", "SSIM_cc", "protocol"}
+    assert set(results["ours_30"]) == {*METRICS, "protocol"}
     for metric in ("PSNR", "SSIM", "SSIM_cc"):
         values = per_view["ours_30"][metric].values()
         assert results["ours_30"][metric] == sum(values) / 2
@@ -213,6 +214,33 @@ def test_worst_blocks_of_other_cells_share_no_column() -> None:
     assert "18.50" not in text and "worst block left out" in text
 
 
+def test_fitted_and_covered_have_labelled_columns_where_anyone_has_them() -> None:
+    old, new = row("x"), row("y", covered_sha256="c" * 64)
+    new.record.update({"PSNR_fit": 21.5, "PSNR_covered": 22.25, "covered_share": 0.875})  # type: ignore[attr-defined]
+    assert "fit" not in compare([old]) and "covered" not in compare([old])
+    table = [line.split("|")[1:-1] for line in compare([old, new], markdown=True).splitlines() if line.startswith("|")]
+    cells = [dict(zip([head.strip() for head in table[0]], map(str.strip, line), strict=True)) for line in table[2:]]
+    wanted = {"PSNR fit (right half)": "21.50", "PSNR covered": "22.25", "covered %": "87.5"}
+    assert wanted.items() <= cells[1].items() and cells[1]["PSNR"] == "20.00"
+    assert dict.fromkeys(wanted, "-").items() <= cells[0].items()
+    other = row("z", covered_sha256="d" * 64)
+    other.record.update({"PSNR_covered": 23.25, "covered_share": 0.5})  # type: ignore[attr-defined]
+    text = compare([new, other])
+    assert "PSNR covered left out" in text and "22.25" not in text and "covered %" not in text
+
+
+def test_a_view_without_scores_over_its_pixels_counts_in_no_mean(out: Path) -> None:
+    """Its mask ignores the right half."""
+    folder = out / "test" / "ours_30"
+    mask = torch.ones(3, 24, 32)
+    mask[:, :, 16:] = 0
+    write_png(folder / "masks" / "1.png", mask)
+    write_json(folder / "render.json", {"complete": True, "names": ["1.png", "a/0.png"], "masked": ["1.png"]})
+    scores = score_folder(folder, None, CPU)
+    assert set(scores.per_view["PSNR"]) == {"1.png", "a/0.png"}
+    assert scores.per_view["PSNR_right"] == {"a/0.png": scores.mean["PSNR_right"]}
+
+
 def test_markdown_is_rectangular() -> None:
     lines = [line for line in compare([row("x"), row("y")], markdown=True).splitlines() if line.startswith("|")]
     assert len(lines) == 4
@@ -285,6 +313,13 @@ def test_merge_gap_is_after_less_before_where_both_were_scored_alike() -> None:
     before = {"PSNR": 20.5, "SSIM": 0.5, "protocol": {**protocol, "anchors": 5}}
     assert with_merge_gaps({"ours_1": after, "ours_1_blocks": before})["ours_1"]["merge_gap"] == {"PSNR": -0.5}
     assert "merge_gap" not in with_merge_gaps({"ours_1": after})["ours_1"]  # an old gap does not stay
+    # Over covered pixels there is a gap where they are the same; a share has none.
+    for sha, gap in (("a", {"PSNR": -0.5, "PSNR_covered": -1.0}), ("b", {"PSNR": -0.5})):
+        one, two = (
+            {**record, "PSNR_covered": psnr, "covered_share": 0.5, "protocol": {**protocol, "covered_sha256": by}}
+            for record, psnr, by in ((after, 21.0, "a"), (before, 22.0, sha))
+        )
+        assert with_merge_gaps({"ours_1": one, "ours_1_blocks": two})["ours_1"]["merge_gap"] == gap
     other = {**before, "protocol": row("x", "other").protocol}
     assert "merge_gap" not in with_merge_gaps({"ours_1": after, "ours_1_blocks": other})["ours_1"]
 

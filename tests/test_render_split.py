@@ -199,6 +199,18 @@ def test_cells_of_another_partition_sort_the_pixels(run: tuple[Path, Scene], tmp
         main(["render", str(out), "--cells", str(other), "--blocks"])
 
 
+def test_blocks_are_scored_over_the_covered_pixels_of_the_merged_model(run: tuple[Path, Scene]) -> None:
+    out, _ = run
+    assert main(["render", str(out), "--covered"]) == 0
+    assert main(["render", str(out), "--blocks"]) == 0
+    assert main(["eval", str(out), "--lpips", "none"]) == 0
+    merged, blocks = (read_json(out / "results.json")[name] for name in ("ours_20", "ours_20_blocks"))
+    assert merged["covered_share"] == blocks["covered_share"] and 0.5 < merged["covered_share"] < 1
+    assert merged["protocol"]["covered_sha256"] == blocks["protocol"]["covered_sha256"]
+    assert merged["merge_gap"]["PSNR_covered"] == merged["PSNR_covered"] - blocks["PSNR_covered"]
+    assert not (out / "test" / "ours_20_blocks" / "covered").exists()
+
+
 @pytest.mark.parametrize(
     "missing, options, message",
     [

@@ -191,6 +191,13 @@ def test_scores_are_read_only_from_whole_results_of_these_settings(tmp_path: Pat
     assert scores.numbers == {**found, "worst_block_PSNR": 18} and scores.without_blocks().numbers == found
     with pytest.raises(UserError, match="steps=the default, expected 7"):
         finished(folder, config_of("steps=7"))
+    entries = json.loads((folder / "results.json").read_text())
+    entries["ours_9"] |= {"PSNR_fit": 21.0, "PSNR_covered": 22.0, "covered_share": 0.875}
+    (folder / "results.json").write_text(json.dumps(entries))
+    more = read_scores(folder)
+    assert more is not None and more.without_blocks().numbers == found | {
+        "PSNR_fit": 21, "PSNR_covered": 22, "covered_percent": 87.5
+    }  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(config_of("log.every=3")))  # Trained on since it was scored.
     assert not finished(folder, config)
 
@@ -293,6 +300,17 @@ def test_csv_and_json_hold_the_same_numbers(results: SweepResults) -> None:
     assert float(table[1]["PSNR_cc_minus_reference"]) == difference["mean"] == pytest.approx(3.1 / 3, rel=1e-12)
     assert float(table[1]["PSNR_cc_minus_reference_error"]) == difference["error"]
     assert data["rows"][1]["runs"]["2"]["PSNR_cc"] == 25.1
+
+
+def test_covered_pixels_have_a_column_where_all_runs_go_by_the_same(results: SweepResults) -> None:
+    def scored(*maps: str | None) -> SweepResults:
+        numbers = {"PSNR_fit": 21.0, "PSNR_covered": 22.0, "covered_percent": 87.5}
+        runs = {name: {0: RunScores(numbers, protocol(covered_sha256=sha))}
+                for name, sha in zip(("a_1", "b"), maps, strict=True)}  # fmt: skip
+        return replace(results, runs={**runs, "c": {}})
+
+    assert cells(to_markdown(scored("x", "x")))[0][2:5] == ["PSNR fit (right half)", "PSNR covered", "covered %"]
+    assert cells(to_markdown(scored("x", "y")))[0][2:4] == ["PSNR fit (right half)", "paper, Building: PSNR cc"]
 
 
 def test_latex_rows_have_the_columns_that_the_head_declares(results: SweepResults) -> None:

@@ -15,15 +15,17 @@ from momentum_gs.eval.record import method_record, with_merge_gaps
 from momentum_gs.eval.results import SPLITS, merge_json, read_json, result_files, write_json
 from momentum_gs.eval.table import Row, compare
 
-HELP = "score rendered views: PSNR, SSIM, LPIPS, raw and colour-corrected"
+HELP = "score rendered views: PSNR, SSIM, LPIPS, raw, colour-corrected and fitted"
 DESCRIPTION = """\
 Reads the PNG pairs that 'momentum-gs render' (or any 3DGS program) wrote below OUT/<split>/ours_<N>, scores every one,
 writes OUT/results.json and OUT/per_view.json, and prints one table over all runs given.
 
 Each metric comes raw, as the 3DGS family's tables have it, and after colour correction to the ground truth (cc), as
-Momentum-GS' paper has it: the two never share a column. LPIPS is fed [0,1] like the family's (LPIPS_norm in
-results.json: [-1,1]). Its network comes from TORCH_HOME or is downloaded; where it cannot be had, LPIPS is left out.
-Another network than vgg has its name in the metric's: LPIPS_alex.
+Momentum-GS' paper has it. Fitted scores (fit) are of the right half of each view alone, after an affine correction of
+colours that was fitted on its left half. Where 'momentum-gs render --covered' wrote maps, the pixels whose place at
+least three training views see have a column of their own, with their share. None of these share a column. LPIPS is fed
+[0,1] like the family's (LPIPS_norm in results.json: [-1,1]). Its network comes from TORCH_HOME or is downloaded; where
+it cannot be had, LPIPS is left out. Another network than vgg has its name in the metric's: LPIPS_alex.
 
 Runs that were scored on other views, sizes or photographs get a table of their own. --compare scores nothing: it reads
 the results.json of finished runs and refuses to put such runs into one table, unless --separate gives them one each.

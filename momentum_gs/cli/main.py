@@ -22,7 +22,7 @@ VERBS = {
     "train": "train the coarse model, or the blocks of a partitioned scene",
     "merge": "crop every block to its cell and join them to one model",
     "render": "render the test or training views of a finished run",
-    "eval": "score rendered views: PSNR, SSIM, LPIPS, raw and colour-corrected",
+    "eval": "score rendered views: PSNR, SSIM, LPIPS, raw, colour-corrected and fitted",
     "report": "one self-contained HTML page about a run",
     "sweep": "a table of experiments that differ in a few settings, over seeds",
     "bench": "timings of a training step, of growth, of swapping blocks and of the kernels",

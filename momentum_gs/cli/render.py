@@ -10,11 +10,13 @@ import torch
 from momentum_gs.cli.common import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
+from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
+from momentum_gs.eval.covered import other_maps, write_covered
 from momentum_gs.eval.history import read_history
 from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, render_parts
 from momentum_gs.eval.results import SPLITS, config_hash
@@ -26,10 +28,16 @@ Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image
 iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
 Scores by block, and near borders, compare between runs whose pixels are sorted by the same cells: see --cells.
 
+With --covered it also counts, for every pixel, the training views that see what it shows, and writes the counts to
+covered/. 'eval' then scores beside the whole images those pixels that at least three see: the rim of a survey shows
+ground that no model can know. Two runs compare there by the same maps: --covered-by takes those of another run.
+
   momentum-gs render OUT                    the merged model, test views
   momentum-gs render OUT --blocks           before the merge: each view by the block that owns it (ours_<N>_blocks)
   momentum-gs render OUT --cells OTHER/partition.json      which of OTHER's blocks every pixel shows
   momentum-gs render OUT/coarse --split both --errors
+  momentum-gs render OUT --covered
+  momentum-gs render OTHER --covered-by OUT
 """
 
 
@@ -44,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--cells", type=Path, metavar="FILE", help="partition file whose cells sort the pixels (default: the run's own)"
     )
+    covered = parser.add_mutually_exclusive_group()
+    covered.add_argument(
+        "--covered", action="store_true",
+        help="also write covered/: how many training views see what each pixel shows; renders the depth of all of them",
+    )  # fmt: skip
+    covered.add_argument(
+        "--covered-by", type=Path, metavar="RUN", help="take covered/ from the renders of another run of this scene"
+    )
     parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="model to render (default: the last)")
     parser.add_argument("--errors", action="store_true", help="also write errors/: heat maps of the absolute error")
     parser.add_argument("-s", "--source_path", metavar="SCENE", help="the scene, where it moved since training")
@@ -52,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Renders one or both splits."""
+    if args.blocks and (args.covered or args.covered_by is not None):
+        raise UserError(
+            "render: --blocks with --covered or --covered-by, expected one alone; the blocks are scored by the maps of "
+            "the merged model, so render that with it"
+        )
     config = load_run_config(args.out)
     if args.source_path is not None:
         config = replace(config, scene=replace(config.scene, path=args.source_path))
@@ -70,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
         cells.check_coordinates(scene)
     elif args.blocks:
         cells = None  # They are scored by the merged model's map: the same pixels on both sides of the comparison.
+    maps = {split: other_maps(args.covered_by, split, cameras) for split, cameras in splits.items() if args.covered_by}
     history = read_history(args.out)
     # Every photograph is used once, so none is kept: a cache would only count as peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:
@@ -88,6 +110,10 @@ def run(args: argparse.Namespace) -> None:
                 "n": table.n if table else 1,
             }
             result = render_parts(target, parts[split], views, background, record, args.errors, cells)
+            if args.covered:
+                write_covered(target, folder / "point_cloud.ply", scene, splits[split], background)
+            elif split in maps:
+                maps[split].copy(target)
             say(
                 f"render: {len(result['names'])} {split} views, {result['views_per_second']:.2f} views/s "
                 f"({result['device']}, {result['timed_views']} timed), {_primitives(result)}, "

@@ -1,7 +1,10 @@
-"""PSNR, SSIM and LPIPS of rendered views, raw and colour-corrected, from the PNG files as the family reads them.
+"""PSNR, SSIM and LPIPS of rendered views, raw, corrected and fitted, from the PNG files as the family reads them.
 
 Metric names: a bare name is raw and comparable with the family's tables; ``_cc`` is after the render's colours were
-warped to the photograph's (which uses the photograph, so it flatters every method); ``_norm`` is LPIPS fed [-1, 1].
+warped to the photograph's (which uses the photograph, so it flatters every method); ``_fit`` is of the right half
+alone, after a correction of colours that was fitted on the left half (eval/fitted.py), and ``PSNR_right`` is raw of
+that half; ``_covered`` is of the pixels whose place enough training views see (eval/covered.py); ``_norm`` is LPIPS fed
+[-1, 1].
 ``LPIPS`` alone is the family's, with vgg; another network's has its name in it: ``LPIPS_squeeze``. MGS metrics.py.
 
 By block: the mean squared error of all pixels that show a block, over all views, as a PSNR. The mean of a PSNR per view
@@ -29,6 +32,8 @@ from momentum_gs.core.log import progress
 from momentum_gs.data.images import image_size, read_image
 from momentum_gs.data.masks import read_mask
 from momentum_gs.eval.cells import read_cells
+from momentum_gs.eval.covered import covered_pixels
+from momentum_gs.eval.fitted import score_fitted
 from momentum_gs.eval.lpips_metric import Lpips
 from momentum_gs.eval.results import read_json, view_list_hash
 
@@ -38,7 +43,7 @@ class FolderScores:
     """Scores of one method on one split."""
 
     mean: dict[str, float]
-    """Metric -> mean over the views."""
+    """Metric -> mean over the views that have it."""
     per_view: dict[str, dict[str, float]]
     """Metric -> PNG name -> value."""
     protocol: dict[str, Any]
@@ -109,7 +114,7 @@ def score_pair(
             scores[f"{lpips.metric}{suffix}"] = lpips(image, truth)
     if lpips is not None:
         scores[f"{lpips.metric}_norm"] = lpips(render, truth, normalize=True)
-    return scores
+    return scores | score_fitted(render, truth, lpips, mask)
 
 
 @torch.no_grad()
@@ -124,7 +129,7 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
     views: dict[str, dict[str, float]] = {}
     sizes: Counter[str] = Counter()
     truth_digest, mask_digest = hashlib.sha256(), hashlib.sha256()
-    maps = _maps(folder, names)
+    maps, covered = _maps(folder, names), covered_pixels(folder, names)
     errors = None if maps is None else BlockErrors(maps.blocks)
     for name in progress(names, f"scoring {folder}"):
         render, truth = _read_pair(folder, name)
@@ -139,6 +144,8 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
         truth_digest.update(truth.numpy().tobytes())
         shown, photograph = _as_float(render, device), _as_float(truth, device)
         views[name] = score_pair(shown, photograph, lpips, mask)
+        if covered is not None:
+            views[name] |= covered.score(name, shown, photograph, mask)
         if maps is not None and errors is not None:
             labels = read_cells(maps.folder / name, truth.shape[2], truth.shape[1])
             if mask is not None:
@@ -147,8 +154,9 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
     names = list(views)
     if not names:
         raise UserError(f"{folder}: masks ignore every pixel of all views, expected some that count; see scene.masks")
-    metrics = list(views[names[0]])
-    per_view = {metric: {name: views[name][metric] for name in names} for metric in metrics}
+    # A view has no score over pixels of which it has none.
+    metrics = dict.fromkeys(metric for scores in views.values() for metric in scores)
+    per_view = {metric: {name: views[name][metric] for name in names if metric in views[name]} for metric in metrics}
     mean = {metric: sum(values.values()) / len(values) for metric, values in per_view.items()}
     protocol = {
         "views": len(names),
@@ -158,6 +166,7 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
         "images": "8-bit PNG, read back",
         "lpips": None if lpips is None else lpips.about(),
         "cells_sha256": None if maps is None else maps.sha256,
+        "covered_sha256": None if covered is None else covered.sha256,
     }
     if masked:
         protocol["masks_sha256"] = mask_digest.hexdigest()

@@ -1,5 +1,6 @@
 """One entry of results.json: scores, and whatever another person needs to place them."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,24 @@ def with_merge_gaps(results: dict[str, Any]) -> dict[str, Any]:
         record = {key: value for key, value in record.items() if key != "merge_gap"}
         before = results.get(f"{method}_blocks")
         if before is not None and scored_alike(before, record):
+            after, earlier = metrics_of(record), metrics_of(before)
+            if not covered_alike([record["protocol"], before["protocol"]]):
+                after.pop("PSNR_covered", None)
             record["merge_gap"] = {
-                metric: value - before[metric]
-                for metric, value in metrics_of(record).items()
-                if isinstance(before.get(metric), float)
+                metric: value - earlier[metric] for metric, value in after.items() if metric in earlier
             }
         found[method] = record
     return found
 
 
 def metrics_of(record: dict[str, Any]) -> dict[str, float]:
-    """The entry's means over views; one that is infinite, kept as null, is left out."""
-    return {name: value for name, value in record.items() if isinstance(value, float)}
+    """The entry's means over views; one that is infinite, kept as null, is left out, and so is a share of pixels."""
+    return {name: value for name, value in record.items() if isinstance(value, float) and name != "covered_share"}
+
+
+def covered_alike(protocols: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether those that were scored over covered pixels, too, were so over the same pixels."""
+    return len({protocol.get("covered_sha256") for protocol in protocols} - {None}) <= 1
 
 
 def scored_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -42,7 +42,8 @@ from momentum_gs.eval.published import PublishedScene, published_scene, scene_ke
 from momentum_gs.eval.record import scored_alike
 from momentum_gs.eval.results import read_json, result_files
 from momentum_gs.eval.svg import line_chart
-from momentum_gs.eval.table import Row, differences
+from momentum_gs.eval.table import Row, differences, percent
+from momentum_gs.partition.coverage import SEEN_BY
 
 IMAGE_WIDTH = 480
 """Of embedded pictures, pixels: three fill the page, and 18 of them stay below a megabyte or two."""
@@ -177,6 +178,7 @@ def _scores(run: Run) -> list[Html]:
             for method, record in alike.items()
         ]
         parts += [heading(title), table(["method", *(metric.removesuffix("_cc") for metric, _ in metrics)], rows)]
+    parts += _fitted_and_covered(run, alike, nets)
     protocol = run.protocol
     views = f"{run.split} views: {_sizes(protocol)}; list {protocol['view_list_sha256'][:8]}"
     parts.append(note(f"{views}. ours_N_blocks: before the merge."))
@@ -196,6 +198,30 @@ def _scores(run: Run) -> list[Html]:
         command = run.command("eval") if rendered else run.command("render", "--blocks")
         parts.append(missing("The blocks before the merge are not scored:", *command))
     return parts
+
+
+def _fitted_and_covered(run: Run, alike: Mapping[str, Mapping[str, Any]], nets: Sequence[str]) -> list[Html]:
+    """Two tables of their own: other pixels than the whole images'."""
+    parts = []
+    if fitted := {method: record for method, record in alike.items() if "PSNR_fit" in record}:
+        metrics = [("PSNR_fit", 2), ("SSIM_fit", 4), *((f"{net}_fit", 4) for net in nets), ("PSNR_right", 2)]
+        rows = [
+            [name, *(_number(record.get(key), digits) for key, digits in metrics)] for name, record in fitted.items()
+        ]
+        parts += [
+            heading("Right half, colours fitted on the left half"),
+            table(["method", "PSNR", "SSIM", *nets, "PSNR of that half, raw"], rows),
+        ]
+    parts.append(heading(f"Pixels whose place at least {SEEN_BY} training views see, raw"))
+    own = run.protocol.get("covered_sha256")
+    if own is None:
+        return [*parts, missing("Not scored: render and eval again.", *run.command("render", "--covered"))]
+    covered = {method: record for method, record in alike.items() if record["protocol"].get("covered_sha256") == own}
+    rows = [
+        [name, _number(record.get("PSNR_covered"), 2), percent(record["covered_share"])]
+        for name, record in covered.items()
+    ]
+    return [*parts, table(["method", "PSNR", "% of the pixels"], rows)]
 
 
 def _published(run: Run, scene: PublishedScene | None) -> list[Html]:

@@ -33,6 +33,9 @@ METRICS = (
     Metric("PSNR_cc", "PSNR cc", 2, 1),
     Metric("SSIM_cc", "SSIM cc", 4, 1),
     *(Metric(f"{metric_name(net)}_cc", f"{metric_name(net)} cc", 4, -1) for net in NETS),
+    Metric("PSNR_fit", "PSNR fit (right half)", 2, 1),
+    Metric("PSNR_covered", "PSNR covered", 2, 1),
+    Metric("covered_percent", "covered %", 1, 0),
     Metric("worst_block_PSNR", "worst block", 2, 1),
     Metric("border_PSNR", "near borders", 2, 1),
     Metric("merge_gap_PSNR", "merge gap", 2, 1),
@@ -41,6 +44,8 @@ METRICS = (
 )
 
 _BY_BLOCK = ("worst_block_PSNR", "border_PSNR")
+BY_MAP = ("PSNR_covered", "covered_percent")
+"""Of the pixels that training views see: a column only where all runs go by the same maps."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ def read_scores(out: Path) -> RunScores | None:
     numbers["worst_block_PSNR"] = min(blocks, default=None)
     numbers["border_PSNR"] = entry.get("border", {}).get("PSNR")
     numbers["merge_gap_PSNR"] = entry.get("merge_gap", {}).get("PSNR")
+    if (share := entry.get("covered_share")) is not None:
+        numbers["covered_percent"] = 100 * share
     numbers["anchors"] = entry["protocol"].get("anchors")
     if (size := entry["protocol"].get("storage_bytes")) is not None:
         numbers["storage_MB"] = size / 1e6

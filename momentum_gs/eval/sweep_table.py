@@ -8,7 +8,18 @@ from typing import Any, Literal
 
 from momentum_gs.config.sweep import PAPER_METRICS, Sweep, SweepRow
 from momentum_gs.core.errors import UserError
-from momentum_gs.eval.sweep_scores import METRICS, Metric, RunScores, Spread, check_protocols, ordering, paired, spread
+from momentum_gs.eval.record import covered_alike
+from momentum_gs.eval.sweep_scores import (
+    BY_MAP,
+    METRICS,
+    Metric,
+    RunScores,
+    Spread,
+    check_protocols,
+    ordering,
+    paired,
+    spread,
+)
 
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
@@ -47,8 +58,10 @@ class SweepResults:
         check_protocols(runs)
 
     def metrics(self) -> list[Metric]:
-        """The columns for which any run has a number."""
-        return [m for m in METRICS if any(self.values(row.name, m.key) for row in self.sweep.rows)]
+        """The columns for which any run has a number that compares with those of the others."""
+        alike = covered_alike(run.protocol for seeds in self.runs.values() for run in seeds.values())
+        shown = [m for m in METRICS if alike or m.key not in BY_MAP]
+        return [m for m in shown if any(self.values(row.name, m.key) for row in self.sweep.rows)]
 
     def rows(self) -> list[SweepRow]:
         """The rows of which a run is finished."""

@@ -6,7 +6,12 @@ from typing import Any
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.eval.lpips_metric import NETS, metric_name
+from momentum_gs.eval.record import covered_alike
+from momentum_gs.partition.coverage import SEEN_BY
 
+FITTED = {"PSNR_fit": "PSNR fit (right half)"}
+COVERED = {"PSNR_covered": "PSNR covered", "covered_share": "covered %"}
+"""Key in results.json -> heading, of the columns that only some entries have."""
 _N_TEXT = 2
 """Leading columns that are words, aligned left."""
 
@@ -93,9 +98,14 @@ def format_table(rows: Sequence[Row], markdown: bool = False) -> str:
     columns = [(name + suffix, digits) for suffix in ("", "_cc") for name, digits in metrics]
     kinds = [kind for kind in ("anchors", "gaussians") if any(row.protocol.get(kind) for row in rows)]
     worst = ["worst block"] if len(_cells(rows)) <= 1 else []
-    cells = [["run", "method", *(name.replace("_", " ") for name, _ in columns), *worst, "views", *kinds]]
+    covered = COVERED if covered_alike(row.protocol for row in rows) else {}
+    extra = {key: head for key, head in (FITTED | covered).items() if any(key in row.record for row in rows)}
+    heads = [*(name.replace("_", " ") for name, _ in columns), *extra.values()]
+    cells = [["run", "method", *heads, *worst, "views", *kinds]]
     for row in rows:
         scores = [_number(row.record.get(metric), digits) for metric, digits in columns]
+        scores += [percent(row.record.get(key)) if key == "covered_share" else _number(row.record.get(key), 2)
+                   for key in extra]  # fmt: skip
         scores += [_number(row.record.get("worst_block", {}).get("PSNR"), 2) for _ in worst]
         counts = [str(row.protocol["views"]), *(_count(row.protocol.get(kind)) for kind in kinds)]
         cells.append([row.run, row.method, *scores, *counts])
@@ -116,9 +126,25 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + (f"LPIPS: network {lpips['net']}, fed [0,1]." if lpips else "LPIPS was left out."),
         f"{protocol['split']} views: {_short(protocol['resolution'])}; list {_short(protocol['view_list_sha256'])}, "
         f"ground truth {_short(protocol['ground_truth_sha256'])}",
+        *(["PSNR fit: an affine correction of colours fitted on the left half of each view, scored on its right half."]
+          if any("PSNR_fit" in row.record for row in rows) else []),
+        *_covered_notes(rows),
         *(["worst block left out: the rows go by different cells; render them with the same --cells"]
           if len(_cells(rows)) > 1 else []),
     ]  # fmt: skip
+
+
+def _covered_notes(rows: Sequence[Row]) -> list[str]:
+    if not any(row.protocol.get("covered_sha256") for row in rows):
+        return []
+    if not covered_alike(row.protocol for row in rows):
+        return ["PSNR covered left out: the rows go by different maps; render them with --covered-by the same run"]
+    return [f"PSNR covered: raw, pixels whose place at least {SEEN_BY} training views see; covered %: their share."]
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a number of per cent."""
+    return _number(None if share is None else 100 * share, 1)
 
 
 def _number(value: float | None, digits: int) -> str:

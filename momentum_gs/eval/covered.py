@@ -1,0 +1,289 @@
+"""How many training views see what a held-out pixel shows, and scores over the pixels that enough of them see.
+
+At the rim of a survey held-out views show ground that no training image saw. A model cannot know it, and such pixels
+pull the mean of a view down by several dB whatever the method.
+
+A training view sees a pixel's place where that lies in its image, is not masked there, and nothing of the model lies
+before it. Places and what lies before them come from rendered depth. A place *nearer* than the depth that the training
+view has there counts as seen: that image showed what is behind it, so a fault that floats in the air before the
+held-out camera is one that the training could have mended, and it stays in the score.
+
+All is done on images of a quarter of the size: a training view's depth is needed once and then dropped, and of a
+held-out view 6 bytes are kept for 16 of its pixels.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int16, UInt8
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.image import Mask, psnr
+from momentum_gs.core.log import progress
+from momentum_gs.core.types import Camera
+from momentum_gs.data.images import image_size, stored_pixels
+from momentum_gs.data.masks import read_mask
+from momentum_gs.data.scene import Scene
+from momentum_gs.eval.cells import MIN_ALPHA, world_points
+from momentum_gs.eval.results import png_names, read_json, write_json
+from momentum_gs.model.io import load_model
+from momentum_gs.partition.coverage import SEEN_BY
+from momentum_gs.render.view import render_view
+
+SHRINK = 4
+"""Depth is rendered at this fraction of the size. What is seen ends along lines, so a raster of four pixels loses
+little; with fewer pixels still drawing gets no faster, because decoding and projecting remain."""
+TOLERANCE = 0.05
+"""How much farther than a training view's depth a place may be and still be seen, as a share of that depth. Within a
+pixel of a quarter-size image, which is about 1/200 of the depth wide, depth changes by 3 % on a surface that is seen at
+80 degrees from its normal. A roof that hides ground is nearer than it by more: a storey of 3 m is 5 % of 60 m."""
+NEAR = 0.2
+"""Smallest depth that is drawn, scene units: the rasterizer's of the 3DGS family."""
+MIN_SHARE = 0.01
+"""Of a view's pixels. With fewer that are covered it has no score of its own there, since that would weigh as much in
+the mean over views as one of a whole view."""
+
+Depth = Float[Tensor, "h w"]
+"""Camera z, scene units; infinite where nothing is."""
+
+
+def count_views(
+    cameras: Sequence[Camera],
+    training: Sequence[Camera],
+    depth_of: Callable[[Camera], Depth],
+    limit_of: Callable[[Camera], Depth],
+    title: str = "views that see",
+) -> list[Int16[Tensor, "h w"]]:
+    """For every camera the number of training views that see what its pixels show; 0 where they show nothing.
+
+    Args:
+        cameras: Held-out views, at the size of the maps.
+        training: Views that may see it. One that is also in ``cameras`` sees itself.
+        depth_of: Rendered depth of a held-out view.
+        limit_of: How far a training view sees, its rendered depth or 0 where it sees nothing. Asked once, and only of
+            those whose frustum may hold a place that is shown.
+        title: What the progress bar says.
+    """
+    depths = [depth_of(camera) for camera in cameras]
+    counts = [torch.zeros(depth.shape, dtype=torch.int16, device=depth.device) for depth in depths]
+    corners = torch.stack([_corners(depth, camera) for depth, camera in zip(depths, cameras, strict=True)])
+    for other in progress(training, title):
+        near = _may_show(corners, other).nonzero().flatten().tolist()
+        if not near:
+            continue
+        limit = limit_of(other)
+        for i in near:
+            counts[i] += seen_from(depths[i], cameras[i], limit, other)
+    return counts
+
+
+def seen_from(depth: Depth, camera: Camera, limit: Float[Tensor, "rows columns"], other: Camera) -> Bool[Tensor, "h w"]:
+    """Which pixels of ``camera`` show what ``other`` sees: it lies in the image of ``other``, and not behind its depth.
+
+    Args:
+        depth: Of ``camera``.
+        camera: The view.
+        limit: How far ``other`` sees, an image of its own size.
+        other: The view that may see it.
+    """
+    # The relative pose in float64, then float32 for the pixels: scenes may lie far from the origin.
+    turn = (other.rotation @ camera.rotation.T).tolist()
+    step = (other.rotation @ (camera.center - other.center)).tolist()
+    column = (torch.arange(camera.width, device=depth.device) + 0.5 - camera.cx) / camera.fx
+    row = ((torch.arange(camera.height, device=depth.device) + 0.5 - camera.cy) / camera.fy)[:, None]
+    there = depth.isfinite()
+    z = torch.where(there, depth, 1.0)
+    x, y, far = ((turn[i][0] * column + turn[i][1] * row + turn[i][2]) * z + step[i] for i in range(3))
+    ahead = there & (far > NEAR)
+    far = torch.where(ahead, far, 1.0)
+    u, v = other.fx * x / far + other.cx, other.fy * y / far + other.cy
+    inside = ahead & (u >= 0) & (u < other.width) & (v >= 0) & (v < other.height)
+    u, v = (torch.where(inside, pixel, 0.0).long() for pixel in (u, v))
+    return inside & (far <= limit[v, u] * (1 + TOLERANCE))
+
+
+def _corners(depth: Depth, camera: Camera) -> Float[Tensor, "8 3"]:
+    """Corners of the box around a view's places, float64 on the CPU; NaN, which lies in no view, where it has none."""
+    rows = depth.isfinite().nonzero()
+    if not len(rows):
+        return torch.full((8, 3), math.nan, dtype=torch.float64)
+    points = world_points(depth[rows[:, 0], rows[:, 1]], rows, camera).cpu()
+    return torch.cartesian_prod(*torch.stack([points.amin(dim=0), points.amax(dim=0)], dim=1).unbind(0))
+
+
+def _may_show(corners: Float[Tensor, "v 8 3"], camera: Camera) -> Bool[Tensor, "v"]:
+    """Which boxes may show in the image; never false where a point of one does, as ``core.geometry.box_in_any_view``,
+    for all boxes at once."""
+    x, y, z = ((corners - camera.center) @ camera.rotation.T).unbind(2)
+    left, top = camera.fx * x + camera.cx * z, camera.fy * y + camera.cy * z
+    outside = [z <= NEAR, left < 0, left >= camera.width * z, top < 0, top >= camera.height * z]
+    beyond = torch.stack([plane.all(dim=1) for plane in outside]).any(dim=0)
+    return ~beyond & ~corners.isnan().any(dim=(1, 2))
+
+
+@torch.no_grad()
+def write_covered(folder: Path, ply: Path, scene: Scene, cameras: Sequence[Camera], background: Tensor) -> None:
+    """Writes ``covered/<name>`` for the views of a finished rendering and says so in its ``render.json``.
+
+    Args:
+        folder: OUT/<split>/ours_<N>, rendered.
+        ply: The model whose depth is asked.
+        scene: Its training views count, with their masks.
+        cameras: The views of the split.
+        background: [3], on the device that renders.
+    """
+    model, decoder = load_model(ply)
+    model, decoder = model.to(background.device), decoder.to(background.device).eval()
+
+    def depth_of(camera: Camera) -> Depth:
+        output = render_view(model, decoder, camera, background).output
+        return torch.where(output.alpha >= MIN_ALPHA, output.depth / output.alpha, math.inf)
+
+    def limit_of(camera: Camera) -> Depth:
+        depth, mask = depth_of(camera), scene.mask_paths.get(camera.name)
+        if mask is not None:
+            counts = read_mask(mask, camera.width, camera.height)[0].to(depth.device)
+            depth = torch.where(counts > 0, depth, 0.0)
+        return depth
+
+    held_out, training = ([_reduced(camera) for camera in some] for some in (cameras, scene.train))
+    counts = count_views(held_out, training, depth_of, limit_of, f"views that see {folder}")
+    names = png_names([camera.name for camera in cameras])
+    for camera, count in zip(cameras, counts, strict=True):
+        _write_map(folder / "covered" / names[camera.name], count.cpu(), camera)
+    record = read_json(folder / "render.json")
+    about = {
+        "training_views": len(scene.train),
+        "shrink": SHRINK,
+        "tolerance": TOLERANCE,
+        # Whose depth it is.
+        "method": record["method"],
+        "config_sha256": record["config_sha256"],
+    }
+    write_json(folder / "render.json", {**record, "covered": about})
+
+
+def _reduced(camera: Camera) -> Camera:
+    return camera.resized(*(max(1, round(side / SHRINK)) for side in (camera.width, camera.height)))
+
+
+def _write_map(path: Path, count: Int16[Tensor, "h w"], camera: Camera) -> None:
+    """A map as an 8-bit grey PNG at the size of the view, no count above 255."""
+    pixels = count.clamp(max=255).to(torch.uint8).numpy()
+    pixels = cv2.resize(pixels, (camera.width, camera.height), interpolation=cv2.INTER_NEAREST)
+    _, data = cv2.imencode(".png", pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())
+
+
+def read_map(path: Path, width: int, height: int) -> UInt8[Tensor, "h w"]:
+    """How many training views see each pixel's place, at most 255.
+
+    Raises:
+        UserError: for a map that is missing, damaged or of another size.
+    """
+    pixels = stored_pixels(path)
+    if pixels.dtype != np.uint8 or pixels.shape != (height, width):
+        raise UserError(
+            f"{path}: {'x'.join(map(str, reversed(pixels.shape)))} of {pixels.dtype}, expected an 8-bit grey map of "
+            f"{width}x{height}; run 'momentum-gs render --covered' again"
+        )
+    return torch.from_numpy(pixels)
+
+
+@dataclass(frozen=True)
+class OtherMaps:
+    """The maps of another run, to score this one's views over the same pixels."""
+
+    folder: Path
+    about: dict[str, Any]
+    """``covered`` of its ``render.json``."""
+    names: list[str]
+
+    def copy(self, folder: Path) -> None:
+        """Puts them into the folder of a finished rendering of the same views."""
+        for name in self.names:
+            data = (self.folder / "covered" / name).read_bytes()
+            (folder / "covered" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "covered" / name).write_bytes(data)
+        write_json(folder / "render.json", {**read_json(folder / "render.json"), "covered": self.about})
+
+
+def other_maps(out: Path, split: str, cameras: Sequence[Camera]) -> OtherMaps:
+    """The maps in ``out`` for these views, of its newest model that has any.
+
+    Raises:
+        UserError: where there are none, or not for all of the views, or they have another size.
+    """
+    how = f"run 'momentum-gs render {out} --split {split} --covered' first"
+    found = {path: read_json(path / "render.json") for path in (out / split).glob("ours_*")}
+    found = {path: record for path, record in found.items() if record.get("covered") is not None}
+    if not found:
+        raise UserError(f"{out / split}: no maps of what training views see, expected ours_N/covered; {how}")
+    folder = max(found, key=lambda path: found[path]["iteration"])
+    names = png_names([camera.name for camera in cameras])
+    for camera in cameras:
+        path = folder / "covered" / names[camera.name]
+        if not path.is_file():
+            raise UserError(f"{path}: missing, expected a map for every view to render; {how}")
+        if (size := image_size(path)) != (camera.width, camera.height):
+            raise UserError(
+                f"{path}: {size[0]}x{size[1]}, but the view is rendered at {camera.width}x{camera.height}; give a run "
+                "of the same scene.resolution"
+            )
+    return OtherMaps(folder, found[folder]["covered"], list(names.values()))
+
+
+class CoveredPixels:
+    """Scores over the pixels whose place at least ``SEEN_BY`` training views see.
+
+    Which these are depends on the depth of the model that was asked, so ``sha256`` tells whether two scores speak of
+    the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` holds a map for each view."""
+        self._folder = folder
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of the pixels of all views so far, in their order."""
+        return self._digest.hexdigest()
+
+    def score(
+        self, name: str, render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], mask: Mask
+    ) -> dict[str, float]:
+        """``covered_share`` of the pixels that count, in [0, 1], and ``PSNR_covered`` over these, in dB, raw; a view
+        of which less than ``MIN_SHARE`` is covered has a share alone."""
+        covered = read_map(self._folder / name, truth.shape[2], truth.shape[1])[None] >= SEEN_BY
+        if mask is not None:
+            covered &= mask.cpu() > 0
+        self._digest.update(covered.numpy().tobytes())
+        share = float(covered.sum()) / (covered.numel() if mask is None else float(mask.sum()))
+        if share < MIN_SHARE:
+            return {"covered_share": share}
+        psnr_covered = float(psnr(render, truth, covered.to(truth)))
+        return {"covered_share": share, "PSNR_covered": psnr_covered}
+
+
+def covered_pixels(folder: Path, names: Sequence[str]) -> CoveredPixels | None:
+    """None where the merged model has no maps for these views; blocks before the merge go by the merged model's.
+
+    Args:
+        folder: OUT/<split>/ours_<N> or OUT/<split>/ours_<N>_blocks.
+        names: PNG names of its views.
+    """
+    merged = folder.with_name(folder.name.removesuffix("_blocks"))
+    record = read_json(merged / "render.json")
+    if record.get("covered") is None or not set(names) <= set(record["names"]):
+        return None
+    return CoveredPixels(merged / "covered")
