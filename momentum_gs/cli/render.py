@@ -18,12 +18,14 @@ from momentum_gs.data.views import Views
 from momentum_gs.eval.history import read_history
 from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, render_parts
 from momentum_gs.eval.results import SPLITS, config_hash
+from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.io import model_folder
 
 HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
 Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
 iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
+Training views of a run with appearance.model get their image's correction, as in training; test views never do.
 Scores by block, and near borders, compare between runs whose pixels are sorted by the same cells: see --cells.
 
   momentum-gs render OUT                    the merged model, test views
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.blocks:
         cells = None  # They are scored by the merged model's map: the same pixels on both sides of the comparison.
     history = read_history(args.out)
+    appearance = load_appearance(folder)
     # Every photograph is used once, so none is kept: a cache would only count as peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:
         for split in splits:
@@ -87,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
                 "k": history.k if history else None,
                 "n": table.n if table else 1,
             }
-            result = render_parts(target, parts[split], views, background, record, args.errors, cells)
+            corrections = appearance if split == "train" else None
+            result = render_parts(target, parts[split], views, background, record, args.errors, cells, corrections)
             say(
                 f"render: {len(result['names'])} {split} views, {result['views_per_second']:.2f} views/s "
                 f"({result['device']}, {result['timed_views']} timed), {_primitives(result)}, "
