@@ -26,10 +26,23 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.images import read_image, write_png
 from momentum_gs.data.scene import load_scene
-from momentum_gs.model.appearance import AppearanceTable, correct, load_appearance, pin, save_appearance
+from momentum_gs.data.views import Views
+from momentum_gs.model.appearance import (
+    AppearanceTable,
+    correct,
+    load_appearance,
+    pin,
+    roughness,
+    save_appearance,
+    sliced,
+)
+from momentum_gs.model.io import load_model
+from momentum_gs.render.score import score_views
 from momentum_gs.train.appearance import NO_APPEARANCE, SharedAppearance, make_appearance
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
+from momentum_gs.train.own_decoders import OwnDecoders
+from momentum_gs.train.shared_decoder import SharedDecoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -244,6 +257,48 @@ def test_exposures_are_recovered_and_held_out_views_have_the_mean(scene_folder: 
     assert (records["train"]["corrected"], records["test"]["corrected"]) == (True, False)
 
 
+def test_scores_of_training_views_are_of_corrected_renders(scene_folder: Path, learnt: Path) -> None:
+    """Else a dark image would count as one that its blocks do badly on (eq. 7)."""
+    scene = load_scene(coarse(scene_folder, learnt).scene)
+    model, decoder = load_model(learnt / "point_cloud/iteration_400/point_cloud.ply")
+    with Views(scene, 1 << 24, CPU) as views:
+        plain = score_views(model, decoder, scene.train, views, torch.zeros(3))
+        corrected = score_views(model, decoder, scene.train, views, torch.zeros(3), table_of(learnt))
+    assert plain is not None and corrected is not None
+    assert corrected.psnr > plain.psnr + 3
+
+
+class Doubling(LocalComm):
+    """Two ranks that always send the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world_size, self.messages = 2, 0
+
+    def all_reduce_sum_(self, flat: torch.Tensor) -> None:
+        self.messages += 1
+        flat *= 2
+
+
+def test_one_message_a_step_with_the_decoders_gradient_or_alone() -> None:
+    comm, one, other = Doubling(), torch.ones(2, 3), torch.arange(4.0)
+    comm.all_reduce_sums_([one, other])
+    assert torch.equal(one, torch.full((2, 3), 2.0)) and torch.equal(other, 2 * torch.arange(4.0))
+    comm.all_reduce_sums_([])
+    assert comm.messages == 1
+    for decoders, appearance, wanted in (
+        (SharedDecoder(Config(), CPU, 1.0), learner(), 1),
+        (SharedDecoder(Config(), CPU, 1.0), NO_APPEARANCE, 1),
+        (OwnDecoders(), learner(), 1),
+        (OwnDecoders(), NO_APPEARANCE, 0),
+    ):
+        comm.messages = 0
+        decoders.begin_step(True, 1)
+        appearance.begin_step(True, 1)
+        decoders.finish_step(comm, *appearance.gradients)
+        assert comm.messages == wanted
+
+
 def test_blocks_start_from_the_coarse_runs_corrections(scene_folder: Path, learnt: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, AFFINE, f"partition.coarse={learnt}")
     names = [camera.name for camera in load_scene(config.scene).train]
@@ -257,6 +312,7 @@ def test_blocks_start_from_the_coarse_runs_corrections(scene_folder: Path, learn
 
 MODES = {
     "shared": (),
+    "bilateral": ("appearance.model=bilateral",),
     "own": ("blocks.decoder=own", "teacher.enabled=false", "blocks.settle=false", "blocks.decoder_freeze_rounds=0"),
     "gaussians": (
         *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "gaussians.prior=false"),
@@ -265,7 +321,9 @@ MODES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "ranks"), [("shared", 2), ("shared", 3), ("own", 2), ("gaussians", 2)])
+@pytest.mark.parametrize(
+    ("mode", "ranks"), [("shared", 2), ("shared", 3), ("own", 2), ("gaussians", 2), ("bilateral", 2)]
+)
 def test_ranks_do_not_change_model_or_corrections(scene_folder: Path, tmp_path: Path, mode: str, ranks: int) -> None:
     overrides = [AFFINE, "blocks.active=3", *MODES[mode]]
     train(make_config(scene_folder, tmp_path / "one", *overrides))
@@ -318,3 +376,26 @@ def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path) -> N
     assert_same_bits(model_of(tmp_path / "off"), model_of(tmp_path / "still"))
     assert not list((tmp_path / "off").rglob("appearance*"))
     assert list((tmp_path / "still").rglob("appearance*"))
+
+
+def test_a_constant_grid_is_its_affine_map() -> None:
+    image, row = torch.rand(3, 9, 11), torch.randn(3, 4)
+    grid = row.flatten()[:, None, None, None].expand(12, 8, 16, 16)
+    torch.testing.assert_close(correct(image, grid), correct(image, row))
+    assert float(roughness(grid)) == 0
+    assert torch.equal(correct(image, torch.zeros(12, 8, 16, 16)), image)
+
+
+def test_a_grid_is_read_at_place_and_brightness() -> None:
+    level, y, x = torch.meshgrid(*(torch.linspace(0, 1, n) for n in (8, 16, 16)), indexing="ij")
+    image = torch.rand(3, 9, 11)
+    found = sliced(torch.stack([x, y, level]), image)
+    torch.testing.assert_close(found[0], ((torch.arange(11) + 0.5) / 11).expand(9, 11))
+    torch.testing.assert_close(found[1], ((torch.arange(9) + 0.5) / 9)[:, None].expand(9, 11))
+    torch.testing.assert_close(found[2], 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2])
+
+
+def test_gradients_reach_the_render_and_the_grid() -> None:
+    image = torch.rand(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    grid = torch.randn(12, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(correct, (image, grid))

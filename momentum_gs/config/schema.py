@@ -137,9 +137,10 @@ class LossConfig:
 class AppearanceConfig:
     """A colour correction for each training image, shared by all blocks that see it (docs/appearance.md)."""
 
-    model: Literal["none", "affine"] = "none"
-    """What the loss applies to a render before it compares it with the image: nothing [MGS], or an affine map of the
-    colours, 3x4. Held-out views are rendered without."""
+    model: Literal["none", "affine", "bilateral"] = "none"
+    """What the loss applies to a render before it compares it with the image: nothing [MGS], an affine map of the
+    colours (3x4), or one that varies over the image and with brightness (a grid of 16x16x8 such maps). Held-out views
+    are rendered without."""
     lr: tuple[float, float] = (0.01, 0.001)
     """Learning rates of the corrections; decays like the pairs of ``optim`` [3DGS: its exposures]."""
 

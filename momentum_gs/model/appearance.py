@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,8 +20,11 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 
 APPEARANCE_FILE = "appearance.safetensors"
-ROW_SHAPES = {"affine": (3, 4)}
-"""Shape of a row by ``appearance.model``."""
+ROW_SHAPES = {"affine": (3, 4), "bilateral": (12, 8, 16, 16)}
+"""Shape of a row by ``appearance.model``. A bilateral grid has an affine map (its three rows one after the other) at
+each of 8 levels of brightness, 16 places from top to bottom and 16 from left to right, as many as gsplat's."""
+_LUMA = (0.299, 0.587, 0.114)
+"""Brightness of a colour, ITU-R BT.601."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,33 @@ class AppearanceTable:
         return AppearanceTable(tuple(names), pin(rows, shown), shown)
 
 
-def correct(image: Float[Tensor, "3 h w"], row: Float[Tensor, "3 4"]) -> Float[Tensor, "3 h w"]:
-    """Adds to every colour c of a render what ``row`` makes of (c, 1): c + row @ (c, 1). Not clamped."""
+def correct(image: Float[Tensor, "3 h w"], row: Float[Tensor, "..."]) -> Float[Tensor, "3 h w"]:
+    """Adds to every colour c of a render what ``row`` makes of (c, 1): c + row @ (c, 1). Not clamped.
+
+    Of a bilateral grid (Chen, Paris and Durand 2007) every pixel takes the map at its place and its brightness.
+    """
+    if row.dim() == 4:
+        maps = sliced(row, image).unflatten(0, (3, 4))
+        return image + torch.einsum("cdhw,dhw->chw", maps[:, :3], image) + maps[:, 3]
     return image + (row[:, :3] @ image.flatten(1) + row[:, 3:]).view_as(image)
+
+
+def sliced(grid: Float[Tensor, "c l y x"], image: Float[Tensor, "3 h w"]) -> Float[Tensor, "c h w"]:
+    """The grid's values at every pixel's place and brightness, between its neighbours in a straight line.
+
+    The outermost values stand at the image's edges, those for brightness at 0 and 1; beyond, they go on.
+    """
+    _, height, width = image.shape
+    brightness = torch.einsum("c,chw->hw", image.new_tensor(_LUMA), image)
+    y, x = ((torch.arange(n, device=image.device) + 0.5) / n for n in (height, width))
+    where = torch.stack([x.expand(height, width), y[:, None].expand(height, width), brightness], dim=-1)
+    found = F.grid_sample(grid[None], 2 * where[None, None] - 1, padding_mode="border", align_corners=True)
+    return found[0, :, 0]
+
+
+def roughness(grid: Float[Tensor, "c l y x"]) -> Float[Tensor, ""]:
+    """Mean squared difference of neighbours, summed over the three directions (gsplat's total variation)."""
+    return torch.stack([grid.diff(dim=d).square().mean() for d in (1, 2, 3)]).sum()
 
 
 def pin(rows: Float[Tensor, "v ..."], shown: Bool[Tensor, "v"]) -> Float[Tensor, "v ..."]:

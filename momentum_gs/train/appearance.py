@@ -17,13 +17,15 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import to_host
 from momentum_gs.core.errors import UserError
-from momentum_gs.model.appearance import ROW_SHAPES, AppearanceTable, correct, load_appearance, pin
+from momentum_gs.model.appearance import ROW_SHAPES, AppearanceTable, correct, load_appearance, pin, roughness
 from momentum_gs.model.io import model_folder
 from momentum_gs.train.lr import exponential
 from momentum_gs.train.prior import coarse_folder
 
 # Adam's usual ones; torch has them as defaults, too.
 _BETAS = (0.9, 0.999)
+# Weight of a bilateral grid's roughness in the loss, as in gsplat's examples.
+_SMOOTH = 10.0
 
 
 class NoAppearance:
@@ -96,6 +98,8 @@ class SharedAppearance:
         """Sets the gradient of the last image shown aside; ``position``: of its block among the active ones."""
         assert self._shown is not None, "an image was corrected"
         place, row = self._shown
+        if row.dim() == 4:
+            (_SMOOTH * roughness(row)).backward()
         assert row.grad is not None, "the loss is one of the corrected image"
         self.gradients[0][position, 0] = place
         self.gradients[0][position, 1:] = row.grad.flatten()
