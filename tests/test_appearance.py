@@ -305,6 +305,9 @@ def test_blocks_start_from_the_coarse_runs_corrections(scene_folder: Path, learn
     found = make_appearance(config, names, CPU, 1.0, fresh=True)
     assert found.table is not None
     torch.testing.assert_close(found.table.rows, table_of(learnt).rows)
+    grids = make_config(scene_folder, tmp_path, "appearance.model=bilateral", f"partition.coarse={learnt}")
+    with pytest.raises(UserError, match=r"corrections of shape \(3, 4\), expected \(12, 8, 16, 16\)"):
+        make_appearance(grids, names, CPU, 1.0, fresh=True)
     alone = make_appearance(make_config(scene_folder, tmp_path, AFFINE), names, CPU, 1.0, fresh=True)
     assert alone.table is not None and not alone.table.rows.any()
     assert make_appearance(make_config(scene_folder, tmp_path), names, CPU, 1.0, fresh=True) is NO_APPEARANCE
