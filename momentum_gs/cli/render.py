@@ -20,12 +20,14 @@ from momentum_gs.eval.covered import other_maps, write_covered
 from momentum_gs.eval.history import read_history
 from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, render_parts
 from momentum_gs.eval.results import SPLITS, config_hash
+from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.io import model_folder
 
 HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
 Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
 iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
+Training views of a run with appearance.model get their image's correction, as in training; test views never do.
 Scores by block, and near borders, compare between runs whose pixels are sorted by the same cells: see --cells.
 
 With --covered it also counts, for every pixel, the training views that see what it shows, and writes the counts to
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         cells = None  # They are scored by the merged model's map: the same pixels on both sides of the comparison.
     maps = {split: other_maps(args.covered_by, split, cameras) for split, cameras in splits.items() if args.covered_by}
     history = read_history(args.out)
+    appearance = load_appearance(folder)
     # Every photograph is used once, so none is kept: a cache would only count as peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:
         for split in splits:
@@ -109,7 +112,8 @@ def run(args: argparse.Namespace) -> None:
                 "k": history.k if history else None,
                 "n": table.n if table else 1,
             }
-            result = render_parts(target, parts[split], views, background, record, args.errors, cells)
+            corrections = appearance if split == "train" else None
+            result = render_parts(target, parts[split], views, background, record, args.errors, cells, corrections)
             if args.covered:
                 write_covered(target, folder / "point_cloud.ply", scene, splits[split], background)
             elif split in maps:

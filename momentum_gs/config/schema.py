@@ -156,6 +156,18 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AppearanceConfig:
+    """A colour correction for each training image, shared by all blocks that see it (docs/appearance.md)."""
+
+    model: Literal["none", "affine", "bilateral"] = "none"
+    """What the loss applies to a render before it compares it with the image: nothing [MGS], an affine map of the
+    colours (3x4), or one that varies over the image and with brightness (a grid of 16x16x8 such maps). Held-out views
+    are rendered without."""
+    lr: tuple[float, float] = (0.01, 0.001)
+    """Learning rates of the corrections; decays like the pairs of ``optim`` [3DGS: its exposures]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrowthConfig:
     """When anchors are added and removed. Steps are block steps."""
 
@@ -459,6 +471,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
@@ -482,7 +495,9 @@ class Config:
     @property
     def idle_sections(self) -> tuple[str, ...]:
         """Sections that do nothing in this experiment; a prefix of the dotted names of their settings."""
-        return ("gaussians.",) if self.model.primitive == "anchors" else ()
+        gaussians = ("gaussians.",) if self.model.primitive == "anchors" else ()
+        # Not the model: with other corrections, or none, it is another experiment.
+        return gaussians + (("appearance.lr",) if self.appearance.model == "none" else ())
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")

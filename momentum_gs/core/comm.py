@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -116,6 +116,16 @@ class Comm(ABC):
     @abstractmethod
     def all_reduce_sum_(self, flat: Tensor) -> None:
         """Replace ``flat``, on this rank's device or the host, by the sum over ranks; the same bits on every rank."""
+
+    def all_reduce_sums_(self, tensors: Sequence[Tensor]) -> None:
+        """``all_reduce_sum_`` of tensors of one type on one device, in one message; none of them: no message."""
+        if len(tensors) == 1:
+            self.all_reduce_sum_(tensors[0])
+        elif tensors and self.world_size > 1:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            self.all_reduce_sum_(flat)
+            for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     @abstractmethod
     def barrier(self) -> None:

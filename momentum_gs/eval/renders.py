@@ -19,6 +19,7 @@ from momentum_gs.data.views import Views
 from momentum_gs.eval.cells import BORDER_SHARE, CellLabels, write_cells
 from momentum_gs.eval.metrics import error_map
 from momentum_gs.eval.results import code_version, png_names, write_json
+from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.io import load_model
 from momentum_gs.model.splats import Harmonics, Model, Splats
@@ -65,6 +66,7 @@ def render_parts(
     record: dict[str, Any],
     errors: bool = False,
     cells: PartitionTable | None = None,
+    appearance: AppearanceTable | None = None,
 ) -> dict[str, Any]:
     """Write ``renders/``, ``gt/`` (and ``masks/``, ``errors/``, ``cells/``) below ``folder``.
 
@@ -78,6 +80,7 @@ def render_parts(
         record: what the caller knows of the run; kept in ``render.json``.
         errors: also write error maps.
         cells: a partition, to write maps of the blocks shown.
+        appearance: corrects the renders of the images that it holds, as training did; not timed.
 
     Returns:
         The content of ``render.json``: ``record`` and names, counts, storage, speed, peak memory. Views per second is
@@ -115,7 +118,10 @@ def render_parts(
                 n_drawn += int((view.output.radii > 0).sum())
                 if labels is not None:
                     write_cells(folder / "cells" / names[camera.name], labels.of(view.output, camera))
-                image = view.output.image.clamp(0, 1)
+                image = view.output.image
+                if appearance is not None:
+                    image = appearance.correct(image, camera.name)
+                image = image.clamp(0, 1)
                 del view  # or its Gaussians would be in memory with those of the next one
                 photograph = views.photograph(camera.name)
                 if photograph.mask is not None:
@@ -138,6 +144,7 @@ def render_parts(
         "views_per_second": len(timed) / sum(timed),
         "timed_views": len(timed),
         **device_use(device),
+        "corrected": appearance is not None,
         "names": list(names.values()),
         # Of the views that have a mask: what lies in masks/ may be of an earlier rendering.
         "masked": masked,

@@ -287,9 +287,9 @@ def check_exposure(folder: Path, facts: Sequence[ImageFacts]) -> list[Finding]:
     low, high = np.percentile(stops, [5, 95])
     if high - low > SPREAD_STOPS:
         findings.append(Finding("warning", "exposure", str(folder), f"mean brightness spreads over {high - low:.1f} "
-                                "stops", f"at most {SPREAD_STOPS:g}", "even it out before training: the model learns "
-                                "one brightness, and raw scores suffer (eval's cc columns correct "
-                                "for it)"))  # fmt: skip
+                                "stops", f"at most {SPREAD_STOPS:g}", "even it out before training, or set "
+                                "appearance.model=affine: the model learns one brightness, and raw scores suffer "
+                                "(eval's cc columns correct for it)"))  # fmt: skip
     return findings
 
 

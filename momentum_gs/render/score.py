@@ -10,6 +10,7 @@ from torch import Tensor
 from momentum_gs.core.image import psnr, ssim
 from momentum_gs.core.types import Camera
 from momentum_gs.data.views import Views
+from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.render.view import render_image
@@ -31,6 +32,7 @@ def score_views(
     cameras: Sequence[Camera],
     views: Views,
     background: Float[Tensor, "3"],
+    appearance: AppearanceTable | None = None,
 ) -> Scores | None:
     """Renders the cameras and compares with their photographs where masks let pixels count.
 
@@ -42,6 +44,7 @@ def score_views(
         cameras: At least one.
         views: Gives the photographs.
         background: Colour behind everything.
+        appearance: Corrects the renders of the images that it holds.
 
     Returns:
         None where every photograph is left out: a mean over nothing would poison whoever stores it.
@@ -58,7 +61,7 @@ def score_views(
         photograph = views.photograph_or_skip(camera.name)
         if photograph is None or (photograph.mask is not None and not photograph.mask.any()):
             continue
-        image = render_image(model, decoder, camera, background)
+        image = render_image(model, decoder, camera, background, appearance)
         psnrs.append(float(psnr(image, photograph.image, photograph.mask)))
         ssims.append(float(ssim(image, photograph.image, photograph.mask)))
     if not psnrs:

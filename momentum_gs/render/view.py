@@ -8,6 +8,7 @@ from torch import Tensor
 
 from momentum_gs.core.types import Camera, RenderOutput
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
@@ -66,7 +67,12 @@ def render_view(
 
 @torch.no_grad()
 def render_image(
-    model: Model, decoder: Decoder | Harmonics, camera: Camera, background: Float[Tensor, "3"]
+    model: Model,
+    decoder: Decoder | Harmonics,
+    camera: Camera,
+    background: Float[Tensor, "3"],
+    appearance: AppearanceTable | None = None,
 ) -> Float[Tensor, "3 h w"]:
-    """The picture alone, in [0, 1], without gradients."""
-    return render_view(model, decoder, camera, background).output.image.clamp(0, 1)
+    """The picture alone, in [0, 1], without gradients; with ``appearance`` as the camera's image has it."""
+    image = render_view(model, decoder, camera, background).output.image
+    return (image if appearance is None else appearance.correct(image, camera.name)).clamp(0, 1)

@@ -17,7 +17,9 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
+from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.render.score import score_views
+from momentum_gs.train.appearance import make_appearance
 from momentum_gs.train.block_schedule import Round, ranks_of
 from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.block_store import BlockStore, ram_bound
@@ -116,7 +118,10 @@ class Training:
         """All rounds, those before a resume too."""
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
-        self._decoders = make_decoders(config, device, self.schedule.block_steps_per_update())
+        clock_scale = self.schedule.block_steps_per_update()
+        self._decoders = make_decoders(config, device, clock_scale)
+        names = [camera.name for camera in scene.train]
+        self._appearance = make_appearance(config, names, device, clock_scale, fresh=saved is None)
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
@@ -128,7 +133,7 @@ class Training:
         if saved is None:
             self._init_blocks(start or FirstBlocks(scene, self._plan, config, device))
         else:
-            saved.fill(self._store, self._decoders, self._scores)
+            saved.fill(self._store, self._decoders, self._appearance, self._scores)
 
     def _init_blocks(self, start: Callable[[int], Block]) -> None:
         for block in progress(range(len(self._plan)), "blocks"):
@@ -183,7 +188,9 @@ class Training:
             ahead = range(min(PREFETCH_STEPS, end - self._step))
             views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
-            report = train_step(inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live)
+            report = train_step(
+                inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live, self._appearance
+            )
             self._step += 1
             for block in turn.blocks:
                 self._block_steps[block] += 1
@@ -303,7 +310,8 @@ class Training:
             if config.source == "running":
                 found = state.score.take()
             else:
-                found = self._score(state, self._plan.train[state.block][:: config.view_stride], views)
+                cameras = self._plan.train[state.block][:: config.view_stride]
+                found = self._score(state, cameras, views, self._appearance.table)
             if found is not None:
                 measured[state.block] = found
         self._scores.update(measured, self._comm)
@@ -337,16 +345,20 @@ class Training:
         self._untimed += time.perf_counter() - now
         return passed and self._config.stage == "coarse"
 
-    def _score(self, state: Block, cameras: list[Camera], views: Views) -> tuple[float, float] | None:
+    def _score(
+        self, state: Block, cameras: list[Camera], views: Views, appearance: AppearanceTable | None = None
+    ) -> tuple[float, float] | None:
         """Mean PSNR and SSIM of a block's views; None where every photograph is left out."""
-        found = score_views(state.model, self._decoders.student_of(state), cameras, views, self._background)
+        student = self._decoders.student_of(state)
+        found = score_views(state.model, student, cameras, views, self._background, appearance)
         return None if found is None else (found.psnr, found.ssim)
 
     def _checkpoint(self, active: Sequence[Block]) -> None:
         at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state())
         folder = save_checkpoint(
-            self._folder / "checkpoint", at, self._store, active, self._decoders, self._scores, self._config, self._comm
-        )
+            self._folder / "checkpoint", at, self._store, active, self._decoders, self._appearance, self._scores,
+            self._config, self._comm,
+        )  # fmt: skip
         self._saved_at = time.perf_counter()
         self._observers.on_event(Saved(self._step, str(folder)))
 
@@ -354,6 +366,7 @@ class Training:
         # Block steps; a coarse run that stopped early is named by what it did.
         steps = self._step if self._config.stage == "coarse" else self._config.steps
         folder = write_model(
-            self._folder, steps, self._store, self._decoders, self._table, self._config, self._comm, self._device
-        )
+            self._folder, steps, self._store, self._decoders, self._appearance, self._table, self._config, self._comm,
+            self._device,
+        )  # fmt: skip
         self._observers.on_event(Saved(self._step, str(folder)))

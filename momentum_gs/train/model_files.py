@@ -1,4 +1,5 @@
-"""What a run leaves: ``point_cloud/iteration_<steps>/`` with a PLY for each block, the decoder and the partition."""
+"""What a run leaves: ``point_cloud/iteration_<steps>/`` with a PLY for each block, the decoder, the corrections of the
+images and the partition."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -9,8 +10,10 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.appearance import save_appearance
 from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
 from momentum_gs.model.splats import Splats
+from momentum_gs.train.appearance import Appearance
 from momentum_gs.train.block_store import BlockStore
 from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.own_decoders import OwnDecoders
@@ -23,6 +26,7 @@ def write_model(
     steps: int,
     store: BlockStore,
     decoders: Decoders,
+    appearance: Appearance,
     table: PartitionTable | None,
     config: Config,
     comm: Comm,
@@ -50,6 +54,8 @@ def write_model(
     if comm.rank == 0:
         if isinstance(decoders, SharedDecoder):
             save_decoder(folder, decoders.student)
+        if appearance.table is not None:
+            save_appearance(folder, appearance.table)
         if table is not None:
             table.save(folder / "partition.json")
     comm.barrier()

@@ -29,8 +29,9 @@ class NoDecoder:
     def take_gradient(self, block: Block, position: int) -> None:
         """Nothing to take."""
 
-    def finish_step(self, comm: Comm) -> None:
-        """Nothing to share."""
+    def finish_step(self, comm: Comm, *beside: Tensor) -> None:
+        """Nothing to share but what others have to sum over ranks."""
+        comm.all_reduce_sums_(beside)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Nothing."""

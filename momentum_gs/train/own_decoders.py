@@ -33,8 +33,9 @@ class OwnDecoders:
         """The block's decoder moves along the block's own gradient."""
         _own(block).step(block.step)
 
-    def finish_step(self, comm: Comm) -> None:
-        """Nothing to share."""
+    def finish_step(self, comm: Comm, *beside: Tensor) -> None:
+        """Nothing to share but what others have to sum over ranks."""
+        comm.all_reduce_sums_(beside)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Nothing: the blocks' files hold it."""

@@ -15,14 +15,19 @@ from momentum_gs.model.splat_io import load_splats
 from momentum_gs.model.splats import Splats
 
 
+def coarse_folder(config: Config) -> Path:
+    """Output folder of the coarse run that belongs to a run of blocks."""
+    assert config.out is not None
+    return Path(config.partition.coarse or Path(config.out) / "coarse")
+
+
 def load_prior(config: Config) -> Splats:
     """The coarse model of ``partition.coarse`` (default: OUT/coarse), on the CPU.
 
     Raises:
         UserError: there is none, or it has other spherical harmonics.
     """
-    assert config.out is not None
-    coarse = Path(config.partition.coarse or Path(config.out) / "coarse")
+    coarse = coarse_folder(config)
     try:
         folder = model_folder(coarse)
     except UserError as error:

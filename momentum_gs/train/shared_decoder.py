@@ -58,13 +58,16 @@ class SharedDecoder:
         self._gradients[position % EXACT_BLOCKS] += torch.cat([part.reshape(-1) for part in parts])
         self.student.zero_grad()
 
-    def finish_step(self, comm: Comm) -> None:
+    def finish_step(self, comm: Comm, *beside: Tensor) -> None:
         """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps.
 
         Every block has a row of the buffer to itself. A sum over ranks then only adds zeros, and the sum over blocks
         has one order: the bits of the mean do not depend on the number of ranks.
+
+        Args:
+            beside: What else to replace by its sum over ranks, in the same message.
         """
-        comm.all_reduce_sum_(self._gradients)
+        comm.all_reduce_sums_([self._gradients, *beside])
         mean = self._gradients.sum(dim=0) / self._n_active
         parameters = list(self.student.parameters())
         for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
