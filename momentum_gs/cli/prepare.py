@@ -10,7 +10,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.data.colmap import ColmapModel, find_model, read_model, read_views
 from momentum_gs.data.images import image_size
-from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, geodetic_to_enu, local_origin
+from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, fit_places, geodetic_to_enu, local_origin
 from momentum_gs.data.prepare_files import SourceView, check_pictures, place_model, write_pictures, write_scene_json
 from momentum_gs.data.prepare_matrixcity import UNIT_METRES, read_matrixcity
 from momentum_gs.data.prepare_meganerf import read_mega_nerf
@@ -147,15 +147,19 @@ def _frame(
     if len(located) >= MIN_FIXES:
         geodetic = torch.tensor([fixes[camera.name] for camera in located], dtype=torch.float64)
         origin = local_origin(geodetic)
-        fit = fit_gps(torch.stack([camera.center for camera in located]), geodetic_to_enu(geodetic, origin))
+        centers, metres = torch.stack([camera.center for camera in located]), geodetic_to_enu(geodetic, origin)
+        fit, heights = fit_gps(centers, metres), True
+        if not fit.usable:
+            fit, heights = fit_places(centers, metres, _upright(model)), False
         used = int(fit.inliers.sum())
-        say(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m")
+        say(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m"
+            + ("" if heights else "; by place alone, upright as the ground is"))  # fmt: skip
         if fit.usable:
             latitude, longitude, height = origin.tolist()
             return fit.similarity, {
                 "latitude": latitude, "longitude": longitude, "height": height, "datum": "WGS 84",
                 "axes": "x east, y north, z up of this origin, metres", "fixes": len(located), "used": used,
-                "median_error": fit.error,
+                "median_error": fit.error, "heights_used": heights,
             }  # fmt: skip
         say("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
     else:

@@ -228,9 +228,9 @@ class Sfm:
             )  # fmt: skip
         if not found:
             raise UserError(
-                f"prepare: {len(groups[0])} of {len(self._names)} images overlap, but no two of them start a model, "
-                "expected neighbours that were taken from different places and overlap by half or more; take more "
-                "images, or try --matching exhaustive"
+                f"prepare: {len(groups[0])} of {len(self._names)} images overlap (first: {', '.join(groups[0][:3])}), "
+                "but no two of them start a model, expected neighbours that were taken from different places and "
+                "overlap by half or more; take more images, or try --matching exhaustive"
             )
         shutil.rmtree(snapshots)
 

@@ -40,7 +40,7 @@ def sift(path: Path, count: int) -> tuple[Float32[np.ndarray, "n 2"], UInt8[np.n
     if factor < 1:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    detector = cv2.SIFT_create(contrastThreshold=CONTRAST, enable_precise_upscale=True)
+    detector = cv2.SIFT.create(contrastThreshold=CONTRAST, enable_precise_upscale=True)
     points, histograms = detector.detectAndCompute(pixels, None)
     if not points:
         return np.empty((0, 2), np.float32), np.empty((0, 128), np.uint8)
