@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from momentum_gs.core.seeds import keyed_generator
-from momentum_gs.data.prepare_align import Similarity, fit_gps, fit_similarity, geodetic_to_enu
+from momentum_gs.data.prepare_align import Similarity, fit_gps, fit_places, fit_similarity, geodetic_to_enu
 
 
 def random_rotation(seed: int) -> Tensor:
@@ -82,3 +82,39 @@ def test_fixes_that_say_too_little_are_not_used() -> None:
     centers = flight()
     assert fit_gps(centers, centers + 2 * noise).usable
     assert not fit_gps(centers, centers + 40 * noise).usable
+
+
+def test_heights_that_say_nothing_leave_scale_and_place_as_they_are() -> None:
+    """Heights off by tens of metres at random: all together they fail, east and north alone give the same metres."""
+    truth = flight()
+    centers = SIMILARITY.apply(truth)
+    fixes = truth.clone()
+    fixes[:, 2] += 40 * torch.randn(len(fixes), generator=keyed_generator(5), dtype=torch.float64)
+    assert not fit_gps(centers, fixes).usable
+    # Upright, but turned about z and in another unit.
+    back = fit_similarity(centers, truth)
+    turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    level = Similarity(0.1, turn, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)).after(back)
+    fit = fit_places(centers, fixes, level)
+    assert fit.usable and bool(fit.inliers.all())
+    found = fit.similarity.apply(centers)
+    assert (found[:, :2] - truth[:, :2]).abs().max() < 1e-6
+    heights = truth[:, 2] - truth[:, 2].median()
+    assert (found[:, 2] - heights).abs().max() < 1e-6
+
+
+def test_a_wrong_height_of_all_fixes_changes_the_height_alone() -> None:
+    truth = flight()
+    lower = truth - torch.tensor([0.0, 0.0, 64.0], dtype=torch.float64)
+    right, wrong = fit_gps(SIMILARITY.apply(truth), truth), fit_gps(SIMILARITY.apply(truth), lower)
+    assert wrong.similarity.scale == pytest.approx(right.similarity.scale, rel=1e-12)
+    assert (wrong.similarity.rotation - right.similarity.rotation).abs().max() < 1e-12
+
+
+def test_a_line_gives_scale_and_turn_but_no_tilt() -> None:
+    """Three fixes on a line fit exactly, which says nothing; upright by its ground the flight still gets metres."""
+    line = torch.tensor([[0.0, 0, 0], [10, 0.01, 0], [20, 0, 0.01]], dtype=torch.float64)
+    centers = SIMILARITY.apply(line)
+    assert not fit_gps(centers, line).usable
+    fit = fit_places(centers, line, fit_similarity(SIMILARITY.apply(flight()), 3 * flight()))
+    assert fit.usable and fit.similarity.scale == pytest.approx(1 / SIMILARITY.scale, rel=1e-3)

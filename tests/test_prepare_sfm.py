@@ -22,8 +22,11 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
 from momentum_gs.data.colmap import read_cameras, read_points
 from momentum_gs.data.prepare_align import fit_similarity
+from momentum_gs.data.prepare_features import nearest_pairs
 from momentum_gs.data.prepare_files import place_model
-from momentum_gs.data.prepare_sfm import OVERLAP, Sfm, SfmSettings, camera_groups, choose_pairs
+from momentum_gs.data.prepare_pairs import OVERLAP, choose_pairs, linked_groups, pairs_around, resolve
+from momentum_gs.data.prepare_sfm import Sfm, SfmSettings, camera_groups
+from momentum_gs.data.prepare_sift import sift
 from momentum_gs.data.prepare_triangulate import triangulate
 from momentum_gs.data.scene import load_scene
 
@@ -138,7 +141,9 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
     argv = ["prepare", str(photos), str(out), "--features", "2000", "--camera-model", "SIMPLE_RADIAL"]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert f"registered: {len(truth)} of {len(truth) + 1}" in said and "not registered: elsewhere.jpg" in said
+    assert f"registered: {len(truth)} of {len(truth) + 1}" in said and "no other enough: elsewhere.jpg" in said
+    # One fix is wrong, and its image is found by its name.
+    assert "matching: spatial" in said
 
     scene = load_scene(SceneConfig(path=str(out), resolution=1.0))
     views = {camera.name: camera for camera in [*scene.train, *scene.test]}
@@ -162,7 +167,7 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
     (out / "sparse" / "0" / "test.txt").write_text(min(truth))
     assert main([*argv, "-r", "2"]) == 0
     said = capsys.readouterr().out
-    assert said.count("done before") == 3
+    assert said.count("done before") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
     halved = load_scene(SceneConfig(path=str(out), resolution=1.0))
     assert [len(halved.train), len(halved.test)] == [15, 1]  # The list is the user's and stays.
@@ -207,7 +212,7 @@ def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
     before = [(tmp_path / "sparse/0" / name).read_bytes() for name in ("cameras.bin", "images.bin")]
     count = triangulate(tmp_path, 1000)
     points = read_points(tmp_path / "sparse" / "0")
-    assert count == len(points) > 500
+    assert count == len(points) > 400
     assert before == [(tmp_path / "sparse/0" / name).read_bytes() for name in ("cameras.bin", "images.bin")]
     heights = torch.tensor([height for *_, height in layers], dtype=torch.float64)
     away = (points.xyz[:, 2:] - heights).abs().amin(dim=1)
@@ -264,41 +269,158 @@ def test_photographs_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> No
     assert camera_groups(tmp_path, names, "image") == [[name] for name in names]
 
 
+def test_auto_goes_by_gps_where_there_is_some() -> None:
+    names = [f"{i:04d}" for i in range(200)]
+    everywhere = dict.fromkeys(names, (30.0, -98.0, 0.0))
+    assert resolve("auto", names, everywhere) == "spatial"
+    assert resolve("auto", names, {}) == "sequential"
+    assert resolve("auto", names[:150], {}) == resolve("auto", names[:9], everywhere) == "exhaustive"
+    assert resolve("sequential", names, everywhere) == "sequential"
+
+
+def test_lines_are_joined_however_dense_they_are() -> None:
+    """Two lines 20 m apart, an image every 0.2 m: the 40 nearest of each are all of its own line."""
+    names = [f"{i:04d}" for i in range(400)]
+    places = torch.tensor([(20.0 * (i // 200), 0.2 * (i % 200)) for i in range(400)], dtype=torch.float64)
+    assert [len(group) for group in linked_groups(names, nearest_pairs(names, places))] == [200, 200]
+    pairs = pairs_around(names, places)
+    assert [len(group) for group in linked_groups(names, pairs)] == [400]
+    assert all(a < b for a, b in pairs) and len(pairs) <= 16 * len(names)
+
+
+def test_images_of_a_rig_count_as_one_neighbour() -> None:
+    """Four at each of nine places: each is still matched with all that were taken beside it."""
+    names = [f"{i:02d}" for i in range(36)]
+    places = torch.tensor([(10.0 * (i // 4 % 3), 10.0 * (i // 12)) for i in range(36)], dtype=torch.float64)
+    pairs = pairs_around(names, places)
+    middle, east = names[16:20], names[20:24]
+    assert {(a, b) for a in middle for b in east} <= pairs
+    assert set(combinations(middle, 2)) <= pairs
+
+
+def test_groups_are_what_no_pair_links() -> None:
+    assert linked_groups("abcdef", [("a", "c"), ("e", "f"), ("c", "e"), ("b", "d")]) == [list("acef"), list("bd")]
+    assert linked_groups("ba", []) == [["a"], ["b"]]
+
+
+def test_features_of_a_reduced_image_are_in_pixels_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Discs of known centres, found in the whole image and in one of half the size."""
+    centers = np.array([(101.0, 83.0), (300.0, 80.0), (297.0, 215.0)])
+    pixels = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
+    for x, y in centers.astype(int):
+        cv2.circle(pixels, (x, y), 12, (220, 220, 220), -1, cv2.LINE_AA)
+    write_picture(tmp_path / "discs.png", pixels)
+    for side in (1600, WIDTH // 2):
+        monkeypatch.setattr("momentum_gs.data.prepare_sift.MAX_SIDE", side)
+        places, descriptors = sift(tmp_path / "discs.png", 100)
+        assert len(places) == len(descriptors)
+        away = np.linalg.norm(places[None] - centers[:, None] - 0.5, axis=2)  # Pixel centres are at .5.
+        assert away.min(axis=1).max() < 0.2
+    # RootSIFT has unit length, 512 in bytes.
+    assert np.linalg.norm(descriptors.astype(float), axis=1) == pytest.approx(512, rel=0.02)
+    assert len(sift(tmp_path / "discs.png", 2)[0]) == 2
+
+
+@needs_pycolmap
+def test_a_second_scene_is_left_out_by_name_and_told_from_the_first(
+    tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve images of one flight, four of another place: 'prepare' takes the first and says what the others are."""
+    photos, truth = flight
+    mixed = tmp_path / "photos"
+    mixed.mkdir()
+    for name in sorted(truth)[:12]:
+        (mixed / Path(name).name).write_bytes((photos / "first flight" / Path(name).name).read_bytes())
+    draw = np.random.default_rng(7)
+    roofs = [(texture(12, draw), x, 0.0, 9.0) for x in (-30.0, 0.0, 20.0)]
+    ground = [(texture(200, draw), -100.0, -100.0, 0.0), *roofs]
+    for camera in cameras_of_the_flight()[:4]:
+        write_picture(mixed / f"other_{camera.name}", photograph(camera, ground))
+    argv = ["--features", "2000", "--camera-model", "SIMPLE_RADIAL", "--matching", "exhaustive"]
+    assert main(["prepare", str(mixed), str(tmp_path / "scene"), *argv]) == 0
+    said = capsys.readouterr().out
+    others = ", ".join(f"other_{i:02d}.jpg" for i in range(4))
+    assert "registered: 12 of 16 images" in said
+    assert f"4 images that overlap each other but not the scene enough: {others}" in said
+    record = json.loads((tmp_path / "scene" / "scene.json").read_text())
+    assert record["not_registered"] == others.split(", ")
+
+
+@needs_pycolmap
+def test_three_images_make_a_scene_and_strangers_none(
+    tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, truth = flight
+    for name in ("05.jpg", "06.jpg", "09.jpg"):
+        write_picture(tmp_path / "strangers" / name, picture(name, WIDTH, HEIGHT))
+        (tmp_path / "three").mkdir(exist_ok=True)
+        (tmp_path / "three" / name).write_bytes((photos / "first flight" / name).read_bytes())
+    flags = ["--features", "2000", "--camera-model", "PINHOLE"]
+    assert main(["prepare", str(tmp_path / "three"), str(tmp_path / "scene"), *flags]) == 0
+    assert "registered: 3 of 3 images" in capsys.readouterr().out
+    assert main(["prepare", str(tmp_path / "strangers"), str(tmp_path / "none"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no two of 3 images show the same place" in error
+
+
 @needs_pycolmap
 def test_an_interrupted_stage_goes_on(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the middle of the features: those that are there are not found again, and the camera stays one."""
+    """Ctrl-C in the middle of the features, and of mapping: what is there is not found again."""
     import pycolmap
 
     photos, truth = flight
-    extract, asked = pycolmap.extract_features, []
+    names, asked = {*truth, "elsewhere.jpg"}, []
 
-    def interrupted(*args: object, image_names: list[str], **options: object) -> None:
-        if len(asked) == 2:
+    def interrupted(path: Path, count: int) -> object:
+        if len(asked) == 9:
             raise KeyboardInterrupt
-        asked.append(image_names)
-        extract(*args, image_names=image_names, **options)
+        asked.append(path.name)
+        return sift(path, count)
 
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def counted(path: Path, count: int) -> object:
+        asked.append(path.name)
+        return sift(path, count)
 
     def features() -> dict[str, Tensor]:
         with pycolmap.Database.open(tmp_path / "sfm" / "database.db") as database:
-            assert database.num_cameras() <= 2  # One for each folder.
+            assert database.num_cameras() == 2  # One for each folder.
             images = database.read_all_images()
-            return {image.name: torch.tensor(database.read_keypoints(image.image_id)) for image in images}
+            has = [image for image in images if database.exists_descriptors(image.image_id)]
+            return {image.name: torch.tensor(database.read_keypoints(image.image_id)) for image in has}
 
-    monkeypatch.setattr("momentum_gs.data.prepare_sfm.workers", lambda: 2)  # Eight photographs at once.
-    monkeypatch.setattr(pycolmap, "match_image_pairs", stop)
-    monkeypatch.setattr(pycolmap, "extract_features", interrupted)
+    settings = SfmSettings(max_features=500, camera_model="SIMPLE_RADIAL")
+    monkeypatch.setattr("momentum_gs.data.prepare_features.workers", lambda: 1)  # Four images at once.
+    monkeypatch.setattr("momentum_gs.data.prepare_sfm.SNAPSHOT", 4)
+    monkeypatch.setattr("momentum_gs.data.prepare_features.sift", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Sfm(photos, tmp_path, SfmSettings(max_features=500)).reconstruct()
+        Sfm(photos, tmp_path, settings).reconstruct()
     before = features()
-    assert 0 < len(before) < len(truth)
-    monkeypatch.setattr(pycolmap, "extract_features", extract)
+    assert 0 < len(before) < len(names)
+
+    map_incrementally, begun = pycolmap.incremental_mapping, []
+
+    def killed(*args: object, next_image_callback: object, **options: object) -> object:
+        def count() -> None:
+            begun.append(options["input_path"])
+            if len(begun) == 10:
+                raise KeyboardInterrupt
+
+        return map_incrementally(*args, next_image_callback=count, **options)
+
+    asked.clear()
+    monkeypatch.setattr("momentum_gs.data.prepare_features.sift", counted)
+    monkeypatch.setattr(pycolmap, "incremental_mapping", killed)
     with pytest.raises(KeyboardInterrupt):
-        Sfm(photos, tmp_path, SfmSettings(max_features=500)).reconstruct()
+        Sfm(photos, tmp_path, settings).reconstruct()
     after = features()
-    assert after.keys() == {*truth, "elsewhere.jpg"}
+    assert after.keys() == names and len(asked) == len(names) - len(before)
     assert all(torch.equal(after[name], kept) for name, kept in before.items())
+    # One snapshot that the kill left in the middle, and whole ones.
+    (tmp_path / "sfm" / "snapshots" / "9999999999999999999").mkdir()
+    begun[:] = [None] * 10
+    assert len(Sfm(photos, tmp_path, settings).reconstruct().registered) == len(truth)
+    assert 0 < len(begun) - 10 < len(truth) - 4 and all("snapshots" in str(path) for path in begun[10:])

@@ -10,11 +10,12 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.data.colmap import ColmapModel, find_model, read_model, read_views
 from momentum_gs.data.images import image_size
-from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, geodetic_to_enu, local_origin
+from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, fit_places, geodetic_to_enu, local_origin
 from momentum_gs.data.prepare_files import SourceView, check_pictures, place_model, write_pictures, write_scene_json
 from momentum_gs.data.prepare_matrixcity import UNIT_METRES, read_matrixcity
 from momentum_gs.data.prepare_meganerf import read_mega_nerf
-from momentum_gs.data.prepare_sfm import EXHAUSTIVE, LENSES, Cameras, Matching, Reconstructed, Sfm, SfmSettings
+from momentum_gs.data.prepare_pairs import EXHAUSTIVE, Matching
+from momentum_gs.data.prepare_sfm import LENSES, Cameras, Reconstructed, Sfm, SfmSettings
 from momentum_gs.data.prepare_triangulate import triangulate
 from momentum_gs.partition.layout import ground_frame, points_near, up_axis
 
@@ -52,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = SfmSettings()
     photos = parser.add_argument_group("photographs")
     photos.add_argument("--matching", choices=get_args(Matching), default=default.matching,
-                        help="pairs to match: all of them, neighbours by GPS, or by name; auto: all of up to "
-                        f"{EXHAUSTIVE} photographs, else by GPS where 9 of 10 have it, else by name")  # fmt: skip
+                        help="pairs to match: all of them, neighbours by GPS, or by name; auto: by GPS where 9 "
+                        f"of 10 images have it, else all of up to {EXHAUSTIVE} images, else by name")  # fmt: skip
     photos.add_argument("--cameras", choices=get_args(Cameras), default=default.cameras,
                         help="what shares a camera: photographs of one size in one folder, or none (default "
                         "%(default)s)")  # fmt: skip
@@ -112,12 +113,30 @@ def _reconstruct(photos: Path, out: Path, args: argparse.Namespace) -> None:
 
 def _say_registered(result: Reconstructed) -> None:
     total = len(result.registered) + len(result.missing)
-    say(f"registered: {len(result.registered)} of {total} photographs")
+    say(f"registered: {len(result.registered)} of {total} images")
+    told: set[str] = set()
+    for names in result.other_models:
+        names = [name for name in names if name not in told]
+        told.update(names)
+        if names:
+            say(f"left out, another model: {len(names)} images that overlap each other but not the scene enough: "
+                f"{_listed(names)}")  # fmt: skip
+    if result.apart:
+        say(f"left out, alone: {len(result.apart)} images that overlap no other enough: {_listed(result.apart)}")
+    rest = sorted(set(result.missing) - told - set(result.apart))
+    if rest:
+        say(f"left out, without a pose: {len(rest)} images that overlap others, but too little: {_listed(rest)}")
     if result.other_models:
-        say(f"kept the largest of {1 + len(result.other_models)} models; the others have "
-            f"{', '.join(map(str, result.other_models))} photographs")  # fmt: skip
-    if result.missing:
-        say("not registered: " + ", ".join(result.missing))
+        say(f"the scene is the largest of {1 + len(result.other_models)} models; prepare another by a folder of its "
+            "images alone, or join them by images between them")  # fmt: skip
+    if 2 * len(result.registered) < total:
+        say("fewer than half of the images are registered: is this one place, with neighbours that overlap by half or "
+            "more? --matching exhaustive also finds pairs that order and GPS miss")  # fmt: skip
+
+
+def _listed(names: list[str]) -> str:
+    """All of a few names, the first of many."""
+    return ", ".join(names) if len(names) <= 20 else ", ".join(names[:20]) + f" and {len(names) - 20} more (scene.json)"
 
 
 def _frame(
@@ -128,15 +147,19 @@ def _frame(
     if len(located) >= MIN_FIXES:
         geodetic = torch.tensor([fixes[camera.name] for camera in located], dtype=torch.float64)
         origin = local_origin(geodetic)
-        fit = fit_gps(torch.stack([camera.center for camera in located]), geodetic_to_enu(geodetic, origin))
+        centers, metres = torch.stack([camera.center for camera in located]), geodetic_to_enu(geodetic, origin)
+        fit, heights = fit_gps(centers, metres), True
+        if not fit.usable:
+            fit, heights = fit_places(centers, metres, _upright(model)), False
         used = int(fit.inliers.sum())
-        say(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m")
+        say(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m"
+            + ("" if heights else "; by place alone, upright as the ground is"))  # fmt: skip
         if fit.usable:
             latitude, longitude, height = origin.tolist()
             return fit.similarity, {
                 "latitude": latitude, "longitude": longitude, "height": height, "datum": "WGS 84",
                 "axes": "x east, y north, z up of this origin, metres", "fixes": len(located), "used": used,
-                "median_error": fit.error,
+                "median_error": fit.error, "heights_used": heights,
             }  # fmt: skip
         say("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
     else:

@@ -4,7 +4,7 @@ Geodetic positions are latitude and longitude in degrees and the height above th
 are metres east, north and up (ENU) of an origin.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,8 @@ MIN_FIXES = 3
 """A similarity has seven unknowns, three points give nine numbers."""
 SPREAD = 5.0
 """How many times wider than their typical error the fixes must lie across, for their tilt to mean something."""
+BEST_ERROR = 0.1
+"""Metres that a fix errs at least, as EXIF has it: three that fit exactly are luck, and on a line they give no tilt."""
 SAMPLES = 500
 """Minimal samples of the robust fit: with half of the fixes wrong, all of them fail with a chance of 1e-29."""
 
@@ -35,6 +37,11 @@ class Similarity:
         """The points, mapped."""
         return self.scale * points @ self.rotation.T + self.translation
 
+    def after(self, first: "Similarity") -> "Similarity":
+        """This one after another."""
+        translation = self.apply(first.translation[None])[0]
+        return Similarity(self.scale * first.scale, self.rotation @ first.rotation, translation)
+
 
 @dataclass(frozen=True)
 class GpsFit:
@@ -46,12 +53,12 @@ class GpsFit:
     error: float
     """Median distance of all fixes from their cameras, metres."""
     spread: float
-    """RMS extent of the fixes across their longest direction, metres."""
+    """RMS extent of the fixes, metres: across their longest direction, or along it where they give no tilt."""
 
     @property
     def usable(self) -> bool:
         """Whether the fixes lie wide enough for their errors."""
-        return self.spread > SPREAD * self.error
+        return self.spread > SPREAD * max(self.error, BEST_ERROR)
 
 
 def geodetic_to_enu(positions: Float[Tensor, "n 3"], origin: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
@@ -114,6 +121,33 @@ def fit_gps(centers: Float[Tensor, "n 3"], fixes: Float[Tensor, "n 3"], seed: in
     kept = fixes[inliers]
     across = torch.linalg.svdvals(kept - kept.mean(dim=0))[1] / len(kept) ** 0.5
     return GpsFit(best, inliers, median_error(best), float(across))
+
+
+def fit_places(
+    centers: Float[Tensor, "n 3"], fixes: Float[Tensor, "n 3"], level: Similarity, seed: int = 0
+) -> GpsFit:
+    """``fit_gps`` by east and north alone, for fixes on a line, or with heights that contradict the reconstruction.
+
+    Heights err most, by tens of metres where they restart from zero or mix two references.
+
+    Args:
+        centers: Camera centres, the reconstruction's unit.
+        fixes: Local metres of the same cameras; at least three.
+        level: Makes the reconstruction upright, as its ground says.
+        seed: Of the samples.
+
+    Returns:
+        Upright as ``level`` has it, with the median height of the cameras at 0. The error is horizontal, and the spread
+        that along the longest direction, as one line is enough for turn and scale.
+    """
+    upright = level.apply(centers.double())
+    flat = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    fit = fit_gps(upright * flat, fixes.double() * flat, seed)
+    # Of points in a plane the rotation is about its normal, up to rounding.
+    above = level.translation - torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) * upright[:, 2].median()
+    kept = (fixes * flat)[fit.inliers]
+    along = torch.linalg.svdvals(kept - kept.mean(dim=0))[0] / len(kept) ** 0.5
+    return replace(fit, similarity=fit.similarity.after(replace(level, translation=above)), spread=float(along))
 
 
 def _earth_centred(positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:

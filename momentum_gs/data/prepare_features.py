@@ -8,10 +8,12 @@ import hashlib
 import importlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,12 +22,13 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress, say
 from momentum_gs.data.prepare_files import workers
+from momentum_gs.data.prepare_sift import sift
 
 MAX_FEATURES = 8192
 """SIFT features of a photograph (COLMAP's default)."""
 NEIGHBOURS = 40
 """By place: in a flight with 80 % forward and 70 % side overlap, as many share an eighth of the picture or more."""
-PAIRS_AT_ONCE = 500
+PAIRS_AT_ONCE = 100
 """Pairs of one call: what an interruption loses, and the step of the progress bar."""
 
 
@@ -47,6 +50,8 @@ class Workshop:
         self.photos, self.names, self.work = photos, names, work
         self.database = work / "database.db"
         self._state = _State(work / "state.json")
+        self.spent: dict[str, tuple[float, float]] = {}
+        """Seconds of each stage that was done now, on the clock and of all cores."""
         # COLMAP's own log goes to the terminal and would bury ours; errors (2) still show.
         self.pycolmap.logging.minloglevel = 2
         self.pycolmap.set_random_seed(0)
@@ -56,49 +61,72 @@ class Workshop:
         if self._state.is_done(name, key):
             say(f"{name}: done before")
             return
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         work(self._state.begin(name, key))
         self._state.finish(name)
-        say(f"{name}: done in {time.perf_counter() - start:.0f} s")
+        self.spent[name] = time.perf_counter() - start, time.process_time() - cpu
+        say(f"{name}: done in {self.spent[name][0]:.0f} s")
 
     def open_database(self) -> Any:
         """A ``pycolmap.Database``, to be used in a ``with``."""
         return self.pycolmap.Database.open(self.database)
 
     def extract(self, groups: Sequence[tuple[Sequence[str], dict[str, str]]], max_features: int) -> None:
-        """The stage of features.
+        """The stages of cameras and of features.
 
         Args:
             groups: Names that share a camera, with the settings of COLMAP's ``ImageReaderOptions`` for it.
-            max_features: Of a photograph.
+            max_features: Of an image.
         """
-        key = {"photos": self._fingerprint(), "max_features": max_features, "groups": digest(repr(groups))}
-        options = self.pycolmap.FeatureExtractionOptions()
-        options.num_threads = workers()
-        options.sift.max_num_features = max_features
-        step = 4 * workers()
+
+        def list_images(_: bool) -> None:
+            for file in self.work.glob(f"{self.database.name}*"):  # With SQLite's journal.
+                file.unlink()
+            self.open_database().close()
+            for names, settings in progress(groups, "cameras"):
+                reader = self.pycolmap.ImageReaderOptions()
+                for name, value in settings.items():
+                    setattr(reader, name, value)
+                self.pycolmap.import_images(
+                    self.database, self.photos, camera_mode=self.pycolmap.CameraMode.SINGLE, image_names=names,
+                    options=reader,
+                )  # fmt: skip
 
         def extract(resumes: bool) -> None:
-            if not resumes:
-                for file in self.work.glob(f"{self.database.name}*"):  # With SQLite's journal.
-                    file.unlink()
-            with progress(len(self.names), "features") as bar:
-                for group, settings in groups:
-                    for names in (group[i : i + step] for i in range(0, len(group), step)):
-                        reader = self.pycolmap.ImageReaderOptions()
-                        for name, value in settings.items():
-                            setattr(reader, name, value)
-                        with self.open_database() as database:
-                            known = next(filter(None, map(database.read_image_with_name, group)), None)
-                        if known is not None:  # Its camera is the group's.
-                            reader.existing_camera_id = known.camera_id
-                        self.pycolmap.extract_features(
-                            self.database, self.photos, image_names=names, reader_options=reader,
-                            camera_mode=self.pycolmap.CameraMode.SINGLE, extraction_options=options,
-                        )  # fmt: skip
-                        bar.update(len(names))
+            with self.open_database() as database:
+                if not resumes:
+                    database.clear_keypoints()
+                    database.clear_descriptors()
+                ids = {image.name: image.image_id for image in database.read_all_images()}
+                if lost := sorted(set(self.names) - set(ids)):
+                    raise UserError(f"prepare: {lost[0]} cannot be read, expected an image; replace or remove it")
+                # Descriptors are written last: with them a feature is whole.
+                left = [name for name in self.names if not database.exists_descriptors(ids[name])]
+                with progress(len(self.names), "features") as bar:
+                    bar.update(len(self.names) - len(left))
+                    for name, places, descriptors in self._features(left, max_features):
+                        if database.exists_keypoints(ids[name]):
+                            database.update_keypoints(ids[name], places)
+                        else:
+                            database.write_keypoints(ids[name], places)
+                        sift = self.pycolmap.FeatureExtractorType.SIFT
+                        database.write_descriptors(
+                            ids[name], self.pycolmap.FeatureDescriptors(data=descriptors, type=sift)
+                        )
+                        bar.update()
 
-        self.stage("features", key, extract)
+        self.stage("images", {"photos": self._fingerprint(), "groups": digest(repr(groups))}, list_images)
+        self.stage("features", {"max_features": max_features}, extract)
+
+    def _features(self, names: Sequence[str], count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Of one image after the other, found by several threads."""
+        step = 4 * workers()  # What Ctrl-C waits for.
+        with ThreadPoolExecutor(workers()) as pool:
+            for some in (names[i : i + step] for i in range(0, len(names), step)):
+                for name, (places, descriptors) in zip(
+                    some, pool.map(lambda name: sift(self.photos / name, count), some), strict=True
+                ):
+                    yield name, places, descriptors
 
     def match(self, key: dict[str, Any], choose: Callable[[], Sequence[tuple[str, str]]]) -> None:
         """The stage of matching, for the pairs that ``choose`` gives; ``key`` stands for how it chooses."""

@@ -1,36 +1,41 @@
 """Structure from motion with pycolmap, in stages that are each done once: features, matches, mapping, undistortion.
 
-Which pairs of photographs are matched is decided here: all pairs of few, neighbours by GPS where there is GPS,
-neighbours in order of name otherwise.
+Which pairs of images are matched is decided in ``prepare_pairs``.
 """
 
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress, say
 from momentum_gs.data.images import image_size, target_size
-from momentum_gs.data.prepare_align import Similarity, geodetic_to_enu, local_origin
-from momentum_gs.data.prepare_features import MAX_FEATURES, Workshop, import_pycolmap, nearest_pairs
+from momentum_gs.data.prepare_align import Similarity
+from momentum_gs.data.prepare_features import MAX_FEATURES, Workshop, import_pycolmap
 from momentum_gs.data.prepare_files import JPEG_QUALITY, find_pictures, link, place_model, workers
+from momentum_gs.data.prepare_pairs import LINKED, Fixes, Matching, choose_pairs, linked_groups, resolve
 
-Matching = Literal["auto", "exhaustive", "spatial", "sequential"]
 Cameras = Literal["folder", "image"]
 
 LENSES = ("OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE", "RADIAL", "SIMPLE_RADIAL", "PINHOLE")
 """COLMAP's lens models to choose from; PINHOLE for pictures that have no distortion any more."""
 
-EXHAUSTIVE = 150
-"""Up to so many photographs every pair is matched: 11,175 pairs."""
-OVERLAP = 20
-"""By name: every photograph with the next so many; and further ones at distances of powers of two."""
+SNAPSHOT = 50
+"""Images that mapping takes in between two snapshots: what a kill loses."""
+IMAGES_AT_ONCE = 100
+"""Images of one call of undistortion: what a kill loses."""
+
+MAPPING: dict[str, float] = {
+    # COLMAP adjusts the whole model at every tenth more; between, the next poses need the neighbourhood only.
+    "ba_global_frames_ratio": 1.4, "ba_global_points_ratio": 1.4, "ba_global_max_refinements": 2,
+    "ba_local_max_refinements": 1, "ba_local_max_num_iterations": 10,
+}  # fmt: skip
+"""How mapping differs from COLMAP's defaults, for a third to a half of the time; docs/prepare_data.md has figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,10 @@ class Reconstructed:
     """Names of its photographs."""
     missing: list[str]
     """Names of the others."""
-    other_models: list[int]
-    """Numbers of photographs of the models that were found beside it."""
+    other_models: list[list[str]]
+    """Names of the models that were found beside it, the largest first."""
+    apart: list[str]
+    """Names of those that are missing and share too little with any other image."""
 
 
 class Sfm:
@@ -82,7 +89,10 @@ class Sfm:
             )
         self._names, self._photos = _without_spaces(photos, self._work)
         if len(self._names) < 3:
-            raise UserError(f"prepare: {len(self._names)} photographs in {photos}, expected at least 3")
+            raise UserError(
+                f"prepare: {len(self._names)} images in {photos}, expected at least 3, and some 20 for a scene that is "
+                "worth training; add images"
+            )
         self._shop = Workshop(self._photos, self._names, self._work)
         self._pycolmap = self._shop.pycolmap
 
@@ -95,8 +105,13 @@ class Sfm:
         self._shop.stage("mapping", {}, self._map)
         return self._largest()
 
-    def fixes(self) -> dict[str, tuple[float, float, float]]:
-        """Latitude, longitude (degrees) and height (metres, 0 where it is not known) of photographs with GPS."""
+    @property
+    def spent(self) -> dict[str, tuple[float, float]]:
+        """Seconds of each stage that was done now, on the clock and of all cores."""
+        return self._shop.spent
+
+    def fixes(self) -> Fixes:
+        """Where images with GPS were taken; a height that is not known is 0."""
         with self._shop.open_database() as database:
             names = {image.image_id: image.name for image in database.read_all_images()}
             found = {}
@@ -115,9 +130,10 @@ class Sfm:
             resolution: The family's ``-r``; pictures of mixed sizes are bounded by that of the largest.
         """
 
-        def undistort(_: bool) -> None:
-            for folder in (self._undistorted, self._images):
-                shutil.rmtree(folder, ignore_errors=True)
+        def undistort(resumes: bool) -> None:
+            shutil.rmtree(self._images, ignore_errors=True)
+            if not resumes:
+                shutil.rmtree(self._undistorted, ignore_errors=True)
             cameras = self._pycolmap.Reconstruction(str(result.model)).cameras.values()
             sides = [(camera.width, camera.height) for camera in cameras]
             sizes = [target_size(*side, resolution) for side in sides]
@@ -127,12 +143,7 @@ class Sfm:
                 for name in result.registered:
                     link((self._photos / name).resolve(), self._images / name)
                 return
-            options = self._pycolmap.UndistortCameraOptions()
-            options.max_image_size = max(map(max, sizes))
-            self._pycolmap.undistort_images(
-                self._undistorted, result.model, self._photos, undistort_options=options, jpeg_quality=JPEG_QUALITY,
-                num_threads=workers(),
-            )  # fmt: skip
+            self._undistort(result, max(map(max, sizes)))
             (self._undistorted / "images").rename(self._images)
 
         self._shop.stage("undistortion", {"resolution": resolution}, undistort)
@@ -146,31 +157,92 @@ class Sfm:
         target.mkdir(parents=True, exist_ok=True)
         reconstruction.write(str(target))
 
+    def _undistort(self, result: Reconstructed, side: int) -> None:
+        """Writes the images, some at once; goes on after those that a note counts."""
+        options = self._pycolmap.UndistortCameraOptions()
+        options.max_image_size = side
+        note, names = self._undistorted / "count.txt", result.registered
+        begun = note.is_file() and (self._undistorted / "images").is_dir()
+        start = int(note.read_text(encoding="utf-8")) if begun else 0
+        with progress(len(names), "undistortion") as bar:
+            bar.update(start)
+            for i in range(start, len(names), IMAGES_AT_ONCE):
+                some = names[i : i + IMAGES_AT_ONCE]
+                self._pycolmap.undistort_images(
+                    self._undistorted, result.model, self._photos, image_names=some, undistort_options=options,
+                    jpeg_quality=JPEG_QUALITY, num_threads=workers(),
+                )  # fmt: skip
+                with replacing(note) as part:
+                    part.write_text(str(i + len(some)), encoding="utf-8")
+                bar.update(len(some))
+
     def _pairs(self) -> list[tuple[str, str]]:
         """Pairs to match, and a line that says how they were chosen."""
-        fixes, way = self.fixes(), self._settings.matching
-        if way == "auto":
-            located = len(fixes) >= 0.9 * len(self._names)
-            way = "exhaustive" if len(self._names) <= EXHAUSTIVE else "spatial" if located else "sequential"
+        fixes = self.fixes()
+        way = resolve(self._settings.matching, self._names, fixes)
         pairs = choose_pairs(self._names, way, fixes)
-        say(f"matching: {way}, {len(pairs)} pairs of {len(self._names)} photographs, {len(fixes)} of them with GPS")
+        say(f"matching: {way}, {len(pairs)} pairs of {len(self._names)} images, {len(fixes)} of them with GPS")
         return pairs
 
-    def _map(self, _: bool) -> None:
-        models = self._work / "models"
+    def _links(self) -> list[tuple[str, str]]:
+        """Pairs that share enough for mapping."""
+        with self._shop.open_database() as database:
+            names = {image.image_id: image.name for image in database.read_all_images()}
+            ids, counts = database.read_two_view_geometry_num_inliers()
+        pairs = (self._pycolmap.pair_id_to_image_pair(i) for i, n in zip(ids, counts, strict=True) if n >= LINKED)
+        return [(names[a], names[b]) for a, b in pairs]
+
+    def _map(self, resumes: bool) -> None:
+        groups = linked_groups(self._names, self._links())
+        if len(groups[0]) < 2:
+            raise UserError(
+                f"prepare: no two of {len(self._names)} images show the same place ({LINKED} common points and more), "
+                "expected neighbours to overlap by half or more; take images closer together, or try --matching "
+                "exhaustive"
+            )
+        models, snapshots = self._work / "models", self._work / "snapshots"
+        # A model that is complete may be followed by others, which a start from a snapshot would not look for.
+        newest = self._newest(snapshots) if resumes and not any(models.glob("*")) else None
+        if newest is None:
+            shutil.rmtree(snapshots, ignore_errors=True)
         shutil.rmtree(models, ignore_errors=True)
-        models.mkdir()
+        # COLMAP numbers models that it starts, and writes the one that goes on to the folder itself.
+        (models / "0" if newest else models).mkdir(parents=True)
+        snapshots.mkdir(exist_ok=True)
         options = self._pycolmap.IncrementalPipelineOptions()
         options.num_threads = workers()
+        options.snapshot_path, options.snapshot_frames_freq = str(snapshots), SNAPSHOT
+        options.min_model_size = 3  # Smaller ones than COLMAP's 10, to say which images belong together.
+        for name, value in MAPPING.items():
+            setattr(options, name, value)
+        # Of thousands of points that hold the same poses, a spread selection; the others follow them.
+        options.mapper.ba_global_ignore_redundant_points3D = True
         with progress(len(self._names), "mapping") as bar:
+            if newest is not None:
+                known = self._pycolmap.Reconstruction(str(newest)).num_reg_images()
+                say(f"mapping: goes on from {known} images")
+                bar.update(known)
             found = self._pycolmap.incremental_mapping(
-                self._shop.database, self._photos, models, options=options, next_image_callback=bar.update
-            )
+                self._shop.database, self._photos, models / "0" if newest else models, options=options,
+                next_image_callback=bar.update, input_path=newest or "",
+            )  # fmt: skip
         if not found:
             raise UserError(
-                "prepare: mapping found no two photographs to start from, expected neighbours to overlap by half or "
-                "more; take more photographs, or try --matching exhaustive"
+                f"prepare: {len(groups[0])} of {len(self._names)} images overlap (first: {', '.join(groups[0][:3])}), "
+                "but no two of them start a model, expected neighbours that were taken from different places and "
+                "overlap by half or more; take more images, or try --matching exhaustive"
             )
+        shutil.rmtree(snapshots)
+
+    def _newest(self, snapshots: Path) -> Path | None:
+        """The last snapshot that is whole."""
+        for folder in sorted(snapshots.glob("*"), key=lambda folder: folder.name, reverse=True):
+            try:
+                self._pycolmap.Reconstruction(str(folder))
+            except (ValueError, RuntimeError, OSError):  # Killed while it was written.
+                continue
+            return folder
+        return None
 
     def _largest(self) -> Reconstructed:
         models = {}
@@ -180,42 +252,13 @@ class Sfm:
         largest = max(models, key=lambda folder: len(models[folder]))
         registered = models.pop(largest)
         missing = sorted(set(self._names) - set(registered))
-        return Reconstructed(largest, registered, missing, sorted(map(len, models.values()), reverse=True))
-
-
-def choose_pairs(
-    names: Sequence[str], way: Matching, fixes: dict[str, tuple[float, float, float]]
-) -> list[tuple[str, str]]:
-    """Pairs of names to match, each once, in order.
-
-    Args:
-        names: In order.
-        way: ``spatial`` takes photographs without a fix as neighbours of those next to them by name.
-        fixes: Geodetic positions, ``Sfm.fixes``.
-
-    Raises:
-        UserError: for ``spatial`` with too few fixes.
-    """
-    if way == "exhaustive":
-        return list(combinations(names, 2))
-    pairs = set()
-    ahead = [*range(1, OVERLAP + 1), *(2**power for power in range(5, 16))]
-    for i, name in enumerate(names):
-        if way == "sequential" or name not in fixes:
-            pairs |= {(name, names[i + step]) for step in ahead if i + step < len(names)}
-            # Those behind, too: they may have a fix, and none of them would look here.
-            pairs |= {(names[i - step], name) for step in ahead if step <= i}
-    if way == "spatial":
-        if len(fixes) < 2:
-            raise UserError(
-                f"prepare: {len(fixes)} photographs have GPS, expected more for spatial matching; choose another with "
-                "--matching"
-            )
-        located = [name for name in names if name in fixes]
-        geodetic = torch.tensor([fixes[name] for name in located], dtype=torch.float64)
-        places = geodetic_to_enu(geodetic, local_origin(geodetic))[:, :2]
-        pairs |= nearest_pairs(located, places)
-    return sorted(pairs)
+        # A model may share images with another; what is left out is said once.
+        others = [sorted(set(names) - set(registered)) for names in models.values()]
+        apart = {name for group in linked_groups(self._names, self._links()) if len(group) == 1 for name in group}
+        return Reconstructed(
+            largest, registered, missing, sorted(filter(None, others), key=len, reverse=True),
+            sorted(apart & set(missing)),
+        )  # fmt: skip
 
 
 def camera_groups(photos: Path, names: Sequence[str], cameras: Cameras) -> list[list[str]]:
