@@ -32,6 +32,10 @@ class NoDecoder:
     def finish_step(self, comm: Comm) -> None:
         """Nothing to share."""
 
+    def retime(self, config: Config) -> None:
+        """The clocks of a run whose number of steps is revised."""
+        self._config = config
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Nothing."""
         return {}
