@@ -32,6 +32,7 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.train.anchor_budget import bytes_per_anchor
 
 ROOM = Machine(host_bytes=2**40, device_bytes=2**40)
+OPEN = load_config(None, ["partition.blocks=auto"])
 SURVEY = Facts(views=66, images=75, width=4000, height=3000, pixel=0.01, spacing=0.05, seen_by=12.0)
 
 
@@ -137,7 +138,7 @@ def test_time_decides_on_resolution_and_steps() -> None:
 
 
 def test_one_block_where_it_fits_and_more_where_it_does_not(scene: Scene) -> None:
-    config = load_config(None, ["model.voxel_size=0.3"])
+    config = load_config(None, ["model.voxel_size=0.3", "partition.blocks=auto"])
     auto = ("partition.blocks",)
     assert chosen(scene, config, ROOM, auto) == {"partition.blocks": 1}
     anchors = len(torch.unique(scene.points.xyz.div(0.3).round(), dim=0))
@@ -146,28 +147,28 @@ def test_one_block_where_it_fits_and_more_where_it_does_not(scene: Scene) -> Non
 
 
 def test_a_bound_that_is_given_counts_instead_of_the_memory(scene: Scene) -> None:
-    config = load_config(None, ["model.voxel_size=0.3", "anchors.max_per_block=2500"])
+    config = load_config(None, ["model.voxel_size=0.3", "partition.blocks=auto", "anchors.max_per_block=2500"])
     assert chosen(scene, config, ROOM, ("partition.blocks",))["partition.blocks"] >= 2
 
 
 def test_what_is_given_is_left_alone_and_the_rest_follows_it(scene: Scene) -> None:
-    free = chosen(scene, Config())
+    free = chosen(scene, OPEN)
     assert set(free) == set(CHOSEN)
-    given = load_config(None, ["scene.resolution=2"])
+    given = load_config(None, ["scene.resolution=2", "partition.blocks=auto"])
     rest = chosen(scene, given, auto=tuple(key for key in CHOSEN if key != "scene.resolution"))
     assert set(rest) == set(CHOSEN) - {"scene.resolution"}
     assert rest["model.voxel_size"] == pytest.approx(2 * free["model.voxel_size"], rel=1e-3)
-    assert chosen(scene, Config(), auto=()) == {}
+    assert chosen(scene, OPEN, auto=()) == {}
 
 
 def test_the_unit_of_the_scene_changes_the_voxel_alone(scene: Scene) -> None:
-    ours, theirs = chosen(scene, Config()), chosen(scaled(scene, 1000.0), Config())
+    ours, theirs = chosen(scene, OPEN), chosen(scaled(scene, 1000.0), OPEN)
     assert theirs.pop("model.voxel_size") == pytest.approx(1000 * ours.pop("model.voxel_size"), rel=1e-3)
     assert theirs == ours
 
 
 def test_the_machine_of_today_does_not_matter_where_all_fits(scene: Scene) -> None:
-    assert chosen(scene, Config(), ROOM) == chosen(scene, Config(), Machine(2**34, 2**34))
+    assert chosen(scene, OPEN, ROOM) == chosen(scene, OPEN, Machine(2**34, 2**34))
 
 
 def test_a_choice_says_its_reason() -> None:

@@ -78,6 +78,10 @@ def test_from_a_scene_to_a_page(city: Path, tmp_path: Path, capsys: pytest.Captu
     chosen = {choice["key"]: choice["value"] for choice in state["choices"]}
     assert set(chosen) == {"model.voxel_size", "partition.blocks"}
     assert all(f"chosen   {Choice(**choice)}" in said for choice in state["choices"])
+    lines = (out / "config.yaml").read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        f"# chosen: {Choice(**choice)}" for choice in state["choices"]
+    ]
     config = load_run_config(out)
     assert (config.stage, config.steps, config.model.voxel_size) == ("coarse", 30, chosen["model.voxel_size"])
     assert config.scene.unit != "auto"
@@ -154,7 +158,7 @@ def test_more_blocks_are_cut_trained_and_merged(city: Path, tmp_path: Path) -> N
 
 
 def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "LEAST_STEPS", 20)
+    monkeypatch.setattr(verb, "MIN_STEPS", 20)
     out = tmp_path / "out"
     assert cli.main(["run", str(city), str(out), "--minutes", "0.01", "log.tensorboard=false"]) == 0
     assert load_run_config(out).steps == 20
@@ -167,6 +171,7 @@ def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: py
         (["{tmp}/nothing", "{tmp}/out"], "is not a folder"),
         (["{tmp}", "{tmp}/out"], "holds neither images"),
         (["{city}", "{city}"], "holds no run.json"),
+        (["{city}/images", "{city}/images/out"], "choose a folder beside them"),
         (["{city}", "{tmp}/out", "stage=coarse"], "stage is given"),
         (["{city}", "{tmp}/out", "--minutes", "0"], "expected a time above 0"),
         (["{city}", "{tmp}/out", "--minutes", "5", "steps=100"], "each says how long"),

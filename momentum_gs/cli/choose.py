@@ -34,7 +34,7 @@ COARSEST = 100
 """Pixels that images are wide at least: SSIM's window alone is 11."""
 MIN_STEPS = 300
 """Under which no shape comes out, however small the scene."""
-USEFUL = 1 / 3
+USEFUL = 0.3
 """Share of the rule's steps from which finer images are worth it. With fewer, coarser images learn more."""
 FINEST_SPACING = 16.0
 """Times that a voxel may be narrower than the points' spacing: growth's coarsest voxels are 16 times as wide
@@ -233,7 +233,8 @@ def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int)
     """As many as the images and pixels ask for, or as the time allows."""
     w, h = target_size(facts.width, facts.height, resolution)
     if goal.steps_within is not None:
-        return Choice("steps", goal.steps_within(resolution), "as many as the time allows, by steps that were measured")
+        steps = max(MIN_STEPS, goal.steps_within(resolution) // blocks)
+        return Choice("steps", steps, "as many as the time allows, by steps that were measured")
     share, _ = QUALITIES[goal.quality]
     # A view serves two blocks or so.
     views = facts.views * min(1.0, 2.0 / blocks)

@@ -56,7 +56,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, scene_first: bool = Fa
 
 
 def resolve_config(args: argparse.Namespace, *, own: bool = False, refuse: bool = True) -> Config:
-    """The experiment that parsed ``add_run_arguments`` describe, with absolute paths.
+    """The experiment that parsed ``add_run_arguments`` describe, with absolute paths; ``resolve_choices`` says how."""
+    return resolve_choices(args, own=own, refuse=refuse)[0]
+
+
+def resolve_choices(
+    args: argparse.Namespace, *, own: bool = False, refuse: bool = True
+) -> tuple[Config, list[Choice]]:
+    """The experiment that parsed ``add_run_arguments`` describe, with absolute paths, and what of it was chosen now.
 
     What says ``auto`` is chosen from the scene and said; a run that is resumed keeps what was chosen when it began.
 
@@ -75,7 +82,7 @@ def resolve_config(args: argparse.Namespace, *, own: bool = False, refuse: bool 
     earlier, goes_on = choosing.provisional.out, getattr(args, "resume", False) or getattr(args, "only_blocks", ())
     if goes_on and earlier is not None and (Path(earlier) / "config.yaml").is_file():
         found = flat_settings(config_to_dict(load_run_config(earlier)))
-        return choosing.config([Choice(key, found[key], "as before") for key in choosing.auto])
+        return choosing.config([Choice(key, found[key], "as before") for key in choosing.auto]), []
     try:
         choices = choosing.choose(lambda config, scene, facts: Goal())
     except UserError:
@@ -84,7 +91,7 @@ def resolve_config(args: argparse.Namespace, *, own: bool = False, refuse: bool 
         choices = []
     for choice in choices:
         say(f"chosen   {choice}")
-    return choosing.config(choices)
+    return choosing.config(choices), choices
 
 
 class Choosing:

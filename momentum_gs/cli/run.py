@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 from momentum_gs.cli import doctor, merge, partition, prepare, render, report, train
 from momentum_gs.cli import eval as scoring
-from momentum_gs.cli.choose import Facts, Goal, Quality, at_resolution
+from momentum_gs.cli.choose import MIN_STEPS, Facts, Goal, Quality
 from momentum_gs.cli.common import OWN_FILE, Choosing
 from momentum_gs.cli.run_state import RunState
-from momentum_gs.cli.run_time import LEAST_STEPS, StepTimes, seconds_after_training
+from momentum_gs.cli.run_time import Times
 from momentum_gs.config.load import load_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
@@ -39,7 +39,7 @@ coarse before them where the partition asks for a coarse model.
   momentum-gs run IMAGES OUT --minutes 10      the best that ten minutes give on this machine, all stages together
 
 Settings that say 'auto' in the settings file are chosen from the scene and the machine; what was chosen, and why, is
-printed and kept in OUT/run.json. Each can be given instead: 'momentum-gs run IMAGES OUT steps=5000'.
+printed and kept in OUT/config.yaml. Each can be given instead: 'momentum-gs run IMAGES OUT steps=5000'.
 
 Interrupted anywhere, the same command goes on. OUT/report.html is the result on one page.
 """
@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     """Goes through the stages that are not over; returns the exit status."""
     _check(args)
     is_scene = _is_scene(args.source)
+    if not is_scene and args.source.resolve() in (args.out.resolve(), *args.out.resolve().parents):
+        raise UserError(f"run: {args.out} is below the images in {args.source}, and would be taken for some of them; "
+                        "choose a folder beside them")  # fmt: skip
     state = RunState.open(args.out, _command(args))
     work = _Run(args, args.source if is_scene else args.out / "scene", state)
     state.add("start", args.seconds_to_start)
@@ -206,13 +209,11 @@ class _Run:
         """What steps to choose: by the quality, or by what is left of the time."""
         if self._args.minutes is None:
             return Goal(self._args.quality)
-        times = StepTimes(config, scene, facts, pick_device(config.device))
+        times = Times(config, scene, facts, pick_device(config.device))
 
         def steps_within(resolution: float | int) -> int:
-            step = times.step_seconds(resolution)
-            resized = at_resolution(scene, resolution)
-            self._state.reserve = seconds_after_training(resized, pick_device(config.device), step)
-            return max(LEAST_STEPS, int(self._seconds_left() / step))
+            self._state.reserve = times.after_training(resolution)
+            return int(self._seconds_left() / times.step(resolution))
 
         return Goal(self._args.quality, steps_within)
 
@@ -223,12 +224,12 @@ class _Run:
     def _train(self) -> None:
         config = self._config("coarse", self._out)
         if self._args.minutes is None:
-            _train(config)
+            self._fit(config)
             return
         left = self._seconds_left()
         if left < 0.1 * 60 * self._args.minutes:
             warn(f"run: {self._note() / 60:.1f} of {self._args.minutes:g} minutes are over and rendering and scoring "
-                 f"will take {self._state.reserve / 60:.1f}: training gets {LEAST_STEPS} steps or what fits the "
+                 f"will take {self._state.reserve / 60:.1f}: training gets {MIN_STEPS} steps or what fits the "
                  f"remaining {left:.0f} s")  # fmt: skip
 
         def config_of(steps: int) -> Config:
@@ -237,16 +238,29 @@ class _Run:
             self._note()
             return self._config("coarse", self._out)
 
-        _train(config, Pace(left, config_of, LEAST_STEPS))
+        self._fit(config, Pace(left, config_of, MIN_STEPS))
+
+    def _fit(self, config: Config, pace: Pace | None = None) -> None:
+        """Trains, or trains on.
+
+        Raises:
+            KeyboardInterrupt: where it was asked to stop; a checkpoint was written.
+        """
+        assert config.out is not None
+        resume, choices = bool(checkpoints(Path(config.out) / "checkpoint")), self._state.choices
+        with Stop() as stop, launched(stop, SILENCE_SECONDS) as launch:
+            outcome = train.train(config, launch, stop, resume=resume, choices=choices, pace=pace)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
 
     def _coarse(self) -> None:
-        _train(self._config("coarse", self._out / "coarse"))
+        self._fit(self._config("coarse", self._out / "coarse"))
 
     def _partition(self) -> None:
         partition.cut(self._config("blocks", self._out))
 
     def _blocks(self) -> None:
-        _train(self._config("blocks", self._out))
+        self._fit(self._config("blocks", self._out))
 
     def _merge(self) -> None:
         _verb(merge, str(self._out))
@@ -268,20 +282,6 @@ class _Run:
 
 def _wants_coarse(config: Config) -> bool:
     return config.partition.assign != "visibility" or config.starts_from_coarse
-
-
-def _train(config: Config, pace: Pace | None = None) -> None:
-    """Trains, or trains on.
-
-    Raises:
-        KeyboardInterrupt: where it was asked to stop; a checkpoint was written.
-    """
-    assert config.out is not None
-    resume = bool(checkpoints(Path(config.out) / "checkpoint"))
-    with Stop() as stop, launched(stop, SILENCE_SECONDS) as launch:
-        outcome = train.train(config, launch, stop, resume=resume, pace=pace)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
 
 
 def _verb(module: ModuleType, *argv: str) -> None:

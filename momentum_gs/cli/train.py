@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_config
+from momentum_gs.cli.choose import Choice
+from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_choices
 from momentum_gs.config.family import write_cfg_args
-from momentum_gs.config.load import config_to_dict, dump_config
+from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
 from momentum_gs.core.device import device_use, pick_device
@@ -72,7 +73,8 @@ def block_list(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> None:
     """Trains and writes the model."""
     with Stop() as stop, launched(stop, args.max_silence) as launch:
-        train(resolve_config(args, own=True), launch, stop, resume=args.resume, only=args.only_blocks)
+        config, choices = resolve_choices(args, own=True)
+        train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices)
 
 
 def train(
@@ -82,6 +84,7 @@ def train(
     *,
     resume: bool = False,
     only: Sequence[int] = (),
+    choices: Sequence[Choice] = (),
     pace: Callable[[int, int], Config | None] | None = None,
 ) -> Outcome:
     """Trains and writes the model, or where ``stop`` says so a checkpoint.
@@ -90,6 +93,7 @@ def train(
         config: With absolute paths.
         resume: Continue from the last checkpoint of the output folder.
         only: Blocks to train on after a finished run.
+        choices: What of the settings was chosen, for the record.
         pace: Revises the number of steps on the way (``Training``).
     """
     device = pick_device(config.device)
@@ -111,13 +115,13 @@ def train(
     training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
     code = code_version()  # Now: who trains for hours may have committed by the end.
     # Only now does anything in the folder change: what is wrong has been said by here.
-    observers = Observers(_observers(config, folder, scene, comm))
+    observers = Observers(_observers(config, choices, folder, scene, comm))
     try:
         outcome = training.run(observers, stop=stop)
     finally:
         observers.close()
     if training.config != config:
-        (folder / "config.yaml").write_text(dump_config(training.config))
+        _write_settings(folder, training.config, choices)
     if outcome.interrupted:
         # Another rank may have been asked.
         by = stop.signal.name if stop() and stop.signal else "a signal"
@@ -201,12 +205,21 @@ def _launch_name() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-def _observers(config: Config, folder: Path, scene: Scene, comm: Comm) -> list:
+def _write_settings(folder: Path, config: Config, choices: Sequence[Choice]) -> None:
+    """config.yaml: what was chosen and why as comments, then every setting. A run that goes on keeps its comments."""
+    file, values = folder / "config.yaml", flat_settings(config_to_dict(config))
+    why = [f"# chosen: {replace(choice, value=values[choice.key])}" for choice in choices]
+    if not why and file.is_file():
+        why = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# chosen: ")]
+    file.write_text("".join(f"{line}\n" for line in why) + dump_config(config), encoding="utf-8")
+
+
+def _observers(config: Config, choices: Sequence[Choice], folder: Path, scene: Scene, comm: Comm) -> list:
     """Rank 0 writes the run's records and shows progress; the others are silent."""
     if comm.rank != 0:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config))
+    _write_settings(folder, config, choices)
     (folder / _LAUNCH_FILE).write_text(_launch_name())
     write_cfg_args(folder, config)
     write_cameras_json(folder / "cameras.json", scene)
