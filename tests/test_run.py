@@ -204,6 +204,31 @@ def test_a_scene_with_errors_stops_at_the_doctor(
     assert cli.main(["run", str(scene), str(tmp_path / "out"), *FAST]) == 0
 
 
+def test_verbs_choose_where_no_file_is_given(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "-s", str(city), "-m", str(tmp_path / "out"), "stage=coarse", "steps=4", FAST[1]]
+    assert cli.main(command) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chosen")]
+    assert [line.split()[1] for line in said] == ["scene.resolution", "model.voxel_size"]
+    config = load_run_config(tmp_path / "out")
+    assert (config.scene.resolution, config.optim.lr_steps, config.optim.lr_scale) == (1, 4, 5)
+    # A run that goes on has made its choices, and keeps their reasons.
+    assert cli.main([*command, "--resume"]) == 0
+    assert "chosen" not in capsys.readouterr().out
+    assert load_run_config(tmp_path / "out") == config
+    assert (tmp_path / "out" / "config.yaml").read_text().count("# chosen: ") == 2
+
+
+def test_the_doctor_names_all_that_is_wrong_where_nothing_can_be_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = write_tiny_scene(tmp_path / "scene")
+    for name in ("003.png", "004.png"):
+        (scene / "images" / name).unlink()
+    assert cli.main(["doctor", str(scene), "--quick"]) == 1
+    said = capsys.readouterr().out
+    assert "missing 2 of 16, first: 003.png" in said
+
+
 def test_stages_count_their_time_over_all_attempts(tmp_path: Path) -> None:
     now = [0.0]
     state = RunState.open(tmp_path / "out", {"source": "a"}, clock=lambda: now[0])
