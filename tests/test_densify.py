@@ -1,5 +1,6 @@
 """Growth and pruning against the original's figures and against a plain loop."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,6 +94,32 @@ def test_same_as_the_plain_loop(seed: int, voxel_size: float, cap: int | None) -
         torch.testing.assert_close(row.detach(), torch.from_numpy(rows[name]), rtol=3e-7, atol=0)
     for name, row in after.rows().items():
         assert torch.equal(row, torch.from_numpy(seen[name])), name
+
+
+def test_new_anchors_may_be_born_small() -> None:
+    anchors, n = random_anchors(50, seed=3), 50
+    whole, _, _ = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, CONFIG, every_offset)
+    anchors = random_anchors(50, seed=3)
+    config = replace(CONFIG, birth_scale=0.25)
+    small, _, report = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, config, every_offset)
+    old = n - report.pruned
+    assert sum(report.grown) > 0
+    # Their Gaussians alone: where offsets reach to, and what was there before, is the same.
+    torch.testing.assert_close(small.scales[old:, 3:], whole.scales[old:, 3:] / 4)
+    assert torch.equal(small.log_scale[old:, :3], whole.log_scale[old:, :3])
+    assert torch.equal(small.log_scale[:old], whole.log_scale[:old])
+
+
+@pytest.mark.parametrize("bound", [None, 0.05, -1.0])
+def test_growth_bounds_the_scales_of_gaussians_where_told_to(bound: float | None) -> None:
+    anchors = random_anchors(10)
+    with torch.no_grad():
+        anchors.log_scale += 2
+    before = anchors.log_scale.detach().clone()
+    config = replace(CONFIG, max_log_scale=bound)
+    after = grow_and_prune(anchors, None, GrowthStats.zeros(anchors), 0.01, config, draws(0))[0].log_scale
+    assert torch.equal(after[:, :3], before[:, :3])
+    assert torch.equal(after[:, 3:], before[:, 3:].clamp(max=bound) if bound is not None else before[:, 3:])
 
 
 def test_nothing_seen_changes_nothing() -> None:

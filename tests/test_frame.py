@@ -1,39 +1,41 @@
 """Normalized coordinates: the same scene in another unit, place or heading trains in the same ones."""
 
-from dataclasses import replace
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
-from scene_files import camera, points, write_model, write_scene
-from torch import Tensor
+from scene_files import camera, points, write_scene
+from tiny_run import CPU, assert_same_bits, make_config
+from tiny_scene import write_tiny_scene
 
 from momentum_gs.config.schema import SceneConfig
+from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.frame import VIEW_DISTANCE, Frame, recorded_frame, view_distance
 from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.model.io import load_ply, model_folder
+from momentum_gs.train.events import Observers
+from momentum_gs.train.loop import Training
+
+_SPEC = importlib.util.spec_from_file_location("move_scene", Path(__file__).parents[1] / "scripts" / "move_scene.py")
+assert _SPEC is not None and _SPEC.loader is not None
+_MODULE = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_MODULE)
+move_scene = _MODULE.move_scene
 
 NAMES = [f"{i}.png" for i in range(9)]
-QUARTER = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
-SHIFT = torch.tensor([1e6, -1e6, 1e6], dtype=torch.float64)
+SHIFT = (1e6, -1e6, 1e6)
 
 
-def moved_scene(root: Path, scale: float, shift: Tensor | None = None, turn: Tensor | None = None) -> Path:
-    """A scene's files after ``p -> turn @ p * scale + shift``."""
-    shift = torch.zeros(3, dtype=torch.float64) if shift is None else shift
-    turn = torch.eye(3, dtype=torch.float64) if turn is None else turn
-    write_scene(root, NAMES)
-    views = []
-    for i, name in enumerate(NAMES):
-        view = camera(name, x=0.3 * i)
-        center = turn @ view.center * scale + shift
-        rotation = view.rotation @ turn.T
-        views.append(replace(view, rotation=rotation, translation=-rotation @ center))
-    cloud = points()
-    write_model(root / "sparse" / "0", views, PointCloud(cloud.xyz @ turn.T * scale + shift, cloud.rgb))
-    return root
+def moved_scene(
+    root: Path, scale: float, shift: tuple[float, ...] = (0.0, 0.0, 0.0), turns: int = 0, up: str = "y"
+) -> Path:
+    """The files of one small scene after a quarter turn or more, scaled and shifted."""
+    written = write_scene(root / "written", NAMES)
+    return move_scene(written, root, scale, shift, turns, up)
 
 
 def load(root: Path, **settings: object) -> Scene:
@@ -56,9 +58,7 @@ def test_the_unit_of_a_scene_does_not_show(tmp_path: Path, scale: float) -> None
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_the_heading_does_not_show(tmp_path: Path, turns: int) -> None:
     # The cameras of these files look along z, held upright: up is -y.
-    up = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=torch.float64)
-    turn = torch.linalg.matrix_power(up, turns)
-    assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", 1.0, turn=turn)))
+    assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", 1.0, turns=turns)))
 
 
 def test_the_origin_does_not_show(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_cameras_see_the_points_from_the_viewing_distance(tmp_path: Path) -> Non
 
 
 def test_images_show_the_same(tmp_path: Path) -> None:
-    plain = load_scene(SceneConfig(path=str(moved_scene(tmp_path, 20.0, SHIFT, QUARTER)), offset=(0.0, 0.0, 0.0)))
+    plain = load_scene(SceneConfig(path=str(moved_scene(tmp_path, 20.0, SHIFT, 1, "z")), offset=(0.0, 0.0, 0.0)))
     normal = load(tmp_path)
     for before, after in zip([*plain.train, *plain.test], [*normal.train, *normal.test], strict=True):
         pixels, depth = project(plain.points.xyz, before)
@@ -83,15 +83,16 @@ def test_images_show_the_same(tmp_path: Path) -> None:
 
 
 def test_points_come_back_to_the_scene(tmp_path: Path) -> None:
-    scene = load(moved_scene(tmp_path, 20.0, SHIFT, QUARTER))
+    scene = load(moved_scene(tmp_path, 20.0, SHIFT, 1, "z"))
     back = scene.frame.scene_points(scene.points.xyz)
-    wanted = points().xyz @ QUARTER.T * 20 + SHIFT
+    x, y, z = points().xyz.unbind(1)
+    wanted = torch.stack([-y, x, z], dim=1) * 20 + torch.tensor(SHIFT, dtype=torch.float64)
     # Half a rounding step of a point, in scene units.
     assert (back - wanted).abs().max() <= 0.51 * 2.0**-16 * scene.frame.unit
 
 
 def test_a_recorded_frame_gives_the_same_coordinates(tmp_path: Path) -> None:
-    scene = load(moved_scene(tmp_path, 20.0, SHIFT, QUARTER))
+    scene = load(moved_scene(tmp_path, 20.0, SHIFT, 1, "z"))
     settings = scene.frame.recorded(SceneConfig(path=str(tmp_path), unit="auto"))
     assert settings.unit == scene.frame.unit
     again = load_scene(settings)
@@ -125,3 +126,22 @@ def test_a_scene_that_nobody_sees_has_no_distance() -> None:
     behind: list[Camera] = [camera("a.jpg", x=0.0)]
     with pytest.raises(UserError, match="in view"):
         view_distance(behind, PointCloud(torch.tensor([[0.0, 0, -5]], dtype=torch.float64), points().rgb[:1]))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("scale", "shift", "turns"),
+    [(2.0**-10, 0.0, 0), (2.0**10, 0.0, 0), (1 / 20, 0.0, 0), (1000.0, 0.0, 0), (1.0, 1e6, 0), (1.0, 0.0, 1)],
+)
+def test_a_moved_scene_trains_to_the_same_model(tmp_path: Path, scale: float, shift: float, turns: int) -> None:
+    def trained(scene: Path, out: Path) -> dict[str, torch.Tensor]:
+        config = make_config(scene, out, "stage=coarse", "scene.unit=auto", "optim.lr_scale=5", "steps=40")
+        assert config.scene.unit == "auto"
+        Training(config, load_scene(config.scene), None, LocalComm(), CPU).run(Observers())
+        return {f"anchors.{name}": row for name, row in load_ply(model_folder(out) / "point_cloud.ply").rows().items()}
+
+    plain = write_tiny_scene(tmp_path / "plain")
+    moved = move_scene(plain, tmp_path / "moved", scale, (shift, -shift, shift), turns)
+    before, after = trained(plain, tmp_path / "a"), trained(moved, tmp_path / "b")
+    assert len(before["anchors.position"]) > 0
+    assert_same_bits(before, after)

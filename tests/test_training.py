@@ -145,3 +145,14 @@ def test_the_teacher_starts_when_it_is_told_to(scene_folder: Path, tmp_path: Pat
     config, consistency = make_config(scene_folder, tmp_path / "late", *together), _Consistency()
     Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU).run(Observers([consistency]))
     assert consistency.seen == {step: step > 30 for step in range(1, 61)}
+
+
+def test_no_scale_exceeds_its_bound(scene_folder: Path, tmp_path: Path) -> None:
+    free, bound = tmp_path / "free", tmp_path / "bound"
+    train(make_config(scene_folder, free, "growth.max_log_scale=null"))
+    train(make_config(scene_folder, bound, "growth.max_log_scale=null", "optim.max_scale=0.1"))
+    largest = [
+        max(float(load_ply(ply).log_scale.detach()[:, 3:].max().exp()) for ply in out.rglob("*block?.ply"))
+        for out in (free, bound)
+    ]
+    assert largest[0] > 0.2 and largest[1] <= 0.1 * (1 + 1e-6)

@@ -125,6 +125,9 @@ class OptimConfig:
     """[SGS]"""
     lr_steps: int = 30_000
     """Block steps after which the pairs stay at their second value [MGS]."""
+    max_scale: float | None = None
+    """Bound on the scales of an anchor's Gaussians at all times, training units, so that none runs away; default: no
+    bound, [SGS] has one only while anchors grow (``growth.max_log_scale``) [ours]."""
     eps: float = 1e-15
     """Adam's epsilon [MGS]."""
     decoder_clip: float | None = None
@@ -133,6 +136,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(self.lr_steps >= 1, "optim.lr_steps", self.lr_steps, "at least 1")
+        _check(self.max_scale is None or self.max_scale > 0, "optim.max_scale", self.max_scale, "a number above 0")
         _check(self.lr_scale is None or self.lr_scale > 0, "optim.lr_scale", self.lr_scale, "a number above 0")
         clip = self.decoder_clip
         _check(clip is None or clip >= 1, "optim.decoder_clip", clip, "at least 1, or null")
@@ -175,10 +179,17 @@ class GrowthConfig:
     """Edge of the coarsest growth voxel over ``model.voxel_size`` [MGS; 16 in SGS]."""
     hierarchy_factor: int = 4
     """Ratio of the edges of neighbouring levels [SGS]."""
+    birth_scale: float = 1.0
+    """Largest scale of a new anchor's Gaussians over the edge of its voxel [SGS: 1]. New anchors draw over what is
+    there already; small ones enter the images softly and grow where they are needed [ours]."""
+    max_log_scale: float | None = 0.05
+    """Bound that each growth puts on the natural log of the Gaussians' scales, training units [SGS: e^0.05 = 1.05
+    units]. It cuts down the few large Gaussians that stand for what nothing else covers; null: no bound [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.interval >= 1, "growth.interval", self.interval, "at least 1")
         _check(self.depth >= 1, "growth.depth", self.depth, "at least 1")
+        _check(0 < self.birth_scale <= 1, "growth.birth_scale", self.birth_scale, "a number in (0, 1]")
         smallest = self.init_factor // self.hierarchy_factor ** (self.depth - 1)
         _check(smallest >= 1, "growth.init_factor", self.init_factor,
                f"at least hierarchy_factor^(depth-1) = {self.hierarchy_factor ** (self.depth - 1)}")

@@ -135,7 +135,7 @@ def normalized_frame(
     origin = center if offset is None else torch.tensor(offset, dtype=torch.float64)
     unit = view_distance(cameras, points) / VIEW_DISTANCE
     if axes is None:
-        axes = _upright(cameras, points.xyz.double().mean(dim=0) - center)
+        axes = _upright(cameras, _sample(points), center)
     x, y, z = origin.tolist()
     return Frame((x, y, z), unit, axes, normalized=True)
 
@@ -146,7 +146,7 @@ def view_distance(cameras: Sequence[Camera], points: PointCloud) -> float:
     Raises:
         UserError: where no camera has a point in view.
     """
-    sample = points.xyz[:: -(-len(points) // _SAMPLE)].double()
+    sample = _sample(points)
     depths = []
     for camera in cameras:
         seen = sample[in_view(sample, camera, near=0.0)]
@@ -160,13 +160,22 @@ def view_distance(cameras: Sequence[Camera], points: PointCloud) -> float:
     return float(depth.median())
 
 
-def _upright(cameras: Sequence[Camera], towards: Float[Tensor, "3"]) -> Axes:
-    """z: the signed axis closest to up, as the cameras are held; x: of the four others the one closest to ``towards``.
+def _sample(points: PointCloud) -> Float[Tensor, "n 3"]:
+    return points.xyz[:: -(-len(points) // _SAMPLE)].double()
+
+
+def _upright(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], center: Float[Tensor, "3"]) -> Axes:
+    """z: the signed axis closest to up; x: of the four others the one closest to the way from cameras to points.
 
     Cameras are held upright and look at the horizon or below it, so that up is the mean of what is up and what is
-    behind in the images. ``towards`` only has to turn with the scene.
+    behind in the images. Where both are an axis, as in images taken straight down, up is the one along which the points
+    spread less.
     """
-    up = -torch.stack([camera.rotation[1] + camera.rotation[2] for camera in cameras]).mean(dim=0)
+    towards = points.mean(dim=0) - center  # Need not be far, only turn with the scene.
+    low, high = torch.quantile(points, torch.tensor([0.25, 0.75], dtype=points.dtype), dim=0)
+    spread = high - low
+    held = -torch.stack([camera.rotation[1] + camera.rotation[2] for camera in cameras]).mean(dim=0)
+    up = held / (spread + spread.max()).clamp_min(1e-300)
     every = get_args(Axis)
     z = max(every, key=lambda axis: float(_vector(axis) @ up))
     x = max((a for a in every if a[-1] != z[-1]), key=lambda axis: float(_vector(axis) @ towards))

@@ -1,5 +1,6 @@
 """Everything that belongs to one block and must survive while other blocks train."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -74,6 +75,11 @@ class BlockState:
             max_anchors(config.anchors, config.model),
         )  # fmt: skip
         return report
+
+    @torch.no_grad()
+    def bound_scales(self, largest: float) -> None:
+        """Puts a bound on the scales of the Gaussians, training units."""
+        self.anchors.log_scale[:, 3:].clamp_(max=math.log(largest))
 
     def rest_fixed(self) -> None:
         """Takes the gradient from the anchors that do not learn, after the backward pass.

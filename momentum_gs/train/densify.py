@@ -4,6 +4,7 @@ Letters: N anchors, K offsets. Thresholds come from ``GrowthConfig``; ``voxel_si
 Source: training_statis, adjust_anchor and anchor_growing of Scaffold-GS, scene/gaussian_model.py.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
@@ -21,9 +22,6 @@ from momentum_gs.model.expand import Decoded
 
 Draw = Callable[[int, Int[Tensor, "m"]], Float[Tensor, "m"]]
 """(Level, offsets among the N*K before growth) -> a uniform number in [0, 1) for each of these offsets."""
-
-_MAX_LOG_SCALE = 0.05
-"""Bound that pruning puts on the log scales 3-5 (those of the Gaussians): e^0.05 scene units [SGS]."""
 
 
 @dataclass
@@ -140,7 +138,8 @@ def grow_and_prune(
         seen = edit_rows(_by_anchor(stats, anchors), kept_or_all, _by_anchor(GrowthStats.zeros(new), new), None)
         rows = edit_rows(rows, kept_or_all, new.rows(), optimizer)
         stats = GrowthStats.from_rows({name: row.view(-1, 1) for name, row in seen.items()})
-    rows["log_scale"][:, 3:].clamp_(max=_MAX_LOG_SCALE)
+    if config.max_log_scale is not None:
+        rows["log_scale"][:, 3:].clamp_(max=config.max_log_scale)
     return Anchors.from_rows(rows), stats, GrowthReport(grown, pruned, refused)
 
 
@@ -192,7 +191,9 @@ def _grow(
         support.append(candidate[free])
         target.append(group + n_new)
         centers.append(cell_centers(cells, size, position.dtype))
-        log_scales.append(centers[-1].new_full((len(cells), 6), size).log())
+        log_scale = centers[-1].new_full((len(cells), 6), size).log()
+        log_scale[:, 3:] += math.log(config.birth_scale)
+        log_scales.append(log_scale)
         position = torch.cat([position, centers[-1]])
         n_new += len(cells)
 

@@ -47,8 +47,9 @@ from momentum_gs.train.view_order import ViewOrder
 
 # Images that are decoded ahead of the step that shows them; a step takes longer than a decode, so a few suffice.
 PREFETCH_STEPS = 4
-# An offset moves by a few percent of a scale in so many steps, and looking at all of them costs a tenth of a step.
-CONFINE_EVERY = 10
+# In so many steps offsets move by a few percent of a scale, and scales by as much; looking at all of them costs a tenth
+# of a step.
+BOUND_EVERY = 10
 # Steps between two agreements of the ranks on whether to stop or to save: a second or less, and no cost to speak of.
 AGREE_EVERY = 10
 
@@ -202,8 +203,8 @@ class Training:
             self._step += 1
             for block in turn.blocks:
                 self._block_steps[block] += 1
-            if self._step % CONFINE_EVERY == 0 or self._step == end:
-                self._confine(active)
+            if self._step % BOUND_EVERY == 0 or self._step == end:
+                self._bound(active)
             self._tell(report, active, turn)
             self._measure(active, turn, views)
             if self._score_held_out(active, views):
@@ -284,8 +285,12 @@ class Training:
         else:
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
 
-    def _confine(self, active: Sequence[Block]) -> None:
-        table = self._table
+    def _bound(self, active: Sequence[Block]) -> None:
+        """Keeps offsets on their side of the border, and scales below their bound."""
+        table, largest = self._table, self._config.optim.max_scale
+        for state in active:
+            if largest is not None and isinstance(state, BlockState):
+                state.bound_scales(largest)
         if table is not None and self._config.blocks.confine:
             for state in active:
                 assert isinstance(state, BlockState), "only anchors have offsets"
