@@ -1,6 +1,6 @@
 """What settings that say ``auto`` become: from the scene, the machine and what was asked for, each with its reason.
 
-Nothing here reads a file or a clock. Lengths are in scene units and only ever compared with each other, so a scene
+Nothing here reads a file or a clock. Lengths are in training units and only ever compared with each other, so a scene
 in another unit gets the same choices, its voxel in that unit.
 """
 
@@ -89,9 +89,9 @@ class Facts:
     """Of the middle one of the views in order of size, pixels."""
     height: int
     pixel: float
-    """Scene units that a pixel of a full-size image covers at the median depth; NaN where no camera sees a point."""
+    """Training units that a pixel of a full-size image covers at the median depth; NaN where no camera sees a point."""
     spacing: float
-    """Median distance of neighbouring points, scene units."""
+    """Median distance of neighbouring points, training units."""
     seen_by: float
     """Training views that see a place, on average over the points."""
 
@@ -221,7 +221,7 @@ def choose_voxel(facts: Facts, resolution: float | int) -> Choice:
         )
     few = math.sqrt(max(1.0, SEEN_BY / facts.seen_by))
     voxel, floor = pixel * few, facts.spacing / FINEST_SPACING
-    why = f"a pixel on the ground is {pixel:.3g} scene units"
+    why = f"a pixel on the ground is {pixel:.3g} training units"
     if few > 1:
         why += f", and {few:.2g} times that as only {facts.seen_by:.2g} images see a place"
     if voxel < floor:
@@ -261,7 +261,7 @@ def choose_blocks(config: Config, scene: Scene, machine: Machine) -> Choice:
         f"the {share / 2**30:.1f} GiB that are {DEVICE_SHARE:.0%} of the device's memory"
         if own is None else f"the {limit * each / 2**30:.1f} GiB of anchors.max_per_block or max_gb_per_block"
     )  # fmt: skip
-    holds = f"about {largest:,} anchors after growth by {GROWTH:g} take {largest * each / 2**30:.2f} GiB"
+    holds = f"about {largest:,} anchors after growth by {GROWTH:g}, {largest * each / 2**30:.2f} GiB of {bound}"
     if n == 1:
-        return Choice("partition.blocks", 1, f"the scene fits the device as one block: {holds} of {bound}")
-    return Choice("partition.blocks", n, f"one block would not fit; of {n} the largest is {holds} of {bound}")
+        return Choice("partition.blocks", 1, f"one block fits the device: {holds}")
+    return Choice("partition.blocks", n, f"one block would not fit, and the largest of {n} has {holds}")

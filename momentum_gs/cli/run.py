@@ -191,7 +191,8 @@ class _Run:
             say(f"{self._state.seconds / 60:.1f} of the {asked:g} minutes asked for")
         say(f"\nLook at\n  {out / 'report.html'}   the run on one page")
         renders = sorted(path for path in (out / self._split).glob("ours_*") if path.is_dir())
-        say(f"  {renders[-1]}/   rendered views beside the images" if renders else "")
+        if renders:
+            say(f"  {renders[-1]}/   rendered views beside the images")
         say(f"  {out / 'point_cloud'}/   the model\n  {out / 'config.yaml'}   every setting")
         if warnings:
             say(f"the doctor had {warnings} warnings: momentum-gs doctor {self._scene} -c {out / 'config.yaml'}")
