@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from anchor_scene import random_decoder
+from tiny_run import BASE
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -159,7 +160,7 @@ def write_coarse(folder: Path) -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
-    command = ["partition", str(scene), "-m", str(out), "partition.blocks=4", "device=cpu"]
+    command = ["partition", *BASE, str(scene), "-m", str(out), "partition.blocks=4", "device=cpu"]
 
     assert main(command) == 2
     message = capsys.readouterr().err
@@ -180,7 +181,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_coarse_model_by_visibility(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
-    command = ["partition", str(scene), "-m", str(out), "partition.blocks=4", "partition.assign=visibility"]
+    command = ["partition", *BASE, str(scene), "-m", str(out), "partition.blocks=4", "partition.assign=visibility"]
     assert main(command) == 0
     assert PartitionTable.load(out / "partition.json").n == 4
 
@@ -189,7 +190,7 @@ def test_starved_blocks_are_joined_and_reported(tmp_path: Path, capsys: pytest.C
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     write_coarse(out / "coarse")
     box = "partition.aabb=-6,-6,-1,6,100,5"  # cut at y = 47, beyond every camera and anchor
-    command = ["partition", str(scene), "-m", str(out), box, "partition.dim=2,2,1", "device=cpu"]
+    command = ["partition", *BASE, str(scene), "-m", str(out), box, "partition.dim=2,2,1", "device=cpu"]
     assert main(command) == 0
     table = PartitionTable.load(out / "partition.json")
     assert (table.n, table.joined) == (2, (0, 1, 0, 1))
@@ -200,7 +201,8 @@ def test_starved_blocks_are_joined_and_reported(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("name", ["partition.blocks", "blocks.n"])
 def test_blocks_by_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
-    command = ["partition", str(scene), "-m", str(out), f"{name}=auto", "partition.assign=visibility", "device=cpu"]
+    command = ["partition", *BASE, str(scene), "-m", str(out)]
+    command += [f"{name}=auto", "partition.assign=visibility", "device=cpu"]
     size = "model.voxel_size=0.05"
     assert main([*command, size]) == 0  # half of this machine's memory holds the whole scene
     assert PartitionTable.load(out / "partition.json").n == 1
@@ -213,7 +215,7 @@ def test_blocks_by_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str], na
 
 def test_one_block_needs_no_coarse_model(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
-    assert main(["partition", str(scene), "-m", str(out), "partition.blocks=1", "device=cpu"]) == 0
+    assert main(["partition", *BASE, str(scene), "-m", str(out), "partition.blocks=1", "device=cpu"]) == 0
     assert len(PartitionTable.load(out / "partition.json").views[0]) == 14
 
 
@@ -222,6 +224,6 @@ def test_block_without_a_view_is_an_error_with_a_map(tmp_path: Path, capsys: pyt
     write_coarse(out / "coarse")
     box = "partition.aabb=-6,-6,-1,6,100,5"  # cut at y = 47, beyond every camera and anchor
     settings = [box, "partition.dim=1,2,1", "device=cpu", "partition.min_views=0", "partition.min_points=0"]
-    assert main(["partition", str(scene), "-m", str(out), *settings]) == 2
+    assert main(["partition", *BASE, str(scene), "-m", str(out), *settings]) == 2
     assert "block 1 (cell x 1/1, y 2/2, z 1/1) has 0 training view" in capsys.readouterr().err
     assert (out / "partition.png").is_file()

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_run import BASE
 from tiny_scene import SIZE, nadir_camera, write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -575,7 +576,7 @@ def test_a_broken_scene_is_named(
     shutil.copytree(whole_scene, scene)
     settings = [*TRAIN, *(case.damage(scene) or [])]
 
-    status = main(["doctor", str(scene), "--json", *settings])
+    status = main(["doctor", *BASE, str(scene), "--json", *settings])
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert status == case.refused, findings
     mine = [f for f in findings if f["check"] == case.check and f["severity"] == case.severity]
@@ -585,7 +586,7 @@ def test_a_broken_scene_is_named(
     if case.severity != "info":
         assert all(finding["cure"] for finding in mine), mine
 
-    status = main(["train", "-s", str(scene), "-m", str(tmp_path / "out"), *settings])
+    status = main(["train", *BASE, "-s", str(scene), "-m", str(tmp_path / "out"), *settings])
     said = capsys.readouterr().err
     assert status == (2 if case.refused else 0), said
     if case.refused:
@@ -596,7 +597,7 @@ def test_a_broken_scene_is_named(
 
 
 def test_a_whole_scene_has_no_errors(whole_scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", str(whole_scene), "--json", *TRAIN]) == 0
+    assert main(["doctor", *BASE, str(whole_scene), "--json", *TRAIN]) == 0
     checks = {finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]}
     # What its own settings and its 13-units-wide cloud under 12 units of pictures bring about.
     assert checks <= {"steps", "points-unseen", "points-tracks", "up-axis", "voxel-size"}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_run import (
+    BASE,
     CPU,
     SETTINGS,
     InterruptAfter,
@@ -186,7 +187,7 @@ def test_chosen_blocks_train_on_and_the_others_stay(scene_folder: Path, tmp_path
 def test_training_on_changes_the_merged_model_inside_its_cell_only(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path)
     table = write_table(config)
-    train_command = ["train", "-s", str(scene_folder), "-m", str(tmp_path), *SETTINGS]
+    train_command = ["train", *BASE, "-s", str(scene_folder), "-m", str(tmp_path), *SETTINGS]
     merged = []
     for extra in ([], ["steps=90", "--only-blocks", "2"]):
         assert main([*train_command, *extra]) == 0

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_run import CPU, make_config, write_table
+from tiny_run import BASE, CPU, make_config, write_table
 from tiny_scene import nadir_camera, write_tiny_scene
 
 from momentum_gs.cli import doctor_estimate
@@ -48,7 +48,7 @@ def scene(whole_scene: Path, tmp_path: Path) -> Path:
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    status = main(["doctor", *arguments, "--json"])
+    status = main(["doctor", *BASE, *arguments, "--json"])
     return status, json.loads(capsys.readouterr().out)
 
 
@@ -177,7 +177,7 @@ def test_unreadable_images_are_skipped_by_a_setting(scene: Path, capsys: pytest.
 def test_a_fix_that_cannot_be_written_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scene / "test_list.txt").write_text("003.png\nelsewhere.png\n")
     (scene / "doctor").write_text("in the way")
-    assert main(["doctor", str(scene), "--fix", *COARSE]) == 2
+    assert main(["doctor", *BASE, str(scene), "--fix", *COARSE]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(scene / "doctor") in said
     assert (scene / "doctor").read_text() == "in the way"

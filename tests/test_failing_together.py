@@ -20,7 +20,7 @@ import tiny_run
 import torch
 import torch.distributed as dist
 from failing_rank import run_rank
-from tiny_run import SETTINGS, assert_same_bits, make_config, model_of, write_table
+from tiny_run import BASE, SETTINGS, assert_same_bits, make_config, model_of, write_table
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli import train
@@ -226,7 +226,7 @@ def start(scene: Path, out: Path, *options: str, launcher: tuple[str, ...] = ())
     if not out.exists():
         write_table(make_config(scene, out))
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *launcher]
-    argv += ["-m", "momentum_gs", "train", "-s", str(scene), "-m", str(out), *RUN, *options]
+    argv += ["-m", "momentum_gs", "train", *BASE, "-s", str(scene), "-m", str(out), *RUN, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(argv, env=environment(), cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import (
+    BASE,
     CPU,
     SETTINGS,
     InterruptAfter,
@@ -59,7 +60,7 @@ def whole(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(make_config(scene_folder, out, *GAUSSIANS))
     for folder, stage in ((out / "coarse", "coarse"), (out, "blocks")):
         settings = [*SETTINGS, *GAUSSIANS, f"stage={stage}", "log.every=1"]
-        assert main(["train", "-s", str(scene_folder), "-m", str(folder), *settings]) == 0
+        assert main(["train", *BASE, "-s", str(scene_folder), "-m", str(folder), *settings]) == 0
     torch.set_num_threads(threads)
     return out
 
@@ -172,7 +173,7 @@ def test_a_coarse_model_of_gaussians_cuts_the_scene(
     scene_folder: Path, whole: Path, tmp_path: Path, assign: str
 ) -> None:
     settings = [f"partition.coarse={whole / 'coarse'}", f"partition.assign={assign}", "partition.dim=2,2,1"]
-    assert main(["partition", str(scene_folder), "-m", str(tmp_path), *GAUSSIANS, *settings]) == 0
+    assert main(["partition", *BASE, str(scene_folder), "-m", str(tmp_path), *GAUSSIANS, *settings]) == 0
     table = PartitionTable.load(tmp_path / "partition.json")
     names = {camera.name for camera in load_scene(make_config(scene_folder, tmp_path, *GAUSSIANS).scene).train}
     assert set().union(*table.views) == names

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scene_files import picture, points, write_picture
+from tiny_run import BASE
 from tiny_scene import nadir_camera
 
 from momentum_gs.cli.main import main
@@ -47,7 +48,7 @@ def test_everything_at_once_trains_renders_and_is_scored(tmp_path: Path) -> None
     settings = ["stage=coarse", "steps=10", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]
     # Names in order: 2.JPG, alpha, deep, east/1, ...; every fourth is held out.
     settings += ["scene.test_every=4", "log.test_every=10"]
-    assert main(["train", "-s", str(scene), "-m", str(out), *settings]) == 0
+    assert main(["train", *BASE, "-s", str(scene), "-m", str(out), *settings]) == 0
     assert main(["render", str(out), "--split", "both"]) == 0
     assert main(["eval", str(out), "--lpips", "none"]) == 0
     folder = out / "test" / "ours_10"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scene_files import write_picture
+from tiny_run import BASE
 from tiny_scene import SIZE, nadir_camera, texture, write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -296,7 +297,7 @@ def test_a_partition_can_be_the_published_one(tmp_path: Path) -> None:
     masks = np.zeros((16, 4), dtype=bool)
     masks[np.arange(16), np.arange(16) // 4] = masks[0] = True  # Four views a block, and the first in all.
     np.save(tmp_path / "masks.npy", masks)
-    argv = ["partition", str(scene), "-m", str(out), "--camera-masks", str(tmp_path / "masks.npy")]
+    argv = ["partition", *BASE, str(scene), "-m", str(out), "--camera-masks", str(tmp_path / "masks.npy")]
     settings = ["partition.aabb=[-4,-4,-1,4,4,5]", "partition.dim=[2,2,1]", "scene.test_every=0"]
     # Nothing is joined: a block with four views counts as starved otherwise.
     assert main([*argv, *settings, "partition.min_views=1", "partition.min_points=0"]) == 0

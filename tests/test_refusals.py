@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import BASE
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -87,7 +88,7 @@ def test_one_line_before_training(
     views = [[c.name for c in loaded.train if table.owner(c) == b] for b in range(4)]
     PartitionTable(BOUNDS, (2, 2, 1), table.rotation, views).save(out / "partition.json")
     settings = damage(scene, out)
-    assert main(["train", "-s", str(scene), "-m", str(out), "-r", "1", *settings]) == 2
+    assert main(["train", *BASE, "-s", str(scene), "-m", str(out), "-r", "1", *settings]) == 2
     message = capsys.readouterr().err.strip()
     assert "\n" not in message, message
     for word in words:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from tiny_run import SETTINGS
+from tiny_run import BASE, SETTINGS
 from tiny_scene import nadir_camera, write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -184,7 +184,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, scene: Path) -> Callable[[
     def run(primitive: str) -> Path:
         out = folder / primitive
         if not out.exists():
-            mode = ["-c", str(MODES / "gaussians.yaml")] if primitive == "gaussians" else []
+            mode = ["-c", str(MODES / "gaussians.yaml")] if primitive == "gaussians" else BASE
             settings = [*SETTINGS, "stage=coarse", "steps=10", "device=cpu"]
             assert main(["train", *mode, "-s", str(scene), "-m", str(out), *settings]) == 0
         return out

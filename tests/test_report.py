@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_run import SETTINGS
+from tiny_run import BASE, SETTINGS
 from tiny_scene import nadir_camera, write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -314,7 +314,7 @@ def test_map_of_blocks_above_each_other_takes_the_worst() -> None:
 def test_a_coarse_run_from_training_to_report(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     settings = [*SETTINGS, "stage=coarse", "steps=10", "log.every=5", "device=cpu"]
-    assert main(["train", "-s", str(scene), "-m", str(out), *settings]) == 0
+    assert main(["train", *BASE, "-s", str(scene), "-m", str(out), *settings]) == 0
     assert main(["render", str(out)]) == 0
     assert main(["eval", str(out), "--lpips", "none"]) == 0
     record = json.loads((out / "results.json").read_text())["ours_10"]

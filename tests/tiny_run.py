@@ -17,6 +17,8 @@ from momentum_gs.train.events import Event, Observers
 from momentum_gs.train.loop import Outcome, Training
 
 CPU = torch.device("cpu")
+BASE = ["-c", str(Path(__file__).parents[1] / "configs" / "base.yaml")]
+"""The settings that ``load_config(None)`` starts from, for the command line."""
 
 SETTINGS = [
     "steps=60",
@@ -101,7 +103,7 @@ def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str) -> dict[str, 
     config = make_config(scene, out)
     write_table(config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "momentum_gs", "train", "-s", str(scene), "-m", str(out), *SETTINGS, *overrides]
+    command += ["-m", "momentum_gs", "train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS, *overrides]
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)

@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was found; returns the exit status."""
-    config = resolve_config(args)
     fixes: list[Fix] = []
     # With --json what loading says on the way goes beside the object, not into it.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        config = resolve_config(args, own=True, refuse=False)
         examination = examine(config, quick=args.quick)
         if args.fix:
             fixes, config = apply_fixes(config, examination)
@@ -63,6 +63,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(config, fixes, findings, rows)
     return int(any(finding.severity == "error" for finding in findings))
+
+
+def look(config: Config, *, quick: bool = False) -> list[Finding]:
+    """What there is to say of a scene and its settings, the worst first; ``quick``: images are not decoded.
+
+    Nothing is measured: memory and disk are estimated without a view in work.
+    """
+    examination = examine(config, quick=quick)
+    found = _estimate(config, examination, quick=True)
+    more = [found] if isinstance(found, Finding) else found[1]
+    return sorted([*examination.findings, *more], key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def _estimate(

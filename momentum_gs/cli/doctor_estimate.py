@@ -55,7 +55,7 @@ MAX_POINTS = 20_000
 MAX_PROBE = 100_000
 """Anchors that the measured steps have at most; what they take grows in proportion beyond."""
 PROBE_SECONDS = 20.0
-"""After which no further step is measured."""
+"""After which the doctor measures no further step."""
 PROBE_STEPS = 7
 
 
@@ -137,11 +137,16 @@ def _shares(scene: Scene, table: PartitionTable) -> list[float]:
     ]
 
 
-def probe(config: Config, scene: Scene, counts: Sequence[int], device: torch.device) -> list[Probe]:
+def probe(
+    config: Config, scene: Scene, counts: Sequence[int], device: torch.device, seconds: float = PROBE_SECONDS
+) -> list[Probe]:
     """Trains a few steps on photographs of the scene with each number of anchors; nothing is kept.
 
     The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
     about half of the Gaussians that they may have, a trained one less: time is estimated from above.
+
+    Args:
+        seconds: After which no further step is begun, for each number of anchors.
 
     Raises:
         UserError: where a photograph cannot be read, or training would refuse.
@@ -150,7 +155,7 @@ def probe(config: Config, scene: Scene, counts: Sequence[int], device: torch.dev
     anchors, voxel_size = init_anchors(scene.points, config.model)
     with Views(scene, int(config.scene.cache_gb * 2**30), device, skip_bad=True) as views:
         try:
-            return [_probe(config, scene, anchors, voxel_size, wanted, views, device) for wanted in counts]
+            return [_probe(config, scene, anchors, voxel_size, wanted, views, device, seconds) for wanted in counts]
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"{device}: out of memory in a step with at most {min(max(counts), MAX_PROBE)} anchors, expected room "
@@ -159,8 +164,9 @@ def probe(config: Config, scene: Scene, counts: Sequence[int], device: torch.dev
 
 
 def _probe(
-    config: Config, scene: Scene, anchors: Anchors, voxel_size: float, wanted: int, views: Views, device: torch.device
-) -> Probe:
+    config: Config, scene: Scene, anchors: Anchors, voxel_size: float, wanted: int, views: Views,
+    device: torch.device, most: float,
+) -> Probe:  # fmt: skip
     n = min(wanted, MAX_PROBE)
     anchors = resized(anchors, n).to(device)
     lr_scale = camera_radius(torch.stack([camera.center for camera in scene.train]))
@@ -173,7 +179,7 @@ def _probe(
     kept = 0
     begun = time.perf_counter()
     for camera in (*spread, *scene.train):  # The others where some of these cannot be read.
-        if len(seconds) == PROBE_STEPS or (seconds and time.perf_counter() - begun > PROBE_SECONDS):
+        if len(seconds) == PROBE_STEPS or (seconds and time.perf_counter() - begun > most):
             break
         photograph = views.photograph_or_skip(camera.name)
         if photograph is None:

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from momentum_gs import __version__
@@ -15,6 +16,7 @@ from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.memory import keep_freed_memory
 
 VERBS = {
+    "run": "all of it: from images or a scene to a scored model and its page",
     "synth": "write a procedural city as a COLMAP scene",
     "prepare": "photographs, or a published data set, to a scene that trains",
     "doctor": "what is wrong with a scene before it trains, and what training it will take",
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    begun = time.perf_counter()
     verbs = "\n".join(f"  {name:<11}{text}" for name, text in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="momentum-gs",
@@ -67,4 +70,6 @@ def _run(argv: list[str]) -> int:
     )
     verb.add_arguments(parser)
     # Intermixed: 'key=value' may stand before, between and after the flags.
-    return verb.run(parser.parse_intermixed_args(argv[1:])) or 0
+    args = parser.parse_intermixed_args(argv[1:])
+    args.seconds_to_start = time.perf_counter() - begun
+    return verb.run(args) or 0

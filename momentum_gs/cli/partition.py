@@ -62,17 +62,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the partition, saves it, draws it and prints it."""
-    config = resolve_config(args)
+    cut(resolve_config(args, own=True), args.camera_masks)
+
+
+def cut(config: Config, camera_masks: Path | None = None) -> None:
+    """The same with settings whose paths are absolute.
+
+    Args:
+        camera_masks: Published mask that says which views each block has.
+    """
     path = Path(config.partition.file) if config.partition.file else out_folder(config) / "partition.json"
     scene = load_scene(frame_of_run(config.scene, coarse_folder(config)))
     config = with_block_count(config, scene)
     settings = config.partition
     table = automatic_layout(scene.train, scene.points.xyz, settings).table()
-    if args.camera_masks is None:
+    if camera_masks is None:
         table = _with_views(table, scene, config)
     else:
-        views = read_camera_masks(args.camera_masks, [camera.name for camera in scene.train], table.n)
-        table = replace(table, views=views, meta={"assign": args.camera_masks.name})
+        views = read_camera_masks(camera_masks, [camera.name for camera in scene.train], table.n)
+        table = replace(table, views=views, meta={"assign": camera_masks.name})
     points = torch.bincount(table.cell_of(scene.points.xyz), minlength=table.n).tolist()
     table, joined = join_starved(table, scene.train, points, settings.min_views, settings.min_points)
     covered = coverage(table, scene.train, scene.points.xyz)

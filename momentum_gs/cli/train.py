@@ -5,14 +5,16 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_config
+from momentum_gs.cli.choose import Choice
+from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_choices
 from momentum_gs.config.family import write_cfg_args
-from momentum_gs.config.load import config_to_dict, dump_config
+from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
 from momentum_gs.core.device import device_use, pick_device
@@ -26,7 +28,7 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.eval.results import code_version, write_json
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Observers
-from momentum_gs.train.loop import Training
+from momentum_gs.train.loop import Outcome, Training
 from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wandb
 
 HELP = "train the coarse model, or the blocks of a partitioned scene"
@@ -71,16 +73,34 @@ def block_list(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> None:
     """Trains and writes the model."""
     with Stop() as stop, launched(stop, args.max_silence) as launch:
-        _train(args, launch, stop)
+        config, choices = resolve_choices(args, own=True)
+        train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices)
 
 
-def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
-    config = resolve_config(args)
+def train(
+    config: Config,
+    launch: Launch,
+    stop: Stop,
+    *,
+    resume: bool = False,
+    only: Sequence[int] = (),
+    choices: Sequence[Choice] = (),
+    pace: Callable[[int, int], Config | None] | None = None,
+) -> Outcome:
+    """Trains and writes the model, or where ``stop`` says so a checkpoint.
+
+    Args:
+        config: With absolute paths.
+        resume: Continue from the last checkpoint of the output folder.
+        only: Blocks to train on after a finished run.
+        choices: What of the settings was chosen, for the record.
+        pace: Revises the number of steps on the way (``Training``).
+    """
     device = pick_device(config.device)
     comm = connect(device, launch)
     folder = out_folder(config)
     _check_shared(folder, comm)
-    resume = _resumes(args, folder, launch, comm)
+    resume = _resumes(resume, bool(only), folder, launch, comm)
     table = None
     if config.stage == "blocks":
         table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
@@ -92,14 +112,16 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
     config = replace(config, scene=scene.frame.recorded(config.scene))
     if table is not None:
         table.check(config.partition, scene)
-    training = Training(config, scene, table, comm, device, resume=resume, only=args.only_blocks)
+    training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
     code = code_version()  # Now: who trains for hours may have committed by the end.
     # Only now does anything in the folder change: what is wrong has been said by here.
-    observers = Observers(_observers(config, folder, scene, comm))
+    observers = Observers(_observers(config, choices, folder, scene, comm))
     try:
         outcome = training.run(observers, stop=stop)
     finally:
         observers.close()
+    if training.config != config:
+        _write_settings(folder, training.config, choices)
     if outcome.interrupted:
         # Another rank may have been asked.
         by = stop.signal.name if stop() and stop.signal else "a signal"
@@ -117,6 +139,7 @@ def _train(args: argparse.Namespace, launch: Launch, stop: Stop) -> None:
     if outcome.bad_images:
         warn(f"train: {len(outcome.bad_images)} images could not be read and were left out (scene.bad_images=skip)")
     comm.close()
+    return outcome
 
 
 def _check_shared(folder: Path, comm: Comm) -> None:
@@ -149,8 +172,10 @@ def _check_shared(folder: Path, comm: Comm) -> None:
     comm.barrier()  # None goes on where one has failed: the folder stays as it was.
 
 
-def _resumes(args: argparse.Namespace, folder: Path, launch: Launch, comm: Comm) -> bool:
+def _resumes(asked: bool, only: bool, folder: Path, launch: Launch, comm: Comm) -> bool:
     """Whether to continue from a checkpoint: where told to, and where the launcher has started the ranks again.
+
+    ``only``: some blocks of a finished run are to be trained on.
 
     Raises:
         UserError: where a new run would overwrite another.
@@ -165,13 +190,13 @@ def _resumes(args: argparse.Namespace, folder: Path, launch: Launch, comm: Comm)
         if again:
             how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
             say(f"train: the ranks were started again; {how}")
-        elif not (args.resume or args.only_blocks) and (saved or (folder / "point_cloud").exists()):
+        elif not (asked or only) and (saved or (folder / "point_cloud").exists()):
             mark.unlink(missing_ok=True)  # Launches may share a name: this one, tried again, is refused again.
             raise UserError(
                 f"{folder}: holds a {'run' if saved else 'trained model'}; continue it with --resume, or choose "
                 "another folder with -m"
             )
-        verdict += bool(saved) if again else args.resume
+        verdict += bool(saved) if again else asked
     comm.all_reduce_sum_(verdict)
     return bool(verdict)
 
@@ -180,12 +205,21 @@ def _launch_name() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-def _observers(config: Config, folder: Path, scene: Scene, comm: Comm) -> list:
+def _write_settings(folder: Path, config: Config, choices: Sequence[Choice]) -> None:
+    """config.yaml: what was chosen and why as comments, then every setting. A run that goes on keeps its comments."""
+    file, values = folder / "config.yaml", flat_settings(config_to_dict(config))
+    why = [f"# chosen: {replace(choice, value=values[choice.key])}" for choice in choices]
+    if not why and file.is_file():
+        why = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# chosen: ")]
+    file.write_text("".join(f"{line}\n" for line in why) + dump_config(config), encoding="utf-8")
+
+
+def _observers(config: Config, choices: Sequence[Choice], folder: Path, scene: Scene, comm: Comm) -> list:
     """Rank 0 writes the run's records and shows progress; the others are silent."""
     if comm.rank != 0:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config))
+    _write_settings(folder, config, choices)
     (folder / _LAUNCH_FILE).write_text(_launch_name())
     write_cfg_args(folder, config)
     write_cameras_json(folder / "cameras.json", scene)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.memory import free_memory
+from momentum_gs.core.memory import free_memory, total_memory
 
 
 def pick_device(setting: str) -> torch.device:
@@ -53,6 +53,11 @@ def pins_memory(device: torch.device) -> bool:
 def free_device_memory(device: torch.device) -> int:
     """Bytes that can be had on a device without taking them from anybody."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
+def total_device_memory(device: torch.device) -> int:
+    """Bytes that a device has, whoever uses them."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
 
 
 def device_use(device: torch.device) -> dict[str, str | int]:

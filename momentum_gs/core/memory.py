@@ -15,6 +15,15 @@ def free_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def total_memory() -> int:
+    """Bytes of host memory that this machine has, or that its container may have."""
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # No such file, or "max".
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
+        return min(installed, int(file.read()))
+    return installed
+
+
 def keep_freed_memory() -> None:
     """Lets large tensors reuse memory instead of asking the system for fresh, zeroed pages each time.
 

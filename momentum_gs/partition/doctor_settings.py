@@ -74,7 +74,7 @@ def _check_voxels(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
 
 def _check_blocks(scene: Scene, config: Config) -> list[Finding]:
     if config.stage == "coarse":
-        return []
+        return _check_views(scene)
     blocks = math.prod(config.partition.dim) if config.partition.dim else config.partition.blocks
     if blocks == "auto":
         return []
@@ -84,6 +84,14 @@ def _check_blocks(scene: Scene, config: Config) -> list[Finding]:
     where = "partition.dim" if config.partition.dim else "partition.blocks"
     return [Finding("warning", "blocks", where, f"{blocks} blocks for {len(scene.train)} training views, "
                     f"{each:.1f} each", f"at least {FEW_VIEWS} each", "use fewer blocks")]  # fmt: skip
+
+
+def _check_views(scene: Scene) -> list[Finding]:
+    views = len(scene.train)
+    if views >= FEW_VIEWS:
+        return []
+    return [Finding("warning", "views-few", str(scene.path), f"{views} training views", f"at least {FEW_VIEWS}", "add "
+                    "images that overlap: the model will look right near these and nowhere else")]  # fmt: skip
 
 
 def _check_steps(config: Config) -> list[Finding]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from momentum_gs.config.schema import Config
+from momentum_gs.config.schema import Config, OptimConfig
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
 
@@ -35,6 +35,10 @@ class DecoderLearner:
             clip_gradients(self._optimizer, self._config.decoder_clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def retime(self, config: OptimConfig) -> None:
+        """Other rates from the next step on, as a run whose number of steps is revised has them."""
+        self._config = config
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Weights (``student.*``) and moments (``adam.*``); not copies."""

@@ -90,6 +90,7 @@ class Training:
         resume: bool = False,
         only: Sequence[int] = (),
         start: Callable[[int], Block] | None = None,
+        pace: Callable[[int, int], Config | None] | None = None,
     ) -> None:
         """
         Args:
@@ -98,12 +99,16 @@ class Training:
             only: Blocks to train on, with the decoder as it is, after a finished run: up to ``config.steps`` in place
                 of the run's own number.
             start: Block -> its state at step 0; default: from the scene's points, or from the coarse model.
+            pace: (Steps done, steps in all) -> settings with another number of steps, where there are to be more or
+                less (``train/pace.py``). For the coarse stage in one process; a checkpoint of such a run may have had
+                other clocks.
 
         Raises:
             UserError: for counts, partitions or checkpoints that do not fit, before any training.
         """
         self._started = time.perf_counter()
         assert config.out is not None
+        assert pace is None or (config.stage == "coarse" and comm.world_size == 1), "several blocks share one schedule"
         self._config, self._scene, self._comm, self._device = config, scene, comm, device
         self._observers = Observers()
         self._folder = Path(config.out)
@@ -112,8 +117,11 @@ class Training:
         n = len(self._plan)
         saved = find_checkpoint(self._folder / "checkpoint", comm) if resume or only else None
         self._progress = (
-            begin(config, n, comm.world_size) if saved is None else go_on(saved, config, n, comm.world_size, only)
+            begin(config, n, comm.world_size)
+            if saved is None
+            else go_on(saved, config, n, comm.world_size, only, paced=pace is not None)
         )
+        self._pace = pace
         self.schedule = schedule_of(self._progress, config)
         """All rounds, those before a resume too."""
         self._step = self._progress.step
@@ -139,6 +147,11 @@ class Training:
         for block in progress(range(len(self._plan)), "blocks"):
             if self._store.home(block):
                 self._store.put(block, pack(start(block)))
+
+    @property
+    def config(self) -> Config:
+        """The settings, with the number of steps as it stands."""
+        return self._config
 
     @property
     def seconds(self) -> float:
@@ -185,6 +198,9 @@ class Training:
         end = turn.first_step + turn.steps
         ending: Ending = None
         while self._step < end and ending is None:
+            if self._pace is not None and self._step % AGREE_EVERY == 0 and self._revise(self._pace):
+                inputs, end = replace(inputs, config=self._config), self.schedule.total
+                continue
             ahead = range(min(PREFETCH_STEPS, end - self._step))
             views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
@@ -211,6 +227,19 @@ class Training:
             self._checkpoint([])
             ending = None if ending == "interrupted" else ending
         return ending
+
+    def _revise(self, pace: Callable[[int, int], Config | None]) -> bool:
+        """Whether the number of steps has changed, and with it the clocks. One block's one round only gets longer or
+        shorter."""
+        found = pace(self._step, self.schedule.total)
+        if found is None:
+            return False
+        # Where the scene's coordinates lie, this run has found.
+        config = replace(found, scene=self._config.scene)
+        self._config, self._progress = config, replace(self._progress, steps=config.steps)
+        self.schedule = schedule_of(self._progress, config)
+        self._decoders.retime(config)
+        return True
 
     def _agree(self) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether it is time for a checkpoint by rank 0's clock."""

@@ -33,6 +33,10 @@ class NoDecoder:
         """Nothing to share but what others have to sum over ranks."""
         comm.all_reduce_sums_(beside)
 
+    def retime(self, config: Config) -> None:
+        """The clocks of a run whose number of steps is revised."""
+        self._config = config
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Nothing."""
         return {}

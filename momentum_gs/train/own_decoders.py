@@ -5,6 +5,7 @@ A block carries its decoder with it (``BlockState.own``) and nothing is averaged
 
 from torch import Tensor
 
+from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.block_state import BlockState
@@ -36,6 +37,9 @@ class OwnDecoders:
     def finish_step(self, comm: Comm, *beside: Tensor) -> None:
         """Nothing to share but what others have to sum over ranks."""
         comm.all_reduce_sums_(beside)
+
+    def retime(self, config: Config) -> None:
+        """Nothing: only a run of one block is revised, which has a shared decoder."""
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Nothing: the blocks' files hold it."""

@@ -21,8 +21,16 @@ def begin(config: Config, n: int, ranks: int) -> Progress:
     return Progress(0, k, [0] * n, {}, [], 0, config.steps)
 
 
-def go_on(saved: Checkpoint, config: Config, n: int, ranks: int, only: Sequence[int]) -> Progress:
+PACED = ("steps", "growth", "gaussians", "optim.lr_steps", "weighting.every", "blocks.interval")
+"""Settings that hold numbers of steps, which a run that ends by a clock revises."""
+
+
+def go_on(
+    saved: Checkpoint, config: Config, n: int, ranks: int, only: Sequence[int], *, paced: bool = False
+) -> Progress:
     """A run where a checkpoint left it, or with ``only`` (``--only-blocks``) at the start of their stretch.
+
+    ``paced``: of a run whose number of steps is revised on the way; it goes on with the number of ``config``.
 
     Raises:
         UserError: for a partition, settings, blocks, steps or ranks that do not fit the checkpoint.
@@ -38,9 +46,9 @@ def go_on(saved: Checkpoint, config: Config, n: int, ranks: int, only: Sequence[
             raise UserError(
                 f"{saved.path}: written by --only-blocks {','.join(map(str, at.only))}; continue with the same"
             )
-        saved.check_settings(config)
+        saved.check_settings(config, free=PACED if paced else ())
         check_counts(n, at.active, ranks, config.blocks.groups)
-        return at
+        return replace(at, steps=max(config.steps, at.step), schedule={}) if paced else at
     if len(set(only)) < len(only) or not all(0 <= block < n for block in only):
         raise UserError(f"--only-blocks: {list(only)}, expected distinct blocks of 0 to {n - 1}")
     saved.check_settings(config, free=("steps",))

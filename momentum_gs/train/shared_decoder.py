@@ -75,6 +75,10 @@ class SharedDecoder:
         self._learner.step(self.updates * self._clock_scale)
         self.updates += 1
 
+    def retime(self, config: Config) -> None:
+        """The clocks of a run whose number of steps is revised."""
+        self._learner.retime(config.optim)
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs."""
         return self._learner.to_tensors() | {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}

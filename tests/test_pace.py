@@ -1,0 +1,129 @@
+"""A run that ends by a clock: with a clock of the test's own, no step takes real time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import CPU, make_config, model_of
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.scene import load_scene
+from momentum_gs.train.events import Observers
+from momentum_gs.train.loop import Training
+from momentum_gs.train.pace import Pace
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_scene(tmp_path_factory.mktemp("plane"))
+
+
+class Machine:
+    """A run whose step n takes ``cost(n)`` seconds; asks its pace every ten steps, as training does."""
+
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        self.now, self.step = 100.0, 0
+        self._cost = cost
+        self.revisions = 0
+
+    def run(self, seconds: float, planned: int, least: int = 1) -> float:
+        """Seconds that the run took."""
+        pace = Pace(seconds, lambda steps: replace(Config(), steps=steps), least, clock=lambda: self.now)
+        total, begun = planned, self.now
+        while self.step < total:
+            if self.step % 10 == 0:
+                config = pace(self.step, total)
+                if config is not None:
+                    total = config.steps
+                    self.revisions += 1
+                    continue
+            self.now += self._cost(self.step)
+            self.step += 1
+        return self.now - begun
+
+
+@pytest.mark.parametrize("planned", [50, 1000, 100_000])
+def test_the_run_ends_in_time_whatever_was_planned(planned: int) -> None:
+    machine = Machine(lambda step: 0.1)
+    assert machine.run(100.0, planned) == pytest.approx(100.0, rel=0.03)
+    assert machine.step == pytest.approx(1000, rel=0.03)
+
+
+def test_steps_that_become_slower() -> None:
+    machine = Machine(lambda step: 0.05 + 0.0002 * step)
+    assert machine.run(100.0, 2000) == pytest.approx(100.0, rel=0.03)
+
+
+def test_a_machine_that_is_shared_with_others_at_times() -> None:
+    machine = Machine(lambda step: 0.3 if 200 < step < 400 else 0.1)
+    assert machine.run(100.0, 1000) == pytest.approx(100.0, rel=0.03)
+
+
+def test_the_least_number_of_steps_is_taken_although_time_is_over() -> None:
+    machine = Machine(lambda step: 1.0)
+    machine.run(0.0, 1000, least=300)
+    assert machine.step == 300
+
+
+def test_a_run_that_goes_as_planned_is_left_alone() -> None:
+    machine = Machine(lambda step: 0.1)
+    machine.run(100.0, 1000)
+    assert machine.revisions == 0
+
+
+def test_seldom_revised() -> None:
+    machine = Machine(lambda step: 0.001 * (1 + step % 7))
+    machine.run(100.0, 1000)
+    assert machine.revisions <= 45
+
+
+class TestPacedTraining:
+    """A run of one block whose number of steps changes on the way."""
+
+    def config(self, scene: Path, out: Path, steps: int) -> Config:
+        return make_config(scene, out, "stage=coarse", f"steps={steps}", f"optim.lr_steps={steps}")
+
+    def training(self, config: Config, pace: Callable[[int, int], Config | None] | None, resume: bool) -> Training:
+        return Training(config, load_scene(config.scene), None, LocalComm(), CPU, resume=resume, pace=pace)
+
+    def test_it_ends_where_it_was_told_to_on_the_way(self, plane: Path, tmp_path: Path) -> None:
+        shorter = self.config(plane, tmp_path, 40)
+        training = self.training(
+            self.config(plane, tmp_path, 60), lambda step, total: shorter if (step, total) == (20, 60) else None, False
+        )
+        assert training.run(Observers()).step == 40
+        assert training.config == shorter
+        assert (tmp_path / "point_cloud" / "iteration_40").is_dir()
+
+    @pytest.mark.usefixtures("one_thread")
+    def test_told_before_its_first_step_it_is_the_run_of_so_many_steps(self, plane: Path, tmp_path: Path) -> None:
+        wanted = self.config(plane, tmp_path / "a", 40)
+        told = self.training(
+            self.config(plane, tmp_path / "a", 60), lambda step, total: wanted if total == 60 else None, False
+        )
+        told.run(Observers())
+        self.training(self.config(plane, tmp_path / "b", 40), None, False).run(Observers())
+        ours, theirs = model_of(tmp_path / "a"), model_of(tmp_path / "b")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    def test_it_goes_on_with_another_number_of_steps(self, plane: Path, tmp_path: Path) -> None:
+        first = self.training(self.config(plane, tmp_path, 60), None, False)
+        assert first.run(Observers(), stop=lambda: first._step >= 20).interrupted
+        other = self.config(plane, tmp_path, 30)
+        with pytest.raises(UserError, match="other settings"):
+            self.training(other, None, True)
+        with pytest.raises(UserError, match="other settings"):
+            self.training(replace(other, seed=1), lambda step, total: None, True)
+        assert self.training(other, lambda step, total: None, True).run(Observers()).step == 30
+
+    def test_it_ends_at_once_where_it_has_more_steps_already(self, plane: Path, tmp_path: Path) -> None:
+        first = self.training(self.config(plane, tmp_path, 60), None, False)
+        assert first.run(Observers(), stop=lambda: first._step >= 20).interrupted
+        again = self.training(self.config(plane, tmp_path, 10), lambda step, total: None, True)
+        assert again.run(Observers()).step == 20
+        assert (tmp_path / "point_cloud" / "iteration_20").is_dir()
