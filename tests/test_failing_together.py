@@ -179,7 +179,8 @@ def train_arguments(*argv: str) -> argparse.Namespace:
 
 def test_only_restarted_ranks_of_the_same_launch_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def resumes(restarts: int, *argv: str) -> bool:
-        return train._resumes(train_arguments(*argv), tmp_path, Launch(restarts), LocalComm())
+        args = train_arguments(*argv)
+        return train._resumes(args.resume, bool(args.only_blocks), tmp_path, Launch(restarts), LocalComm())
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     assert not resumes(0)
