@@ -80,6 +80,10 @@ class ModelConfig:
     primitive: Literal["anchors", "gaussians"] = "anchors"
     """What a block learns: anchors with a decoder, or Gaussians with colours of their own, as 3DGS has them
     (``gaussians``; docs/baseline_3dgs.md)."""
+    background: Literal["fixed", "constant", "directional"] = "fixed"
+    """What shows where no Gaussian hides it: black, or white with ``scene.white_background`` [MGS]; one colour, learned
+    and shared by all blocks as the decoder is [ours]; or such a colour by direction, spherical harmonics of degree 2
+    [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.feature_dim >= 4 and self.feature_dim % 4 == 0, "model.feature_dim", self.feature_dim,
@@ -462,9 +466,11 @@ class Config:
             _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
             _check(not self.blocks.confine, "blocks.confine", True, f"false {why}")
             _check(self.partition.blocks != "auto", "partition.blocks", "auto", f"a number {why}")
+            _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")
         if self.own_decoders:
             why = "without a shared decoder (blocks.decoder=own, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
             _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
             freeze = self.blocks.decoder_freeze_rounds
             _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")
+            _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")

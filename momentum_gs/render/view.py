@@ -1,12 +1,13 @@
 """A model, its decoder and a camera in, picture out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.types import Camera, RenderOutput
+from momentum_gs.core.geometry import pixel_directions
+from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
@@ -50,7 +51,7 @@ def render_view(
         model: N anchors or splats.
         decoder: The decoder that draws, the student in training.
         camera: The view.
-        background: Colour behind everything.
+        background: Colour behind everything, where the decoder has not learned one.
         teacher: Decodes the same anchors for the consistency loss; it draws nothing.
         detach_teacher: The teacher's outputs carry no gradient to the anchors.
     """
@@ -61,7 +62,21 @@ def render_view(
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
         center, visible = camera.center.to(model.position), visible_anchors(model, camera)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
-    return ViewRender(rasterize(decoded.gaussians, camera, background), decoded, targets)
+    return ViewRender(draw(decoded.gaussians, decoder, camera, background), decoded, targets)
+
+
+def draw(
+    gaussians: Gaussians, decoder: Decoder | Harmonics, camera: Camera, background: Float[Tensor, "3"]
+) -> RenderOutput:
+    """Draws Gaussians over the background that their decoder has learned, or else over ``background``."""
+    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
+    if learned is None:
+        return rasterize(gaussians, camera, background)
+    if learned.degree == 0:  # The rasterizer blends one colour in passing.
+        return rasterize(gaussians, camera, learned(background[None])[0])
+    output = rasterize(gaussians, camera, torch.zeros_like(background))
+    behind = learned(pixel_directions(camera, background)).T.view_as(output.image)
+    return replace(output, image=output.image + (1 - output.alpha) * behind)
 
 
 @torch.no_grad()
