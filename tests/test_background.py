@@ -25,6 +25,7 @@ from momentum_gs.render.view import render_view
 from momentum_gs.train.events import Observers
 from momentum_gs.train.learner import DecoderLearner
 from momentum_gs.train.loop import Training
+from momentum_gs.train.losses import loss_terms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,6 +117,24 @@ def test_a_sky_is_learned_where_no_anchor_hides_it(tmp_path: Path) -> None:
     decoder = load_model(tmp_path / "out" / "point_cloud" / "iteration_300" / "point_cloud.ply")[1]
     found = decoder.background(torch.tensor([[0.0, 0, -1]]))
     torch.testing.assert_close(found, torch.tensor([SKY]), atol=0.05, rtol=0)
+
+
+def test_a_hidden_one_still_learns_the_images_usual_colour() -> None:
+    """Its own term has no gradient to the image, and none is left where it shows what the images do."""
+    config = make_config(Path("scene"), Path("out"), "model.background=constant")
+    anchors, decoder, view = random_anchors(40), with_background(0), camera()
+    decoder.background.requires_grad_(True)
+    shown = render_view(anchors, decoder, view, BLACK)
+    target = torch.tensor(SKY)[:, None, None].expand_as(shown.output.image)
+    terms = loss_terms(shown.output.image, target, shown.decoded, None, config, None, shown.behind)
+    (gradient,) = torch.autograd.grad(terms["background"], decoder.background.sh)
+    found = decoder.background(torch.eye(3)[:1])
+    assert torch.equal(gradient.sign(), (found - torch.tensor([SKY])).sign())
+    with torch.no_grad():
+        decoder.background.sh -= (found - torch.tensor([SKY])) / float(sh_basis(0, torch.eye(3)[:1]))
+    there = render_view(anchors, decoder, view, BLACK)
+    terms = loss_terms(there.output.image, target, there.decoded, None, config, None, there.behind)
+    assert float(terms["background"].detach()) < 1e-6
 
 
 def test_ranks_and_resume_do_not_change_it(tmp_path: Path) -> None:

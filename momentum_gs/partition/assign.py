@@ -74,7 +74,7 @@ def view_changes(
     for block in on_screen:
         if block != skip:
             rest = _subset(view.decoded.gaussians, block_of_gaussian != block)
-            without = draw(rest, decoder, camera, background).image.clamp(0, 1)
+            without = draw(rest, camera, background, view.behind).image.clamp(0, 1)
             changes[block] = 1 - float(ssim(whole, without))
     return changes
 

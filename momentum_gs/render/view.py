@@ -26,6 +26,8 @@ class ViewRender:
     """The Gaussians drawn, and the anchors that they came from."""
     targets: TeacherTargets | None
     """The teacher's outputs for the same Gaussians, where there is a teacher."""
+    behind: Float[Tensor, "3 h w"] | None
+    """The learned background alone, where there is one."""
 
 
 def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera) -> Decoded:
@@ -62,20 +64,31 @@ def render_view(
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
         center, visible = camera.center.to(model.position), visible_anchors(model, camera)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
-    return ViewRender(draw(decoded.gaussians, decoder, camera, background), decoded, targets)
+    behind = learned_background(decoder, camera, background)
+    return ViewRender(draw(decoded.gaussians, camera, background, behind), decoded, targets, behind)
+
+
+def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
+    """The background that a decoder has learned as the camera sees it, with the dtype and device of ``like``; None
+    where it has learned none."""
+    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
+    if learned is None:
+        return None
+    if learned.degree == 0:  # One colour, whatever the direction.
+        return learned(like.new_zeros(1, 3)).T[:, :, None].expand(-1, camera.height, camera.width)
+    return learned(pixel_directions(camera, like)).T.view(3, camera.height, camera.width)
 
 
 def draw(
-    gaussians: Gaussians, decoder: Decoder | Harmonics, camera: Camera, background: Float[Tensor, "3"]
+    gaussians: Gaussians,
+    camera: Camera,
+    background: Float[Tensor, "3"],
+    behind: Float[Tensor, "3 h w"] | None = None,
 ) -> RenderOutput:
-    """Draws Gaussians over the background that their decoder has learned, or else over ``background``."""
-    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
-    if learned is None:
+    """Draws Gaussians over ``behind``, or without one over ``background``."""
+    if behind is None:
         return rasterize(gaussians, camera, background)
-    if learned.degree == 0:  # The rasterizer blends one colour in passing.
-        return rasterize(gaussians, camera, learned(background[None])[0])
     output = rasterize(gaussians, camera, torch.zeros_like(background))
-    behind = learned(pixel_directions(camera, background)).T.view_as(output.image)
     return replace(output, image=output.image + (1 - output.alpha) * behind)
 
 

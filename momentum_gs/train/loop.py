@@ -34,7 +34,7 @@ from momentum_gs.train.events import (
     Saved,
     StepDone,
 )
-from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
+from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
 from momentum_gs.train.model_files import write_model
 from momentum_gs.train.packed_block import Block, pack
 from momentum_gs.train.plan import BlockPlan, plan_blocks
@@ -283,7 +283,8 @@ class Training:
 
     def _term_names(self, turn: Round) -> tuple[str, ...]:
         teacher = turn.decoder_live and self._config.teacher.enabled and self._config.stage == "blocks"
-        return IMAGE_TERMS + CONSISTENCY_TERMS if teacher else IMAGE_TERMS
+        terms = image_terms(self._config)
+        return terms + CONSISTENCY_TERMS if teacher else terms
 
     def _measure(self, active: Sequence[Block], turn: Round, views: Views) -> None:
         """Scores blocks on their own training views where a measurement is due (eq. 7); all ranks take part."""

@@ -72,7 +72,7 @@ def train_step(
                 teacher if block.step >= teacher_from else None, config.teacher.detach,
             )  # fmt: skip
             terms = loss_terms(
-                view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask
+                view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask, view.behind
             )  # fmt: skip
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
