@@ -80,6 +80,9 @@ class ModelConfig:
     primitive: Literal["anchors", "gaussians"] = "anchors"
     """What a block learns: anchors with a decoder, or Gaussians with colours of their own, as 3DGS has them
     (``gaussians``; docs/baseline_3dgs.md)."""
+    fill_points: float = 0.0
+    """Initial points that are added where training images see something but no point lies, at a depth interpolated from
+    the points around: at most so many times the scene's points [ours; 0: none]."""
     background: Literal["fixed", "constant", "directional"] = "fixed"
     """What shows where no Gaussian hides it: black, or white with ``scene.white_background`` [MGS]; one colour, learned
     and shared by all blocks as the decoder is [ours]; or such a colour by direction, spherical harmonics of degree 2
@@ -89,6 +92,7 @@ class ModelConfig:
         _check(self.feature_dim >= 4 and self.feature_dim % 4 == 0, "model.feature_dim", self.feature_dim,
                "a positive multiple of 4 (the feature bank strides by 4)")
         _check(self.n_offsets >= 1, "model.n_offsets", self.n_offsets, "at least 1")
+        _check(self.fill_points >= 0, "model.fill_points", self.fill_points, "at least 0")
         _check(self.voxel_size >= 0, "model.voxel_size", self.voxel_size, "0 (automatic) or a size above 0")
 
 
