@@ -136,9 +136,13 @@ class LossConfig:
     """(1 - dssim) * L1 + dssim * (1 - SSIM) [MGS]."""
     volume: float = 0.01
     """Times the mean product of the Gaussians' scales [SGS, MGS; absent from the paper]."""
+    depth: float = 0.0
+    """Times the mean error of the rendered inverse depth where an image observes sparse points, relative to the point's
+    own, weighed by reprojection error and track; needs a COLMAP model with tracks [ours; 0: off]."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.dssim <= 1, "loss.dssim", self.dssim, "a number in [0, 1]")
+        _check(self.depth >= 0, "loss.depth", self.depth, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ from momentum_gs.train.plan import BlockPlan, plan_blocks
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
+from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.start import FirstBlocks
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
@@ -121,6 +122,7 @@ class Training:
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
+        self._depths = SparseDepths(scene, device) if config.loss.depth else None
         self._untimed = 0.0
         self._boxes: Tensor | None = None
         self._capped: set[int] = set()
@@ -173,7 +175,8 @@ class Training:
         """Trains one round, or what is left of it; why it ended before its last step, if it did."""
         turn = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
-        inputs = StepInputs(self._config, self._comm, self._background, partial(self._order.show, views=views))
+        show = partial(self._order.show, views=views)
+        inputs = StepInputs(self._config, self._comm, self._background, show, self._depths)
         active = self._activate(turn)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
         end = turn.first_step + turn.steps

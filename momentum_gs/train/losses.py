@@ -23,7 +23,8 @@ CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_s
 def image_terms(config: Config) -> tuple[str, ...]:
     """The terms of every step with these settings, without those of a teacher."""
     behind = ("background",) if config.model.background != "fixed" else ()
-    return IMAGE_TERMS + behind
+    depth = ("depth",) if config.loss.depth else ()
+    return IMAGE_TERMS + behind + depth
 
 
 def loss_terms(

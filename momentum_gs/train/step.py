@@ -19,6 +19,7 @@ from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.densify import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.packed_block import Block
+from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class StepInputs:
     background: Tensor
     show: Callable[[int, int], tuple[Camera, Photograph]]
     """(block, block step) -> the view that the block shows, and its photograph on the device."""
+    depths: SparseDepths | None = None
+    """What the images know of their depth (``loss.depth``)."""
 
 
 @dataclass
@@ -74,6 +77,8 @@ def train_step(
             terms = loss_terms(
                 view.output.image, photograph.image, view.decoded, view.targets, config, photograph.mask, view.behind
             )  # fmt: skip
+            if inputs.depths is not None:
+                terms["depth"] = config.loss.depth * depth_loss(view.output, inputs.depths.of(camera))
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))
