@@ -93,11 +93,19 @@ class ModelConfig:
     primitive: Literal["anchors", "gaussians"] = "anchors"
     """What a block learns: anchors with a decoder, or Gaussians with colours of their own, as 3DGS has them
     (``gaussians``; docs/baseline_3dgs.md)."""
+    fill_points: float = 0.0
+    """Initial points that are added where training images see something but no point lies, at a depth interpolated from
+    the points around: at most so many times the scene's points [ours; 0: none]."""
+    background: Literal["fixed", "constant", "directional"] = "fixed"
+    """What shows where no Gaussian hides it: black, or white with ``scene.white_background`` [MGS]; one colour, learned
+    and shared by all blocks as the decoder is [ours]; or such a colour by direction, spherical harmonics of degree 2
+    [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.feature_dim >= 4 and self.feature_dim % 4 == 0, "model.feature_dim", self.feature_dim,
                "a positive multiple of 4 (the feature bank strides by 4)")
         _check(self.n_offsets >= 1, "model.n_offsets", self.n_offsets, "at least 1")
+        _check(self.fill_points >= 0, "model.fill_points", self.fill_points, "at least 0")
         _check(self.voxel_size >= 0, "model.voxel_size", self.voxel_size, "0 (automatic) or a size above 0")
 
 
@@ -150,9 +158,13 @@ class LossConfig:
     """(1 - dssim) * L1 + dssim * (1 - SSIM) [MGS]."""
     volume: float = 0.01
     """Times the mean product of the Gaussians' scales [SGS, MGS; absent from the paper]."""
+    depth: float = 0.0
+    """Times the mean error of the rendered inverse depth where an image observes sparse points, relative to the point's
+    own, weighed by reprojection error and track; needs a COLMAP model with tracks [ours; 0: off]."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.dssim <= 1, "loss.dssim", self.dssim, "a number in [0, 1]")
+        _check(self.depth >= 0, "loss.depth", self.depth, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -510,9 +522,11 @@ class Config:
             _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
             _check(not self.blocks.confine, "blocks.confine", True, f"false {why}")
             _check(self.partition.blocks != "auto", "partition.blocks", "auto", f"a number {why}")
+            _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")
         if self.own_decoders:
             why = "without a shared decoder (blocks.decoder=own, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
             _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
             freeze = self.blocks.decoder_freeze_rounds
             _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")
+            _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
@@ -72,6 +73,19 @@ def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor,
     seen = (points - camera.center.to(points)) @ camera.rotation.to(points).T
     x, y, depth = seen.unbind(1)
     return torch.stack([camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy], dim=1), depth
+
+
+def pixel_directions(camera: Camera, like: Tensor) -> Float[Tensor, "p 3"]:
+    """Unit vectors in the world from the camera through the centre of each pixel, row by row.
+
+    They have the dtype of ``like`` and are made on its device.
+    """
+    column, row = (
+        torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 for side in (camera.width, camera.height)
+    )
+    y, x = torch.meshgrid((row - camera.cy) / camera.fy, (column - camera.cx) / camera.fx, indexing="ij")
+    seen = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)
+    return F.normalize(seen) @ camera.rotation.to(like)
 
 
 def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, margin: float = 0.0) -> Bool[Tensor, "n"]:

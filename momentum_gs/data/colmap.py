@@ -72,7 +72,7 @@ def read_views(
     Raises:
         UserError: as ``read_model``.
     """
-    path = _file(folder, "cameras")
+    path = model_file(folder, "cameras")
     lenses: dict[int, Lens] = {}
     for number, lens in binary_cameras(path) if path.suffix == ".bin" else text_cameras(path):
         if number in lenses:
@@ -84,7 +84,7 @@ def read_views(
                 "set scene.undistort=true, or run: colmap image_undistorter --image_path IMAGES "
                 f"--input_path {path.parent} --output_path NEW_SCENE"
             )
-    path = _file(folder, "images")
+    path = model_file(folder, "images")
     poses: dict[str, Pose] = {}
     for pose in binary_images(path) if path.suffix == ".bin" else text_images(path):
         if pose.name in poses:
@@ -93,8 +93,8 @@ def read_views(
             if pose.camera not in lenses:
                 raise UserError(
                     f"{path}: image {pose.name!r} uses camera {pose.camera}, which "
-                    f"cameras{_file(folder, 'cameras').suffix} does not list (it has {sorted(lenses)[:8]}); export the "
-                    "model again"
+                    f"cameras{model_file(folder, 'cameras').suffix} does not list (it has {sorted(lenses)[:8]}); "
+                    "export the model again"
                 )
             poses[pose.name] = _checked_pose(path, pose)
         except UserError as error:
@@ -116,7 +116,7 @@ def read_views(
 
 def read_points(folder: Path) -> PointCloud:
     """The sparse points of a model, in the file's order; errors as ``read_model``."""
-    path = _file(folder, "points3D")
+    path = model_file(folder, "points3D")
     xyz, rgb = binary_points(path) if path.suffix == ".bin" else text_points(path)
     bad = int((~np.isfinite(xyz).all(axis=1)).sum())
     if bad:
@@ -147,7 +147,8 @@ def write_model(folder: Path, cameras: Sequence[Camera], points: PointCloud, bin
         write_text(folder, ids, poses, xyz, rgb)
 
 
-def _file(folder: Path, stem: str) -> Path:
+def model_file(folder: Path, stem: str) -> Path:
+    """``cameras``, ``images`` or ``points3D`` of a model, the binary form first; a UserError where there is neither."""
     for suffix in (".bin", ".txt"):
         if (folder / (stem + suffix)).is_file():
             return folder / (stem + suffix)

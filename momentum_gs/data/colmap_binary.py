@@ -107,11 +107,11 @@ def binary_images(path: Path) -> Iterator[Pose]:
     reader = _Reader(path)
     # The smallest record has an empty name, its zero byte and no observation.
     for _ in range(reader.count(_IMAGE.size + 1 + _COUNT.size)):
-        _, *pose, camera = reader.take(_IMAGE)
+        number, *pose, camera = reader.take(_IMAGE)
         name = reader.name()
         (observations,) = reader.take(_COUNT)
         reader.skip(observations * _OBSERVATION_BYTES)
-        yield Pose(name, pose[:4], pose[4:], camera)
+        yield Pose(name, pose[:4], pose[4:], camera, number)
     reader.end()
 
 
@@ -127,6 +127,23 @@ def binary_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
     records = windows[starts].view(_POINT)[:, 0]
     # Copies, since torch takes no strides of 51 bytes (and ascontiguousarray leaves those of a single point).
     return records["xyz"].astype(np.float64), records["rgb"].copy()
+
+
+def binary_tracks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of ``points3D.bin``: reprojection errors [P], lengths of the tracks [P], and the image ids of all tracks, one
+    after another; a UserError where the file is not whole."""
+    reader = _Reader(path)
+    starts = _point_starts(reader, reader.count(_POINT.itemsize))
+    reader.end()
+    data = np.frombuffer(reader.data, np.uint8)
+    error, length = np.empty(len(starts)), np.empty(len(starts), np.int64)
+    images = [np.empty(0, np.int32)]
+    for row, start in enumerate(starts.tolist()):
+        point = data[start : start + _POINT.itemsize].view(_POINT)[0]
+        error[row], length[row] = point["error"], point["track"]
+        at = start + _POINT.itemsize
+        images.append(data[at : at + _TRACK_BYTES * int(point["track"])].view("<i4")[::2])
+    return error, length, np.concatenate(images)
 
 
 def _point_starts(reader: _Reader, count: int) -> np.ndarray:

@@ -29,6 +29,8 @@ class Pose(NamedTuple):
     """From world to camera."""
     camera: int
     """Id of its camera."""
+    number: int = 0
+    """The image's own id, which tracks name."""
 
 
 def check_model(path: Path, number: int | str, model: str) -> None:

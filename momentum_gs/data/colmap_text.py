@@ -57,9 +57,9 @@ def text_images(path: Path) -> Iterator[Pose]:
             continue
         try:
             # The name comes last and may contain spaces.
-            _, *numbers, camera, name = line.strip().split(maxsplit=9)
+            number, *numbers, camera, name = line.strip().split(maxsplit=9)
             values = [float(v) for v in numbers]
-            pose = Pose(name, values[:4], values[4:], int(camera))
+            pose = Pose(name, values[:4], values[4:], int(camera), int(number))
             if len(values) != 7:
                 raise ValueError(line)
         except ValueError as error:
@@ -88,6 +88,26 @@ def text_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
         except (ValueError, OverflowError) as error:
             raise _bad_line(path, at, line, "POINT3D_ID X Y Z R G B ERROR TRACK with R, G, B in 0..255") from error
     return np.array(xyz).reshape(-1, 3), np.array(rgb).reshape(-1, 3)
+
+
+def text_tracks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of ``points3D.txt``: what ``binary_tracks`` reads; a UserError names a line that cannot be read."""
+    error, length, images = array("d"), array("q"), array("i")
+    for at, line in _lines(path):
+        if not _holds_data(line):
+            continue
+        try:
+            fields = line.split()
+            error.append(float(fields[7]))
+            track = [int(field) for field in fields[8::2]]
+            if len(fields) % 2:
+                raise ValueError(line)
+            length.append(len(track))
+            images.extend(track)
+        except (ValueError, IndexError, OverflowError) as failure:
+            expected = "POINT3D_ID X Y Z R G B ERROR TRACK[] of pairs IMAGE_ID POINT2D_IDX"
+            raise _bad_line(path, at, line, expected) from failure
+    return np.array(error), np.array(length), np.array(images)
 
 
 def write_text(

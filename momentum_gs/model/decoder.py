@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from momentum_gs.model.background import Background
+
 HEADS = ("opacity", "cov", "color")
 
 
@@ -27,7 +29,8 @@ class DecoderOutput(NamedTuple):
 class GaussianDecoder(nn.Module):
     """Heads ``opacity``, ``cov`` and ``color``, each two linear layers, and a ``feature_bank`` if asked for.
 
-    A head reads the feature [F], the direction [3] and, with its ``add_*_dist``, the distance [1].
+    A head reads the feature [F], the direction [3] and, with its ``add_*_dist``, the distance [1]. A learned
+    ``background`` decodes no anchor; it is here because it is shared, learned and stored as the heads are.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class GaussianDecoder(nn.Module):
         add_opacity_dist: bool = False,
         add_cov_dist: bool = False,
         add_color_dist: bool = False,
+        background_degree: int | None = None,
     ) -> None:
         super().__init__()
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
@@ -53,6 +57,8 @@ class GaussianDecoder(nn.Module):
             "add_color_dist": add_color_dist,
         }
         """The constructor's arguments: ``GaussianDecoder(**decoder.architecture)`` takes this one's state dict."""
+        if background_degree is not None:  # Without one, files are what they are elsewhere in the family.
+            self.architecture["background_degree"] = background_degree
         self.n_offsets = n_offsets
 
         def head(with_distance: bool, n_out: int, *activation: nn.Module) -> nn.Sequential:
@@ -67,6 +73,7 @@ class GaussianDecoder(nn.Module):
             if use_feature_bank
             else None
         )
+        self.background = None if background_degree is None else Background(background_degree)
 
     def at(self, rows: Int[Tensor, "m"]) -> "GaussianDecoder":
         """The decoder of the anchors in these rows: this one, whichever they are (``DecoderBank`` has several)."""

@@ -21,7 +21,7 @@ from momentum_gs.model.expand import Decoded
 from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.partition.join import block_place
 from momentum_gs.render.rasterize import rasterize
-from momentum_gs.render.view import decode_view, render_view
+from momentum_gs.render.view import decode_view, draw, render_view
 
 CHANNELS = 64
 """Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of pictures."""
@@ -74,7 +74,7 @@ def view_changes(
     for block in on_screen:
         if block != skip:
             rest = _subset(view.decoded.gaussians, block_of_gaussian != block)
-            without = rasterize(rest, camera, background).image.clamp(0, 1)
+            without = draw(rest, camera, background, view.behind).image.clamp(0, 1)
             changes[block] = 1 - float(ssim(whole, without))
     return changes
 

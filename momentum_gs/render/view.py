@@ -1,12 +1,13 @@
 """A model, its decoder and a camera in, picture out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.types import Camera, RenderOutput
+from momentum_gs.core.geometry import pixel_directions
+from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder import GaussianDecoder
@@ -26,6 +27,8 @@ class ViewRender:
     """The Gaussians drawn, and the anchors that they came from."""
     targets: TeacherTargets | None
     """The teacher's outputs for the same Gaussians, where there is a teacher."""
+    behind: Float[Tensor, "3 h w"] | None
+    """The learned background alone, where there is one."""
 
 
 def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera) -> Decoded:
@@ -51,7 +54,7 @@ def render_view(
         model: N anchors or splats.
         decoder: The decoder that draws, the student in training.
         camera: The view.
-        background: Colour behind everything.
+        background: Colour behind everything, where the decoder has not learned one.
         teacher: Decodes the same anchors for the consistency loss; it draws nothing.
         detach_teacher: The teacher's outputs carry no gradient to the anchors.
     """
@@ -62,7 +65,32 @@ def render_view(
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
         center, visible = camera.center.to(model.position), visible_anchors(model, camera)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
-    return ViewRender(rasterize(decoded.gaussians, camera, background), decoded, targets)
+    behind = learned_background(decoder, camera, background)
+    return ViewRender(draw(decoded.gaussians, camera, background, behind), decoded, targets, behind)
+
+
+def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
+    """The background that a decoder has learned as the camera sees it, with the dtype and device of ``like``; None
+    where it has learned none."""
+    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
+    if learned is None:
+        return None
+    if learned.degree == 0:  # One colour, whatever the direction.
+        return learned(like.new_zeros(1, 3)).T[:, :, None].expand(-1, camera.height, camera.width)
+    return learned(pixel_directions(camera, like)).T.view(3, camera.height, camera.width)
+
+
+def draw(
+    gaussians: Gaussians,
+    camera: Camera,
+    background: Float[Tensor, "3"],
+    behind: Float[Tensor, "3 h w"] | None = None,
+) -> RenderOutput:
+    """Draws Gaussians over ``behind``, or without one over ``background``."""
+    if behind is None:
+        return rasterize(gaussians, camera, background)
+    output = rasterize(gaussians, camera, torch.zeros_like(background))
+    return replace(output, image=output.image + (1 - output.alpha) * behind)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from momentum_gs.config.schema import Config, OptimConfig
+from momentum_gs.model.background import DEGREE
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
 
@@ -24,6 +25,7 @@ class DecoderLearner:
                 add_opacity_dist=model.add_opacity_dist,
                 add_cov_dist=model.add_cov_dist,
                 add_color_dist=model.add_color_dist,
+                background_degree=DEGREE.get(model.background),
             ).to(device)
         self._optimizer = decoder_optimizer(self.module, config.optim)
         self._config = config.optim

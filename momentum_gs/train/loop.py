@@ -36,13 +36,14 @@ from momentum_gs.train.events import (
     Saved,
     StepDone,
 )
-from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS
+from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
 from momentum_gs.train.model_files import write_model
 from momentum_gs.train.packed_block import Block, pack
 from momentum_gs.train.plan import BlockPlan, plan_blocks
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
+from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.start import FirstBlocks
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
@@ -135,6 +136,7 @@ class Training:
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
+        self._depths = SparseDepths(scene, device) if config.loss.depth else None
         self._untimed = 0.0
         self._boxes: Tensor | None = None
         self._capped: set[int] = set()
@@ -192,7 +194,8 @@ class Training:
         """Trains one round, or what is left of it; why it ended before its last step, if it did."""
         turn = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
-        inputs = StepInputs(self._config, self._comm, self._background, partial(self._order.show, views=views))
+        show = partial(self._order.show, views=views)
+        inputs = StepInputs(self._config, self._comm, self._background, show, self._depths)
         active = self._activate(turn)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
         end = turn.first_step + turn.steps
@@ -324,7 +327,8 @@ class Training:
 
     def _term_names(self, turn: Round) -> tuple[str, ...]:
         teacher = turn.decoder_live and self._config.teacher.enabled and self._config.stage == "blocks"
-        return IMAGE_TERMS + CONSISTENCY_TERMS if teacher else IMAGE_TERMS
+        terms = image_terms(self._config)
+        return terms + CONSISTENCY_TERMS if teacher else terms
 
     def _measure(self, active: Sequence[Block], turn: Round, views: Views) -> None:
         """Scores blocks on their own training views where a measurement is due (eq. 7); all ranks take part."""

@@ -13,8 +13,18 @@ from momentum_gs.model.expand import Decoded, TeacherTargets
 
 IMAGE_TERMS = ("l1", "dssim", "volume")
 """Terms of every step."""
+BACKGROUND = 0.01
+"""Weight of the learned background's own distance from the images. Where pixels are left open they decide its colour;
+where none is, it becomes the images' usual colour, which is the best guess for what no image has seen."""
 CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_scale", "consistency_opacity")
 """Terms of the steps that have a teacher."""
+
+
+def image_terms(config: Config) -> tuple[str, ...]:
+    """The terms of every step with these settings, without those of a teacher."""
+    behind = ("background",) if config.model.background != "fixed" else ()
+    depth = ("depth",) if config.loss.depth else ()
+    return IMAGE_TERMS + behind + depth
 
 
 def loss_terms(
@@ -24,6 +34,7 @@ def loss_terms(
     targets: TeacherTargets | None,
     config: Config,
     mask: Mask = None,
+    behind: Float[Tensor, "3 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """All terms of one view, each times its weight: ``IMAGE_TERMS``, and with a teacher ``CONSISTENCY_TERMS``.
 
@@ -31,6 +42,8 @@ def loss_terms(
     """
     terms = reconstruction(image, target, config.loss, mask)
     terms["volume"] = config.loss.volume * volume(decoded.gaussians.scales)
+    if behind is not None:
+        terms["background"] = BACKGROUND * l1(behind, target, mask)
     if targets is not None:
         parts = consistency(decoded, targets)
         terms |= {f"consistency_{name}": config.teacher.consistency * part for name, part in parts.items()}

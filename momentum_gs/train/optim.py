@@ -14,6 +14,8 @@ from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.splats import Splats
 from momentum_gs.train.lr import exponential
 
+BACKGROUND_LR = 0.01
+"""Rate of a learned background's coefficients: 100 steps cross the range of colours."""
 SH_REST_SHARE = 20
 """Rate of degree 0 over that of the higher ones [3DGS]."""
 
@@ -92,7 +94,8 @@ def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | i
         "color": config.color_mlp_lr,
         "feature_bank": config.feature_bank_lr,
     }
-    _set(optimizer, {name: exponential(*pair, config.lr_steps)(decoder_step) for name, pair in pairs.items()})
+    rates = {name: exponential(*pair, config.lr_steps)(decoder_step) for name, pair in pairs.items()}
+    _set(optimizer, rates | {"background": BACKGROUND_LR})
 
 
 def set_learning_rates(

@@ -1,10 +1,13 @@
 """What the blocks of a run start from."""
 
+from dataclasses import replace
+
 import torch
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_view
+from momentum_gs.data.fill_points import fill_points
 from momentum_gs.data.scene import Scene
 from momentum_gs.model.init import init_splats
 from momentum_gs.train.block_state import init_block
@@ -19,6 +22,8 @@ class FirstBlocks:
 
     def __init__(self, scene: Scene, plan: BlockPlan, config: Config, device: torch.device) -> None:
         """Raises UserError where the coarse model is missing or does not fit."""
+        if config.model.fill_points:
+            scene = replace(scene, points=fill_points(scene.points, scene.train, config.model.fill_points, config.seed))
         self._scene, self._plan, self._config, self._device = scene, plan, config, device
         self._prior = load_prior(config) if config.starts_from_coarse else None
 

@@ -20,6 +20,7 @@ from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.densify import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.packed_block import Block
+from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class StepInputs:
     background: Tensor
     show: Callable[[int, int], tuple[Camera, Photograph]]
     """(block, block step) -> the view that the block shows, and its photograph on the device."""
+    depths: SparseDepths | None = None
+    """What the images know of their depth (``loss.depth``)."""
 
 
 @dataclass
@@ -77,8 +80,10 @@ def train_step(
             )  # fmt: skip
             image = appearance.correct(view.output.image, camera.name)
             terms = loss_terms(
-                image, photograph.image, view.decoded, view.targets, config, photograph.mask
+                image, photograph.image, view.decoded, view.targets, config, photograph.mask, view.behind
             )  # fmt: skip
+            if inputs.depths is not None:
+                terms["depth"] = config.loss.depth * depth_loss(view.output, inputs.depths.of(camera))
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))

@@ -1,0 +1,86 @@
+"""Depth from the sparse points that an image observes, as a target for the rendered depth."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import project
+from momentum_gs.core.types import Camera, RenderOutput
+from momentum_gs.data.colmap import find_model
+from momentum_gs.data.scene import Scene
+from momentum_gs.data.tracks import Tracks, read_tracks
+
+MIN_ALPHA = 0.1
+"""Accumulated opacity below which a pixel has no depth to speak of."""
+
+
+@dataclass(frozen=True)
+class ViewDepths:
+    """What one image knows of its depth."""
+
+    pixel: Int64[Tensor, "m"]
+    """Row times width plus column."""
+    depth: Float[Tensor, "m"]
+    """Camera z, training units."""
+    weight: Float[Tensor, "m"]
+    """Trust in the point, in (0, 1]."""
+
+
+class SparseDepths:
+    """The depths of every image of a scene, found when first asked for."""
+
+    def __init__(self, scene: Scene, device: torch.device) -> None:
+        """Raises UserError for a scene without tracks."""
+        self._device = device
+        self._known: dict[str, ViewDepths] = {}
+        # Of scenes in two parts the points are those of the first, whose names may have got its own in front.
+        part = scene.path / "train"
+        self._tracks = read_tracks(find_model(part if (part / "sparse").is_dir() else scene.path))
+        if not self._tracks.seen:
+            raise UserError(
+                f"loss.depth: the points of {scene.path} have no tracks, expected which images observe each; give a "
+                "COLMAP model with tracks, or set loss.depth=0"
+            )
+        self._xyz = scene.frame.points(self._tracks.points.xyz)
+        self._trust = trust(self._tracks)
+
+    def of(self, camera: Camera) -> ViewDepths:
+        """The depths of one image, on the device."""
+        if camera.name not in self._known:
+            none = torch.empty(0, dtype=torch.int64)
+            seen = self._tracks.seen
+            rows = seen.get(camera.name, seen.get(camera.name.removeprefix("train/"), none))
+            pixels, depth = project(self._xyz[rows], camera)
+            column, row = pixels.floor().long().unbind(1)
+            inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height) & (depth > 0)
+            found = (row * camera.width + column)[inside], depth[inside].float(), self._trust[rows][inside].float()
+            self._known[camera.name] = ViewDepths(*(part.to(self._device) for part in found))
+        return self._known[camera.name]
+
+
+def trust(tracks: Tracks) -> Float[Tensor, "p"]:
+    """Weight of each point in (0, 1]: less for a large reprojection error, and for few observations.
+
+    exp(-(error / mean error)^2) as DS-NeRF weighs key points, times 1 - 1 / observations: with a second image depth is
+    measured, with each further one it is confirmed.
+    """
+    known = tracks.error > 0
+    mean = tracks.error[known].mean() if known.any() else 1.0
+    by_error = torch.where(known, torch.exp(-((tracks.error / mean) ** 2)), 1.0)
+    return (by_error * (1 - 1 / tracks.length.clamp_min(2))).clamp_min(1e-6)
+
+
+def depth_loss(output: RenderOutput, known: ViewDepths) -> Float[Tensor, ""]:
+    """Weighted mean of ``|z / D - 1|``: the error of the inverse depth 1 / D in units of the point's own, 1 / z.
+
+    D is the rendered depth over alpha. It has no unit: a scene of twice the size gives the same. Pixels with an alpha
+    below ``MIN_ALPHA`` count as without error.
+    """
+    alpha, depth = (part.flatten().index_select(0, known.pixel) for part in (output.alpha, output.depth))
+    there = (alpha > MIN_ALPHA) & (depth > 0)
+    ratio = known.depth * alpha / torch.where(there, depth, 1.0)
+    error = torch.where(there, (ratio - 1).abs(), 0.0)
+    return (known.weight * error).sum() / known.weight.sum().clamp_min(1e-6)
