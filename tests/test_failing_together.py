@@ -334,7 +334,8 @@ def test_two_machines(
     for i, on_machine in enumerate(machines):
         variables = ["NODES=2", f"NODE_RANK={i}", "PROCS=1", "RESTARTS=0", "MASTER=10.77.0.1"]
         variables += [f"ADDRESS=10.77.0.{i + 1}", f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"]
-        argv = ["bash", str(ROOT / "scripts" / "launch" / "torchrun_nodes.sh"), "-s", str(scene), "-m", str(out), *RUN]
+        argv = ["bash", str(ROOT / "scripts" / "launch" / "torchrun_nodes.sh"), *BASE, "-s", str(scene)]
+        argv += ["-m", str(out), *RUN]
         command = [*on_machine, *variables, *argv]
         agents.append(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
     errors = [agent.communicate(timeout=120)[1] for agent in agents]
