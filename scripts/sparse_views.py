@@ -104,7 +104,7 @@ def _covers(path: Path, run: Path) -> dict[str, np.ndarray]:
     """PNG name of every held-out view -> bool [H,W], the pixels that enough training images cover."""
     config = load_config(run / "config.yaml", [])
     scene = load_scene(config.scene)
-    points = read_points(find_model(path)).xyz - torch.tensor(scene.offset, dtype=torch.float64)
+    points = scene.frame.points(read_points(find_model(path)).xyz)
     names = png_names([camera.name for camera in scene.test])
     return {names[camera.name]: _cover(camera, scene, points) for camera in scene.test}
 
