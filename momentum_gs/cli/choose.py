@@ -128,8 +128,8 @@ def at_resolution(scene: Scene, resolution: float | int) -> Scene:
 
 
 def wanted_steps(views: float | int, pixels: float | int) -> int:
-    """Steps of 'normal' quality: as the root of all pixels, since images overlap and share what they show. Images smaller
-    than the reference's need no fewer steps, as the decoder and the anchors have as far to go.
+    """Steps of 'normal' quality: as the root of all pixels, since images overlap and share what they show. Smaller
+    images than the reference's need no fewer steps, as the decoder and the anchors have as far to go.
 
     Args:
         views: Training views.
