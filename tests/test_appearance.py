@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import (
+    BASE,
     CPU,
     SETTINGS,
     InterruptAfter,
@@ -230,7 +231,7 @@ def learnt(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("learnt")
     settings = [*SETTINGS, "stage=coarse", "steps=400", "optim.lr_steps=400", "appearance.lr=[0.03,0.03]", AFFINE]
-    assert main(["train", "-s", str(scene_folder), "-m", str(out), *settings]) == 0
+    assert main(["train", *BASE, "-s", str(scene_folder), "-m", str(out), *settings]) == 0
     torch.set_num_threads(threads)
     return out
 

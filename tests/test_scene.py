@@ -10,6 +10,7 @@ import pytest
 import torch
 from plyfile import PlyData
 from scene_files import REAL_SCENES, camera, picture, points, write_picture, write_scene
+from tiny_run import BASE
 
 from momentum_gs.cli.common import load_run_config
 from momentum_gs.cli.main import main
@@ -232,13 +233,16 @@ def test_an_offset_that_is_given_is_used(tmp_path: Path) -> None:
     torch.testing.assert_close(moved.points.xyz, points().xyz, rtol=0, atol=4e-9)
 
 
-def test_a_run_writes_down_the_offset_it_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", [1.0, "auto"])
+def test_a_run_writes_down_the_coordinates_it_found(tmp_path: Path, unit: float | str) -> None:
     root = write_far_scene(tmp_path / "scene", NAMES[:3])
     out = tmp_path / "out"
-    settings = ["stage=coarse", "steps=2", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]
+    settings = [*BASE, "stage=coarse", "steps=2", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]
+    settings.append(f"scene.unit={unit}")
     assert main(["train", "-s", str(root), "-m", str(out), *settings]) == 0
-    found = load_run_config(out).scene.offset
-    assert found is not None and found == load_scene(config(root)).frame.offset != (0, 0, 0)
+    found, frame = load_run_config(out).scene, load_scene(config(root, unit=unit)).frame
+    assert found.offset == frame.offset != (0, 0, 0)
+    assert found.unit == frame.unit and found.axes == (frame.axes if unit == "auto" else None)
     assert main(["train", "-s", str(root), "-m", str(out), *settings, "--resume"]) == 0
 
 
