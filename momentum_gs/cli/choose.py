@@ -199,7 +199,7 @@ def choose_resolution(facts: Facts, machine: Machine, goal: Goal, steps: int | N
 
 def ladder(width: int, cap: int) -> list[float]:
     """Values of ``scene.resolution``, the coarsest first, each twice as fine: widths from ``COARSEST`` pixels on, up to
-    the full ``width`` or to ``cap``; as divisors where the family's ``-r`` has one."""
+    the full ``width`` or to ``cap``; as divisors where ``-r`` has one."""
     widths = [float(min(width, cap))]
     while widths[-1] / 2 >= COARSEST:
         widths.append(widths[-1] / 2)

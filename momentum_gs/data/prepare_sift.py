@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from momentum_gs.core.errors import UserError
 
 MAX_SIDE = 1600
-"""Longer images are reduced to it: the family trains on 1600 pixels at most, and time and memory go by area."""
+"""Longer images are reduced to it: 3DGS codebases train on 1600 pixels at most, and time and memory go by area."""
 CONTRAST = 0.02
 """COLMAP's peak threshold, 0.02 / 3, in OpenCV's words: three layers an octave share it."""
 

@@ -1,7 +1,7 @@
-"""PSNR, SSIM and LPIPS of rendered views, raw, corrected and fitted, from the PNG files as the family reads them.
+"""PSNR, SSIM and LPIPS of rendered views, raw, corrected and fitted, from the PNG files as 3DGS codebases read them.
 
 Metric names: a bare name is raw and comparable with the family's tables; ``_cc`` is after the render's colours were
-warped to the photograph's (which uses the photograph, so it flatters every method); ``_fit`` is of the right half
+warped to the true image's (which uses that image, so it flatters every method); ``_fit`` is of the right half
 alone, after a correction of colours that was fitted on the left half (eval/fitted.py), and ``PSNR_right`` is raw of
 that half; ``_covered`` is of the pixels whose place enough training views see (eval/covered.py); ``_norm`` is LPIPS fed
 [-1, 1].

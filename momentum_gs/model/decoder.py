@@ -57,7 +57,7 @@ class GaussianDecoder(nn.Module):
             "add_color_dist": add_color_dist,
         }
         """The constructor's arguments: ``GaussianDecoder(**decoder.architecture)`` takes this one's state dict."""
-        if background_degree is not None:  # Without one, files are what they are elsewhere in the family.
+        if background_degree is not None:  # Without one, files are those of other codebases.
             self.architecture["background_degree"] = background_degree
         self.n_offsets = n_offsets
 

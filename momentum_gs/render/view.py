@@ -101,6 +101,6 @@ def render_image(
     background: Float[Tensor, "3"],
     appearance: AppearanceTable | None = None,
 ) -> Float[Tensor, "3 h w"]:
-    """The picture alone, in [0, 1], without gradients; with ``appearance`` as the camera's image has it."""
+    """The image alone, in [0, 1], without gradients; with ``appearance`` as the camera's image has it."""
     image = render_view(model, decoder, camera, background).output.image
     return (image if appearance is None else appearance.correct(image, camera.name)).clamp(0, 1)
