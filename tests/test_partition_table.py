@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scene_files import camera, points
@@ -273,3 +274,17 @@ def test_a_table_for_something_else_is_refused(config: PartitionConfig, city: Sc
     with pytest.raises(UserError, match=message) as error:
         table().check(config, city)
     assert "re-run 'momentum-gs partition'" in str(error.value)
+
+
+def test_the_same_cells_in_other_coordinates() -> None:
+    own = Frame((1.0, -2.0, 3.0), 2.0, ("y", "-x", "z"))
+    other = Frame((5.0, 0.5, -1.0), 0.25, ("-z", "x", "-y"))
+    made = replace(table(), meta=own.record())
+    moved = made.in_frame(other)
+    points = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 3)) * 4)
+    assert len(made.cell_of(own.points(points)).unique()) == made.n
+    assert torch.equal(made.cell_of(own.points(points)), moved.cell_of(other.points(points)))
+    assert moved.cells_sha256 == made.cells_sha256 == moved.in_frame(own).cells_sha256
+    assert made.in_frame(own) is made
+    # One that does not say what its coordinates are is taken as it is.
+    assert table().in_frame(other).aabb == table().aabb

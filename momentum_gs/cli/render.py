@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> None:
     table = None if config.stage == "coarse" else _table(config, folder, scene)
     cells = table
     if args.cells is not None:
-        cells = PartitionTable.load(args.cells)
-        cells.check_coordinates(scene)
+        cells = PartitionTable.load(args.cells).in_frame(scene.frame)
     elif args.blocks:
         cells = None  # They are scored by the merged model's map: the same pixels on both sides of the comparison.
     maps = {split: other_maps(args.covered_by, split, cameras) for split, cameras in splits.items() if args.covered_by}

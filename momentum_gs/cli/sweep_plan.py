@@ -134,6 +134,8 @@ def finished(folder: Path, config: Config) -> bool:
     if not (folder / "config.yaml").is_file():
         return False
     there, wanted = experiment(load_run_config(folder)), experiment(config)
+    if wanted.get("scene.unit") == "auto" and "scene.unit" in there:
+        there["scene.unit"] = "auto"  # A run writes down the unit that it found.
     if there != wanted:
         key = next(key for key in {**there, **wanted} if there.get(key) != wanted.get(key))
         raise UserError(

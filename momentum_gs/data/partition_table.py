@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.types import Camera
 from momentum_gs.data.blocks import BlockGrid, Cuts
+from momentum_gs.data.frame import Frame
 from momentum_gs.data.scene import Scene
 
 VERSION = 2
@@ -76,7 +77,10 @@ class PartitionTable:
 
     @property
     def cells_sha256(self) -> str:
-        """Of what says which block a place belongs to. Partitions may share it and differ in their views."""
+        """Of what says which block a place belongs to. Partitions may share it and differ in their views, or in their
+        coordinates (``in_frame``)."""
+        if "cells_sha256" in self.meta:
+            return str(self.meta["cells_sha256"])
         parts = (self.aabb, self.dim, self.rotation.tolist(), self.cuts, self.joined)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -99,6 +103,24 @@ class PartitionTable:
     def owner(self, camera: Camera) -> int:
         """The block whose cell holds a camera's centre."""
         return int(self.cell_of(camera.center[None]))
+
+    def in_frame(self, frame: Frame) -> "PartitionTable":
+        """The same cells in other training coordinates; itself where it does not say what its own are."""
+        if "offset" not in self.meta or all(self.meta.get(k) == v for k, v in frame.record().items()):
+            return self
+        x, y, z = self.meta["offset"]
+        own = Frame((x, y, z), self.meta.get("unit", 1.0), tuple(self.meta.get("axes", ("x", "y", "z"))))
+        scale = frame.unit / own.unit
+        between = torch.tensor(frame.offset, dtype=torch.float64) - torch.tensor(own.offset, dtype=torch.float64)
+        shift = self.rotation @ own.rotation @ between / own.unit
+        corners = torch.tensor(self.aabb, dtype=torch.float64).view(2, 3)
+        x0, y0, z0, x1, y1, z1 = ((corners - shift) / scale).flatten().tolist()
+        return replace(
+            self,
+            aabb=(x0, y0, z0, x1, y1, z1),
+            rotation=self.rotation @ own.rotation @ frame.rotation.T,
+            meta={**self.meta, **frame.record(), "cells_sha256": self.cells_sha256},
+        )
 
     def save(self, path: Path) -> None:
         """Writes the table; an older file at that place is replaced only once the new one is complete."""
