@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_run import (
+    BASE,
     CPU,
     SETTINGS,
     InterruptAfter,
@@ -204,7 +205,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Camera]
     write_model(wrong / "sparse" / "0", [moved(v, rows[v.name]) if v.name in rows else v for v in views], points)
     out = tmp_path_factory.mktemp("learnt")
     settings = [*SETTINGS, "stage=coarse", "steps=600", "optim.lr_steps=600", "optim.pose=1e-2"]
-    assert main(["train", "-s", str(wrong), "-m", str(out), *settings]) == 0
+    assert main(["train", *BASE, "-s", str(wrong), "-m", str(out), *settings]) == 0
     torch.set_num_threads(threads)
     return out, load_scene(config.scene).train, true
 
@@ -257,7 +258,7 @@ def test_blocks_start_from_the_coarse_runs_poses(
 ) -> None:
     out = learnt[0]
     config = make_config(scene_folder, tmp_path, POSES, f"partition.coarse={out}")
-    names = [camera.name for camera in load_scene(config.scene).train]
+    names = poses_of(out).names
     found = make_poses(config, names, CPU, 1.0, fresh=True)
     assert found.table is not None
     torch.testing.assert_close(found.table.rows, poses_of(out).rows)
@@ -305,9 +306,7 @@ def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
     assert after is not None and torch.equal(after.rows, before.rows)
 
 
-def test_off_writes_and_changes_nothing(
-    scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate of zero leaves the poses as given, and the model as it was without, so the gradient's way adds nothing."""
     train(make_config(scene_folder, tmp_path / "off"))
     monkeypatch.setattr("momentum_gs.train.poses.exponential", lambda *_: lambda _: 0.0)
