@@ -32,11 +32,11 @@ from momentum_gs.model.appearance import (
     AppearanceTable,
     correct,
     load_appearance,
-    pin,
     roughness,
     save_appearance,
     sliced,
 )
+from momentum_gs.model.image_table import pin, rows_of
 from momentum_gs.model.io import load_model
 from momentum_gs.render.score import score_views
 from momentum_gs.train.appearance import NO_APPEARANCE, SharedAppearance, make_appearance
@@ -210,7 +210,8 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 def test_rows_go_by_name() -> None:
     rows = pin(torch.randn(3, 3, 4), torch.ones(3, dtype=torch.bool))
-    table = AppearanceTable(NAMES, rows, torch.ones(3, dtype=torch.bool)).of(["0.png", "c.png", "b.png", "a.png"])
+    whole = AppearanceTable(NAMES, rows, torch.ones(3, dtype=torch.bool))
+    table = rows_of(whole, ["0.png", "c.png", "b.png", "a.png"])
     assert torch.equal(table.rows[0], torch.zeros(3, 4))
     torch.testing.assert_close(table.rows[1:], rows.flip(0))
     assert table.shown.tolist() == [False, True, True, True]

@@ -22,12 +22,14 @@ from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, render
 from momentum_gs.eval.results import SPLITS, config_hash
 from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.io import model_folder
+from momentum_gs.model.poses import load_poses
 
 HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
 Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
 iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
-Training views of a run with appearance.model get their image's correction, as in training; test views never do.
+Training views of a run with appearance.model or optim.pose get their image's correction, as in training; test views
+never do.
 Scores by block, and near borders, compare between runs whose pixels are sorted by the same cells: see --cells.
 
 With --covered it also counts, for every pixel, the training views that see what it shows, and writes the counts to
@@ -82,6 +84,9 @@ def run(args: argparse.Namespace) -> None:
     folder = model_folder(args.out, args.iteration)
     iteration = int(folder.name.removeprefix("iteration_"))
     scene = load_scene(config.scene)
+    poses = load_poses(folder)
+    if poses is not None:
+        scene = replace(scene, train=[poses.camera(camera) for camera in scene.train])
     splits = {split: getattr(scene, split) for split in (SPLITS if args.split == "both" else (args.split,))}
     parts = {split: _parts(args, config, folder, scene, cameras) for split, cameras in splits.items()}
     background = torch.full((3,), float(config.scene.white_background), device=device)
@@ -107,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
                 "white_background": config.scene.white_background,
                 "stage": config.stage,
                 "seed": config.seed,
+                "refined_poses": poses is not None and split == "train",
                 "steps": config.steps,
                 "k": history.k if history else None,
                 "n": table.n if table else 1,

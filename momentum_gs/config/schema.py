@@ -141,8 +141,12 @@ class OptimConfig:
     decoder_clip: float | None = None
     """Longest gradient of one of the decoder's heads, times the usual (root of Adam's second moment); what is longer is
     scaled down. None: no bound [MGS]."""
+    pose: float | None = None
+    """First learning rate of the training images' poses, radians and training units; it falls to a hundredth of that
+    over ``lr_steps``. Suited to ``scene.unit: auto`` (docs/poses.md). Null: poses stay as given [MGS]."""
 
     def __post_init__(self) -> None:
+        _check(self.pose is None or self.pose > 0, "optim.pose", self.pose, "a number above 0, or null")
         _check(self.lr_steps >= 1, "optim.lr_steps", self.lr_steps, "at least 1")
         _check(self.max_scale is None or self.max_scale > 0, "optim.max_scale", self.max_scale, "a number above 0")
         _check(self.lr_scale is None or self.lr_scale > 0, "optim.lr_scale", self.lr_scale, "a number above 0")

@@ -4,20 +4,15 @@ A row of the table is the deviation of one image's correction from the identity,
 one row however many blocks train on it. Held-out views and exports have no correction.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.errors import UserError
-from momentum_gs.core.files import replacing
+from momentum_gs.model.image_table import ImageTable, load_table, save_table
 
 APPEARANCE_FILE = "appearance.safetensors"
 ROW_SHAPES = {"affine": (3, 4), "bilateral": (12, 8, 16, 16)}
@@ -28,28 +23,12 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class AppearanceTable:
-    """The corrections of a scene's training images."""
-
-    names: tuple[str, ...]
-    """Images in order of name, one row each."""
-    rows: Float[Tensor, "v ..."]
-    """Deviations from the identity."""
-    shown: Bool[Tensor, "v"]
-    """Images that have been trained on; the rows of the others are zero. The mean of the rows is zero, too."""
+class AppearanceTable(ImageTable):
+    """The corrections of a scene's training images; the mean one is the identity."""
 
     def correct(self, image: Float[Tensor, "3 h w"], name: str) -> Float[Tensor, "3 h w"]:
         """The render as the image of that name has it; as it is where there is no such image."""
         return correct(image, self.rows[self.names.index(name)].to(image)) if name in self.names else image
-
-    def of(self, names: Sequence[str]) -> "AppearanceTable":
-        """The rows of other images, by name; those of images that are not here are zero and not shown."""
-        place = {name: i for i, name in enumerate(self.names)}
-        rows, shown = self.rows.new_zeros(len(names), *self.rows.shape[1:]), self.shown.new_zeros(len(names))
-        for i, name in enumerate(names):
-            if name in place:
-                rows[i], shown[i] = self.rows[place[name]], self.shown[place[name]]
-        return AppearanceTable(tuple(names), pin(rows, shown), shown)
 
 
 def correct(image: Float[Tensor, "3 h w"], row: Float[Tensor, "..."]) -> Float[Tensor, "3 h w"]:
@@ -81,22 +60,9 @@ def roughness(grid: Float[Tensor, "c l y x"]) -> Float[Tensor, ""]:
     return torch.stack([grid.diff(dim=d).square().mean() for d in (1, 2, 3)]).sum()
 
 
-def pin(rows: Float[Tensor, "v ..."], shown: Bool[Tensor, "v"]) -> Float[Tensor, "v ..."]:
-    """The nearest rows, in the sum of squares, that are zero in the mean over the images shown; the others stay.
-
-    A change that all corrections have in common is one of the scene's colours, which the model must learn: renders
-    without a correction would lack it. The mean is taken in float64, so that it stays zero over any number of steps.
-    """
-    count = shown.to(rows).view(-1, *[1] * (rows.dim() - 1))
-    mean = (rows * count).sum(0, dtype=torch.float64) / count.sum().clamp_min(1)
-    return rows - mean.to(rows) * count
-
-
 def save_appearance(folder: Path, table: AppearanceTable) -> None:
     """Writes ``appearance.safetensors`` into an existing model folder: rows, flags, and the names as metadata."""
-    tensors = {"rows": table.rows.detach().cpu().contiguous(), "shown": table.shown.cpu()}
-    with replacing(folder / APPEARANCE_FILE) as temporary:
-        temporary.write_bytes(save(tensors, {"names": json.dumps(table.names)}))
+    save_table(folder / APPEARANCE_FILE, table)
 
 
 def load_appearance(folder: Path) -> AppearanceTable | None:
@@ -105,18 +71,4 @@ def load_appearance(folder: Path) -> AppearanceTable | None:
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / APPEARANCE_FILE
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = tuple(json.loads((file.metadata() or {})["names"]))
-            table = AppearanceTable(names, file.get_tensor("rows"), file.get_tensor("shown"))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a table of corrections ({error}); write it again") from error
-    if not len(names) == len(table.rows) == len(table.shown) or table.rows.shape[1:] not in ROW_SHAPES.values():
-        raise UserError(
-            f"{path}: {len(names)} names for rows of shape {tuple(table.rows.shape)}, expected a row of a shape in "
-            f"{list(ROW_SHAPES.values())} for each; write it again"
-        )
-    return table
+    return load_table(folder / APPEARANCE_FILE, AppearanceTable, list(ROW_SHAPES.values()))

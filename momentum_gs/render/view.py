@@ -14,6 +14,7 @@ from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
 from momentum_gs.model.splats import Harmonics, Model, Splats
+from momentum_gs.render.nudge import nudged
 from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.render.splat_view import decode_splats
 
@@ -47,6 +48,7 @@ def render_view(
     background: Float[Tensor, "3"],
     teacher: GaussianDecoder | None = None,
     detach_teacher: bool = True,
+    nudge: Float[Tensor, "6"] | None = None,
 ) -> ViewRender:
     """Decodes what is in view and draws it.
 
@@ -57,6 +59,7 @@ def render_view(
         background: Colour behind everything, where the decoder has not learned one.
         teacher: Decodes the same anchors for the consistency loss; it draws nothing.
         detach_teacher: The teacher's outputs carry no gradient to the anchors.
+        nudge: Zeros that take the gradient of the camera's pose (``nudged``).
     """
     targets = None
     if teacher is None:
@@ -66,7 +69,8 @@ def render_view(
         center, visible = camera.center.to(model.position), visible_anchors(model, camera)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
     behind = learned_background(decoder, camera, background)
-    return ViewRender(draw(decoded.gaussians, camera, background, behind), decoded, targets, behind)
+    gaussians = decoded.gaussians if nudge is None else nudged(decoded.gaussians, camera, nudge)
+    return ViewRender(draw(gaussians, camera, background, behind), decoded, targets, behind)
 
 
 def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:

@@ -1,8 +1,8 @@
 """Checkpoints: all blocks, decoder, teacher, scores and position, without a trace of how many ranks wrote them.
 
-``<out>/checkpoint/step_<N>/``: ``block_<i>.safetensors``, ``decoder.safetensors``, ``appearance.safetensors`` where
-images are corrected, ``state.json`` with the size and SHA-256 of each. A folder is written under another name and
-renamed when complete, so what is there is whole; what harms it later is found when it is read.
+``<out>/checkpoint/step_<N>/``: ``block_<i>.safetensors``, ``decoder.safetensors``, ``appearance.safetensors`` and
+``poses.safetensors`` where images are corrected, ``state.json`` with the size and SHA-256 of each. A folder is written
+under another name and renamed when complete, so what is there is whole; what harms it later is found when it is read.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
-from momentum_gs.train.appearance import Appearance
 from momentum_gs.train.block_file import FileRecord, enough_space, write_block, write_tensors
 from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.corrections import Corrections
 from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.packed_block import Block, pack
 from momentum_gs.train.score_table import ScoreTable
@@ -36,7 +36,7 @@ FREE = (
     "out", "device", "log", "store", "scene.path", "scene.cache_gb", "scene.bad_images", "scene.undistort_folder",
     "partition.file", "partition.coarse",
 )  # fmt: skip
-_DECODER, _APPEARANCE, _STATE = "decoder.safetensors", "appearance.safetensors", "state.json"
+_DECODER, _STATE = "decoder.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Checkpoint:
                 "anew without --resume"
             )
 
-    def fill(self, store: BlockStore, decoders: Decoders, appearance: Appearance, scores: ScoreTable) -> None:
+    def fill(self, store: BlockStore, decoders: Decoders, corrections: Corrections, scores: ScoreTable) -> None:
         """Lays this rank's blocks down in the store, and sets decoder, corrections and scores."""
-        appearance.load(self.path / _APPEARANCE)
+        corrections.load(self.path)
         for block in range(store.n):
             if store.home(block):
                 name = _block_name(block)
@@ -107,7 +107,7 @@ class Checkpoint:
 
 def save_checkpoint(
     folder: Path, progress: Progress, store: BlockStore, active: Sequence[Block],
-    decoders: Decoders, appearance: Appearance, scores: ScoreTable, config: Config, comm: Comm,
+    decoders: Decoders, corrections: Corrections, scores: ScoreTable, config: Config, comm: Comm,
 ) -> Path:  # fmt: skip
     """Writes the state after ``progress.step`` global steps; every rank writes the blocks that it holds.
 
@@ -132,8 +132,8 @@ def save_checkpoint(
         comm.barrier()
         if comm.rank == 0:
             listed = {_DECODER: asdict(write_tensors(part / _DECODER, decoders.to_tensors(), {}))}
-            if tensors := appearance.to_tensors():
-                listed[_APPEARANCE] = asdict(write_tensors(part / _APPEARANCE, tensors, appearance.metadata()))
+            for name, (tensors, metadata) in corrections.files().items():
+                listed[name] = asdict(write_tensors(part / name, tensors, metadata))
             for rank in range(comm.world_size):
                 listing = part / f"files_{rank}.json"
                 listed |= json.loads(listing.read_text())

@@ -19,12 +19,12 @@ from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.render.score import score_views
-from momentum_gs.train.appearance import make_appearance
 from momentum_gs.train.block_schedule import Round, ranks_of
 from momentum_gs.train.block_state import BlockState
 from momentum_gs.train.block_store import BlockStore, ram_bound
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
+from momentum_gs.train.corrections import make_corrections
 from momentum_gs.train.decoders import make_decoders
 from momentum_gs.train.events import (
     BlocksMeasured,
@@ -130,7 +130,7 @@ class Training:
         clock_scale = self.schedule.block_steps_per_update()
         self._decoders = make_decoders(config, device, clock_scale)
         names = [camera.name for camera in scene.train]
-        self._appearance = make_appearance(config, names, device, clock_scale, fresh=saved is None)
+        self._corrections = make_corrections(config, names, device, clock_scale, fresh=saved is None)
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
@@ -143,7 +143,7 @@ class Training:
         if saved is None:
             self._init_blocks(start or FirstBlocks(scene, self._plan, config, device))
         else:
-            saved.fill(self._store, self._decoders, self._appearance, self._scores)
+            saved.fill(self._store, self._decoders, self._corrections, self._scores)
 
     def _init_blocks(self, start: Callable[[int], Block]) -> None:
         for block in progress(range(len(self._plan)), "blocks"):
@@ -208,7 +208,7 @@ class Training:
             views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
             report = train_step(
-                inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live, self._appearance
+                inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live, self._corrections
             )
             self._step += 1
             for block in turn.blocks:
@@ -343,8 +343,8 @@ class Training:
             if config.source == "running":
                 found = state.score.take()
             else:
-                cameras = self._plan.train[state.block][:: config.view_stride]
-                found = self._score(state, cameras, views, self._appearance.table)
+                cameras = self._corrections.poses.cameras(self._plan.train[state.block][:: config.view_stride])
+                found = self._score(state, cameras, views, self._corrections.appearance.table)
             if found is not None:
                 measured[state.block] = found
         self._scores.update(measured, self._comm)
@@ -389,7 +389,7 @@ class Training:
     def _checkpoint(self, active: Sequence[Block]) -> None:
         at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state())
         folder = save_checkpoint(
-            self._folder / "checkpoint", at, self._store, active, self._decoders, self._appearance, self._scores,
+            self._folder / "checkpoint", at, self._store, active, self._decoders, self._corrections, self._scores,
             self._config, self._comm,
         )  # fmt: skip
         self._saved_at = time.perf_counter()
@@ -399,7 +399,7 @@ class Training:
         # Block steps; a coarse run that stopped early is named by what it did.
         steps = self._step if self._config.stage == "coarse" else self._config.steps
         folder = write_model(
-            self._folder, steps, self._store, self._decoders, self._appearance, self._table, self._config, self._comm,
+            self._folder, steps, self._store, self._decoders, self._corrections, self._table, self._config, self._comm,
             self._device,
         )  # fmt: skip
         self._observers.on_event(Saved(self._step, str(folder)))

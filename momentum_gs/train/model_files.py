@@ -10,11 +10,10 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.appearance import save_appearance
 from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
 from momentum_gs.model.splats import Splats
-from momentum_gs.train.appearance import Appearance
 from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.corrections import Corrections
 from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.own_decoders import OwnDecoders
 from momentum_gs.train.packed_block import unpack
@@ -26,7 +25,7 @@ def write_model(
     steps: int,
     store: BlockStore,
     decoders: Decoders,
-    appearance: Appearance,
+    corrections: Corrections,
     table: PartitionTable | None,
     config: Config,
     comm: Comm,
@@ -54,8 +53,7 @@ def write_model(
     if comm.rank == 0:
         if isinstance(decoders, SharedDecoder):
             save_decoder(folder, decoders.student)
-        if appearance.table is not None:
-            save_appearance(folder, appearance.table)
+        corrections.save(folder)
         if table is not None:
             table.save(folder / "partition.json")
     comm.barrier()

@@ -15,7 +15,7 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.render.view import render_view
-from momentum_gs.train.appearance import NO_APPEARANCE, Appearance
+from momentum_gs.train.corrections import NO_CORRECTIONS, Corrections
 from momentum_gs.train.decoders import Decoders
 from momentum_gs.train.densify import GrowthReport
 from momentum_gs.train.losses import loss_terms
@@ -52,33 +52,34 @@ def train_step(
     blocks: tuple[int, ...],
     weights: Tensor,
     decoder_live: bool,
-    appearance: Appearance = NO_APPEARANCE,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> StepReport:
     """Trains each of this rank's active blocks on one view of its own and a shared decoder on all of them (eq. 4-7).
 
     Args:
         blocks: active over all ranks; the decoder's gradient is their mean.
         weights: [B] weight of every block's loss.
-        decoder_live: false: the decoder is fixed, without teacher and consistency loss, and so is the appearance.
-        appearance: corrects each render before it is held against its image; shared as the decoder is.
+        decoder_live: false: the decoder is fixed, without teacher and consistency loss, and so are the corrections.
+        corrections: of each camera before, and of each render after the view is drawn; shared as the decoder is.
     """
     config = inputs.config
     report = StepReport()
     teacher = decoders.teacher if decoder_live and config.teacher.enabled and config.stage == "blocks" else None
     teacher_from = config.teacher.start * config.steps
     decoders.begin_step(decoder_live, len(blocks))
-    appearance.begin_step(decoder_live, len(blocks))
+    corrections.begin_step(decoder_live, len(blocks))
     for block in active:
         camera, photograph = inputs.show(block.block, block.step)
         where = f"block {block.block} at its step {block.step}, image {camera.name}"
         inputs.comm.doing(where)
         with blame(where):
             block.set_rates(config)
+            posed, nudge = corrections.poses.pose(camera)
             view = render_view(
-                block.model, decoders.student_of(block), camera, inputs.background,
-                teacher if block.step >= teacher_from else None, config.teacher.detach,
+                block.model, decoders.student_of(block), posed, inputs.background,
+                teacher if block.step >= teacher_from else None, config.teacher.detach, nudge,
             )  # fmt: skip
-            image = appearance.correct(view.output.image, camera.name)
+            image = corrections.appearance.correct(view.output.image, camera.name)
             terms = loss_terms(
                 image, photograph.image, view.decoded, view.targets, config, photograph.mask, view.behind
             )  # fmt: skip
@@ -87,7 +88,7 @@ def train_step(
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))
-                appearance.take_gradient(blocks.index(block.block))
+                corrections.take_gradient(blocks.index(block.block))
             if config.weighting.enabled and config.weighting.source == "running":
                 block.score.add(image, photograph)
             report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
@@ -98,6 +99,6 @@ def train_step(
             block.optimizer.step()
             block.optimizer.zero_grad(set_to_none=True)
     if decoder_live:
-        decoders.finish_step(inputs.comm, *appearance.gradients)
-        appearance.finish_step()
+        decoders.finish_step(inputs.comm, *corrections.gradients)
+        corrections.finish_step()
     return report

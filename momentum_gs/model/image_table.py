@@ -1,0 +1,89 @@
+"""A table with one row for each training image, whose rows are zero in the mean: exposures, poses.
+
+A row is a deviation from what holds without it, so zeros change nothing. An image has one row however many blocks train
+on it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """The deviations of a scene's training images."""
+
+    names: tuple[str, ...]
+    """Images in order of name, one row each."""
+    rows: Float[Tensor, "v ..."]
+    """Deviations; zeros change nothing."""
+    shown: Bool[Tensor, "v"]
+    """Images that have been trained on; the rows of the others are zero. The mean of the rows is zero, too."""
+
+
+AnyTable = TypeVar("AnyTable", bound=ImageTable)
+
+
+def rows_of(table: AnyTable, names: Sequence[str]) -> AnyTable:
+    """The rows of other images, by name; those of images that the table does not hold are zero and not shown."""
+    place = {name: i for i, name in enumerate(table.names)}
+    rows, shown = table.rows.new_zeros(len(names), *table.rows.shape[1:]), table.shown.new_zeros(len(names))
+    for i, name in enumerate(names):
+        if name in place:
+            rows[i], shown[i] = table.rows[place[name]], table.shown[place[name]]
+    return replace(table, names=tuple(names), rows=pin(rows, shown), shown=shown)
+
+
+def pin(rows: Float[Tensor, "v ..."], shown: Bool[Tensor, "v"]) -> Float[Tensor, "v ..."]:
+    """The nearest rows, in the sum of squares, that are zero in the mean over the images shown; the others stay.
+
+    A change that all images have in common is one of the scene, which the model must learn: renders without a
+    correction would lack it. The mean is taken in float64, so that it stays zero over any number of steps.
+    """
+    count = shown.to(rows).view(-1, *[1] * (rows.dim() - 1))
+    mean = (rows * count).sum(0, dtype=torch.float64) / count.sum().clamp_min(1)
+    return rows - mean.to(rows) * count
+
+
+def save_table(path: Path, table: ImageTable) -> None:
+    """Writes rows and flags as safetensors, with the names as metadata."""
+    tensors = {"rows": table.rows.detach().cpu().contiguous(), "shown": table.shown.cpu()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, {"names": json.dumps(table.names)}))
+
+
+def load_table(path: Path, kind: type[AnyTable], shapes: Sequence[tuple[int, ...]]) -> AnyTable | None:
+    """The table of a file, on the CPU; None where there is no such file.
+
+    Args:
+        kind: What to make of it.
+        shapes: Those that a row may have.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = tuple(json.loads((file.metadata() or {})["names"]))
+            table = kind(names, file.get_tensor("rows"), file.get_tensor("shown"))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a table of corrections ({error}); write it again") from error
+    if not len(names) == len(table.rows) == len(table.shown) or table.rows.shape[1:] not in shapes:
+        raise UserError(
+            f"{path}: {len(names)} names for rows of shape {tuple(table.rows.shape)}, expected a row of a shape in "
+            f"{list(shapes)} for each; write it again"
+        )
+    return table
