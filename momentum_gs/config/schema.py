@@ -2,7 +2,8 @@
 
 A docstring under a field gives its meaning, its unit and where the default comes from: [MGS] the official Momentum-GS
 code, [SGS] Scaffold-GS, [paper] Momentum-GS, [ours] a decision of this project (docs/fidelity.md lists those).
-"Block step" counts the steps that one block has trained; "scene unit" is the unit of the COLMAP model.
+"Block step" counts the steps that one block has trained; "scene unit" is the unit of the scene's
+files, "training unit" the one of ``scene.unit``.
 """
 
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class ModelConfig:
     n_offsets: int = 10
     """Gaussians that one anchor spawns, K [MGS]."""
     voxel_size: float = 1e-4
-    """Edge of the voxel that holds one initial anchor, scene units [MGS]; 0: median nearest distance [SGS]."""
+    """Edge of the voxel that holds one initial anchor, training units [MGS]; 0: median nearest distance [SGS]."""
     use_feature_bank: bool = False
     """Blend three strides of the feature by view [SGS, off in MGS]."""
     add_opacity_dist: bool = False

@@ -66,8 +66,8 @@ def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor,
     """Pinhole projection of world points.
 
     Returns:
-        Pixels (x, y) and depth along the camera's axis in scene units. Behind the camera the depth is negative and the
-        pixel without meaning; at depth 0 it is infinite or NaN.
+        Pixels (x, y) and depth along the camera's axis, in the unit of the points. Behind the camera the depth is negative
+        and the pixel without meaning; at depth 0 it is infinite or NaN.
     """
     # Subtracting the centre first keeps precision where the scene lies far from the origin.
     seen = (points - camera.center.to(points)) @ camera.rotation.to(points).T
@@ -94,7 +94,7 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
     Args:
         points: In world coordinates.
         camera: The view.
-        near: Smallest depth, scene units (0.2: the family's rasterizer).
+        near: Smallest depth, training units (0.2: the family's rasterizer).
         margin: Widens the picture on every side, as a share of its width and height.
     """
     pixels, depth = project(points, camera)
@@ -118,7 +118,7 @@ def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: fl
 
     Args:
         box: xmin, ymin, zmin, xmax, ymax, zmax in world coordinates.
-        near: Smallest depth, scene units.
+        near: Smallest depth, training units.
     """
     low, high = box.double().view(2, 3).unbind(0)
     corners = torch.cartesian_prod(*torch.stack([low, high], dim=1).unbind(0))
@@ -132,7 +132,7 @@ def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: fl
 
 
 def camera_radius(centers: Float[Tensor, "m 3"]) -> float:
-    """1.1 times the largest distance of a camera from the cameras' mean, scene units.
+    """1.1 times the largest distance of a camera from the cameras' mean, training units.
 
     The family's ``spatial_lr_scale`` (3DGS scene/dataset_readers.py::getNerfppNorm).
     """

@@ -28,7 +28,7 @@ class Camera:
     rotation: Float[Tensor, "3 3"]
     """World to camera."""
     translation: Float[Tensor, "3"]
-    """World to camera, scene units."""
+    """World to camera, training units."""
 
     @property
     def center(self) -> Float[Tensor, "3"]:
@@ -78,7 +78,7 @@ class Gaussians:
 
     means: Float[Tensor, "g 3"]
     scales: Float[Tensor, "g 3"]
-    """Standard deviations, scene units, positive."""
+    """Standard deviations, training units, positive."""
     quats: Float[Tensor, "g 4"]
     """Unit quaternions (w, x, y, z)."""
     opacities: Float[Tensor, "g 1"]

@@ -24,13 +24,13 @@ class Anchors:
     """N anchors as row-aligned tensors."""
 
     position: Float[Tensor, "n 3"]
-    """World, scene units."""
+    """World, training units."""
     offset: Float[Tensor, "n k 3"]
     """Of the K Gaussians, in units of the anchor's first three scales. Learnable."""
     feature: Float[Tensor, "n f"]
     """Learnable."""
     log_scale: Float[Tensor, "n 6"]
-    """Natural log of scene units: 0-2 stretch the offsets, 3-5 bound the Gaussians' scales. Learnable."""
+    """Natural log of training units: 0-2 stretch the offsets, 3-5 bound the Gaussians' scales. Learnable."""
     rotation: Float[Tensor, "n 4"]
     """Quaternion (w, x, y, z); the identity in every model of the family."""
     opacity: Float[Tensor, "n 1"]
@@ -51,7 +51,7 @@ class Anchors:
 
     @property
     def scales(self) -> Float[Tensor, "n 6"]:
-        """The six scales in scene units, positive."""
+        """The six scales in training units, positive."""
         return self.log_scale.exp()
 
     def rows(self) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ class GaussianDecoder(nn.Module):
     def forward(
         self, feature: Float[Tensor, "m f"], direction: Float[Tensor, "m 3"], distance: Float[Tensor, "m 1"]
     ) -> DecoderOutput:
-        """Decode M anchors; ``direction`` is the unit vector from camera to anchor, ``distance`` in scene units."""
+        """Decode M anchors; ``direction`` is the unit vector from camera to anchor, ``distance`` in training units."""
         if self.feature_bank is not None:
             feature = blend_strides(feature, self.feature_bank(torch.cat([direction, distance], dim=1)))
         near = torch.cat([feature, direction], dim=1)

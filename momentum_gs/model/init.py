@@ -23,7 +23,7 @@ def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "
 
     Args:
         points: Scene units; computed in their dtype.
-        voxel_size: Edge, scene units.
+        voxel_size: Edge, training units.
     """
     return cell_centers(unique_cells(cells_of(points, voxel_size))[0], voxel_size, points.dtype)
 
@@ -73,7 +73,7 @@ def _log_spacing(position: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1"]:
 
 
 def median_spacing(points: Float[Tensor, "n 3"]) -> float:
-    """Median over the points of the root mean squared distance to the three nearest others, scene units."""
+    """Median over the points of the root mean squared distance to the three nearest others, training units."""
     spacing = float(distCUDA2(points.float()).median().sqrt())
     if not spacing > 0:
         raise UserError(

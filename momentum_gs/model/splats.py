@@ -26,13 +26,13 @@ class Splats:
     """N Gaussians as row-aligned tensors, all learnable."""
 
     position: Float[Tensor, "n 3"]
-    """World, scene units."""
+    """World, training units."""
     sh_dc: Float[Tensor, "n 1 3"]
     """Spherical harmonics of degree 0, RGB."""
     sh_rest: Float[Tensor, "n rest 3"]
     """Those of the higher degrees, (degree + 1)^2 - 1 of them."""
     log_scale: Float[Tensor, "n 3"]
-    """Natural log of the standard deviations in scene units."""
+    """Natural log of the standard deviations in training units."""
     rotation: Float[Tensor, "n 4"]
     """Quaternion (w, x, y, z) of any positive length; normalised where used."""
     opacity: Float[Tensor, "n 1"]
@@ -53,7 +53,7 @@ class Splats:
 
     @property
     def scales(self) -> Float[Tensor, "n 3"]:
-        """Standard deviations in scene units, positive."""
+        """Standard deviations in training units, positive."""
         return self.log_scale.exp()
 
     def rows(self) -> dict[str, Tensor]:
@@ -72,9 +72,9 @@ class Splats:
         """New splats of one colour from all sides: no rotation, opacity 0.1.
 
         Args:
-            position: World, scene units; the others have its dtype and device.
+            position: World, training units; the others have its dtype and device.
             rgb: In [0, 1].
-            log_scale: Natural log of scene units.
+            log_scale: Natural log of training units.
             sh_degree: 0 to 3; the coefficients above 0 are zero.
         """
         n = len(position)

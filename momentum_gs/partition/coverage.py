@@ -32,7 +32,7 @@ class BlockCoverage:
     seen: float
     """Share of these that lie in at least ``SEEN_BY`` of its views, whatever hides them; 0 without points."""
     area: float
-    """Ground of the block as far as the survey reaches (``ground_box``), square scene units."""
+    """Ground of the block as far as the survey reaches (``ground_box``), square training units."""
 
 
 def coverage(

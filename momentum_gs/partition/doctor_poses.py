@@ -50,7 +50,7 @@ class Survey:
     blind: tuple[str, ...]
     """Cameras that see no point."""
     depth: float
-    """Median over the cameras of their median depth of visible points, scene units; NaN where none sees one."""
+    """Median over the cameras of their median depth of visible points, training units; NaN where none sees one."""
     pixel: float
     """Scene units that a pixel of the middle camera covers at that depth; NaN likewise."""
 

@@ -26,7 +26,7 @@ class Scale:
     """What the scene and its settings make of each other."""
 
     voxel_size: float
-    """The one set, or the points' median spacing, scene units."""
+    """The one set, or the points' median spacing, training units."""
     anchors: int
     """Before training, of the whole scene: voxels that hold a point."""
     pixel: float
@@ -58,7 +58,7 @@ def _check_voxels(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
     wide = scale.voxel_size / scale.pixel
     small, large = VOXEL_PIXELS
     pixels = f", {wide:.2g} pixels on the ground" if math.isfinite(wide) else ""
-    found = f"{scale.voxel_size:.3g} scene units{pixels}: {scale.anchors} anchors from {points} points"
+    found = f"{scale.voxel_size:.3g} training units{pixels}: {scale.anchors} anchors from {points} points"
     about = f"about {scale.pixel:.2g} (a pixel on the ground)"
     if wide > large or (scale.anchors < SPARSE_ANCHORS * points and points >= FEW_POINTS):
         findings.append(Finding("warning", "voxel-size", "model.voxel_size", f"{found}: too large", about,

@@ -49,7 +49,7 @@ class Layout:
     """How a scene is cut."""
 
     aabb: Box
-    """Core box in the grid's frame, scene units: xmin, ymin, zmin, xmax, ymax, zmax."""
+    """Core box in the grid's frame, training units: xmin, ymin, zmin, xmax, ymax, zmax."""
     dim: Dim
     """Cells along x, y, z of the grid's frame."""
     rotation: Float[Tensor, "3 3"]

@@ -76,8 +76,8 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
             bbox={"boxstyle": "round", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"},
         )  # fmt: skip
     names = "xyz"
-    axes.set_xlabel(f"grid {names[across]} (scene units)")
-    axes.set_ylabel(f"grid {names[along]} (scene units)")
+    axes.set_xlabel(f"grid {names[across]} (training units)")
+    axes.set_ylabel(f"grid {names[along]} (training units)")
     axes.set_title(
         f"{table.n} blocks, grid {' x '.join(map(str, table.dim))}: a camera has the colour of the block that it "
         f"stands in, joined cells have one\n"

@@ -32,7 +32,7 @@ class BlockState:
     optimizer: Adam
     stats: GrowthStats
     voxel_size: float
-    """Edge of the finest voxel, scene units."""
+    """Edge of the finest voxel, training units."""
     lr_scale: float
     """``optim.lr_scale``, or the radius of the block's cameras."""
     step: int = 0

@@ -84,7 +84,7 @@ def densify_and_prune(
     Args:
         splats: Consumed, like ``stats``: use what is returned.
         optimizer: Adam of the splats; its groups and moments follow the rows.
-        extent: Radius of the cameras, scene units.
+        extent: Radius of the cameras, training units.
         draw: Asked for six numbers for each splat that is split: child and axis, ``6 * row + 3 * child + axis``.
         prune_large: Also prune by size, in the world and on the screen.
         cap: Splats that there may be afterwards; those with the largest gradients find room. Where more survive the

@@ -61,7 +61,7 @@ def reconstruction(
 
 
 def volume(scales: Float[Tensor, "g 3"]) -> Float[Tensor, ""]:
-    """Mean over the Gaussians of the product of their scales, cubic scene units (Scaffold-GS, eq. 9 there)."""
+    """Mean over the Gaussians of the product of their scales, cubic training units (Scaffold-GS, eq. 9 there)."""
     x, y, z = scales.unbind(1)
     return (x * y * z).sum() / max(len(scales), 1)
 

@@ -1,8 +1,8 @@
 """Adam for anchors, splats and decoder, and their learning rates.
 
-``lr_scale`` is the radius of the block's cameras (the family's spatial_lr_scale), in scene units. Steps are block
-steps; those of the decoder are its updates on the blocks' clock. Source: training_setup and update_learning_rate of
-Scaffold-GS and 3DGS, scene/gaussian_model.py.
+``lr_scale`` is ``optim.lr_scale``, or the radius of the block's cameras (spatial_lr_scale), training units. Steps are
+block steps; those of the decoder are its updates on the blocks' clock. Source: training_setup and update_learning_rate
+of Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
 import torch
