@@ -66,8 +66,8 @@ def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor,
     """Pinhole projection of world points.
 
     Returns:
-        Pixels (x, y) and depth along the camera's axis, in the unit of the points. Behind the camera the depth is negative
-        and the pixel without meaning; at depth 0 it is infinite or NaN.
+        Pixels (x, y) and depth along the camera's axis, in the unit of the points. Behind the camera the depth is
+        negative and the pixel without meaning; at depth 0 it is infinite or NaN.
     """
     # Subtracting the centre first keeps precision where the scene lies far from the origin.
     seen = (points - camera.center.to(points)) @ camera.rotation.to(points).T
