@@ -49,7 +49,7 @@ class FileRecord:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> FileRecord:
-    """Writes host tensors in the safetensors format, on the disk for good.
+    """Writes tensors of any device in the safetensors format, on the disk for good.
 
     The library's writer copies every tensor to a bytes object first, which makes it five times slower than the disk;
     this one writes the tensors' own memory. What it writes the library reads.
@@ -79,7 +79,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         write(text)
         for tensor in ordered.values():
             if tensor.numel():
-                write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     return FileRecord(size, digest.hexdigest())
