@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from scene_files import camera, points, write_scene
-from tiny_run import CPU, assert_same_bits, make_config
+from tiny_run import BASE, CPU, SETTINGS, assert_same_bits, make_config
 from tiny_scene import write_tiny_scene
 
+from momentum_gs.cli.main import main
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
@@ -145,3 +146,16 @@ def test_a_moved_scene_trains_to_the_same_model(tmp_path: Path, scale: float, sh
     before, after = trained(plain, tmp_path / "a"), trained(moved, tmp_path / "b")
     assert len(before["anchors.position"]) > 0
     assert_same_bits(before, after)
+
+
+def test_a_coarse_model_in_other_coordinates_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
+    coarse = [*BASE, "-s", str(scene), "-m", str(out / "coarse"), *SETTINGS, "stage=coarse", "steps=2", "device=cpu"]
+    assert main(["train", *coarse]) == 0
+    cut = ["partition", str(scene), *BASE, "-m", str(out), *SETTINGS, "partition.min_views=1"]
+    capsys.readouterr()
+    assert main([*cut, "scene.unit=auto"]) == 2
+    assert "has scene.unit=1.0" in capsys.readouterr().err
+    assert main([*cut, "scene.offset=0,0,0"]) == 0

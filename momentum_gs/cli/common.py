@@ -160,7 +160,7 @@ def load_run_config(out: str | Path) -> Config:
 
 
 def frame_of_run(scene: SceneConfig, out: Path) -> SceneConfig:
-    """The settings of a scene with the coordinates of an earlier run, where they say ``unit: auto`` and it found them.
+    """The settings of a scene with the coordinates of an earlier run, where both say ``unit: auto`` and it found them.
 
     A coarse model, the partition made with it and a run that is resumed share their coordinates, whatever images the
     scene has gained or lost in between.
@@ -168,9 +168,9 @@ def frame_of_run(scene: SceneConfig, out: Path) -> SceneConfig:
     if scene.unit != "auto" or not (out / "config.yaml").is_file():
         return scene
     earlier = load_run_config(out).scene
-    return scene if earlier.unit == "auto" else replace(
-        scene, offset=earlier.offset, unit=earlier.unit, axes=earlier.axes
-    )
+    if earlier.unit == "auto" or earlier.axes is None:  # It has none yet, or trained in the scene's own.
+        return scene
+    return replace(scene, offset=earlier.offset, unit=earlier.unit, axes=earlier.axes)
 
 
 def out_folder(config: Config) -> Path:

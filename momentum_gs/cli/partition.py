@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_config
+from momentum_gs.cli.common import add_run_arguments, frame_of_run, load_run_config, out_folder, resolve_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import free_device_memory, pick_device
 from momentum_gs.core.errors import UserError
@@ -156,6 +156,15 @@ def _coarse_changes(
             f"run 'momentum-gs train -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
             "partition.assign=visibility"
         ) from error
+    if (coarse / "config.yaml").is_file():
+        theirs, ours = load_run_config(coarse).scene, scene.frame.recorded(config.scene)
+        none = (0.0, 0.0, 0.0)
+        if (theirs.offset or none, theirs.unit, theirs.axes) != (ours.offset or none, ours.unit, ours.axes):
+            raise UserError(
+                f"partition: the coarse model in {coarse} has scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
+                f"expected {ours.unit} and {ours.offset} as here; train it again with these settings, or set "
+                "partition.assign=visibility"
+            )
     device = pick_device(config.device)
     anchors, decoder = load_model(folder / "point_cloud.ply")
     anchors, decoder = anchors.to(device), decoder.to(device)
