@@ -94,7 +94,7 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
     Args:
         points: In world coordinates.
         camera: The view.
-        near: Smallest depth, training units (0.2: the family's rasterizer).
+        near: Smallest depth, training units (0.2: the rasterizer of 3DGS).
         margin: Widens the picture on every side, as a share of its width and height.
     """
     pixels, depth = project(points, camera)
