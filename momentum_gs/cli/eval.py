@@ -24,7 +24,7 @@ Each metric comes raw, as the 3DGS family's tables have it, and after colour cor
 Momentum-GS' paper has it. Fitted scores (fit) are of the right half of each view alone, after an affine correction of
 colours that was fitted on its left half. Where 'momentum-gs render --covered' wrote maps, the pixels whose place at
 least three training views see have a column of their own, with their share. None of these share a column. LPIPS is fed
-[0,1] as in 3DGS codebases (LPIPS_norm in results.json: [-1,1]). Its network comes from TORCH_HOME or is downloaded; where
+[0,1] as in 3DGS (LPIPS_norm in results.json: [-1,1]). Its network comes from TORCH_HOME or is downloaded; where
 it cannot be had, LPIPS is left out. Another network than vgg has its name in the metric's: LPIPS_alex.
 
 Runs that were scored on other views, sizes or photographs get a table of their own. --compare scores nothing: it reads
