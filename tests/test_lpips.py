@@ -92,7 +92,7 @@ def test_provenance() -> None:
 def test_another_network_never_goes_by_the_name_of_the_familys() -> None:
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     scores = score_pair(image, image.flip(1), load_lpips("squeeze", WEIGHTS, CPU))
-    names = {"LPIPS_squeeze", "LPIPS_squeeze_cc", "LPIPS_squeeze_norm"}
+    names = {"LPIPS_squeeze", "LPIPS_squeeze_cc", "LPIPS_squeeze_fit", "LPIPS_squeeze_norm"}
     assert {name for name in scores if name.startswith("LPIPS")} == names
 
 
