@@ -15,8 +15,8 @@ import numpy as np
 import pycolmap
 import torch
 
-from momentum_gs.data.colmap import read_cameras
-from momentum_gs.data.prepare_align import fit_similarity
+from momentum_gs.data.colmap.model import read_cameras
+from momentum_gs.data.prepare.align import fit_similarity
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from momentum_gs.core.types import PointCloud
-from momentum_gs.data.colmap import find_model, read_points, read_views, write_model
+from momentum_gs.data.colmap.model import find_model, read_points, read_views, write_model
 
 
 def move_scene(

@@ -16,8 +16,8 @@ from typing import Any
 
 import pycolmap
 
-from momentum_gs.data.prepare_files import find_pictures, workers
-from momentum_gs.data.prepare_sfm import Sfm, SfmSettings
+from momentum_gs.data.prepare.files import find_pictures, workers
+from momentum_gs.data.prepare.sfm import Sfm, SfmSettings
 
 Spent = dict[str, tuple[float, float]]
 

@@ -25,11 +25,11 @@ import torch
 from momentum_gs.config.load import load_config
 from momentum_gs.core.geometry import in_view, project
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import find_model, read_points, read_views
-from momentum_gs.data.family_files import write_input_ply
+from momentum_gs.data.colmap.model import find_model, read_points, read_views
 from momentum_gs.data.images import read_image
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.tracks import read_tracks
+from momentum_gs.data.viewer_files import write_input_ply
 from momentum_gs.eval.results import png_names
 
 COVER = 2

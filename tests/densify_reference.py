@@ -1,6 +1,6 @@
 """Growth and pruning written out anchor by anchor with Python sets and loops: slow, and to be read.
 
-The same rules as momentum_gs.train.densify; float32 arithmetic where rounding decides (cells, thresholds).
+The same rules as momentum_gs.train.growth.anchors; float32 arithmetic where rounding decides (cells, thresholds).
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from momentum_gs.config.schema import GrowthConfig
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.train.densify import Draw, GrowthStats
+from momentum_gs.train.growth.anchors import Draw, GrowthStats
 
 Rows = dict[str, np.ndarray]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import write_model
+from momentum_gs.data.colmap.model import write_model
 
 REAL_SCENES = Path(os.environ.get("MOMENTUM_GS_SHARED", Path(__file__).parents[2] / "shared")) / "scenes"
 

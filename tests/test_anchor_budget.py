@@ -6,9 +6,9 @@ from anchor_scene import random_anchors
 
 from momentum_gs.config.schema import AnchorsConfig, Config, GrowthConfig, ModelConfig
 from momentum_gs.model.anchors import LEARNABLE
-from momentum_gs.train.anchor_budget import bytes_per_anchor, max_anchors
-from momentum_gs.train.block_state import BlockState
-from momentum_gs.train.densify import GrowthStats
+from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor, max_anchors
+from momentum_gs.train.growth.anchors import GrowthStats
 from momentum_gs.train.optim import anchor_optimizer
 
 

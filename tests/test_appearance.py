@@ -39,11 +39,11 @@ from momentum_gs.model.appearance import (
 from momentum_gs.model.image_table import pin, rows_of
 from momentum_gs.model.io import load_model
 from momentum_gs.render.score import score_views
-from momentum_gs.train.appearance import NO_APPEARANCE, SharedAppearance, make_appearance
+from momentum_gs.train.corrections.appearance import NO_APPEARANCE, SharedAppearance, make_appearance
+from momentum_gs.train.decoders.per_block import OwnDecoders
+from momentum_gs.train.decoders.shared import SharedDecoder
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
-from momentum_gs.train.own_decoders import OwnDecoders
-from momentum_gs.train.shared_decoder import SharedDecoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,8 +22,8 @@ from momentum_gs.model.io import load_decoder, load_model, save_decoder
 from momentum_gs.partition.assign import view_changes
 from momentum_gs.render.rasterize import rasterize, spherical_harmonics
 from momentum_gs.render.view import render_view
+from momentum_gs.train.decoders.learner import DecoderLearner
 from momentum_gs.train.events import Observers
-from momentum_gs.train.learner import DecoderLearner
 from momentum_gs.train.loop import Training
 from momentum_gs.train.losses import loss_terms
 

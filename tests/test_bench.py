@@ -10,9 +10,9 @@ import pytest
 import torch
 from diff_gaussian_rasterization import reference
 
-from momentum_gs.cli import bench_grow
+from momentum_gs.bench import grow as bench_grow
+from momentum_gs.bench.kernels import family_draw, gsplat_draw, raster_load, reference_draw, surface_points
 from momentum_gs.cli import main as cli
-from momentum_gs.cli.bench_kernels import family_draw, gsplat_draw, raster_load, reference_draw, surface_points
 from momentum_gs.render.rasterize import rasterize
 
 CPU = torch.device("cpu")

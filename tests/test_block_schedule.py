@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from momentum_gs.config.schema import BlocksConfig
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.block_schedule import Schedule, check_counts, ranks_of
+from momentum_gs.train.blocks.schedule import Schedule, check_counts, ranks_of
 
 CASES = [(4, 2, 2000), (8, 3, 1700), (5, 5, 1000), (7, 1, 501), (9, 4, 1001)]
 KINDS = ["permutation", "sequential", "random"]

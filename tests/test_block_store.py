@@ -13,11 +13,11 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.data.scene import load_scene
-from momentum_gs.train.block_file import read_block, read_rows, write_block, write_tensors
-from momentum_gs.train.block_schedule import Schedule
-from momentum_gs.train.block_state import BlockState, init_block
-from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.packed_block import PackedBlock, pack
+from momentum_gs.train.blocks.anchor_block import BlockState, init_block
+from momentum_gs.train.blocks.file import read_block, read_rows, write_block, write_tensors
+from momentum_gs.train.blocks.packed import PackedBlock, pack
+from momentum_gs.train.blocks.schedule import Schedule
+from momentum_gs.train.blocks.store import BlockStore
 
 CPU = torch.device("cpu")
 N = 5

@@ -5,7 +5,7 @@ from anchor_scene import parity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_gs.train.block_weight import block_weights
+from momentum_gs.train.blocks.weight import block_weights
 
 
 def test_parity() -> None:

@@ -26,7 +26,7 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_ply
-from momentum_gs.train.block_file import FileRecord, write_tensors
+from momentum_gs.train.blocks.file import FileRecord, write_tensors
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Event, GrowthCapped, Observers, RoundEnded
 from momentum_gs.train.loop import Outcome, Training

@@ -7,7 +7,12 @@ import pytest
 import torch
 from tiny_scene import write_tiny_scene
 
-from momentum_gs.cli.choose import (
+from momentum_gs.config.load import load_config
+from momentum_gs.config.schema import Config, SceneConfig
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import PointCloud
+from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.experiments.choose import (
     CHOSEN,
     FINEST_SPACING,
     SEEN_BY,
@@ -24,12 +29,7 @@ from momentum_gs.cli.choose import (
     measure,
     wanted_steps,
 )
-from momentum_gs.config.load import load_config
-from momentum_gs.config.schema import Config, SceneConfig
-from momentum_gs.core.errors import UserError
-from momentum_gs.core.types import PointCloud
-from momentum_gs.data.scene import Scene, load_scene
-from momentum_gs.train.anchor_budget import bytes_per_anchor
+from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor
 
 ROOM = Machine(host_bytes=2**40, device_bytes=2**40)
 OPEN = load_config(None, ["partition.blocks=auto"])

@@ -15,7 +15,7 @@ from scene_files import REAL_SCENES, camera, points
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project, quat_to_matrix
-from momentum_gs.data.colmap import find_model, read_cameras, read_model, read_points, write_model
+from momentum_gs.data.colmap.model import find_model, read_cameras, read_model, read_points, write_model
 
 FILES = ("cameras", "images", "points3D")
 IDENTITY = (1.0, 0.0, 0.0, 0.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_gs.config.family import cfg_args
+from momentum_gs.config.cfg_args import cfg_args
 from momentum_gs.config.load import config_from_dict, config_to_dict, dump_config, load_config, load_settings
 from momentum_gs.config.schema import Config, GrowthConfig, SceneConfig
 from momentum_gs.core.errors import UserError

@@ -15,7 +15,7 @@ from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import RenderOutput
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.model.expand import decode
-from momentum_gs.train.densify import Draw, GrowthReport, GrowthStats, grow_and_prune
+from momentum_gs.train.growth.anchors import Draw, GrowthReport, GrowthStats, grow_and_prune
 from momentum_gs.train.optim import anchor_optimizer
 
 # interval * success = 8: offsets need more than 4 views, anchors more than 8.

@@ -17,22 +17,22 @@ import torch
 from tiny_run import BASE, CPU, make_config, write_table
 from tiny_scene import nadir_camera, write_tiny_scene
 
-from momentum_gs.cli import doctor_estimate
-from momentum_gs.cli.doctor_estimate import Expected, Probe, SavedBytes, estimates, expect, probe, resized
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import PartitionConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
-from momentum_gs.data.colmap import read_model
+from momentum_gs.data.colmap.model import read_model
 from momentum_gs.data.scene import load_scene
+from momentum_gs.doctor import estimate as doctor_estimate
+from momentum_gs.doctor.estimate import Expected, Probe, SavedBytes, estimates, expect, probe, resized
+from momentum_gs.doctor.findings import Finding
+from momentum_gs.doctor.images import check_exposure, inspect_images, near_matches
+from momentum_gs.doctor.poses import check_poses
+from momentum_gs.doctor.scene import examine
 from momentum_gs.model.init import init_anchors
-from momentum_gs.partition.doctor import examine
-from momentum_gs.partition.doctor_images import check_exposure, inspect_images, near_matches
-from momentum_gs.partition.doctor_poses import check_poses
-from momentum_gs.partition.findings import Finding
-from momentum_gs.train.anchor_budget import bytes_per_anchor
+from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor
 
 COARSE = ["stage=coarse", "steps=2", "scene.resolution=1", "model.voxel_size=0.3"]
 

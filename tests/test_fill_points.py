@@ -12,8 +12,8 @@ from momentum_gs.core.geometry import in_any_view, in_view
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.fill_points import fill_points
 from momentum_gs.data.scene import load_scene
-from momentum_gs.train.plan import plan_blocks
-from momentum_gs.train.start import FirstBlocks
+from momentum_gs.train.blocks.start import FirstBlocks
+from momentum_gs.train.blocks.views import plan_blocks
 
 CAMERAS = [nadir_camera(f"{x}.png", x, 0.0) for x in (-1.0, 0.5, 2.0)]
 

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "core": 1, "config": 2, "data": 3, "model": 4, "render": 5, "partition": 6, "train": 6, "eval": 7, "export": 7,
-    "viewer": 7, "cli": 8, "__main__": 9,
+    "core": 1, "config": 2, "data": 3, "model": 4, "render": 5, "partition": 6, "train": 6, "eval": 7, "merge": 7,
+    "export": 7, "viewer": 7, "doctor": 8, "experiments": 9, "bench": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 # The files through which the package reaches each extension.
 DOORS = {

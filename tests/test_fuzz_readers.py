@@ -20,7 +20,7 @@ from scene_files import camera, points
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import PointCloud
-from momentum_gs.data.colmap import read_points, read_views, write_model
+from momentum_gs.data.colmap.model import read_points, read_views, write_model
 from momentum_gs.data.lens import MODELS, Lens, parameter_count
 from momentum_gs.data.point_files import read_point_file
 from momentum_gs.data.transforms import read_transforms

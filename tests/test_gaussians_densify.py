@@ -12,7 +12,7 @@ from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import RenderOutput
 from momentum_gs.model.splats import Splats
-from momentum_gs.train.densify_splats import SplatStats, densify_and_prune, reset_opacity
+from momentum_gs.train.growth.splats import SplatStats, densify_and_prune, reset_opacity
 from momentum_gs.train.optim import splat_optimizer
 
 CONFIG = GaussiansConfig(min_opacity=0.1, max_world_size=0.02)

@@ -28,11 +28,11 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.eval.results import read_json
 from momentum_gs.model.splat_io import load_splats
+from momentum_gs.train.blocks.packed import unpack
+from momentum_gs.train.blocks.splat_block import SplatBlock
+from momentum_gs.train.blocks.views import plan_blocks
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
-from momentum_gs.train.packed_block import unpack
-from momentum_gs.train.plan import plan_blocks
-from momentum_gs.train.splat_block import SplatBlock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

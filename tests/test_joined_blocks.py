@@ -10,7 +10,7 @@ from tiny_scene import write_tiny_scene
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
-from momentum_gs.export.merge import merge_blocks
+from momentum_gs.merge.blocks import merge_blocks
 from momentum_gs.model.io import load_ply
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training

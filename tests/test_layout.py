@@ -16,8 +16,8 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import uncontract
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.partition.figure import draw_partition
 from momentum_gs.partition.layout import SNAP_DEGREES, Box, Layout, automatic_layout, even_cuts, fit_dim
-from momentum_gs.partition.picture import draw_partition
 
 Balance = Literal["area", "cameras", "points", "contracted"]
 

@@ -7,7 +7,7 @@ import torch
 from anchor_scene import parity, random_anchors, random_decoder
 
 from momentum_gs.config.schema import Config, OptimConfig
-from momentum_gs.train.learner import DecoderLearner
+from momentum_gs.train.decoders.learner import DecoderLearner
 from momentum_gs.train.lr import exponential
 from momentum_gs.train.optim import anchor_optimizer, clip_gradients, decoder_optimizer, set_learning_rates
 

@@ -21,9 +21,9 @@ from momentum_gs.data.masks import find_masks, read_mask
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.render.score import score_views
-from momentum_gs.train.block_state import BlockState, init_block
+from momentum_gs.train.blocks.anchor_block import BlockState, init_block
+from momentum_gs.train.decoders.shared import SharedDecoder
 from momentum_gs.train.losses import reconstruction
-from momentum_gs.train.shared_decoder import SharedDecoder
 from momentum_gs.train.step import StepInputs, train_step
 from momentum_gs.train.view_order import ViewOrder
 

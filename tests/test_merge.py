@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import momentum_gs.export.merge as merge
+import momentum_gs.merge.blocks as merge
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.export.merge import merge_blocks
+from momentum_gs.merge.blocks import merge_blocks
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.io import load_ply, save_decoder, save_ply

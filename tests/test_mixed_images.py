@@ -11,7 +11,7 @@ from tiny_scene import nadir_camera
 
 from momentum_gs.cli.main import main
 from momentum_gs.core.errors import UserError
-from momentum_gs.data.colmap import write_model
+from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.images import write_png
 from momentum_gs.eval.metrics import score_folder, score_pair
 from momentum_gs.eval.results import read_json, write_json

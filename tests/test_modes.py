@@ -22,11 +22,11 @@ from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import DecoderBank
 from momentum_gs.model.io import load_model
 from momentum_gs.render.view import render_image
-from momentum_gs.train.block_state import init_block
+from momentum_gs.train.blocks.anchor_block import init_block
+from momentum_gs.train.blocks.running_score import RunningScore
+from momentum_gs.train.blocks.views import initial_points, plan_blocks
 from momentum_gs.train.events import BlocksMeasured, Event, Observers
 from momentum_gs.train.loop import Training
-from momentum_gs.train.plan import initial_points, plan_blocks
-from momentum_gs.train.running_score import RunningScore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

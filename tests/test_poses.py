@@ -27,14 +27,14 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project
 from momentum_gs.core.types import Camera, Gaussians
-from momentum_gs.data.colmap import read_cameras, read_points, write_model
+from momentum_gs.data.colmap.model import read_cameras, read_points, write_model
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.poses import PoseTable, load_poses, moved, save_poses, skew
 from momentum_gs.render.nudge import nudged
 from momentum_gs.render.rasterize import rasterize
+from momentum_gs.train.corrections.poses import NO_POSES, SharedPoses, make_poses
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
-from momentum_gs.train.poses import NO_POSES, SharedPoses, make_poses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -309,7 +309,7 @@ def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
 def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate of zero leaves the poses as given, and the model as it was without, so the gradient's way adds nothing."""
     train(make_config(scene_folder, tmp_path / "off"))
-    monkeypatch.setattr("momentum_gs.train.poses.exponential", lambda *_: lambda _: 0.0)
+    monkeypatch.setattr("momentum_gs.train.corrections.poses.exponential", lambda *_: lambda _: 0.0)
     train(make_config(scene_folder, tmp_path / "still", POSES))
     assert_same_bits(model_of(tmp_path / "off"), model_of(tmp_path / "still"))
     assert not list((tmp_path / "off").rglob("poses*"))

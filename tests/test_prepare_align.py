@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from momentum_gs.core.seeds import keyed_generator
-from momentum_gs.data.prepare_align import Similarity, fit_gps, fit_places, fit_similarity, geodetic_to_enu
+from momentum_gs.data.prepare.align import Similarity, fit_gps, fit_places, fit_similarity, geodetic_to_enu
 
 
 def random_rotation(seed: int) -> Tensor:

@@ -17,12 +17,12 @@ from momentum_gs.cli.main import main
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import read_cameras, write_model
+from momentum_gs.data.colmap.model import read_cameras, write_model
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.data.prepare_matrixcity import read_matrixcity
-from momentum_gs.data.prepare_meganerf import read_mega_nerf
-from momentum_gs.data.prepare_partition import read_camera_masks
+from momentum_gs.data.prepare.matrixcity import read_matrixcity
+from momentum_gs.data.prepare.meganerf import read_mega_nerf
 from momentum_gs.data.scene import load_scene
+from momentum_gs.partition.published_masks import read_camera_masks
 
 # Mega-NeRF stores float32: positions of some 400 units have a rounding error of 3e-5 each, differences twice that.
 STORED = 1e-4

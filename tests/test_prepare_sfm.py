@@ -20,14 +20,14 @@ from momentum_gs.cli.main import main
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
-from momentum_gs.data.colmap import read_cameras, read_points
-from momentum_gs.data.prepare_align import fit_similarity
-from momentum_gs.data.prepare_features import nearest_pairs
-from momentum_gs.data.prepare_files import place_model
-from momentum_gs.data.prepare_pairs import OVERLAP, choose_pairs, linked_groups, pairs_around, resolve
-from momentum_gs.data.prepare_sfm import Sfm, SfmSettings, camera_groups
-from momentum_gs.data.prepare_sift import sift
-from momentum_gs.data.prepare_triangulate import triangulate
+from momentum_gs.data.colmap.model import read_cameras, read_points
+from momentum_gs.data.prepare.align import fit_similarity
+from momentum_gs.data.prepare.features import nearest_pairs
+from momentum_gs.data.prepare.files import place_model
+from momentum_gs.data.prepare.pairs import OVERLAP, choose_pairs, linked_groups, pairs_around, resolve
+from momentum_gs.data.prepare.sfm import Sfm, SfmSettings, camera_groups
+from momentum_gs.data.prepare.sift import sift
+from momentum_gs.data.prepare.triangulate import triangulate
 from momentum_gs.data.scene import load_scene
 
 needs_pycolmap = pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="pycolmap is not installed")
@@ -313,7 +313,7 @@ def test_features_of_a_reduced_image_are_in_pixels_of_the_whole(
         cv2.circle(pixels, (x, y), 12, (220, 220, 220), -1, cv2.LINE_AA)
     write_picture(tmp_path / "discs.png", pixels)
     for side in (1600, WIDTH // 2):
-        monkeypatch.setattr("momentum_gs.data.prepare_sift.MAX_SIDE", side)
+        monkeypatch.setattr("momentum_gs.data.prepare.sift.MAX_SIDE", side)
         places, descriptors = sift(tmp_path / "discs.png", 100)
         assert len(places) == len(descriptors)
         away = np.linalg.norm(places[None] - centers[:, None] - 0.5, axis=2)  # Pixel centres are at .5.
@@ -393,9 +393,9 @@ def test_an_interrupted_stage_goes_on(
             return {image.name: torch.tensor(database.read_keypoints(image.image_id)) for image in has}
 
     settings = SfmSettings(max_features=500, camera_model="SIMPLE_RADIAL")
-    monkeypatch.setattr("momentum_gs.data.prepare_features.workers", lambda: 1)  # Four images at once.
-    monkeypatch.setattr("momentum_gs.data.prepare_sfm.SNAPSHOT", 4)
-    monkeypatch.setattr("momentum_gs.data.prepare_features.sift", interrupted)
+    monkeypatch.setattr("momentum_gs.data.prepare.features.workers", lambda: 1)  # Four images at once.
+    monkeypatch.setattr("momentum_gs.data.prepare.sfm.SNAPSHOT", 4)
+    monkeypatch.setattr("momentum_gs.data.prepare.features.sift", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Sfm(photos, tmp_path, settings).reconstruct()
     before = features()
@@ -412,7 +412,7 @@ def test_an_interrupted_stage_goes_on(
         return map_incrementally(*args, next_image_callback=count, **options)
 
     asked.clear()
-    monkeypatch.setattr("momentum_gs.data.prepare_features.sift", counted)
+    monkeypatch.setattr("momentum_gs.data.prepare.features.sift", counted)
     monkeypatch.setattr(pycolmap, "incremental_mapping", killed)
     with pytest.raises(KeyboardInterrupt):
         Sfm(photos, tmp_path, settings).reconstruct()

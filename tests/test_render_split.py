@@ -16,7 +16,7 @@ from momentum_gs.config.schema import Config, PartitionConfig, SceneConfig
 from momentum_gs.core.image import to_uint8
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import write_model
+from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.images import image_size, read_image, write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene

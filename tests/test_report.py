@@ -19,10 +19,10 @@ from momentum_gs.config.load import dump_config
 from momentum_gs.config.schema import Config, SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import PointCloud
-from momentum_gs.data.family_files import read_cameras_json, write_cameras_json
 from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
+from momentum_gs.data.viewer_files import read_cameras_json, write_cameras_json
 from momentum_gs.eval.block_map import block_map
 from momentum_gs.eval.history import read_history
 from momentum_gs.eval.published import GROUPS, guess_scene, published_scene, scene_keys

@@ -12,15 +12,15 @@ from tiny_run import model_of
 from tiny_scene import write_tiny_scene
 
 import momentum_gs.cli.eval
-import momentum_gs.cli.run_time
+import momentum_gs.experiments.run_time
 from momentum_gs.cli import main as cli
 from momentum_gs.cli import run as verb
-from momentum_gs.cli.choose import Choice
 from momentum_gs.cli.common import load_run_config
-from momentum_gs.cli.run_state import RunState
 from momentum_gs.core.errors import UserError
-from momentum_gs.data.synthetic import CitySettings, write_city
+from momentum_gs.data.synthetic.scene import CitySettings, write_city
 from momentum_gs.eval.lpips_metric import LpipsMissing
+from momentum_gs.experiments.choose import Choice
+from momentum_gs.experiments.run_state import RunState
 from momentum_gs.train.loop import Training
 
 FAST = ["steps=30", "log.tensorboard=false", "scene.resolution=1"]
@@ -35,7 +35,7 @@ def no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LpipsMissing("LPIPS left out: no weights")
 
     monkeypatch.setattr(momentum_gs.cli.eval, "load_lpips", missing)
-    monkeypatch.setattr(momentum_gs.cli.run_time, "load_lpips", missing)
+    monkeypatch.setattr(momentum_gs.experiments.run_time, "load_lpips", missing)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project
 from momentum_gs.core.types import PointCloud
-from momentum_gs.data.colmap import write_model
-from momentum_gs.data.family_files import write_cameras_json, write_input_ply
+from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.splits import read_list, split
+from momentum_gs.data.viewer_files import write_cameras_json, write_input_ply
 
 NAMES = [f"{i:02d}.png" for i in range(10)]
 

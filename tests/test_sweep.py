@@ -19,7 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_gs.cli import sweep as verb
-from momentum_gs.cli.sweep_plan import (
+from momentum_gs.config.load import dump_config
+from momentum_gs.config.schema import Config
+from momentum_gs.config.sweep import MODES, Sweep, SweepRow, load_sweep
+from momentum_gs.core.errors import UserError
+from momentum_gs.eval.results import config_hash
+from momentum_gs.experiments.figure import draw_sweep
+from momentum_gs.experiments.plan import (
     coarse_config,
     experiment,
     finished,
@@ -28,15 +34,9 @@ from momentum_gs.cli.sweep_plan import (
     row_config,
     run_folder,
 )
-from momentum_gs.cli.sweep_run import Job, Stage, run_jobs, stages_done
-from momentum_gs.config.load import dump_config
-from momentum_gs.config.schema import Config
-from momentum_gs.config.sweep import MODES, Sweep, SweepRow, load_sweep
-from momentum_gs.core.errors import UserError
-from momentum_gs.eval.results import config_hash
-from momentum_gs.eval.sweep_figure import draw_sweep
-from momentum_gs.eval.sweep_scores import METRICS, RunScores, check_protocols, ordering, paired, read_scores, spread
-from momentum_gs.eval.sweep_table import SweepResults, statements, to_csv, to_json, to_latex, to_markdown
+from momentum_gs.experiments.runner import Job, Stage, run_jobs, stages_done
+from momentum_gs.experiments.scores import METRICS, RunScores, check_protocols, ordering, paired, read_scores, spread
+from momentum_gs.experiments.table import SweepResults, statements, to_csv, to_json, to_latex, to_markdown
 
 PSNR, SSIM, LPIPS = (next(metric for metric in METRICS if metric.key == key) for key in ("PSNR", "SSIM", "LPIPS"))
 numbers = st.floats(-100, 100)

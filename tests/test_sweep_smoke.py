@@ -22,10 +22,10 @@ from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli import main as cli
 from momentum_gs.cli import sweep as verb
-from momentum_gs.cli import sweep_run
-from momentum_gs.cli.sweep_plan import n_blocks, row_config, run_folder
 from momentum_gs.config.sweep import load_sweep
 from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.experiments import runner as sweep_run
+from momentum_gs.experiments.plan import n_blocks, row_config, run_folder
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

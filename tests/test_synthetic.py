@@ -16,12 +16,12 @@ from momentum_gs.core.geometry import project
 from momentum_gs.core.image import ssim
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera
-from momentum_gs.data.colmap import ColmapModel, read_model
-from momentum_gs.data.synthetic import POINTS_PER_BLOCK, CitySettings, read_depth, write_city
-from momentum_gs.data.synthetic_cast import GROUND, SKY, Caster
-from momentum_gs.data.synthetic_city import City, build_city
-from momentum_gs.data.synthetic_shade import SKYLIGHT, SUN, SUNLIGHT, Shader, pulse, to_linear, to_srgb
-from momentum_gs.data.synthetic_survey import fly, photograph, track_lengths
+from momentum_gs.data.colmap.model import ColmapModel, read_model
+from momentum_gs.data.synthetic.cast import GROUND, SKY, Caster
+from momentum_gs.data.synthetic.city import City, build_city
+from momentum_gs.data.synthetic.scene import POINTS_PER_BLOCK, CitySettings, read_depth, write_city
+from momentum_gs.data.synthetic.shade import SKYLIGHT, SUN, SUNLIGHT, Shader, pulse, to_linear, to_srgb
+from momentum_gs.data.synthetic.survey import fly, photograph, track_lengths
 
 SETTINGS = CitySettings(blocks_x=2, blocks_y=2, views=12, width=96, height=72, seed=3)
 

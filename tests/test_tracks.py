@@ -10,7 +10,7 @@ from scene_files import REAL_SCENES, points, write_scene
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project
-from momentum_gs.data.colmap import read_cameras
+from momentum_gs.data.colmap.model import read_cameras
 from momentum_gs.data.tracks import read_tracks
 
 NAMES = ["a.png", "b.png", "c/d e.png"]

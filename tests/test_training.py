@@ -12,13 +12,13 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_ply
-from momentum_gs.train.block_schedule import Schedule
-from momentum_gs.train.block_state import init_block
-from momentum_gs.train.block_store import BlockStore
+from momentum_gs.train.blocks.anchor_block import init_block
+from momentum_gs.train.blocks.packed import pack, unpack
+from momentum_gs.train.blocks.schedule import Schedule
+from momentum_gs.train.blocks.store import BlockStore
+from momentum_gs.train.blocks.views import plan_blocks
 from momentum_gs.train.events import Event, Observers, StepDone
 from momentum_gs.train.loop import Training
-from momentum_gs.train.packed_block import pack, unpack
-from momentum_gs.train.plan import plan_blocks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

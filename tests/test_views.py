@@ -18,7 +18,7 @@ from scene_files import camera, picture, points, write_picture, write_scene
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.data import views as views_module
-from momentum_gs.data.colmap import write_model
+from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import write_model
+from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.images import write_png
 
 SIZE = (48, 36)

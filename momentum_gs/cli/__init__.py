@@ -1,1 +1,1 @@
-"""Floor 8: what a person runs, one file a verb."""
+"""Floor 10: the command line, one file per verb."""

@@ -2,7 +2,10 @@
 
 import argparse
 
-from momentum_gs.cli import bench_grow, bench_kernels, bench_step, bench_swap
+from momentum_gs.bench import grow as bench_grow
+from momentum_gs.bench import kernels as bench_kernels
+from momentum_gs.bench import step as bench_step
+from momentum_gs.bench import swap as bench_swap
 from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.core.comm import connect, launched
 from momentum_gs.core.device import pick_device

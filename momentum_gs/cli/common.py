@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from momentum_gs import config as config_folder
-from momentum_gs.cli.choose import Choice, Facts, Goal, Machine, choose, measure
 from momentum_gs.config.load import Settings, config_to_dict, flat_settings, load_config, load_settings
 from momentum_gs.config.schema import Config, SceneConfig
 from momentum_gs.core.device import pick_device, total_device_memory
@@ -19,6 +18,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.core.memory import total_memory
 from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.experiments.choose import Choice, Facts, Goal, Machine, choose, measure
 
 # Setting behind each flag of ``add_run_arguments``.
 _FLAGS = {

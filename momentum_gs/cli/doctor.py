@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from momentum_gs.cli.common import add_run_arguments, resolve_config
-from momentum_gs.cli.doctor_estimate import Estimate, estimates, expect, own_memory, probe
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
-from momentum_gs.partition.doctor import Examination, examine
-from momentum_gs.partition.doctor_fix import Fix, apply_fixes
-from momentum_gs.partition.findings import SEVERITIES, Finding
+from momentum_gs.doctor.estimate import Estimate, estimates, expect, own_memory, probe
+from momentum_gs.doctor.findings import SEVERITIES, Finding
+from momentum_gs.doctor.fix import Fix, apply_fixes
+from momentum_gs.doctor.scene import Examination, examine
 
 HELP = "what is wrong with a scene before it trains, and what training it will take"
 DESCRIPTION = """\

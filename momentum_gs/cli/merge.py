@@ -7,7 +7,7 @@ from momentum_gs.cli.common import load_run_config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.export.merge import merge_blocks
+from momentum_gs.merge.blocks import merge_blocks
 from momentum_gs.model.io import model_folder
 
 HELP = "crop every block to its cell and join them to one model"

@@ -16,17 +16,17 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.data.prepare_partition import read_camera_masks
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.model.io import load_model, model_folder
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
 from momentum_gs.partition.budget import GROWTH, blocks_within
 from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.coverage import SEEN_BY, BlockCoverage, coverage
+from momentum_gs.partition.figure import draw_partition
 from momentum_gs.partition.join import block_place, join_starved
 from momentum_gs.partition.layout import automatic_layout
-from momentum_gs.partition.picture import draw_partition
-from momentum_gs.train.anchor_budget import bytes_per_anchor, max_anchors
+from momentum_gs.partition.published_masks import read_camera_masks
+from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor, max_anchors
 
 HELP = "cut a scene into blocks and give each block its cameras"
 DESCRIPTION = """\

@@ -8,15 +8,15 @@ import torch
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
-from momentum_gs.data.colmap import ColmapModel, find_model, read_model, read_views
+from momentum_gs.data.colmap.model import ColmapModel, find_model, read_model, read_views
 from momentum_gs.data.images import image_size
-from momentum_gs.data.prepare_align import MIN_FIXES, Similarity, fit_gps, fit_places, geodetic_to_enu, local_origin
-from momentum_gs.data.prepare_files import SourceView, check_pictures, place_model, write_pictures, write_scene_json
-from momentum_gs.data.prepare_matrixcity import UNIT_METRES, read_matrixcity
-from momentum_gs.data.prepare_meganerf import read_mega_nerf
-from momentum_gs.data.prepare_pairs import EXHAUSTIVE, Matching
-from momentum_gs.data.prepare_sfm import LENSES, Cameras, Reconstructed, Sfm, SfmSettings
-from momentum_gs.data.prepare_triangulate import triangulate
+from momentum_gs.data.prepare.align import MIN_FIXES, Similarity, fit_gps, fit_places, geodetic_to_enu, local_origin
+from momentum_gs.data.prepare.files import SourceView, check_pictures, place_model, write_pictures, write_scene_json
+from momentum_gs.data.prepare.matrixcity import UNIT_METRES, read_matrixcity
+from momentum_gs.data.prepare.meganerf import read_mega_nerf
+from momentum_gs.data.prepare.pairs import EXHAUSTIVE, Matching
+from momentum_gs.data.prepare.sfm import LENSES, Cameras, Reconstructed, Sfm, SfmSettings
+from momentum_gs.data.prepare.triangulate import triangulate
 from momentum_gs.partition.layout import ground_frame, points_near, up_axis
 
 HELP = "photographs, or a published data set, to a scene that trains"

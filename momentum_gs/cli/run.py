@@ -11,10 +11,7 @@ from typing import Any, get_args
 
 from momentum_gs.cli import doctor, merge, partition, prepare, render, report, train
 from momentum_gs.cli import eval as scoring
-from momentum_gs.cli.choose import MIN_STEPS, Facts, Goal, Quality
 from momentum_gs.cli.common import OWN_FILE, Choosing
-from momentum_gs.cli.run_state import RunState
-from momentum_gs.cli.run_time import Times
 from momentum_gs.config.load import load_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
@@ -22,9 +19,12 @@ from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.log import say, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
-from momentum_gs.data.prepare_files import PICTURES
+from momentum_gs.data.prepare.files import PICTURES
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.transforms import find_transforms
+from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality
+from momentum_gs.experiments.run_state import RunState
+from momentum_gs.experiments.run_time import Times
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.pace import Pace
 

@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from momentum_gs.cli.common import add_run_arguments, out_folder, resolve_config
-from momentum_gs.cli.sweep_plan import (
+from momentum_gs.config.schema import Config
+from momentum_gs.config.sweep import Sweep, SweepRow, load_sweep
+from momentum_gs.core.device import visible_gpus
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.files import replacing
+from momentum_gs.core.log import say, warn
+from momentum_gs.core.watch import Stop
+from momentum_gs.eval.lpips_metric import NETS
+from momentum_gs.eval.results import write_json
+from momentum_gs.experiments.figure import draw_sweep
+from momentum_gs.experiments.plan import (
     coarse_config,
     coarse_job,
     finished,
@@ -21,19 +31,9 @@ from momentum_gs.cli.sweep_plan import (
     run_job,
     scored_by,
 )
-from momentum_gs.cli.sweep_run import run_jobs
-from momentum_gs.config.schema import Config
-from momentum_gs.config.sweep import Sweep, SweepRow, load_sweep
-from momentum_gs.core.device import visible_gpus
-from momentum_gs.core.errors import UserError
-from momentum_gs.core.files import replacing
-from momentum_gs.core.log import say, warn
-from momentum_gs.core.watch import Stop
-from momentum_gs.eval.lpips_metric import NETS
-from momentum_gs.eval.results import write_json
-from momentum_gs.eval.sweep_figure import draw_sweep
-from momentum_gs.eval.sweep_scores import read_scores
-from momentum_gs.eval.sweep_table import SweepResults, to_csv, to_json, to_latex, to_markdown
+from momentum_gs.experiments.runner import run_jobs
+from momentum_gs.experiments.scores import read_scores
+from momentum_gs.experiments.table import SweepResults, to_csv, to_json, to_latex, to_markdown
 
 HELP = "a table of experiments that differ in a few settings, over seeds"
 DESCRIPTION = """\

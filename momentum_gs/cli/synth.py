@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from momentum_gs.core.log import say
-from momentum_gs.data.synthetic import CitySettings, write_city
+from momentum_gs.data.synthetic.scene import CitySettings, write_city
 
 HELP = "write a procedural city as a COLMAP scene"
 DESCRIPTION = """\

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from momentum_gs.cli.choose import Choice
 from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_choices
-from momentum_gs.config.family import write_cfg_args
+from momentum_gs.config.cfg_args import write_cfg_args
 from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
@@ -21,11 +20,12 @@ from momentum_gs.core.device import device_use, pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
-from momentum_gs.data.family_files import write_cameras_json, write_input_ply
 from momentum_gs.data.frame import recorded_frame
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.data.viewer_files import write_cameras_json, write_input_ply
 from momentum_gs.eval.results import code_version, write_json
+from momentum_gs.experiments.choose import Choice
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Outcome, Training

@@ -12,7 +12,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.log import say, warn
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.data.colmap import find_model, read_points, read_views
+from momentum_gs.data.colmap.model import find_model, read_points, read_views
 from momentum_gs.data.frame import Frame, check_axes, normalized_frame
 from momentum_gs.data.images import image_size, same_aspect, target_size
 from momentum_gs.data.lens import Lens

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import PointCloud
-from momentum_gs.data.colmap import model_file, read_points
-from momentum_gs.data.colmap_binary import binary_images, binary_tracks
-from momentum_gs.data.colmap_text import text_images, text_tracks
+from momentum_gs.data.colmap.binary import binary_images, binary_tracks
+from momentum_gs.data.colmap.model import model_file, read_points
+from momentum_gs.data.colmap.text import text_images, text_tracks
 
 
 @dataclass(frozen=True)

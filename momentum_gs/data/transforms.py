@@ -18,7 +18,7 @@ import torch
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
-from momentum_gs.data.colmap import MAX_SIDE, checked_name
+from momentum_gs.data.colmap.model import MAX_SIDE, checked_name
 from momentum_gs.data.images import image_size
 from momentum_gs.data.lens import Lens
 

@@ -11,7 +11,7 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.eval.svg import Label, score_map
 from momentum_gs.partition.coverage import ground_axes, ground_box, ground_raster
-from momentum_gs.partition.picture import MARGIN, block_places
+from momentum_gs.partition.figure import MARGIN, block_places
 
 
 def block_map(

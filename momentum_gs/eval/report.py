@@ -17,10 +17,10 @@ from torch import Tensor
 
 from momentum_gs.config.load import config_to_dict, flat_settings
 from momentum_gs.config.schema import Config
-from momentum_gs.data.family_files import read_cameras_json
 from momentum_gs.data.images import image_size, read_image
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.point_files import read_point_file
+from momentum_gs.data.viewer_files import read_cameras_json
 from momentum_gs.eval.block_map import block_map
 from momentum_gs.eval.history import History, read_history
 from momentum_gs.eval.lpips_metric import NETS, metric_name

@@ -22,12 +22,12 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
-from momentum_gs.train.block_file import FileRecord, enough_space, write_block, write_tensors
-from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.corrections import Corrections
-from momentum_gs.train.decoders import Decoders
-from momentum_gs.train.packed_block import Block, pack
-from momentum_gs.train.score_table import ScoreTable
+from momentum_gs.train.blocks.file import FileRecord, enough_space, write_block, write_tensors
+from momentum_gs.train.blocks.packed import Block, pack
+from momentum_gs.train.blocks.scores import ScoreTable
+from momentum_gs.train.blocks.store import BlockStore
+from momentum_gs.train.corrections.tables import Corrections
+from momentum_gs.train.decoders.choice import Decoders
 
 FORMAT = 2
 # Settings that may differ between the run that wrote a checkpoint and the one that continues it: they change where

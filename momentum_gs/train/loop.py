@@ -19,13 +19,17 @@ from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.render.score import score_views
-from momentum_gs.train.block_schedule import Round, ranks_of
-from momentum_gs.train.block_state import BlockState
-from momentum_gs.train.block_store import BlockStore, ram_bound
+from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.packed import Block, pack
+from momentum_gs.train.blocks.schedule import Round, ranks_of
+from momentum_gs.train.blocks.scores import ScoreTable
+from momentum_gs.train.blocks.start import FirstBlocks
+from momentum_gs.train.blocks.store import BlockStore, ram_bound
+from momentum_gs.train.blocks.views import BlockPlan, plan_blocks
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.confine import confine_offsets_
-from momentum_gs.train.corrections import make_corrections
-from momentum_gs.train.decoders import make_decoders
+from momentum_gs.train.corrections.tables import make_corrections
+from momentum_gs.train.decoders.choice import make_decoders
 from momentum_gs.train.events import (
     BlocksMeasured,
     GrowthCapped,
@@ -38,13 +42,9 @@ from momentum_gs.train.events import (
 )
 from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
 from momentum_gs.train.model_files import write_model
-from momentum_gs.train.packed_block import Block, pack
-from momentum_gs.train.plan import BlockPlan, plan_blocks
 from momentum_gs.train.resume import begin, go_on, schedule_of
-from momentum_gs.train.score_table import ScoreTable
 from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.sparse_depth import SparseDepths
-from momentum_gs.train.start import FirstBlocks
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
 

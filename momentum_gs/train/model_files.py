@@ -12,12 +12,12 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
 from momentum_gs.model.splats import Splats
-from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.corrections import Corrections
-from momentum_gs.train.decoders import Decoders
-from momentum_gs.train.own_decoders import OwnDecoders
-from momentum_gs.train.packed_block import unpack
-from momentum_gs.train.shared_decoder import SharedDecoder
+from momentum_gs.train.blocks.packed import unpack
+from momentum_gs.train.blocks.store import BlockStore
+from momentum_gs.train.corrections.tables import Corrections
+from momentum_gs.train.decoders.choice import Decoders
+from momentum_gs.train.decoders.per_block import OwnDecoders
+from momentum_gs.train.decoders.shared import SharedDecoder
 
 
 def write_model(

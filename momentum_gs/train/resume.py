@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.block_schedule import Schedule, check_counts
+from momentum_gs.train.blocks.schedule import Schedule, check_counts
 from momentum_gs.train.checkpoint import Checkpoint, Progress
 
 

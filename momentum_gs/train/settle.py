@@ -17,9 +17,9 @@ from momentum_gs.core.geometry import box_in_any_view, in_any_view
 from momentum_gs.core.rows import edit_rows
 from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.train.block_state import BlockState
-from momentum_gs.train.block_store import BlockStore
-from momentum_gs.train.densify import GrowthStats
+from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.store import BlockStore
+from momentum_gs.train.growth.anchors import GrowthStats
 
 CellOf = Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]]
 """The block whose cell holds a world point, float64."""

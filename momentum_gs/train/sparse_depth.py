@@ -9,7 +9,7 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project
 from momentum_gs.core.types import Camera, RenderOutput
-from momentum_gs.data.colmap import find_model
+from momentum_gs.data.colmap.model import find_model
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.tracks import Tracks, read_tracks
 

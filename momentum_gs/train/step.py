@@ -15,11 +15,11 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera, Photograph
 from momentum_gs.render.view import render_view
-from momentum_gs.train.corrections import NO_CORRECTIONS, Corrections
-from momentum_gs.train.decoders import Decoders
-from momentum_gs.train.densify import GrowthReport
+from momentum_gs.train.blocks.packed import Block
+from momentum_gs.train.corrections.tables import NO_CORRECTIONS, Corrections
+from momentum_gs.train.decoders.choice import Decoders
+from momentum_gs.train.growth.anchors import GrowthReport
 from momentum_gs.train.losses import loss_terms
-from momentum_gs.train.packed_block import Block
 from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
 
 

@@ -37,14 +37,14 @@ from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.model.anchors import LEARNABLE, Anchors
-from momentum_gs.train.block_file import read_block, write_block
-from momentum_gs.train.block_schedule import Round
-from momentum_gs.train.block_state import BlockState
-from momentum_gs.train.densify import GrowthStats
+from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.file import read_block, write_block
+from momentum_gs.train.blocks.packed import pack
+from momentum_gs.train.blocks.schedule import Round
 from momentum_gs.train.events import Event, Observers, RoundEnded
+from momentum_gs.train.growth.anchors import GrowthStats
 from momentum_gs.train.loop import Training
 from momentum_gs.train.optim import anchor_optimizer
-from momentum_gs.train.packed_block import pack
 
 PITCH = 25.0
 """Side of a block's ground, scene units; that of the inner cells."""

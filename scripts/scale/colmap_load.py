@@ -27,7 +27,7 @@ _PIECE = 500_000
 MEASURE = """
 import json, resource, sys, time
 from momentum_gs.config.schema import SceneConfig
-from momentum_gs.data.colmap import read_model
+from momentum_gs.data.colmap.model import read_model
 from momentum_gs.data.scene import load_scene
 from pathlib import Path
 seconds, found = [], {}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from momentum_gs.train.block_schedule import Round
+from momentum_gs.train.blocks.schedule import Round
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Parts:
 
 
 class StoreModel:
-    """Follows which blocks are in memory and on disk, as ``train/block_store.py`` does, and adds up what that takes.
+    """Follows which blocks are in memory and on disk, as ``train/blocks/store.py`` does, and adds up what that takes.
 
     A background thread writes and reads while a round computes, so a round takes the longer of the two.
     """

@@ -1,0 +1,1 @@
+"""Floor 9: benchmarks of kernels, steps, growth and block swaps."""

@@ -1,0 +1,110 @@
+"""``momentum-gs bench swap``: a block that leaves and comes back, and how long a run waited for blocks."""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import say
+from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.packed import pack
+from momentum_gs.train.blocks.store import BlockStore
+from momentum_gs.train.growth.anchors import GrowthStats
+from momentum_gs.train.optim import anchor_optimizer
+
+ANCHORS = 1_000_000
+
+
+def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
+    """Prints medians and ratios."""
+    folder = Path(config.store.folder or config.out or tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="bench_swap_", dir=folder))
+    try:
+        for n in args.anchors or [ANCHORS]:
+            _swaps(n, args.repeats, config, device, place)
+    finally:
+        shutil.rmtree(place)
+    if config.out is not None:
+        _waits(Path(config.out) / "events.jsonl")
+
+
+def trained_block(n: int, config: Config, device: torch.device) -> BlockState:
+    """A block of n anchors at random, with moments and statistics."""
+    model, generator = config.model, torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    anchors = Anchors.fresh(rand(n, 3), rand(n, model.feature_dim), rand(n, 6), model.n_offsets).to(device)
+    optimizer = anchor_optimizer(anchors, config.optim, 1.0)
+    for name in LEARNABLE:
+        row = anchors.rows()[name]
+        row.grad = torch.rand_like(row)
+    optimizer.step()
+    optimizer.zero_grad()
+    return BlockState(0, anchors, optimizer, GrowthStats.zeros(anchors), 0.01, 1.0, 1)
+
+
+def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Path) -> None:
+    size = pack(trained_block(n, config, device)).nbytes
+    bounds = {"memory": None, "disk": 0}
+    stores = {}
+    for name, bound in bounds.items():
+        stores[name] = BlockStore(1, config, device, LocalComm(), place / name / "rank0", bound)
+        stores[name].put(0, pack(trained_block(n, config, device)))
+
+    def through(store: BlockStore) -> None:
+        """Out, as far as its store lets go of it, and in again."""
+        states = store.activate((0,))
+        store.rest(states)
+        states.clear()
+        store.look_ahead([])
+        store.join()
+
+    file = place / "block.pt"
+    state = dict(pack(trained_block(n, config, device)).tensors)
+
+    def family() -> None:
+        torch.save(state, file)
+        loaded = torch.load(file, weights_only=True)
+        assert {name: tensor.to(device) for name, tensor in loaded.items()}.keys() == state.keys()
+
+    ways: dict[str, Callable[[], None]] = {
+        "torch.save + torch.load": family,
+        "store, in memory": lambda: through(stores["memory"]),
+        "store, on disk (hashed, synced)": lambda: through(stores["disk"]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):  # By turns, so that what else the machine does meets all alike.
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    first = medians["torch.save + torch.load"]
+    say(f"swap: a block of {n} anchors, {size / 2**20:.0f} MiB, out and in; medians of {repeats}, on {device.type}")
+    for name, value in medians.items():
+        say(f"  {name:<33} {1e3 * value:10.2f} ms {first / value:10.1f}x")
+    for store in stores.values():
+        store.close()
+
+
+def _waits(events: Path) -> None:
+    if not events.is_file():
+        raise UserError(f"{events}: no such file, expected the output folder of 'momentum-gs train' (-m)")
+    rounds = [event for event in map(json.loads, events.open()) if event["event"] == "RoundEnded"]
+    if not rounds:
+        raise UserError(f"{events}: no round has ended in this run; train first")
+    waited, seconds = rounds[-1]["waited"], rounds[-1]["seconds"]
+    say(f"{events.parent}: waited {waited:.2f} s for blocks in {seconds:.1f} s, {100 * waited / seconds:.2f} %, rank 0")

@@ -1,0 +1,114 @@
+"""Which pairs of images are matched, and what hangs together once they are."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.prepare.align import geodetic_to_enu, local_origin
+
+Matching = Literal["auto", "exhaustive", "spatial", "sequential"]
+
+EXHAUSTIVE = 150
+"""Up to so many images without GPS every pair is matched: 11,175 pairs."""
+OVERLAP = 20
+"""By name: every image with the next so many; and further ones at distances of powers of two."""
+SECTORS = 8
+"""By place: directions that are looked into. Six and more connect all places (Yao 1982), however dense along a line."""
+IN_SECTOR = 2
+"""Nearest places in each: 16 in all inside a flight, the same as its first two rings but for two diagonals."""
+NEXT = 4
+"""By place: so many next ones by name as well, for images whose fix is wrong."""
+LINKED = 30
+"""Matches that link two images: what COLMAP's mapper asks of an image before it takes it in."""
+
+Fixes = dict[str, tuple[float, float, float]]
+"""Latitude and longitude, degrees, and height, metres, by name."""
+
+
+def resolve(way: Matching, names: Sequence[str], fixes: Fixes) -> Matching:
+    """What ``auto`` means: by GPS where 9 of 10 images have it, else all pairs of few images, else by name."""
+    if way != "auto":
+        return way
+    # Of fewer, all pairs are hardly more.
+    if len(names) > SECTORS * IN_SECTOR and len(fixes) >= 0.9 * len(names):
+        return "spatial"
+    return "exhaustive" if len(names) <= EXHAUSTIVE else "sequential"
+
+
+def choose_pairs(names: Sequence[str], way: Matching, fixes: Fixes) -> list[tuple[str, str]]:
+    """Pairs of names to match, each once, in order.
+
+    Args:
+        names: In order.
+        way: ``spatial`` takes images without a fix as neighbours of those next to them by name.
+        fixes: Geodetic positions, ``Sfm.fixes``.
+
+    Raises:
+        UserError: for ``spatial`` with too few fixes.
+    """
+    if way == "exhaustive":
+        return list(combinations(names, 2))
+    pairs = set()
+    ahead = [*range(1, OVERLAP + 1), *(2**power for power in range(5, 16))]
+    for i, name in enumerate(names):
+        if way == "sequential" or name not in fixes:
+            pairs |= {(name, names[i + step]) for step in ahead if i + step < len(names)}
+            # Those behind, too: they may have a fix, and none of them would look here.
+            pairs |= {(names[i - step], name) for step in ahead if step <= i}
+    if way == "spatial":
+        if len(fixes) < 2:
+            raise UserError(
+                f"prepare: {len(fixes)} images have GPS, expected more for spatial matching; choose another with "
+                "--matching"
+            )
+        located = [name for name in names if name in fixes]
+        geodetic = torch.tensor([fixes[name] for name in located], dtype=torch.float64)
+        pairs |= pairs_around(located, geodetic_to_enu(geodetic, local_origin(geodetic))[:, :2])
+        pairs |= {pair for step in range(1, NEXT + 1) for pair in zip(names, names[step:], strict=False)}
+    return sorted(pairs)
+
+
+def pairs_around(names: Sequence[str], places: Float[Tensor, "n 2"]) -> set[tuple[str, str]]:
+    """Each name, which are in order, with those nearest in every direction.
+
+    The nearest alone would be images of the same line where a flight has many more along it than across.
+
+    Args:
+        names: Of the images.
+        places: East and north, metres.
+    """
+    # Rigs take several images at one place: all of them count as one neighbour.
+    at_one_place = math.ceil(len(names) / len(places.round(decimals=1).unique(dim=0)))
+    count = min(IN_SECTOR * at_one_place, len(names))
+    pairs = set()
+    for start in range(0, len(names), 200):  # bounds the matrix of distances
+        some = range(start, min(start + 200, len(names)))
+        away = places[None] - places[some.start : some.stop, None]
+        distance = away.norm(dim=2)
+        distance[torch.arange(len(some)), torch.arange(some.start, some.stop)] = math.inf  # itself
+        sector = ((torch.atan2(away[..., 1], away[..., 0]) / (2 * math.pi) + 0.5) * SECTORS).long() % SECTORS
+        for direction in range(SECTORS):
+            near = distance.masked_fill(sector != direction, math.inf).topk(count, largest=False)
+            for i, row, metres in zip(some, near.indices.tolist(), near.values.tolist(), strict=True):
+                chosen = (j for j, metre in zip(row, metres, strict=True) if metre < math.inf)
+                pairs |= {(names[min(i, j)], names[max(i, j)]) for j in chosen}
+    return pairs
+
+
+def linked_groups(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The names in groups that no pair links, the largest first; names in no pair are groups of one."""
+    group = {name: {name} for name in names}
+    for a, b in pairs:
+        if group[a] is not group[b]:
+            small, large = sorted((group[a], group[b]), key=len)
+            large |= small
+            for name in small:
+                group[name] = large
+    found = {id(members): sorted(members) for members in group.values()}
+    return sorted(found.values(), key=lambda members: (-len(members), members))

@@ -1,0 +1,325 @@
+"""What a run will need, before it starts: memory, disk, traffic between rounds, time.
+
+Anchors are counted, not guessed, where training starts; how many they become is the one assumption (``GROWTH``, with
+room). Memory and time of a view are measured by training steps on the scene's own photographs, on the device that will
+train, with as many anchors as at first and as at most.
+"""
+
+import math
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from momentum_gs.bench.swap import trained_block
+from momentum_gs.cli.partition import with_block_count
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.device import free_device_memory
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import camera_radius, in_any_view
+from momentum_gs.core.memory import free_memory
+from momentum_gs.core.types import Camera, Photograph
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene
+from momentum_gs.data.views import Views
+from momentum_gs.doctor.findings import Finding
+from momentum_gs.doctor.settings import Scale
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.init import init_anchors
+from momentum_gs.partition.assign import assign_cameras
+from momentum_gs.partition.budget import GROWTH
+from momentum_gs.partition.cover import block_boxes, view_cover
+from momentum_gs.partition.layout import automatic_layout
+from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor, max_anchors
+from momentum_gs.train.blocks.packed import pack
+from momentum_gs.train.blocks.store import ram_bound
+from momentum_gs.train.decoders.shared import SharedDecoder
+from momentum_gs.train.growth.anchors import GrowthStats
+from momentum_gs.train.optim import anchor_optimizer
+from momentum_gs.train.resume import begin
+from momentum_gs.train.step import StepInputs, train_step
+
+MAX_POINTS = 20_000
+"""Sample of the points that is held against the views of every block."""
+MAX_PROBE = 100_000
+"""Anchors that the measured steps have at most; what they take grows in proportion beyond."""
+PROBE_SECONDS = 20.0
+"""After which the doctor measures no further step."""
+PROBE_STEPS = 7
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One line of the second table."""
+
+    what: str
+    """Stable, for scripts."""
+    value: float | int
+    unit: Literal["bytes", "seconds", "anchors"]
+    basis: str
+    """What it is computed from."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Sizes that all estimates share."""
+
+    blocks: int
+    """n."""
+    active: int
+    """k."""
+    start: int
+    """Anchors of the largest block at its first step."""
+    largest: int
+    """The same after its growth."""
+    total: int
+    """Anchors of all blocks after growth."""
+    basis: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What training steps took."""
+
+    seconds: float
+    """One step of one block, median."""
+    bytes: int
+    """What one view needs beside the block itself, in forward and backward pass."""
+    basis: str
+
+
+def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | None) -> Expected:
+    """Counts blocks and anchors; without a table as ``partition.assign=visibility`` would cut the scene.
+
+    Raises:
+        UserError: for scenes that cannot be cut and numbers of blocks that cannot be scheduled.
+    """
+    shares, basis = [1.0], "voxels that hold a point"
+    if config.stage == "blocks":
+        basis += ", in a view of the block" + ("" if table else " (by geometry, as there is no partition yet)")
+        table = table or _by_geometry(scene, config)
+        shares = _shares(scene, table) if config.blocks.init == "visible" else [1.0] * table.n
+    n = len(shares)
+    active = begin(config, n, 1).active
+    start = max(1, round(scale.anchors * max(shares)))
+    cap = max_anchors(config.anchors, config.model)
+    grown = [GROWTH * scale.anchors * share for share in shares]
+    if cap is not None:
+        grown = [min(anchors, cap) for anchors in grown]
+    basis += f"; growing {GROWTH:g}-fold" + ("" if cap is None else f", at most to {cap}")
+    return Expected(n, active, start, max(1, round(max(grown))), max(1, round(sum(grown))), basis)
+
+
+def _by_geometry(scene: Scene, config: Config) -> PartitionTable:
+    config = with_block_count(config, scene)
+    table = automatic_layout(scene.train, scene.points.xyz, config.partition).table()
+    cover = partial(view_cover, table=table, boxes=block_boxes(table, scene.points.xyz))
+    return replace(table, views=assign_cameras(scene.train, table, cover, config.partition.threshold))
+
+
+def _shares(scene: Scene, table: PartitionTable) -> list[float]:
+    """Share of the points that each block starts from."""
+    sample = scene.points.xyz[:: max(1, -(-len(scene.points) // MAX_POINTS))]
+    by_name = {camera.name: camera for camera in scene.train}
+    return [
+        float(in_any_view(sample, [by_name[name] for name in names]).double().mean()) for names in table.views
+    ]
+
+
+def probe(
+    config: Config, scene: Scene, counts: Sequence[int], device: torch.device, seconds: float = PROBE_SECONDS
+) -> list[Probe]:
+    """Trains a few steps on photographs of the scene with each number of anchors; nothing is kept.
+
+    The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
+    about half of the Gaussians that they may have, a trained one less: time is estimated from above.
+
+    Args:
+        seconds: After which no further step is begun, for each number of anchors.
+
+    Raises:
+        UserError: where a photograph cannot be read, or training would refuse.
+    """
+    config = replace(config, growth=replace(config.growth, until=0))
+    anchors, voxel_size = init_anchors(scene.points, config.model)
+    with Views(scene, int(config.scene.cache_gb * 2**30), device, skip_bad=True) as views:
+        try:
+            return [_probe(config, scene, anchors, voxel_size, wanted, views, device, seconds) for wanted in counts]
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"{device}: out of memory in a step with at most {min(max(counts), MAX_PROBE)} anchors, expected room "
+                "for them and one view; free the device, or train smaller images (-r)"
+            ) from error
+
+
+def _probe(
+    config: Config, scene: Scene, anchors: Anchors, voxel_size: float, wanted: int, views: Views,
+    device: torch.device, most: float,
+) -> Probe:  # fmt: skip
+    n = min(wanted, MAX_PROBE)
+    anchors = resized(anchors, n).to(device)
+    lr_scale = camera_radius(torch.stack([camera.center for camera in scene.train]))
+    state = BlockState(0, anchors, anchor_optimizer(anchors, config.optim, lr_scale), GrowthStats.zeros(anchors),
+                       voxel_size, lr_scale)  # fmt: skip
+    shared, weights = SharedDecoder(config, device, 1.0), torch.ones(1)
+    background = torch.zeros(3, device=device)
+    spread = [scene.train[i * len(scene.train) // PROBE_STEPS] for i in range(PROBE_STEPS)]
+    seconds: list[float] = []
+    kept = 0
+    begun = time.perf_counter()
+    for camera in (*spread, *scene.train):  # The others where some of these cannot be read.
+        if len(seconds) == PROBE_STEPS or (seconds and time.perf_counter() - begun > most):
+            break
+        photograph = views.photograph_or_skip(camera.name)
+        if photograph is None:
+            continue
+        inputs = StepInputs(config, LocalComm(), background, _showing(camera, photograph))
+        at = time.perf_counter()
+        saved = SavedBytes()
+        with saved:
+            train_step(inputs, shared, [state], (0,), weights, True)
+        if device.type != "cpu":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - at)
+        kept = max(kept, saved.bytes)
+    if not seconds:
+        raise UserError(
+            f"{scene.path}: none of the {len(scene.train)} training images can be read, expected some; restore them"
+        )
+    steps = seconds[1:] or seconds  # The first one also loads and allocates.
+    ratio = wanted / n
+    basis = f"median of {len(steps)} steps with {n} anchors on {device.type}"
+    basis += f", times {ratio:.3g}" if ratio > 1 else ""
+    # What the forward pass keeps, and as much again for the gradients that flow back through it.
+    return Probe(statistics.median(steps) * ratio, int(2 * kept * ratio), basis)
+
+
+def own_memory() -> int:
+    """Bytes of host memory that this process has had at most so far: the program, the points, images in decoding."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _showing(camera: Camera, photograph: Photograph) -> Callable[[int, int], tuple[Camera, Photograph]]:
+    return lambda block, step: (camera, photograph)
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the memory that a forward pass keeps for its backward pass."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._storages.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # What holds its own graph would never be freed.
+
+
+def resized(anchors: Anchors, n: int) -> Anchors:
+    """n anchors where these are."""
+    copies = -(-n // len(anchors))
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for copy in range(copies):
+        part = anchors.subset(torch.ones(len(anchors), dtype=torch.bool))
+        if copy:
+            spacing = part.log_scale.detach()[:, :3].exp()
+            part.position = part.position + (torch.rand(spacing.shape, generator=generator) - 0.5) * spacing
+        # On a surface c times as many lie closer by the root of c.
+        part.log_scale = part.log_scale.detach() - 0.5 * math.log(copies)
+        parts.append(part)
+    every = Anchors.cat(parts)
+    chosen = torch.randperm(len(every), generator=generator)[:n].sort().values
+    return every.subset(chosen)
+
+
+def estimates(
+    config: Config, scene: Scene, expected: Expected, probes: Sequence[Probe], own: int, device: torch.device
+) -> tuple[list[Estimate], list[Finding]]:
+    """All of them for one process, and what of it this machine does not have.
+
+    Args:
+        probes: With the anchors at first and at most; none leave out time and the views' memory.
+        own: ``own_memory`` before the probe.
+    """
+    n, k, model = expected.blocks, expected.active, config.model
+    training = bytes_per_anchor(model)
+    resting = pack(trained_block(1000, config, torch.device("cpu"))).nbytes / 1000
+    block, rest = expected.largest * training, expected.largest * resting
+    all_rest = expected.total * resting
+    bound = ram_bound(config.store)
+    in_ram = min(all_rest, bound)
+    views = [*scene.train, *scene.test]
+    pixels = sum(v.width * v.height * (4 if v.name in scene.mask_paths else 3) for v in views)  # A mask is a channel.
+    cache = min(config.scene.cache_gb * 2**30, pixels)
+    view = max((measured.bytes for measured in probes), default=0)
+    train_bytes = k * block + view
+    host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)
+    ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).anchors.rows().values()) + 3)
+    checkpoints = (config.log.keep_checkpoints + 1) * all_rest
+    spilled = all_rest - in_ram
+    disk = checkpoints + spilled + 2 * expected.total * ply
+    every = expected.basis
+    rows = [
+        Estimate("anchors of the largest block, at first", expected.start, "anchors", every.partition(";")[0]),
+        Estimate("anchors of the largest block, at most", expected.largest, "anchors", every),
+        Estimate("memory of a block in training", block, "bytes", f"{training} bytes an anchor"),
+    ]
+    if probes:
+        rows.append(Estimate("memory of a view in work", view, "bytes", "what the passes keep, " + probes[-1].basis))
+    rows += [
+        Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, resting blocks"
+                 + (f", {k} active blocks and a view" if device.type == "cpu" else "")),
+        Estimate("of it images", cache, "bytes", "decoded at training size, at most scene.cache_gb"),
+        Estimate("of it resting blocks", in_ram, "bytes", f"{resting:.0f} bytes an anchor, at most store.ram_gb"),
+        Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, what resting blocks memory "
+                 "cannot hold, models of blocks and scene"),
+    ]  # fmt: skip
+    if config.stage == "blocks":
+        rows.append(Estimate("swapped between two rounds", 2 * k * rest, "bytes", f"{k} blocks out and in, "
+                             f"{spilled / max(all_rest, 1):.0%} of it by way of the disk"))  # fmt: skip
+    for measured, when in zip(probes, ("at first", "at most"), strict=False):
+        rows.append(Estimate(f"time, one process, anchors as {when}", n * config.steps * measured.seconds, "seconds",
+                             f"{n} blocks x {config.steps} steps, {measured.basis}"))  # fmt: skip
+    return rows, _shortages(config, device, host, train_bytes, disk)
+
+
+def _shortages(
+    config: Config, device: torch.device, host: float | int, train_bytes: float | int, disk: float | int
+) -> list[Finding]:
+    findings = []
+    smaller = "set anchors.max_gb_per_block, use more blocks (partition.blocks), or a larger model.voxel_size"
+    free = free_memory()
+    if host > free:
+        cure = "lower scene.cache_gb and store.ram_gb; " + smaller
+        findings.append(Finding("warning", "memory", "host memory", f"about {host / 2**30:.1f} GiB wanted",
+                                f"at most the {free / 2**30:.1f} GiB that are free", cure))  # fmt: skip
+    if device.type != "cpu":
+        free = free_device_memory(device)
+        if train_bytes > free:
+            findings.append(Finding("warning", "memory", str(device), f"about {train_bytes / 2**30:.1f} GiB wanted",
+                                    f"at most the {free / 2**30:.1f} GiB that are free", smaller))  # fmt: skip
+    place = Path(config.out or ".").absolute()
+    place = next(path for path in (place, *place.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if disk > free:
+        findings.append(Finding("warning", "disk", str(place), f"about {disk / 2**30:.1f} GiB wanted", f"at most the "
+                                f"{free / 2**30:.1f} GiB that are free", "make room, lower log.keep_checkpoints, set "
+                                "log.link_checkpoints=true, or name another folder with -m"))  # fmt: skip
+    return findings

@@ -1,0 +1,95 @@
+"""What ``doctor --fix`` does: links and lists in a folder of their own, ``SCENE/doctor``; nothing else is touched.
+
+Removing that folder, and the settings that name it, undoes all of it.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.scene import find_test_list
+from momentum_gs.data.splits import read_list
+from momentum_gs.doctor.images import near_matches
+from momentum_gs.doctor.scene import Examination, Source
+
+FOLDER = "doctor"
+_IMAGES = f"{FOLDER}/images"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One thing that was done, and the setting that makes a run use it."""
+
+    done: str
+    setting: str
+    """As ``key=value``."""
+
+
+def apply_fixes(config: Config, examination: Examination) -> tuple[list[Fix], Config]:
+    """Does what the findings allow.
+
+    * Images that are there under another case, extension or folder: a folder of links with the model's names.
+    * A test list that names what is not there: a list without those names.
+    * Some images are missing or unreadable: nothing is written, only the setting that skips them.
+
+    Returns:
+        What was done, and the settings with which a run uses it.
+
+    Raises:
+        UserError: where the scene's folder cannot be written to.
+    """
+    # A list that cannot be read names nothing.
+    checks = {finding.check for finding in examination.findings if finding.severity == "error" and finding.names}
+    scene, sources, fixes = config.scene, examination.sources, []
+    root = Path(scene.path or "")
+    missing = sum(len(source.missing) for source in sources)
+    found = [near_matches(source.missing, source.extra) for source in sources]
+    try:
+        if any(found) and scene.images != _IMAGES:
+            for source, near in zip(sources, found, strict=True):
+                _link_images(source, near)
+            linked = sum(map(len, found))
+            missing -= linked
+            scene = replace(scene, images=_IMAGES)
+            fixes.append(Fix(f"{linked} images linked to the model's names, and the others to their own, in "
+                             f"{', '.join(str(source.folder / _IMAGES) for source in sources)}",
+                             f"scene.images={_IMAGES}"))  # fmt: skip
+        if "test-list" in checks and (kept := _write_list(root, sources[0], config)) is not None:
+            scene = replace(scene, test_list=f"{FOLDER}/test_list.txt")
+            fixes.append(Fix(f"list of the {kept} held-out images that are there, in {root / str(scene.test_list)}",
+                             f"scene.test_list={scene.test_list}"))  # fmt: skip
+    except OSError as error:
+        raise UserError(
+            f"{root / FOLDER}: cannot be written ({error.strerror}), expected room for links and lists; copy the scene "
+            "to where you may write, or do without --fix"
+        ) from error
+    some = "image-unreadable" in checks or 0 < missing < sum(len(source.paths) for source in sources)
+    if some and scene.bad_images != "skip":
+        scene = replace(scene, bad_images="skip")
+        fixes.append(Fix("missing and unreadable images are left out of training", "scene.bad_images=skip"))
+    return fixes, replace(config, scene=scene)
+
+
+def _link_images(source: Source, near: Mapping[str, str]) -> None:
+    """Makes a link for every image of one COLMAP scene that is there, if only under another name (``near_matches``)."""
+    assert source.images is not None, "only image folders have extra files"
+    for name in sorted(source.paths.keys() - set(source.missing) | near.keys()):
+        link = source.folder / _IMAGES / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink():  # Of an earlier --fix.
+            link.unlink()
+        link.symlink_to(os.path.relpath(source.images / near.get(name, name), link.parent))
+
+
+def _write_list(root: Path, source: Source, config: Config) -> int | None:
+    model = source.model
+    listed = find_test_list(root, model if model is not None and model.is_dir() else root, config.scene)
+    if listed is None or not listed.is_file():
+        return None
+    kept = [name for name in read_list(listed) if name in source.paths]
+    (root / FOLDER).mkdir(exist_ok=True)
+    (root / FOLDER / "test_list.txt").write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+    return len(kept)

@@ -1,0 +1,69 @@
+"""Mask files against the images that they belong to."""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.data.images import image_size
+from momentum_gs.data.masks import check_mask, read_mask
+from momentum_gs.doctor.findings import Finding, some
+from momentum_gs.doctor.images import MAX_THREADS, ImageFacts
+
+
+@dataclass(frozen=True)
+class _MaskFacts:
+    name: str
+    trouble: UserError | None = None
+    share: float | None = None
+    """Of the pixels that count; None where pixels were not looked at."""
+
+
+def check_masks(
+    folder: Path, masks: Mapping[str, Path], unknown: Sequence[str], images: Sequence[ImageFacts], *, quick: bool
+) -> list[Finding]:
+    """Masks that training refuses, that leave nothing of their image, and that belong to no image.
+
+    Args:
+        folder: The mask folder, for messages.
+        masks: Mask file by image name.
+        unknown: Files in the folder that belong to no image.
+        images: What is known of the images; those that cannot be read are passed over.
+        quick: Headers only.
+    """
+    sizes = {fact.name: fact.size for fact in images if fact.size is not None and fact.name in masks}
+
+    def look(name: str) -> _MaskFacts:
+        width, height = sizes[name]
+        try:
+            check_mask(masks[name], width, height)
+            share = None if quick else float(read_mask(masks[name], *image_size(masks[name])).float().mean())
+        except UserError as error:
+            return _MaskFacts(name, error)
+        return _MaskFacts(name, share=share)
+
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        facts = list(pool.map(look, sizes))
+    findings = []
+    bad = [fact for fact in facts if fact.trouble is not None]
+    if bad:
+        assert bad[0].trouble is not None
+        first = Finding.of_error("mask", bad[0].trouble)
+        names = tuple(fact.name for fact in bad)
+        count = f"{len(bad)} of {len(facts)} masks do not fit, first: " if len(bad) > 1 else ""
+        findings.append(Finding("error", "mask", str(folder), count + first.found, first.expected,
+                                first.cure or "make the mask anew, or take it away", names))  # fmt: skip
+    black = tuple(fact.name for fact in facts if fact.share == 0)
+    if black:
+        findings.append(Finding("warning", "mask", str(folder), f"{some(black, len(facts))} all black: nothing of the "
+                                "image counts", "white where pixels count", "invert the mask, or take the image out",
+                                black))  # fmt: skip
+    if unknown:
+        findings.append(Finding("warning", "mask", str(folder), f"{some(unknown)} of no image",
+                                "<image name>.png with the image's sub-folder", "rename or remove them",
+                                tuple(unknown)))  # fmt: skip
+    if masks and not bad:
+        findings.append(Finding("info", "mask", str(folder), f"{len(masks)} images have a mask; black is ignored"))
+    return findings

@@ -1,0 +1,115 @@
+"""Settings against the scene: size of a voxel, number of blocks, length of the run."""
+
+import math
+from dataclasses import dataclass
+
+from momentum_gs.config.schema import Config
+from momentum_gs.data.scene import Scene
+from momentum_gs.doctor.findings import Finding
+from momentum_gs.doctor.poses import survey
+from momentum_gs.model.init import median_spacing, voxelize
+
+VOXEL_PIXELS = (0.02, 32.0)
+"""Edges of a voxel, in pixels on the ground, between which a scene trains well. Below, even the coarsest voxel of
+growth (128 times as wide) is under three pixels; above, one anchor's ten Gaussians stand for a thousand pixels."""
+SPARSE_ANCHORS = 0.05
+"""Share of the points that become anchors under which the voxel throws the cloud away."""
+FEW_POINTS = 100
+"""Under this there is hardly a shape to grow from."""
+FEW_VIEWS = 10
+"""Training views for each block under which its outer cells starve. A view serves three blocks or so; the 16 of
+Caliterra in four blocks are enough."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the scene and its settings make of each other."""
+
+    voxel_size: float
+    """The one set, or the points' median spacing, training units."""
+    anchors: int
+    """Before training, of the whole scene: voxels that hold a point."""
+    pixel: float
+    """Scene units that a training pixel covers at the median depth; NaN where no camera sees a point."""
+
+
+def scale_of(scene: Scene, config: Config) -> Scale:
+    """Measures the scene at training resolution.
+
+    Raises:
+        UserError: where ``model.voxel_size=0`` finds no spacing.
+    """
+    voxel = config.model.voxel_size or median_spacing(scene.points.xyz)
+    anchors = len(voxelize(scene.points.xyz, voxel))
+    return Scale(voxel, anchors, survey(scene.train, scene.points.xyz).pixel)
+
+
+def check_settings(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
+    """What will train poorly with these settings."""
+    return [*_check_voxels(scene, config, scale), *_check_blocks(scene, config), *_check_steps(config)]
+
+
+def _check_voxels(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
+    findings = []
+    points = len(scene.points)
+    if points < FEW_POINTS:
+        findings.append(Finding("warning", "points-few", str(scene.path), f"{points} points", f"at least {FEW_POINTS}",
+                                "triangulate more: anchors start where points are"))  # fmt: skip
+    wide = scale.voxel_size / scale.pixel
+    small, large = VOXEL_PIXELS
+    pixels = f", {wide:.2g} pixels on the ground" if math.isfinite(wide) else ""
+    found = f"{scale.voxel_size:.3g} training units{pixels}: {scale.anchors} anchors from {points} points"
+    about = f"about {scale.pixel:.2g} (a pixel on the ground)"
+    if wide > large or (scale.anchors < SPARSE_ANCHORS * points and points >= FEW_POINTS):
+        findings.append(Finding("warning", "voxel-size", "model.voxel_size", f"{found}: too large", about,
+                                "make it smaller, or 0 for the points' spacing"))  # fmt: skip
+    elif wide < small:
+        findings.append(Finding("warning", "voxel-size", "model.voxel_size", f"{found}: too small, growth adds anchors "
+                                "far finer than a pixel", about, "make it larger, or 0 for the points' "
+                                "spacing"))  # fmt: skip
+    else:
+        findings.append(Finding("info", "voxel-size", "model.voxel_size", found))
+    return findings
+
+
+def _check_blocks(scene: Scene, config: Config) -> list[Finding]:
+    if config.stage == "coarse":
+        return _check_views(scene)
+    blocks = math.prod(config.partition.dim) if config.partition.dim else config.partition.blocks
+    if blocks == "auto":
+        return []
+    each = len(scene.train) / blocks
+    if each >= FEW_VIEWS:
+        return []
+    where = "partition.dim" if config.partition.dim else "partition.blocks"
+    return [Finding("warning", "blocks", where, f"{blocks} blocks for {len(scene.train)} training views, "
+                    f"{each:.1f} each", f"at least {FEW_VIEWS} each", "use fewer blocks")]  # fmt: skip
+
+
+def _check_views(scene: Scene) -> list[Finding]:
+    views = len(scene.train)
+    if views >= FEW_VIEWS:
+        return []
+    return [Finding("warning", "views-few", str(scene.path), f"{views} training views", f"at least {FEW_VIEWS}", "add "
+                    "images that overlap: the model will look right near these and nowhere else")]  # fmt: skip
+
+
+def _check_steps(config: Config) -> list[Finding]:
+    growth, steps = config.growth, config.steps
+    starts = max(growth.start_stat, growth.from_step) + growth.interval
+    findings = []
+    if steps <= starts:
+        findings.append(Finding("warning", "steps", "steps", f"{steps}, and growth begins after {starts}",
+                                "many more steps than growth's first", "raise steps, or lower growth.start_stat and "
+                                "growth.from_step"))  # fmt: skip
+    elif steps < growth.until:
+        findings.append(Finding("warning", "steps", "growth.until", f"{growth.until}, and the run ends at {steps}",
+                                "growth to end well before the run does (MGS: at half)", "lower growth.until: what "
+                                "grows last never settles"))  # fmt: skip
+    if steps < config.optim.lr_steps:
+        findings.append(Finding("info", "steps", "optim.lr_steps", f"{config.optim.lr_steps}, and the run ends at "
+                                f"{steps}: learning rates do not reach their final value"))  # fmt: skip
+    if config.stage == "blocks" and config.weighting.enabled and steps <= config.weighting.every:
+        findings.append(Finding("info", "steps", "weighting.every", f"{config.weighting.every}, and the run ends at "
+                                f"{steps}: block weights stay 1"))  # fmt: skip
+    return findings

@@ -1,0 +1,233 @@
+"""The jobs of a sweep: settings of every row and seed, and where the coarse model, partitions and runs lie."""
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from momentum_gs.cli.common import load_run_config, resolve_config
+from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
+from momentum_gs.config.schema import Config
+from momentum_gs.config.sweep import SweepRow
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import warn
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.experiments.runner import Job, Stage, mark_done, stages_done
+from momentum_gs.experiments.scores import read_scores
+
+_NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.axes", "scene.cache_gb",
+                          "partition.coarse", "partition.file")  # fmt: skip
+"""Settings and sections that leave a run what it is."""
+_SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.file": "the partitions of the sweep",
+                  "stage": "the stages of the sweep", "out": "-m"}  # fmt: skip
+
+
+def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
+    """The experiment of a row with a seed; its output folder is the sweep's.
+
+    Raises:
+        UserError: for a setting of the command line that the row sets itself.
+    """
+    given = {text.partition("=")[0] for text in args.overrides}
+    for text in row.settings:
+        if (key := text.partition("=")[0]) in given:
+            raise UserError(
+                f"sweep: {key} is given on the command line, but row {row.name!r} sets it to {text.partition('=')[2]}; "
+                "leave it out, or change the sweep file"
+            )
+    for key, instead in _SET_BY_SWEEPS.items():
+        if key in given:
+            raise UserError(f"sweep: {key} is given on the command line, expected it free for {instead}; leave it out")
+    config = _resolve(args, row, f"seed={seed}")
+    if config.partition.file is not None:
+        raise UserError(
+            f"sweep: partition.file is {config.partition.file}, expected none: each row has the partition of its own "
+            "settings; leave it out"
+        )
+    return replace(
+        config,
+        steps=config.steps * row.stretch,
+        optim=replace(config.optim, lr_steps=config.optim.lr_steps * row.stretch),
+        growth=replace(config.growth, until=config.growth.until * row.stretch),
+        gaussians=replace(config.gaussians, until=config.gaussians.until * row.stretch),
+    )
+
+
+def coarse_config(args: argparse.Namespace, row: SweepRow | None = None) -> Config:
+    """A coarse model's settings: those of the command line, and of a row whose blocks start from such a model."""
+    return _resolve(args, row, "stage=coarse", "seed=0")
+
+
+def _resolve(args: argparse.Namespace, row: SweepRow | None, *settings: str) -> Config:
+    files = [*(args.config or ()), *([row.mode] if row is not None and row.mode is not None else [])]
+    overrides = [*args.overrides, *(row.settings if row is not None else ()), *settings]
+    return resolve_config(argparse.Namespace(**{**vars(args), "config": files, "overrides": overrides}))
+
+
+def experiment(config: Config) -> dict[str, Any]:
+    """Dotted name -> value of the settings that make a run what it is, as far as they are not the defaults.
+
+    Left out are paths, the device, the logs, and sections that do nothing. So are defaults: a setting that a later
+    version adds leaves the runs that are there what they are.
+    """
+    config = replace(config, partition=replace(config.partition, balance=config.partition.balance_used))
+    defaults = flat_settings(config_to_dict(Config()))
+    found = {}
+    for key, value in flat_settings(config_to_dict(config)).items():
+        if key in ("scene.test_list", "scene.points") and value is not None:
+            value = Path(value).name
+        if value != defaults[key] and not key.startswith(_NOT_OF_THE_EXPERIMENT + config.idle_sections):
+            found[key] = value
+    return found
+
+
+def short_hash(settings: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that stand for settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def n_blocks(config: Config) -> int | str:
+    """The number of cells that a partition is asked for."""
+    return math.prod(config.partition.dim) if config.partition.dim is not None else config.partition.blocks
+
+
+def run_folder(out: Path, config: Config) -> Path:
+    """Where the run of an experiment lies; the readable part repeats what most sweeps vary."""
+    parts = [f"n{n_blocks(config)}", f"k{config.blocks.active or 1}"]
+    parts += [config.model.primitive] * (config.model.primitive != "anchors")
+    parts += ["own"] * (config.blocks.decoder == "own") + ["teacher"] * config.teacher.enabled
+    parts += ["weighting"] * config.weighting.enabled
+    return out / "runs" / "-".join([*parts, f"seed{config.seed}", short_hash(experiment(config))])
+
+
+def partition_folder(out: Path, config: Config) -> Path:
+    """Where the partition of an experiment lies: one for all runs that ask for the same, whatever their seeds."""
+    parts = {key: value for key, value in experiment(config).items() if key.startswith(("partition.", "scene."))}
+    if config.partition.blocks == "auto":
+        parts |= {"anchors": asdict(config.anchors), "model": asdict(config.model), "growth": asdict(config.growth)}
+    return out / "partitions" / f"n{n_blocks(config)}-{short_hash(parts)}"
+
+
+def prior_folder(out: Path, coarse: Config) -> Path:
+    """Where the coarse model lies that blocks start from: one for all runs that ask for the same."""
+    parts = {key: value for key, value in experiment(coarse).items() if not key.startswith(("partition.", "blocks."))}
+    return out / f"coarse-{coarse.model.primitive}-{short_hash(parts)}"
+
+
+def needs_coarse(config: Config) -> bool:
+    """Whether a coarse model decides which cameras see which block."""
+    return n_blocks(config) != 1 and config.partition.assign != "visibility"
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Whether the run of an experiment has whole results.
+
+    Raises:
+        UserError: where the folder holds a run of other settings.
+    """
+    if not (folder / "config.yaml").is_file():
+        return False
+    there, wanted = experiment(load_run_config(folder)), experiment(config)
+    if wanted.get("scene.unit") == "auto" and "scene.unit" in there:
+        there["scene.unit"] = "auto"  # A run writes down the unit that it found.
+    if there != wanted:
+        key = next(key for key in {**there, **wanted} if there.get(key) != wanted.get(key))
+        raise UserError(
+            f"{folder}: holds a run with {key}={there.get(key, 'the default')}, expected "
+            f"{wanted.get(key, 'the default')}; move it away"
+        )
+    return read_scores(folder) is not None
+
+
+def scored_by(folder: Path, cells: Path) -> bool:
+    """Whether a finished run's scores by block go by the cells of a partition, which may not be there yet."""
+    file, scores = cells / "partition.json", read_scores(folder)
+    there = None if scores is None else scores.protocol.get("cells_sha256")
+    return there is not None and file.exists() and PartitionTable.load(file).cells_sha256 == there
+
+
+def coarse_job(config: Config, folder: Path) -> Job:
+    """Trains a coarse model."""
+    config = replace(config, out=str(folder))
+    if (folder / "config.yaml").is_file() and experiment(load_run_config(folder)) != experiment(config):
+        warn(f"sweep: {folder} was trained with other settings than these; it is used as it is")
+    command = _verb("train", "-c", folder / "settings.yaml")
+    stage = Stage("train", command, "point_cloud/iteration_*/point_cloud.ply")
+    return _job(_coarse_name(folder), folder, config, (stage,))
+
+
+def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
+    """Cuts the scene."""
+    needs = (_coarse_name(coarse),) if needs_coarse(config) else ()
+    config = replace(config, out=str(folder), partition=replace(config.partition, coarse=str(coarse)))
+    command = _verb("partition", str(config.scene.path), "-c", folder / "settings.yaml")
+    return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),), needs)
+
+
+def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, args: argparse.Namespace) -> Job:
+    """Trains, merges, renders and scores an experiment.
+
+    Args:
+        coarse: The model that its blocks may start from.
+        cells: Folder of the partition that scores by block go by.
+    """
+    folder = run_folder(out, config)
+    cut = partition_folder(out, config)
+    needs = tuple(dict.fromkeys(f"partition {path.name}" for path in (cut, cells)))
+    needs += (_coarse_name(coarse),) if config.starts_from_coarse else ()
+    wanted, partition = config, replace(config.partition, coarse=str(coarse), file=str(cut / "partition.json"))
+    config = replace(config, out=str(folder), partition=partition)
+    weights = () if args.lpips_weights is None else ("--lpips-weights", args.lpips_weights)
+    score = _verb("eval", folder, "--lpips", args.lpips, "--device", config.device, *weights)
+    model = "point_cloud/iteration_*"
+    stages = (
+        Stage("train", _verb("train", "-c", folder / "settings.yaml"), f"{model}/partition.json"),
+        Stage("merge", _verb("merge", folder), f"{model}/point_cloud.ply"),
+        Stage("render", _verb("render", folder, "--cells", cells / "partition.json"), "test/ours_*/render.json"),
+        Stage("render blocks", _verb("render", folder, "--blocks"), "test/ours_*_blocks/render.json"),
+        Stage("eval", score, "results.json"),
+    )
+    again = args.rescore
+
+    def done() -> bool:
+        nonlocal again
+        if not finished(folder, wanted):
+            return False
+        redo = {"eval"} if again else set()
+        if not scored_by(folder, cells):
+            redo = {"render", "eval"}
+        again = False
+        if redo:
+            mark_done(folder, [stage for stage in stages_done(folder) if stage not in redo])
+        return not redo
+
+    job = _job(name, folder, config, stages, needs)
+    return replace(job, finished=done, tidy=lambda: None if args.keep else _tidy(folder))
+
+
+def _verb(*words: str | Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "momentum_gs", *map(str, words))
+
+
+def _coarse_name(folder: Path) -> str:
+    return f"{folder.name} model"
+
+
+def _job(name: str, folder: Path, config: Config, stages: tuple[Stage, ...], needs: tuple[str, ...] = ()) -> Job:
+    """A job that is finished when its commands are."""
+    names = [stage.name for stage in stages]
+    return Job(name, folder, dump_config(config), stages, lambda: stages_done(folder) == names, lambda: None, needs)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what only more training, another merge or other renders of the unmerged blocks would need."""
+    for name in ("checkpoint", "store"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("point_cloud/iteration_*/point_cloud_block*.ply"):
+        path.unlink()

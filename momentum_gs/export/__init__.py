@@ -1,1 +1,0 @@
-"""Floor 7: files that other programs open."""

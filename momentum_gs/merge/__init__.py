@@ -1,0 +1,1 @@
+"""Floor 7: trained blocks become one model."""

@@ -1,0 +1,26 @@
+"""How many anchors a block may have, by number and by memory."""
+
+import torch
+
+from momentum_gs.config.schema import AnchorsConfig, ModelConfig
+from momentum_gs.core.rows import MOMENTS
+from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.train.growth.anchors import GrowthStats
+
+
+def bytes_per_anchor(model: ModelConfig) -> int:
+    """Bytes that an anchor takes while its block trains: rows, gradients, Adam's moments, growth statistics."""
+    zeros = torch.zeros
+    anchors = Anchors.fresh(zeros(1, 3), zeros(1, model.feature_dim), zeros(1, 6), model.n_offsets)
+    rows = anchors.rows()
+    learn = sum(rows[name].nbytes for name in LEARNABLE)
+    kept = sum(row.nbytes for row in (*rows.values(), *GrowthStats.zeros(anchors).rows().values()))
+    return kept + (1 + len(MOMENTS)) * learn
+
+
+def max_anchors(config: AnchorsConfig, model: ModelConfig) -> int | None:
+    """Anchors at which a block stops growing; None: no bound. 0 where the memory does not hold one."""
+    bounds = [] if config.max_per_block is None else [config.max_per_block]
+    if config.max_gb_per_block is not None:
+        bounds.append(int(config.max_gb_per_block * 2**30) // bytes_per_anchor(model))
+    return min(bounds, default=None)

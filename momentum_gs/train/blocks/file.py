@@ -1,0 +1,156 @@
+"""A block at rest as one safetensors file, the same in the store and in a checkpoint, with its size and SHA-256."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.train.blocks.packed import PackedBlock
+
+# Names of the format's element types (safetensors specification).
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a whole file is known by."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+    def mismatch(self, path: Path) -> str | None:
+        """What is wrong with a file that should be this one; None where nothing is. Reads all of it."""
+        try:
+            size = path.stat().st_size
+            if size != self.size:
+                return f"{path.name} has {size} bytes, expected {self.size}"
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while part := file.read(_CHUNK):
+                    digest.update(part)
+        except OSError as error:
+            return f"{path.name} cannot be read ({error.strerror})"
+        return None if digest.hexdigest() == self.sha256 else f"{path.name} has other bytes than were written"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> FileRecord:
+    """Writes tensors of any device in the safetensors format, on the disk for good.
+
+    The library's writer copies every tensor to a bytes object first, which makes it five times slower than the disk;
+    this one writes the tensors' own memory. What it writes the library reads.
+
+    Raises:
+        UserError: where the disk is full.
+    """
+    header: dict[str, object] = {"__metadata__": dict(meta)}
+    place = 0
+    # Wide elements first, so that every tensor is aligned to its own elements.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    for name, tensor in ordered.items():
+        end = place + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # The format wants the data aligned.
+    digest, size = hashlib.sha256(), 0
+    with enough_space(path, place), path.open("wb") as file:
+
+        def write(part: bytes | memoryview) -> None:
+            nonlocal size
+            digest.update(part)
+            size += file.write(part)
+
+        write(len(text).to_bytes(8, "little"))
+        write(text)
+        for tensor in ordered.values():
+            if tensor.numel():
+                write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(size, digest.hexdigest())
+
+
+def write_block(path: Path, packed: PackedBlock) -> FileRecord:
+    """Writes a block."""
+    return write_tensors(path, packed.tensors, {"meta": json.dumps(packed.meta)})
+
+
+def read_block(path: Path, pin: bool = False) -> PackedBlock:
+    """Reads a block into memory of its own, page-locked with ``pin`` (for transfers to a GPU)."""
+    with _opened(path) as file:
+        meta: dict[str, int | float] = json.loads(file.metadata()["meta"])
+        # The library maps the file; what it hands out would be read from the disk page by page while training.
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a handle, not a dict
+        return PackedBlock({k: v.pin_memory() if pin else v.clone() for k, v in found.items()}, meta)
+
+
+def read_rows(path: Path, prefix: str, names: Collection[str]) -> dict[str, Tensor]:
+    """Some tensors of a block by name without ``prefix``; the rest of the file is not read."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(prefix + name).clone() for name in names}
+
+
+def link(source: Path, target: Path) -> Path | None:
+    """Gives a file another name, by which it stays when the first one goes; None where the two places cannot share."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        return None
+    return target
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, on the disk for good."""
+    with enough_space(target, source.stat().st_size):
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """``link``, or a copy where that cannot be."""
+    if link(source, target) is None:
+        copy(source, target)
+
+
+@contextlib.contextmanager
+def enough_space(path: Path, size: int) -> Iterator[None]:
+    """Removes the half-written file and says what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):  # The disk's own trouble is the one to report.
+            path.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path.parent}: the disk is full, {size / 2**20:.1f} MiB wanted for {path.name}, {free / 2**20:.1f} MiB "
+            "free; make room, then continue with --resume"
+        ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged block file ({error}); continue from a checkpoint with --resume") from error

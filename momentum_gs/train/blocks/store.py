@@ -1,0 +1,263 @@
+"""Where blocks rest while others train, and how they come to the rank that trains them next.
+
+A rank holds its resting blocks in host memory under a bound of bytes; what is over it goes to files. While a round
+trains, one background thread writes back what memory cannot hold, brings the next round's blocks to the ranks that
+will train them, and reads them from disk. Law: any number of swaps equals no swap, bit for bit.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config, StoreConfig
+from momentum_gs.core.comm import Comm
+from momentum_gs.core.device import pins_memory
+from momentum_gs.core.memory import free_memory, return_freed_memory
+from momentum_gs.train.blocks.file import FileRecord, copy, link, link_or_copy, read_block, read_rows, write_block
+from momentum_gs.train.blocks.packed import ROWS, Block, PackedBlock, pack, unpack
+from momentum_gs.train.blocks.schedule import ranks_of
+
+
+@dataclass
+class _Resting:
+    """A block at rest on this rank: in memory, on disk, or both. A file's bytes never change."""
+
+    packed: PackedBlock | None
+    file: Path | None = None
+    record: FileRecord | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.packed is None else self.packed.nbytes
+
+
+def ram_bound(config: StoreConfig) -> int:
+    """Bytes of host memory that one process may fill with resting blocks."""
+    if config.ram_gb is not None:
+        return int(config.ram_gb * 2**30)
+    # Half: images, the blocks in training and the rest of the machine want some, too.
+    return free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+class BlockStore:
+    """The blocks of all ranks. Every rank makes the same calls in the same order."""
+
+    def __init__(
+        self, n: int, config: Config, device: torch.device, comm: Comm, folder: Path, ram_bytes: int | None = None
+    ) -> None:
+        """
+        Args:
+            folder: For this rank's files alone; what is there is removed.
+            ram_bytes: Bound of the resting blocks' host memory; None: no bound. Between two rounds the blocks that
+                have just trained come on top, whose memory was theirs before.
+        """
+        self._config, self._device, self._comm = config, device, comm
+        self._holder = [block % comm.world_size for block in range(n)]
+        self._resting: dict[int, _Resting] = {}
+        self._active: set[int] = set()
+        self._folder, self._bound = folder, ram_bytes
+        self._files = 0
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._job: Future[None] | None = None
+        self._order: list[int] = []
+        self.waited = 0.0
+        """Seconds that training has waited for blocks."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def n(self) -> int:
+        """Blocks of all ranks."""
+        return len(self._holder)
+
+    @property
+    def ram_bytes(self) -> int:
+        """Host memory of this rank's resting blocks."""
+        return sum(resting.nbytes for resting in self._resting.values())
+
+    def home(self, block: int) -> bool:
+        """Whether this rank holds the block (at the start: block mod R)."""
+        return self._holder[block] == self._comm.rank
+
+    def holder(self, block: int) -> int:
+        """The rank that holds the block."""
+        return self._holder[block]
+
+    def held(self) -> list[int]:
+        """The blocks that rest on this rank."""
+        return sorted(self._resting)
+
+    def put(self, block: int, packed: PackedBlock) -> None:
+        """Lays a block down on the rank that holds it; over the bound, on disk."""
+        assert self.home(block), f"block {block} is held by rank {self._holder[block]}"
+        self.join()
+        self._resting[block] = _Resting(packed)
+        self._make_room(0)
+
+    def adopt(self, block: int, file: Path, record: FileRecord) -> None:
+        """Lays a block down that is a file already; the file may be removed afterwards."""
+        assert self.home(block), f"block {block} is held by rank {self._holder[block]}"
+        own = self._new_file(block)
+        link_or_copy(file, own)
+        self._resting[block] = _Resting(None, own, record)
+
+    def packed(self, block: int) -> PackedBlock:
+        """A block that rests on this rank; where it is on disk only, read for the caller alone."""
+        self.join()
+        resting = self._resting[block]
+        return resting.packed or self._read(resting)
+
+    def rows(self, block: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """Rows of the anchors (or splats) of a block that rests on this rank; not to be written to."""
+        self.join()
+        resting = self._resting[block]
+        if resting.packed is not None:
+            return {name: resting.packed.tensors[ROWS + name] for name in names}
+        assert resting.file is not None
+        return read_rows(resting.file, ROWS, names)
+
+    def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
+        """Writes a block that rests on this rank to ``path``.
+
+        Args:
+            share: One that has a file already only gets another name, and the new file serves as the store's own.
+        """
+        self.join()
+        resting = self._resting[block]
+        if resting.file is not None:
+            assert resting.record is not None
+            (link_or_copy if share else copy)(resting.file, path)
+            return resting.record
+        assert resting.packed is not None
+        record = write_block(path, resting.packed)
+        if share:
+            resting.file, resting.record = link(path, self._new_file(block)), record
+        return record
+
+    def activate(self, blocks: tuple[int, ...]) -> list[Block]:
+        """Hands this rank its share of a round's blocks, which are waited for where they have not come yet."""
+        begin = time.perf_counter()
+        self.join()
+        self._move(blocks)
+        mine = []
+        for block, rank in zip(
+            blocks, ranks_of(blocks, self._config.blocks.groups, self._comm.world_size), strict=True
+        ):
+            self._active.add(block)
+            if rank == self._comm.rank:
+                resting = self._resting.pop(block)
+                mine.append(unpack(resting.packed or self._read(resting), self._config, self._device))
+                self._discard(resting)
+        self.waited += time.perf_counter() - begin
+        return mine
+
+    def rest(self, states: Iterable[Block]) -> None:
+        """Takes back what ``activate`` handed out."""
+        begin = time.perf_counter()
+        self.join()
+        for state in states:
+            self._resting[state.block] = _Resting(pack(state))
+        self._active.clear()
+        return_freed_memory()
+        self.waited += time.perf_counter() - begin
+
+    def look_ahead(self, rounds: Sequence[tuple[int, ...]]) -> None:
+        """Begins in the background what makes the next round start without waiting. Called while a round trains.
+
+        Args:
+            rounds: The blocks of the rounds to come, the next one first; blocks that come up late leave memory first.
+        """
+        self.join()
+        self._order = list(dict.fromkeys(block for blocks in rounds for block in blocks))
+        self._job = self._background.submit(self._bring, rounds[0] if rounds else ())
+
+    def join(self) -> None:
+        """Waits for the background thread and raises what it met."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def close(self) -> None:
+        """Ends the thread and removes the files."""
+        self._background.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Other ranks' files are in it, or it was never made.
+            self._folder.parent.rmdir()
+
+    def _trainers(self, blocks: tuple[int, ...]) -> list[tuple[int, int]]:
+        ranks = ranks_of(blocks, self._config.blocks.groups, self._comm.world_size)
+        return list(zip(blocks, ranks, strict=True))
+
+    def _bring(self, blocks: tuple[int, ...]) -> None:
+        self._make_room(0)
+        self._move(blocks)
+        for block in blocks:
+            resting = self._resting.get(block)
+            if resting is not None and resting.packed is None:
+                assert resting.file is not None
+                if not self._make_room(resting.file.stat().st_size, spare=blocks):
+                    return
+                resting.packed = self._read(resting)
+
+    def _move(self, blocks: tuple[int, ...]) -> None:
+        """Brings a round's blocks to their ranks, but for those in training.
+
+        All ranks walk the blocks in the same order, so the blocking transfers cannot wait for each other in a circle.
+        """
+        rank = self._comm.rank
+        for block, target in zip(
+            blocks, ranks_of(blocks, self._config.blocks.groups, self._comm.world_size), strict=True
+        ):
+            source = self._holder[block]
+            if block in self._active or source == target:
+                continue
+            if source == rank:
+                resting = self._resting.pop(block)
+                packed = resting.packed or self._read(resting)
+                self._comm.send(packed.tensors, json.dumps(packed.meta), target)
+                self._discard(resting)
+            elif target == rank:
+                tensors, meta = self._comm.recv(source)
+                self._resting[block] = _Resting(PackedBlock(tensors, json.loads(meta)))
+                self._make_room(0, spare=blocks)
+            self._holder[block] = target
+
+    def _make_room(self, size: int, spare: Sequence[int] = ()) -> bool:
+        """Lets blocks leave memory for their files until ``size`` more bytes fit; false if they cannot."""
+        if self._bound is None:
+            return True
+        last = len(self._order)
+        place = {block: i for i, block in enumerate(self._order)}
+        held = [b for b, r in self._resting.items() if r.packed is not None and b not in spare]
+        # What comes up last leaves first, which no other order beats in reads (Belady).
+        leaving = sorted(held, key=lambda b: (place.get(b, last), b))
+        while self.ram_bytes + size > self._bound and leaving:
+            block = leaving.pop()
+            resting = self._resting[block]
+            if resting.file is None:
+                assert resting.packed is not None
+                path = self._new_file(block)
+                resting.record, resting.file = write_block(path, resting.packed), path
+            resting.packed = None
+        return self.ram_bytes + size <= self._bound
+
+    def _read(self, resting: _Resting) -> PackedBlock:
+        assert resting.file is not None
+        return read_block(resting.file, pin=pins_memory(self._device))
+
+    def _new_file(self, block: int) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._files += 1
+        return self._folder / f"block_{block}.{self._files}.safetensors"
+
+    def _discard(self, resting: _Resting) -> None:
+        if resting.file is not None:
+            resting.file.unlink()

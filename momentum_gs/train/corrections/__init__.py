@@ -1,0 +1,1 @@
+"""What a run learns about its images: colour corrections and poses."""

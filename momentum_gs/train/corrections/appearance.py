@@ -1,0 +1,78 @@
+"""The per-image colour corrections in training (docs/appearance.md)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
+from momentum_gs.model.appearance import ROW_SHAPES, AppearanceTable, correct, load_appearance, roughness
+from momentum_gs.train.corrections.image_rows import ImageRows, NoRows, first_table
+from momentum_gs.train.initialization import coarse_folder
+from momentum_gs.train.lr import exponential
+
+# Weight of a bilateral grid's roughness in the loss, as in gsplat's examples.
+_SMOOTH = 10.0
+
+
+class NoAppearance(NoRows):
+    """In the place of a table (``appearance.model=none``): nothing to correct."""
+
+    table: AppearanceTable | None = None
+
+    def correct(self, image: Tensor, name: str) -> Tensor:
+        """The render itself."""
+        return image
+
+
+class SharedAppearance(ImageRows[AppearanceTable]):
+    """The corrections of all images. The face of ``NoAppearance``."""
+
+    def __init__(self, config: Config, start: AppearanceTable, device: torch.device, clock_scale: float) -> None:
+        """``clock_scale``: block steps that pass per update of what all blocks share."""
+        rate = exponential(*config.appearance.lr, config.optim.lr_steps)
+        super().__init__(start, rate, config.optim.eps, device, clock_scale)
+
+    def correct(self, image: Tensor, name: str) -> Tensor:
+        """The render [3,H,W] as the image of that name has it; the gradient reaches both."""
+        place = self._place[name]
+        row = self.table.rows[place].clone().requires_grad_(self._live)
+        self._shown = place, row
+        return correct(image, row)
+
+    def take_gradient(self, position: int) -> None:
+        """Sets the gradient of the last image shown aside; ``position``: of its block among the active ones."""
+        if self._shown is not None and self._shown[1].dim() == 4:
+            (_SMOOTH * roughness(self._shown[1])).backward()
+        super().take_gradient(position)
+
+
+Appearance = SharedAppearance | NoAppearance
+"""Of one face."""
+NO_APPEARANCE = NoAppearance()
+
+
+def make_appearance(
+    config: Config, names: Sequence[str], device: torch.device, clock_scale: float, fresh: bool
+) -> Appearance:
+    """As ``appearance.model`` says; blocks start from the coarse run's corrections where it has some.
+
+    Args:
+        names: All training images of the scene.
+        clock_scale: Block steps an update.
+        fresh: The run begins; False: ``load`` follows.
+
+    Raises:
+        UserError: the coarse run has corrections of another kind.
+    """
+    kind = config.appearance.model
+    if kind == "none":
+        return NO_APPEARANCE
+    start = first_table(config, AppearanceTable, names, ROW_SHAPES[kind], load_appearance, fresh)
+    if start.rows.shape[1:] != ROW_SHAPES[kind]:
+        raise UserError(
+            f"{coarse_folder(config)}: corrections of shape {tuple(start.rows.shape[1:])}, expected "
+            f"{ROW_SHAPES[kind]} (appearance.model = {kind}); train the coarse model with the same setting"
+        )
+    return SharedAppearance(config, start, device, clock_scale)

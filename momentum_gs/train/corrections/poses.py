@@ -1,0 +1,76 @@
+"""The per-image pose corrections in training (docs/poses.md)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.types import Camera
+from momentum_gs.model.poses import ROW_SHAPE, PoseTable, load_poses, moved
+from momentum_gs.train.corrections.image_rows import ImageRows, NoRows, first_table
+from momentum_gs.train.lr import exponential
+
+_LAST_RATE = 0.01
+"""Last learning rate over the first, as gsplat's examples have it for poses."""
+
+
+class NoPoses(NoRows):
+    """In the place of a table (``optim.pose=null``): the poses are as given."""
+
+    table: PoseTable | None = None
+
+    def pose(self, camera: Camera) -> tuple[Camera, Tensor | None]:
+        """The camera itself, and no gradient."""
+        return camera, None
+
+    def cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
+        """The cameras themselves."""
+        return list(cameras)
+
+
+class SharedPoses(ImageRows[PoseTable]):
+    """The corrections of all images. The face of ``NoPoses``.
+
+    The gradient is that of a further motion from where the camera is now. For a rotation of 0.01 (half a degree) it
+    differs by half a percent from that of the row itself, and Adam does not care for so little.
+    """
+
+    def __init__(self, config: Config, start: PoseTable, device: torch.device, clock_scale: float) -> None:
+        """``clock_scale``: block steps that pass per update of what all blocks share."""
+        assert config.optim.pose is not None
+        rate = exponential(config.optim.pose, config.optim.pose * _LAST_RATE, config.optim.lr_steps)
+        super().__init__(start, rate, config.optim.eps, device, clock_scale)
+
+    def pose(self, camera: Camera) -> tuple[Camera, Tensor | None]:
+        """The camera where its image has it now, and a motion of zeros [6] that takes the pose's gradient
+        (``render/nudge.py``); None: the poses are fixed."""
+        place = self._place[camera.name]
+        row = self.table.rows[place]
+        nudge = torch.zeros_like(row, requires_grad=True) if self._live else None
+        self._shown = None if nudge is None else (place, nudge)
+        return moved(camera, row), nudge
+
+    def cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
+        """Training cameras where their images have them now."""
+        rows = self.table.rows.cpu()
+        return [moved(camera, rows[self._place[camera.name]]) for camera in cameras]
+
+
+Poses = SharedPoses | NoPoses
+"""Of one face."""
+NO_POSES = NoPoses()
+
+
+def make_poses(config: Config, names: Sequence[str], device: torch.device, clock_scale: float, fresh: bool) -> Poses:
+    """As ``optim.pose`` says; blocks start from the coarse run's corrections where it has some.
+
+    Args:
+        names: All training images of the scene.
+        clock_scale: Block steps an update.
+        fresh: The run begins; False: ``load`` follows.
+    """
+    if config.optim.pose is None:
+        return NO_POSES
+    start = first_table(config, PoseTable, names, ROW_SHAPE, load_poses, fresh)
+    return SharedPoses(config, start, device, clock_scale)

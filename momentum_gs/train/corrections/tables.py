@@ -1,0 +1,76 @@
+"""All that a run learns of its images, beside the scene: colours and poses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.model.appearance import APPEARANCE_FILE, save_appearance
+from momentum_gs.model.poses import POSES_FILE, save_poses
+from momentum_gs.train.corrections.appearance import NO_APPEARANCE, Appearance, make_appearance
+from momentum_gs.train.corrections.poses import NO_POSES, Poses, make_poses
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Tables with a row for each training image, which move together with a shared decoder."""
+
+    appearance: Appearance = NO_APPEARANCE
+    poses: Poses = NO_POSES
+
+    @property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """What ``finish_step`` wants summed over the ranks before it is called."""
+        return self.appearance.gradients + self.poses.gradients
+
+    def begin_step(self, live: bool, n_active: int) -> None:
+        """``live``: False: all is fixed; ``n_active``: k, active blocks of all ranks."""
+        self.appearance.begin_step(live, n_active)
+        self.poses.begin_step(live, n_active)
+
+    def take_gradient(self, position: int) -> None:
+        """Sets the gradients of the last image shown aside; ``position``: of its block among the active ones."""
+        self.appearance.take_gradient(position)
+        self.poses.take_gradient(position)
+
+    def finish_step(self) -> None:
+        """Moves the rows of the images shown."""
+        self.appearance.finish_step()
+        self.poses.finish_step()
+
+    def files(self) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+        """Name of a checkpoint's file -> its tensors and its metadata; of what is learned alone."""
+        parts = {APPEARANCE_FILE: self.appearance, POSES_FILE: self.poses}
+        return {name: (part.to_tensors(), part.metadata()) for name, part in parts.items() if part.table is not None}
+
+    def load(self, folder: Path) -> None:
+        """Reads the ``files`` of a checkpoint, bit for bit.
+
+        Raises:
+            UserError: they are of other images.
+        """
+        self.appearance.load(folder / APPEARANCE_FILE)
+        self.poses.load(folder / POSES_FILE)
+
+    def save(self, folder: Path) -> None:
+        """Writes the tables into a model folder."""
+        if self.appearance.table is not None:
+            save_appearance(folder, self.appearance.table)
+        if self.poses.table is not None:
+            save_poses(folder, self.poses.table)
+
+
+NO_CORRECTIONS = Corrections()
+
+
+def make_corrections(
+    config: Config, names: Sequence[str], device: torch.device, clock_scale: float, fresh: bool
+) -> Corrections:
+    """As the settings say; the arguments and errors are those of ``make_appearance``."""
+    return Corrections(
+        make_appearance(config, names, device, clock_scale, fresh),
+        make_poses(config, names, device, clock_scale, fresh),
+    )

@@ -1,0 +1,1 @@
+"""Who decodes a block: the shared decoder and its teacher, one decoder per block, or none."""

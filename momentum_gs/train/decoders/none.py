@@ -1,0 +1,45 @@
+"""In the place of a decoder, for splats, which need none. The face is ``SharedDecoder``'s."""
+
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import Comm
+from momentum_gs.model.splats import Harmonics
+from momentum_gs.train.blocks.packed import Block
+from momentum_gs.train.blocks.splat_block import SplatBlock
+
+
+class NoDecoder:
+    """Knows the degree at which each block's colours are evaluated; has nothing to learn, to send or to save."""
+
+    teacher = None
+    updates = 0
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def student_of(self, block: Block) -> Harmonics:
+        """What draws a block at its step."""
+        assert isinstance(block, SplatBlock)
+        return Harmonics(block.sh_degree(self._config))
+
+    def begin_step(self, live: bool, n_active: int) -> None:
+        """Nothing to move."""
+
+    def take_gradient(self, block: Block, position: int) -> None:
+        """Nothing to take."""
+
+    def finish_step(self, comm: Comm, *beside: Tensor) -> None:
+        """Nothing to share but what others have to sum over ranks."""
+        comm.all_reduce_sums_(beside)
+
+    def retime(self, config: Config) -> None:
+        """The clocks of a run whose number of steps is revised."""
+        self._config = config
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Nothing, as ``to_tensors``."""
