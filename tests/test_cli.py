@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from momentum_gs.cli import main as cli
-from momentum_gs.cli.common import add_run_arguments, load_run_config, out_folder, resolve_config
+from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.config.load import dump_config, load_config
+from momentum_gs.config.run import load_run_config, out_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 

@@ -15,7 +15,7 @@ import momentum_gs.cli.eval
 import momentum_gs.experiments.run_time
 from momentum_gs.cli import main as cli
 from momentum_gs.cli import run as verb
-from momentum_gs.cli.common import load_run_config
+from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.synthetic.scene import CitySettings, write_city
 from momentum_gs.eval.lpips_metric import LpipsMissing

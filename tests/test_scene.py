@@ -12,8 +12,8 @@ from plyfile import PlyData
 from scene_files import REAL_SCENES, camera, picture, points, write_picture, write_scene
 from tiny_run import BASE
 
-from momentum_gs.cli.common import load_run_config
 from momentum_gs.cli.main import main
+from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project

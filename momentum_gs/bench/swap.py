@@ -15,12 +15,9 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
-from momentum_gs.model.anchors import LEARNABLE, Anchors
-from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.anchor_block import trained_block
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.store import BlockStore
-from momentum_gs.train.growth.anchors import GrowthStats
-from momentum_gs.train.optim import anchor_optimizer
 
 ANCHORS = 1_000_000
 
@@ -37,23 +34,6 @@ def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
         shutil.rmtree(place)
     if config.out is not None:
         _waits(Path(config.out) / "events.jsonl")
-
-
-def trained_block(n: int, config: Config, device: torch.device) -> BlockState:
-    """A block of n anchors at random, with moments and statistics."""
-    model, generator = config.model, torch.Generator().manual_seed(0)
-
-    def rand(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    anchors = Anchors.fresh(rand(n, 3), rand(n, model.feature_dim), rand(n, 6), model.n_offsets).to(device)
-    optimizer = anchor_optimizer(anchors, config.optim, 1.0)
-    for name in LEARNABLE:
-        row = anchors.rows()[name]
-        row.grad = torch.rand_like(row)
-    optimizer.step()
-    optimizer.zero_grad()
-    return BlockState(0, anchors, optimizer, GrowthStats.zeros(anchors), 0.01, 1.0, 1)
 
 
 def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Path) -> None:

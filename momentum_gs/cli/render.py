@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from momentum_gs.cli.common import load_run_config
+from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from momentum_gs.cli.common import load_run_config
+from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import say

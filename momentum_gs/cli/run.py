@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from momentum_gs.cli import doctor, merge, partition, prepare, render, report, train
+from momentum_gs.cli import doctor, merge, prepare, render, report, train
 from momentum_gs.cli import eval as scoring
-from momentum_gs.cli.common import OWN_FILE, Choosing
 from momentum_gs.config.load import load_settings
+from momentum_gs.config.run import OWN_FILE
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
 from momentum_gs.core.device import pick_device
@@ -23,8 +23,11 @@ from momentum_gs.data.prepare.files import PICTURES
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.transforms import find_transforms
 from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality
+from momentum_gs.experiments.resolve import Choosing
 from momentum_gs.experiments.run_state import RunState
 from momentum_gs.experiments.run_time import Times
+from momentum_gs.partition.cut import cut
+from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.pace import Pace
 
@@ -258,7 +261,9 @@ class _Run:
         self._fit(self._config("coarse", self._out / "coarse"))
 
     def _partition(self) -> None:
-        partition.cut(self._config("blocks", self._out))
+        config = self._config("blocks", self._out)
+        limit = anchors_that_fit(config, pick_device(config.device))
+        cut(config, limit, bytes_per_anchor(config.model))
 
     def _blocks(self) -> None:
         self._fit(self._config("blocks", self._out))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from momentum_gs.cli.common import add_run_arguments, frame_of_run, out_folder, resolve_choices
+from momentum_gs.cli.common import add_run_arguments, resolve_choices
 from momentum_gs.config.cfg_args import write_cfg_args
 from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
+from momentum_gs.config.run import frame_of_run, out_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
 from momentum_gs.core.device import device_use, pick_device

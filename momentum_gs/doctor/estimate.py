@@ -20,11 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from momentum_gs.bench.swap import trained_block
-from momentum_gs.cli.partition import with_block_count
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
-from momentum_gs.core.device import free_device_memory
+from momentum_gs.core.device import free_device_memory, pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import camera_radius, in_any_view
 from momentum_gs.core.memory import free_memory
@@ -37,11 +35,11 @@ from momentum_gs.doctor.settings import Scale
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.init import init_anchors
 from momentum_gs.partition.assign import assign_cameras
-from momentum_gs.partition.budget import GROWTH
+from momentum_gs.partition.budget import GROWTH, with_block_count
 from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
-from momentum_gs.train.blocks.anchor_block import BlockState
-from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor, max_anchors
+from momentum_gs.train.blocks.anchor_block import BlockState, trained_block
+from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor, max_anchors
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.store import ram_bound
 from momentum_gs.train.decoders.shared import SharedDecoder
@@ -122,7 +120,8 @@ def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | N
 
 
 def _by_geometry(scene: Scene, config: Config) -> PartitionTable:
-    config = with_block_count(config, scene)
+    limit = anchors_that_fit(config, pick_device(config.device))
+    config = with_block_count(config, scene, limit, bytes_per_anchor(config.model))
     table = automatic_layout(scene.train, scene.points.xyz, config.partition).table()
     cover = partial(view_cover, table=table, boxes=block_boxes(table, scene.points.xyz))
     return replace(table, views=assign_cameras(scene.train, table, cover, config.partition.threshold))

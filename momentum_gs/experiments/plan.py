@@ -1,23 +1,23 @@
 """The jobs of a sweep: settings of every row and seed, and where the coarse model, partitions and runs lie."""
 
-import argparse
 import hashlib
 import json
 import math
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from momentum_gs.cli.common import load_run_config, resolve_config
 from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
+from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import SweepRow
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.experiments.resolve import resolve
 from momentum_gs.experiments.runner import Job, Stage, mark_done, stages_done
 from momentum_gs.experiments.scores import read_scores
 
@@ -28,13 +28,39 @@ _SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.
                   "stage": "the stages of the sweep", "out": "-m"}  # fmt: skip
 
 
-def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of a sweep."""
+
+    files: tuple[str, ...] = ()
+    """Settings files, of which the later win."""
+    settings: tuple[str, ...] = ()
+    """``key=value`` of flags and overrides, stronger than files."""
+    overrides: tuple[str, ...] = ()
+    """Those of them that were given as ``key=value``."""
+    only: tuple[str, ...] | None = None
+    """Rows to run; None: all."""
+    jobs: int | None = None
+    """Runs at a time; None: one for each GPU, on CPUs one."""
+    coarse: str | None = None
+    """Folder of a coarse model for the partitions; None: one is trained where it is missing."""
+    keep: bool = False
+    """Keep checkpoints and unmerged blocks."""
+    table: bool = False
+    """Run nothing."""
+    rescore: bool = False
+    """Score the renders of finished runs again."""
+    lpips: str = "vgg"
+    lpips_weights: Path | None = None
+
+
+def row_config(request: Request, row: SweepRow, seed: int) -> Config:
     """The experiment of a row with a seed; its output folder is the sweep's.
 
     Raises:
         UserError: for a setting of the command line that the row sets itself.
     """
-    given = {text.partition("=")[0] for text in args.overrides}
+    given = {text.partition("=")[0] for text in request.overrides}
     for text in row.settings:
         if (key := text.partition("=")[0]) in given:
             raise UserError(
@@ -44,7 +70,7 @@ def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
     for key, instead in _SET_BY_SWEEPS.items():
         if key in given:
             raise UserError(f"sweep: {key} is given on the command line, expected it free for {instead}; leave it out")
-    config = _resolve(args, row, f"seed={seed}")
+    config = _resolve(request, row, f"seed={seed}")
     if config.partition.file is not None:
         raise UserError(
             f"sweep: partition.file is {config.partition.file}, expected none: each row has the partition of its own "
@@ -59,15 +85,15 @@ def row_config(args: argparse.Namespace, row: SweepRow, seed: int) -> Config:
     )
 
 
-def coarse_config(args: argparse.Namespace, row: SweepRow | None = None) -> Config:
+def coarse_config(request: Request, row: SweepRow | None = None) -> Config:
     """A coarse model's settings: those of the command line, and of a row whose blocks start from such a model."""
-    return _resolve(args, row, "stage=coarse", "seed=0")
+    return _resolve(request, row, "stage=coarse", "seed=0")
 
 
-def _resolve(args: argparse.Namespace, row: SweepRow | None, *settings: str) -> Config:
-    files = [*(args.config or ()), *([row.mode] if row is not None and row.mode is not None else [])]
-    overrides = [*args.overrides, *(row.settings if row is not None else ()), *settings]
-    return resolve_config(argparse.Namespace(**{**vars(args), "config": files, "overrides": overrides}))
+def _resolve(request: Request, row: SweepRow | None, *settings: str) -> Config:
+    mode = [row.mode] if row is not None and row.mode is not None else []
+    of_row = row.settings if row is not None else ()
+    return resolve([*request.files, *mode], [*request.settings, *of_row, *settings])[0]
 
 
 def experiment(config: Config) -> dict[str, Any]:
@@ -170,7 +196,7 @@ def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
     return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),), needs)
 
 
-def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, args: argparse.Namespace) -> Job:
+def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, request: Request) -> Job:
     """Trains, merges, renders and scores an experiment.
 
     Args:
@@ -183,8 +209,8 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, arg
     needs += (_coarse_name(coarse),) if config.starts_from_coarse else ()
     wanted, partition = config, replace(config.partition, coarse=str(coarse), file=str(cut / "partition.json"))
     config = replace(config, out=str(folder), partition=partition)
-    weights = () if args.lpips_weights is None else ("--lpips-weights", args.lpips_weights)
-    score = _verb("eval", folder, "--lpips", args.lpips, "--device", config.device, *weights)
+    weights = () if request.lpips_weights is None else ("--lpips-weights", request.lpips_weights)
+    score = _verb("eval", folder, "--lpips", request.lpips, "--device", config.device, *weights)
     model = "point_cloud/iteration_*"
     stages = (
         Stage("train", _verb("train", "-c", folder / "settings.yaml"), f"{model}/partition.json"),
@@ -193,7 +219,7 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, arg
         Stage("render blocks", _verb("render", folder, "--blocks"), "test/ours_*_blocks/render.json"),
         Stage("eval", score, "results.json"),
     )
-    again = args.rescore
+    again = request.rescore
 
     def done() -> bool:
         nonlocal again
@@ -208,7 +234,7 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, arg
         return not redo
 
     job = _job(name, folder, config, stages, needs)
-    return replace(job, finished=done, tidy=lambda: None if args.keep else _tidy(folder))
+    return replace(job, finished=done, tidy=lambda: None if request.keep else _tidy(folder))
 
 
 def _verb(*words: str | Path) -> tuple[str, ...]:

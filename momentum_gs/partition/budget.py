@@ -10,7 +10,9 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_view
+from momentum_gs.core.log import say
 from momentum_gs.core.types import Camera
+from momentum_gs.data.scene import Scene
 from momentum_gs.model.init import median_spacing, voxelize
 from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
@@ -77,3 +79,21 @@ def blocks_within(
         f"the cameras of one see {best[1]:,} of the scene's {int(total):,}; raise anchors.max_gb_per_block or "
         "anchors.max_per_block, or give the number"
     )
+
+
+def with_block_count(config: Config, scene: Scene, limit: int, bytes_each: int) -> Config:
+    """The experiment with the number of blocks that keeps each within ``limit`` anchors, where ``auto`` asks for it.
+
+    Args:
+        limit: Anchors that a block may have.
+        bytes_each: Memory that an anchor takes in training, to print.
+    """
+    if config.partition.blocks != "auto" or config.partition.dim is not None:
+        return config
+    n, largest = blocks_within(limit, scene.train, scene.points.xyz, config)
+    gb = bytes_each / 2**30
+    say(
+        f"blocks: {n}, the largest with about {largest:,} anchors ({largest * gb:.2f} GiB) after growth by {GROWTH:g}; "
+        f"bound: {limit:,} ({limit * gb:.2f} GiB)"
+    )
+    return replace(config, partition=replace(config.partition, blocks=n))

@@ -4,8 +4,8 @@ Source: CityGaussian, which trains a coarse model of the whole scene and goes on
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from momentum_gs.config.run import coarse_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
@@ -13,12 +13,6 @@ from momentum_gs.core.types import Camera
 from momentum_gs.model.io import model_folder
 from momentum_gs.model.splat_io import load_splats
 from momentum_gs.model.splats import Splats
-
-
-def coarse_folder(config: Config) -> Path:
-    """Output folder of the coarse run that belongs to a run of blocks."""
-    assert config.out is not None
-    return Path(config.partition.coarse or Path(config.out) / "coarse")
 
 
 def load_prior(config: Config) -> Splats:

@@ -102,3 +102,20 @@ def init_block(
     optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
     own = DecoderLearner(config, device) if config.own_decoders else None
     return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale, own=own)
+
+
+def trained_block(n: int, config: Config, device: torch.device) -> BlockState:
+    """A block of n anchors at random, with moments and statistics."""
+    model, generator = config.model, torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    anchors = Anchors.fresh(rand(n, 3), rand(n, model.feature_dim), rand(n, 6), model.n_offsets).to(device)
+    optimizer = anchor_optimizer(anchors, config.optim, 1.0)
+    for name in LEARNABLE:
+        row = anchors.rows()[name]
+        row.grad = torch.rand_like(row)
+    optimizer.step()
+    optimizer.zero_grad()
+    return BlockState(0, anchors, optimizer, GrowthStats.zeros(anchors), 0.01, 1.0, 1)

@@ -2,10 +2,14 @@
 
 import torch
 
-from momentum_gs.config.schema import AnchorsConfig, ModelConfig
+from momentum_gs.config.schema import AnchorsConfig, Config, ModelConfig
+from momentum_gs.core.device import free_device_memory
 from momentum_gs.core.rows import MOMENTS
 from momentum_gs.model.anchors import LEARNABLE, Anchors
 from momentum_gs.train.growth.anchors import GrowthStats
+
+MEMORY_SHARE = 0.5
+"""Of the free memory, for the anchors of a block; images and the decoder's activations take the rest."""
 
 
 def bytes_per_anchor(model: ModelConfig) -> int:
@@ -24,3 +28,11 @@ def max_anchors(config: AnchorsConfig, model: ModelConfig) -> int | None:
     if config.max_gb_per_block is not None:
         bounds.append(int(config.max_gb_per_block * 2**30) // bytes_per_anchor(model))
     return min(bounds, default=None)
+
+
+def anchors_that_fit(config: Config, device: torch.device) -> int:
+    """Anchors that a block may have: ``max_anchors``, or where nothing bounds it what the free memory holds."""
+    limit = max_anchors(config.anchors, config.model)
+    if limit is None:
+        limit = int(MEMORY_SHARE * free_device_memory(device)) // bytes_per_anchor(config.model)
+    return limit

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from momentum_gs.config.run import coarse_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.model.appearance import ROW_SHAPES, AppearanceTable, correct, load_appearance, roughness
 from momentum_gs.train.corrections.image_rows import ImageRows, NoRows, first_table
-from momentum_gs.train.initialization import coarse_folder
 from momentum_gs.train.lr import exponential
 
 # Weight of a bilateral grid's roughness in the loss, as in gsplat's examples.

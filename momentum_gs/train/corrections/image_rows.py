@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from momentum_gs.config.run import coarse_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import to_host
 from momentum_gs.core.errors import UserError
 from momentum_gs.model.image_table import AnyTable, pin, rows_of
 from momentum_gs.model.io import model_folder
-from momentum_gs.train.initialization import coarse_folder
 
 # Adam's usual ones; torch has them as defaults, too.
 _BETAS = (0.9, 0.999)

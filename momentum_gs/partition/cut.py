@@ -1,0 +1,139 @@
+"""Cutting a scene into blocks with their cameras, from its settings to the partition file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from momentum_gs.config.run import coarse_folder, frame_of_run, load_run_config, out_folder
+from momentum_gs.config.schema import Config
+from momentum_gs.core.device import pick_device
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import say
+from momentum_gs.core.types import Camera
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.model.io import load_model, model_folder
+from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
+from momentum_gs.partition.budget import with_block_count
+from momentum_gs.partition.cover import block_boxes, view_cover
+from momentum_gs.partition.coverage import SEEN_BY, BlockCoverage, coverage
+from momentum_gs.partition.figure import draw_partition
+from momentum_gs.partition.join import block_place, join_starved
+from momentum_gs.partition.layout import automatic_layout
+from momentum_gs.partition.published_masks import read_camera_masks
+
+
+def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None = None) -> None:
+    """Makes the partition, saves it, draws it and prints it.
+
+    Args:
+        config: With absolute paths.
+        limit: Anchors that a block may have, where ``partition.blocks`` is ``auto``.
+        bytes_each: Memory that an anchor takes in training.
+        camera_masks: Published mask that says which views each block has.
+    """
+    path = Path(config.partition.file) if config.partition.file else out_folder(config) / "partition.json"
+    scene = load_scene(frame_of_run(config.scene, coarse_folder(config)))
+    config = with_block_count(config, scene, limit, bytes_each)
+    settings = config.partition
+    table = automatic_layout(scene.train, scene.points.xyz, settings).table()
+    if camera_masks is None:
+        table = _with_views(table, scene, config)
+    else:
+        views = read_camera_masks(camera_masks, [camera.name for camera in scene.train], table.n)
+        table = replace(table, views=views, meta={"assign": camera_masks.name})
+    points = torch.bincount(table.cell_of(scene.points.xyz), minlength=table.n).tolist()
+    table, joined = join_starved(table, scene.train, points, settings.min_views, settings.min_points)
+    covered = coverage(table, scene.train, scene.points.xyz)
+    meta = {
+        **scene.frame.record(),
+        "balance": settings.balance_used,
+        "joined": joined,
+        "coverage": [asdict(block) for block in covered],
+    }
+    table = replace(table, meta={**table.meta, **meta})
+    table.save(path)
+    _print(table, covered, len(scene.train))
+    for line in joined:
+        say(f"joined: {line}")
+    say(f"partition: {path}")
+    try:
+        draw_partition(path.with_suffix(".png"), table, scene.train, scene.points)
+        say(f"map:       {path.with_suffix('.png')}")
+    except UserError as error:  # the map is a help, not a part of the run
+        say(f"no map: {error}")
+    empty = weak_blocks(table, minimum=1)
+    if empty:
+        raise UserError(f"partition: {empty[0]}" + (f" ({len(empty) - 1} more like it)" if len(empty) > 1 else ""))
+    for line in weak_blocks(table):
+        say(f"warning: {line}")
+
+
+def _with_views(table: PartitionTable, scene: Scene, config: Config) -> PartitionTable:
+    """The table with its cameras; one block takes them all and needs no model."""
+    settings = config.partition
+    meta: dict[str, Any] = {"assign": settings.assign, "threshold": settings.threshold}
+    changes: Callable[[Camera], Mapping[int, float]]
+    if table.n == 1:
+        return replace(table, views=[[camera.name for camera in scene.train]])
+    if settings.assign == "visibility":
+        changes = partial(view_cover, table=table, boxes=block_boxes(table, scene.points.xyz))
+    else:
+        changes = _coarse_changes(table, scene, config, meta)
+    return replace(table, views=assign_cameras(scene.train, table, changes, settings.threshold), meta=meta)
+
+
+def _coarse_changes(
+    table: PartitionTable, scene: Scene, config: Config, meta: dict[str, Any]
+) -> Callable[[Camera], Mapping[int, float]]:
+    """What the coarse model says of the blocks in a camera's picture; ``meta`` gets its name and size."""
+    coarse = coarse_folder(config)
+    try:
+        folder = model_folder(coarse)
+    except UserError as error:
+        raise UserError(
+            f"partition: no coarse model in {coarse}, expected one to see which cameras see which block; "
+            f"run 'momentum-gs train -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
+            "partition.assign=visibility"
+        ) from error
+    if (coarse / "config.yaml").is_file():
+        theirs, ours = load_run_config(coarse).scene, scene.frame.recorded(config.scene)
+        none = (0.0, 0.0, 0.0)
+        if (theirs.offset or none, theirs.unit, theirs.axes) != (ours.offset or none, ours.unit, ours.axes):
+            raise UserError(
+                f"partition: the coarse model in {coarse} has scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
+                f"expected {ours.unit} and {ours.offset} as here; train it again with these settings, or set "
+                "partition.assign=visibility"
+            )
+    device = pick_device(config.device)
+    anchors, decoder = load_model(folder / "point_cloud.ply")
+    anchors, decoder = anchors.to(device), decoder.to(device)
+    background = torch.full((3,), float(config.scene.white_background), device=device)
+    meta.update(coarse_anchors=len(anchors), coarse_model=folder.name)
+    block_of_anchor = table.cell_of(anchors.position)
+    if config.partition.assign == "contribution":
+        return lambda camera: view_contributions(anchors, decoder, camera, block_of_anchor)
+    return lambda camera: view_changes(anchors, decoder, camera, block_of_anchor, background, table.owner(camera))
+
+
+def _print(table: PartitionTable, covered: list[BlockCoverage], cameras: int) -> None:
+    """The grid and one line a block."""
+    up = ", ".join(f"{value:.3f}" for value in table.rotation[2].tolist())
+    say(f"grid {' x '.join(map(str, table.dim))}; its z axis is ({up}) of the world")
+    say("core box " + ", ".join(f"{value:.4g}" for value in table.aabb) + " (low x,y,z, high x,y,z of the grid)")
+    say(f"{'block':>5}  {'cell':<26}{'inside':>7}{'views':>7}{'points':>10}{f'seen {SEEN_BY}x':>9}{'area':>11}")
+    for block, row in enumerate(covered):
+        say(
+            f"{block:>5}  {block_place(table, block):<26}{row.inside:>7}{row.views:>7}{row.points:>10}{row.seen:>9.0%}"
+            f"{row.area:>11.4g}"
+        )
+    views, points, area = sum(r.views for r in covered), sum(r.points for r in covered), sum(r.area for r in covered)
+    seen = sum(r.seen * r.points for r in covered) / max(points, 1)
+    say(
+        f"{'all':>5}  {'':<26}{cameras:>7}{views:>7}{points:>10}{seen:>9.0%}{area:>11.4g}   "
+        f"{views / cameras:.2f} blocks a view"
+    )
