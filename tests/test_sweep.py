@@ -24,8 +24,10 @@ from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import MODES, Sweep, SweepRow, load_sweep
 from momentum_gs.core.errors import UserError
 from momentum_gs.eval.results import config_hash
+from momentum_gs.experiments import sweep as sweep_module
 from momentum_gs.experiments.figure import draw_sweep
 from momentum_gs.experiments.plan import (
+    Request,
     coarse_config,
     experiment,
     finished,
@@ -52,8 +54,12 @@ def arguments(*words: str) -> argparse.Namespace:
     return arguments_of(Path("sweep.yaml"), Path("scene"), Path("out"), *words)
 
 
+def request(*words: str) -> Request:
+    return verb.request_of(arguments(*words))
+
+
 def config_of(*settings: str, given: tuple[str, ...] = (), seed: int = 0, **row: Any) -> Config:
-    return row_config(arguments(*given), SweepRow(name="row", settings=settings, paper={}, **row), seed)
+    return row_config(request(*given), SweepRow(name="row", settings=settings, paper={}, **row), seed)
 
 
 # --- sweep files ---
@@ -152,11 +158,11 @@ def test_seeds_and_training_share_a_partition(tmp_path: Path) -> None:
 def test_rows_of_gaussians_start_from_a_coarse_model_of_gaussians_in_the_same_blocks(tmp_path: Path) -> None:
     mode = MODES / "gaussians.yaml"
     row = SweepRow(name="row", mode=mode, paper={})
-    config, coarse = row_config(arguments(), row, 3), coarse_config(arguments(), row)
+    config, coarse = row_config(request(), row, 3), coarse_config(request(), row)
     assert config.starts_from_coarse and coarse.stage == "coarse" and coarse.model.primitive == "gaussians"
     assert partition_folder(tmp_path, config) == partition_folder(tmp_path, config_of())
-    four = coarse_config(arguments(), replace(row, settings=("partition.blocks=4", "blocks.active=2")))
-    other = coarse_config(arguments("steps=7"), row)
+    four = coarse_config(request(), replace(row, settings=("partition.blocks=4", "blocks.active=2")))
+    other = coarse_config(request("steps=7"), row)
     assert prior_folder(tmp_path, four) == prior_folder(tmp_path, coarse) != prior_folder(tmp_path, other)
 
 
@@ -341,13 +347,13 @@ def test_slots_share_the_cores_and_take_turns_on_the_gpus(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     gpus: list[str] = []
-    monkeypatch.setattr(verb, "visible_gpus", lambda _: gpus)
-    assert verb._slots(None, Config()) == [{"OMP_NUM_THREADS": "8"}]
-    assert verb._slots(3, Config()) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setattr(sweep_module, "visible_gpus", lambda _: gpus)
+    assert sweep_module._slots(None, Config()) == [{"OMP_NUM_THREADS": "8"}]
+    assert sweep_module._slots(3, Config()) == [{"OMP_NUM_THREADS": "2"}] * 3
     gpus += ["4", "6"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # The user's word stands.
-    assert verb._slots(None, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6")]
-    assert verb._slots(3, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6", "4")]
+    assert sweep_module._slots(None, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6")]
+    assert sweep_module._slots(3, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6", "4")]
 
 
 def test_the_command_line_refuses_what_would_mix_runs(tmp_path: Path) -> None:

@@ -56,7 +56,15 @@ def run(args: argparse.Namespace) -> int:
     sweep = load_sweep(args.sweep)
     if args.seeds is not None:
         sweep = replace(sweep, seeds=args.seeds)
-    request = Request(
+    failed = run_sweep(sweep, request_of(args))
+    for name, reason in failed.items():
+        warn(f"sweep: {name} failed: {reason}")
+    return 1 if failed else 0
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """What the parsed arguments ask for."""
+    return Request(
         files=tuple(args.config or ()),
         settings=tuple(settings_of(args)),
         overrides=tuple(args.overrides),
@@ -69,7 +77,3 @@ def run(args: argparse.Namespace) -> int:
         lpips=args.lpips,
         lpips_weights=args.lpips_weights,
     )
-    failed = run_sweep(sweep, request)
-    for name, reason in failed.items():
-        warn(f"sweep: {name} failed: {reason}")
-    return 1 if failed else 0
