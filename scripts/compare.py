@@ -41,10 +41,10 @@ def main() -> None:
             name, *words = shlex.split(variant)
             run = args.out / f"{name}_s{seed}"
             if not (run / "results.json").is_file():
-                _verb("train", "-s", args.scene, "-m", run, *shlex.split(args.common), *words, "stage=coarse",
+                _command("train", "-s", args.scene, "-m", run, *shlex.split(args.common), *words, "stage=coarse",
                       f"seed={seed}", "log.tensorboard=false")  # fmt: skip
-                _verb("render", run, *(["--covered"] if reference is None else ["--covered-by", reference]))
-                _verb("eval", run, "--lpips", args.lpips, *weights)
+                _command("render", run, *(["--covered"] if reference is None else ["--covered-by", reference]))
+                _command("eval", run, "--lpips", args.lpips, *weights)
             reference = reference or run
             scores.setdefault(name, []).append(_scores(run))
     table = "\n".join(_rows(scores))
@@ -52,7 +52,7 @@ def main() -> None:
     print(table)
 
 
-def _verb(*words: str | Path) -> None:
+def _command(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "momentum_gs", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -18,7 +18,7 @@ if [ -e "$OUT" ]; then
 fi
 
 say() { printf '\n== %s\n' "$*"; }
-say "1/6 a city, its photographs and its sparse points"
+say "1/6 a city, its images and its sparse points"
 momentum-gs synth "$OUT/scene" --blocks-x 4 --blocks-y 4 --views 80 --size 240x180
 say "2/6 coarse model of the whole scene"
 momentum-gs train -c $CONFIG -s "$OUT/scene" -m "$OUT/coarse" stage=coarse

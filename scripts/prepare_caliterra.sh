@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How good is 'prepare'? The photographs of a scene alone go through it; then the scene with the poses that it came with
-# and the prepared one are trained alike, each as a single block, and scored on the same held-out photographs.
+# How good is 'prepare'? The images of a scene alone go through it; then the scene with the poses that it came with
+# and the prepared one are trained alike, each as a single block, and scored on the same held-out images.
 #
 #   bash scripts/prepare_caliterra.sh SCENE OUT [key=value ...]      settings of both trainings
 #   PREPARE='--camera-model PINHOLE' ...                             flags of prepare

@@ -16,7 +16,7 @@ from typing import Any
 
 import pycolmap
 
-from momentum_gs.data.prepare.files import find_pictures, workers
+from momentum_gs.data.prepare.files import find_images, workers
 from momentum_gs.data.prepare.sfm import Sfm, SfmSettings
 
 Spent = dict[str, tuple[float, float]]
@@ -40,7 +40,7 @@ def defaults(photos: Path, out: Path) -> tuple[Spent, Path]:
     extraction.num_threads = matching.num_threads = mapping.num_threads = workers()
     reader.camera_model = "OPENCV"
     timed(
-        "features", pycolmap.extract_features, database, photos, image_names=find_pictures(photos),
+        "features", pycolmap.extract_features, database, photos, image_names=find_images(photos),
         reader_options=reader, camera_mode=pycolmap.CameraMode.SINGLE, extraction_options=extraction,
     )  # fmt: skip
     timed("matching", pycolmap.match_exhaustive, database, matching_options=matching)
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, metavar="N")
     parser.add_argument("--only", choices=("prepare", "defaults"))
     args = parser.parse_args()
-    print(f"{len(find_pictures(args.photos))} images, {workers()} threads, pycolmap {pycolmap.__version__}", flush=True)
+    print(f"{len(find_images(args.photos))} images, {workers()} threads, pycolmap {pycolmap.__version__}", flush=True)
     for turn in range(args.rounds):
         totals = {}
         for name, work in (("prepare", ours), ("defaults", defaults)):

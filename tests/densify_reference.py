@@ -26,7 +26,7 @@ def grow_and_prune_reference(
     seen: Rows = {k: v.numpy().copy() for k, v in stats.rows().items()}
     n, n_offsets = len(anchors), anchors.n_offsets
     enough = config.interval * config.success_threshold
-    judged = [p for p in range(n * n_offsets) if seen["offset_denom"][p, 0] > enough * 0.5]
+    eligible = [p for p in range(n * n_offsets) if seen["offset_denom"][p, 0] > enough * 0.5]
 
     best: list[np.float32] = []  # Of every new anchor, the largest gradient that asks for it.
     for level in range(config.depth):
@@ -37,7 +37,7 @@ def grow_and_prune_reference(
         draw = rand(level, torch.arange(n * n_offsets)).numpy()
         taken = {tuple(cell) for cell in np.round(rows["position"] / size).astype(int)}
         sources: dict[tuple[int, ...], list[tuple[int, np.float32]]] = {}
-        for p in judged:
+        for p in eligible:
             gradient = seen["offset_gradient_accum"][p, 0] / seen["offset_denom"][p, 0]
             if gradient >= threshold and draw[p] > 0.5 ** (level + 1):
                 anchor, offset = divmod(p, n_offsets)
@@ -57,7 +57,7 @@ def grow_and_prune_reference(
             rows = {k: np.concatenate([v, np.array([new[k]], dtype=np.float32)]) for k, v in rows.items()}
             best.append(max(gradient for _, gradient in sources[cell]))
 
-    for p in judged:
+    for p in eligible:
         seen["offset_denom"][p] = seen["offset_gradient_accum"][p] = 0
     keep = []
     for anchor in range(n):

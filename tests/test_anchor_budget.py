@@ -59,4 +59,4 @@ def test_a_block_grows_to_its_bound(limit: int | None) -> None:
         assert sum(report.grown) > 5 and report.refused == 0
     else:
         assert len(state.anchors) == limit and report.refused > 0
-    assert len(state.stats.anchor_demon) == len(state.anchors)
+    assert len(state.stats.anchor_denom) == len(state.anchors)

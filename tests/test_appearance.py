@@ -40,7 +40,7 @@ from momentum_gs.model.image_table import pin, rows_of
 from momentum_gs.model.io import load_model
 from momentum_gs.render.score import score_views
 from momentum_gs.train.corrections.appearance import NO_APPEARANCE, SharedAppearance, make_appearance
-from momentum_gs.train.decoders.per_block import OwnDecoders
+from momentum_gs.train.decoders.per_block import PerBlockDecoders
 from momentum_gs.train.decoders.shared import SharedDecoder
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
@@ -291,8 +291,8 @@ def test_one_message_a_step_with_the_decoders_gradient_or_alone() -> None:
     for decoders, appearance, wanted in (
         (SharedDecoder(Config(), CPU, 1.0), learner(), 1),
         (SharedDecoder(Config(), CPU, 1.0), NO_APPEARANCE, 1),
-        (OwnDecoders(), learner(), 1),
-        (OwnDecoders(), NO_APPEARANCE, 0),
+        (PerBlockDecoders(), learner(), 1),
+        (PerBlockDecoders(), NO_APPEARANCE, 0),
     ):
         comm.messages = 0
         decoders.begin_step(True, 1)

@@ -49,7 +49,7 @@ TOWNS = Anchors.cat([town(-10.0), town(10.0)])
 
 
 def looking(name: str, eye: tuple[float, float, float], target: tuple[float, float, float]) -> Camera:
-    """A camera at ``eye`` with ``target`` in the middle of its picture."""
+    """A camera at ``eye`` with ``target`` in the middle of its image."""
     at, to = torch.tensor(eye, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
     forward = torch.nn.functional.normalize(to - at, dim=0)
     right = torch.linalg.cross(forward, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
@@ -103,7 +103,7 @@ def test_change_is_that_of_leaving_the_block_out(camera: Camera) -> None:
         without = render_image(TOWNS.subset(block != CELL), DECODER, camera, BLACK)
         # 1e-5: a matrix product over other rows rounds differently, and SSIM sums 5,000 such pixels.
         assert changes.get(block, 0.0) == pytest.approx(1 - float(ssim(whole, without)), abs=1e-5)
-        if block not in changes:  # nothing of it in the picture, so nothing changes, exactly
+        if block not in changes:  # nothing of it in the image, so nothing changes, exactly
             torch.testing.assert_close(without, whole, rtol=0, atol=1e-6)
 
 
@@ -111,7 +111,7 @@ def test_change_is_that_of_leaving_the_block_out(camera: Camera) -> None:
 def test_contributions_share_out_the_alpha(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         alpha = float(render_view(TOWNS, DECODER, camera, BLACK).output.alpha.mean())
-    # Anchors dealt out to 40 blocks: however many renders the channels take, they are parts of the same picture.
+    # Anchors dealt out to 40 blocks: however many renders the channels take, they are parts of the same image.
     dealt = torch.arange(len(TOWNS)) % 40
     whole = view_contributions(TOWNS, DECODER, camera, dealt)
     monkeypatch.setattr(assign_module, "CHANNELS", 7)

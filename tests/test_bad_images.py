@@ -1,4 +1,4 @@
-"""Bad photographs in training (``scene.bad_images=skip``): the promises of block training hold with them, too."""
+"""Bad images in training (``scene.bad_images=skip``): the promises of block training hold with them, too."""
 
 from pathlib import Path
 

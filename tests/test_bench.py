@@ -11,7 +11,7 @@ import torch
 from diff_gaussian_rasterization import reference
 
 from momentum_gs.bench import grow as bench_grow
-from momentum_gs.bench.kernels import family_draw, gsplat_draw, raster_load, reference_draw, surface_points
+from momentum_gs.bench.kernels import gsplat_draw, raster_load, reference_draw, surface_points
 from momentum_gs.cli import main as cli
 from momentum_gs.render.rasterize import rasterize
 
@@ -30,7 +30,7 @@ def test_raster_prints_ours_the_reference_and_why_not_the_others(capsys: pytest.
     assert any("gsplat: not compared (its compositing needs a GPU)" in row for row in rows)
     assert any("no_such_module: not compared (No module named" in row for row in rows)
     (ratio,) = (row for row in rows if "readable reference" in row)
-    assert "the time of ours" in ratio and "picture differs by" in ratio
+    assert "the time of ours" in ratio and "image differs by" in ratio
     assert torch.get_num_threads() == threads  # what the flag changed is put back
 
 
@@ -74,7 +74,7 @@ def test_step_still_asks_for_its_run_folder(capsys: pytest.CaptureFixture[str]) 
     assert "bench: no run folder; give -m OUT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("draw", [family_draw(diff_gaussian_rasterization), reference_draw(reference)])
+@pytest.mark.parametrize("draw", [reference_draw(diff_gaussian_rasterization), reference_draw(reference)])
 def test_others_are_asked_for_our_picture(draw: object) -> None:
     gaussians, camera = raster_load(400, 60, 45, CPU)
     expected = rasterize(gaussians, camera, torch.zeros(3)).image

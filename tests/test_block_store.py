@@ -41,7 +41,7 @@ def train_a_little(state: BlockState, config: Config) -> None:
         group["params"][0].grad = torch.randn(group["params"][0].shape, generator=generator)
     state.optimizer.step()
     state.stats.offset_denom += 30
-    state.stats.anchor_demon += 30
+    state.stats.anchor_denom += 30
     state.stats.opacity_accum += 1
     state.stats.offset_gradient_accum += torch.rand(state.stats.offset_gradient_accum.shape, generator=generator)
     state.step += 1
@@ -104,7 +104,7 @@ def test_a_round_finds_its_blocks_in_memory(config: Config, tmp_path: Path) -> N
     store.look_ahead([(4, 0), (1, 2)])
     store.join()
     # 0 and 1 have just trained; 4 comes from disk. 1 comes up last of them, so it made room.
-    assert [b for b in (0, 1, 4) if store._resting[b].packed is not None] == [0, 4]
+    assert [b for b in (0, 1, 4) if store._inactive[b].packed is not None] == [0, 4]
     store.rest(active)
 
 

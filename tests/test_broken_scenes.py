@@ -268,7 +268,7 @@ def cut_png(scene: Path) -> None:
 
 
 def text_named_png(scene: Path) -> None:
-    image(scene).write_text("not a picture")
+    image(scene).write_text("not an image")
 
 
 def cut_jpeg(scene: Path) -> None:
@@ -335,7 +335,7 @@ def mask_of_another_shape(scene: Path) -> None:
 
 def mask_of_bytes(scene: Path) -> None:
     write_mask(scene, "005.png")
-    (scene / "masks" / "005.png").write_text("not a picture")
+    (scene / "masks" / "005.png").write_text("not an image")
 
 
 # What training copes with.
@@ -417,23 +417,23 @@ def non_ascii_name(scene: Path) -> None:
     rename(scene, "h\u00f6he \u0432\u044b\u0441.png")
 
 
-def same_photograph_twice(scene: Path) -> None:
+def same_image_twice(scene: Path) -> None:
     shutil.copy(scene / "images" / "006.png", image(scene))
 
 
-def unregistered_photograph(scene: Path) -> None:
+def unregistered_image(scene: Path) -> None:
     shutil.copy(image(scene), scene / "images" / "extra.png")
 
 
-def black_photograph(scene: Path) -> None:
+def black_image(scene: Path) -> None:
     repaint(scene, np.zeros_like)
 
 
-def overexposed_photograph(scene: Path) -> None:
+def overexposed_image(scene: Path) -> None:
     repaint(scene, lambda pixels: np.full_like(pixels, 255))
 
 
-def dark_photograph(scene: Path) -> None:
+def dark_image(scene: Path) -> None:
     repaint(scene, lambda pixels: pixels // 4)
 
 
@@ -454,7 +454,7 @@ def smaller_copy(scene: Path) -> None:
 
 
 def skipped_bad_image(scene: Path) -> list[str]:
-    image(scene).write_text("not a picture")
+    image(scene).write_text("not an image")
     return ["scene.bad_images=skip"]
 
 
@@ -534,11 +534,11 @@ CASES = [
     Case(one_name_in_two_folders, "name-folders", "west/006.png", "info"),
     Case(names_differ_by_case, "name-case", "A.png", "warning"),
     Case(non_ascii_name, "name-ascii", "h\u00f6he", "info"),
-    Case(same_photograph_twice, "image-double", "006.png", "warning"),
-    Case(unregistered_photograph, "image-extra", "extra.png", "info"),
-    Case(black_photograph, "exposure", "005.png", "warning"),
-    Case(dark_photograph, "exposure", "005.png", "warning"),
-    Case(overexposed_photograph, "exposure", "005.png", "warning"),
+    Case(same_image_twice, "image-double", "006.png", "warning"),
+    Case(unregistered_image, "image-extra", "extra.png", "info"),
+    Case(black_image, "exposure", "005.png", "warning"),
+    Case(dark_image, "exposure", "005.png", "warning"),
+    Case(overexposed_image, "exposure", "005.png", "warning"),
     Case(sixteen_bits, "image-kind", "005.png", "info"),
     Case(grey, "image-kind", "005.png", "info"),
     Case(transparent, "image-kind", "005.png", "info"),
@@ -599,7 +599,7 @@ def test_a_broken_scene_is_named(
 def test_a_whole_scene_has_no_errors(whole_scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *BASE, str(whole_scene), "--json", *TRAIN]) == 0
     checks = {finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]}
-    # What its own settings and its 13-units-wide cloud under 12 units of pictures bring about.
+    # What its own settings and its 13-units-wide cloud under 12 units of images bring about.
     assert checks <= {"steps", "points-unseen", "points-tracks", "up-axis", "voxel-size"}
 
 

@@ -16,7 +16,7 @@ from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
 
 CONFIG = Config(model=ModelConfig(voxel_size=0.2))
-# A ground of 40 x 40 from 4 high: each of 19 x 19 pictures shows 4.8 x 3.6 of it.
+# A ground of 40 x 40 from 4 high: each of 19 x 19 images shows 4.8 x 3.6 of it.
 CAMERAS = [nadir_camera(f"{x}-{y}", float(x), float(y)) for x in range(-18, 19, 2) for y in range(-18, 19, 2)]
 
 

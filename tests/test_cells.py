@@ -35,7 +35,7 @@ def test_a_flat_ground_is_cut_where_the_partition_cuts_it() -> None:
     # Inside the box contracted space is (x / 5) / 4 + 0.5, and a cell is half of it wide.
     near = x.abs() < BORDER_SHARE * 0.5 * 4 * 5
     expected = 1 + 2 * (x >= 0).long() + near.long()
-    assert set(expected.tolist()) == {1, 2, 3, 4}  # the picture holds both blocks, inside and near the border
+    assert set(expected.tolist()) == {1, 2, 3, 4}  # the image holds both blocks, inside and near the border
     assert torch.equal(labels, expected.expand(36, 48))
 
 

@@ -19,18 +19,18 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-Verb = Callable[[Callable[[argparse.Namespace], int | None]], None]
+Command = Callable[[Callable[[argparse.Namespace], int | None]], None]
 
 
 @pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> Verb:
+def probe(monkeypatch: pytest.MonkeyPatch) -> Command:
     """``probe(run)`` adds a verb 'probe' that does ``run``."""
 
     def add(run: Callable[[argparse.Namespace], int | None]) -> None:
         module = types.ModuleType("momentum_gs.cli.probe")
         vars(module).update(DESCRIPTION="probe", add_arguments=add_run_arguments, run=run)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.VERBS, "probe", "a verb of the tests")
+        monkeypatch.setitem(cli.COMMANDS, "probe", "a verb of the tests")
 
     return add
 
@@ -47,15 +47,15 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = importlib.import_module(f"momentum_gs.cli.{verb}")
-    assert cli.VERBS[verb] == module.HELP  # The table repeats it so that --help need not import the verbs.
+@pytest.mark.parametrize("verb", cli.COMMANDS)
+def test_every_verb_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"momentum_gs.cli.{command}")
+    assert cli.COMMANDS[command] == module.HELP  # The table repeats it so that --help need not import the verbs.
     with pytest.raises(SystemExit) as caught:
-        cli.main([verb, "--help"])
+        cli.main([command, "--help"])
     assert caught.value.code == 0
     help_text = capsys.readouterr().out
-    assert f"usage: momentum-gs {verb}" in help_text
+    assert f"usage: momentum-gs {command}" in help_text
     assert module.DESCRIPTION.split()[0] in help_text
 
 
@@ -69,7 +69,7 @@ def test_help_lists_the_verbs_and_does_not_import_torch() -> None:
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
-    assert [verb for verb in cli.VERBS if f"  {verb} " not in done.stdout] == []
+    assert [command for command in cli.COMMANDS if f"  {command} " not in done.stdout] == []
 
 
 @pytest.mark.parametrize("argv", [["trian"], [], ["--nonsense"]])
@@ -89,7 +89,7 @@ def test_an_error_for_the_user_is_one_line_without_a_traceback() -> None:
     )
 
 
-def test_an_interruption_is_status_130(probe: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_is_status_130(probe: Command, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
@@ -99,12 +99,12 @@ def test_an_interruption_is_status_130(probe: Verb, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])
-def test_the_status_is_what_the_verb_returns(probe: Verb, returned: int | None, status: int) -> None:
+def test_the_status_is_what_the_verb_returns(probe: Command, returned: int | None, status: int) -> None:
     probe(lambda args: returned)
     assert cli.main(["probe"]) == status
 
 
-def test_an_error_of_the_program_keeps_its_traceback(probe: Verb) -> None:
+def test_an_error_of_the_program_keeps_its_traceback(probe: Command) -> None:
     def broken(args: argparse.Namespace) -> None:
         raise ZeroDivisionError
 

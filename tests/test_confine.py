@@ -5,7 +5,7 @@ from torch import Tensor
 
 from momentum_gs.data.blocks import BlockGrid
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.train.confine import HALVINGS, confine_offsets_
+from momentum_gs.train.confine import HALVINGS, clamp_offsets_
 
 GRID = BlockGrid((-1, -1, -1, 1, 1, 1), (2, 2, 1))
 
@@ -35,11 +35,11 @@ def test_no_gaussian_crosses_and_the_others_do_not_move() -> None:
     assert (crossing & here).any()
     assert (crossing & ~here).any()
 
-    assert confine_offsets_(anchors, GRID.cell_of, 2) == int(crossing.sum())
+    assert clamp_offsets_(anchors, GRID.cell_of, 2) == int(crossing.sum())
 
     assert ((inside(centers(anchors), 2) == here) | ~crossing).all()
     assert torch.equal(anchors.offset[~crossing], offsets[~crossing])
-    assert confine_offsets_(anchors, GRID.cell_of, 2) == 0
+    assert clamp_offsets_(anchors, GRID.cell_of, 2) == 0
 
 
 def test_an_offset_is_shortened_to_the_border_along_its_own_line() -> None:
@@ -48,7 +48,7 @@ def test_an_offset_is_shortened_to_the_border_along_its_own_line() -> None:
     anchors.offset[0, 1] = torch.tensor([-0.2, 0.0, 0.0])
 
     # Block 3 is x > 0, y > 0; the first offset leaves it at 0.3 of its length.
-    assert confine_offsets_(anchors, GRID.cell_of, 3) == 1
+    assert clamp_offsets_(anchors, GRID.cell_of, 3) == 1
 
     fraction = -anchors.offset[0, 0, 0].item()
     assert 0.3 - 0.5**HALVINGS <= fraction <= 0.3
@@ -58,7 +58,7 @@ def test_an_offset_is_shortened_to_the_border_along_its_own_line() -> None:
 def test_crops_by_anchor_and_by_gaussian_are_the_same_afterwards() -> None:
     anchors = anchors_around_the_middle()
     for block in range(GRID.n):
-        confine_offsets_(anchors, GRID.cell_of, block)
+        clamp_offsets_(anchors, GRID.cell_of, block)
     by_anchor = GRID.cell_of(anchors.position.double())
     by_gaussian = GRID.cell_of(centers(anchors).flatten(0, 1)).view(len(anchors), -1)
     assert torch.equal(by_anchor[:, None].expand_as(by_gaussian), by_gaussian)

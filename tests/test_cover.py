@@ -1,4 +1,4 @@
-"""Share of a picture behind which a block's box lies."""
+"""Share of an image behind which a block's box lies."""
 
 import math
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_camera_inside_sees_nothing_else_and_behind_it_nothing() -> None:
     assert cover(camera, -1, -1, 3, 1, 1, 5) == 1
     assert cover(camera, -9, -9, 4.5, 9, 9, 6) == 0
     assert cover(camera, -90, -90, -1, 90, 90, 0) == 1
-    # Reaches behind the camera beside it: the part in front counts, here the right half of the picture.
+    # Reaches behind the camera beside it: the part in front counts, here the right half of the image.
     assert cover(camera, 0, -90, -90, 90, 90, 90) == 0.5
 
 

@@ -32,7 +32,7 @@ def test_cameras_points_and_views_are_counted() -> None:
 
 
 def test_seen_counts_only_the_blocks_own_views() -> None:
-    """From 4 high a picture is 4.8 wide and 3.6 deep."""
+    """From 4 high an image is 4.8 wide and 3.6 deep."""
     points = ground()
     near = [*CAMERAS[:3], nadir_camera("more", -2.0, 1.0)]
     left, right = coverage(table((2, 1, 1), [near, CAMERAS[:2]]), [*CAMERAS, near[3]], points)

@@ -35,12 +35,12 @@ def random_stats(anchors: Anchors, seed: int) -> GrowthStats:
     rng = torch.Generator().manual_seed(seed)
     n, k = len(anchors), anchors.n_offsets
     denom = torch.randint(0, 10, (n * k, 1), generator=rng).float()
-    demon = torch.randint(0, 20, (n, 1), generator=rng).float()
+    denom = torch.randint(0, 20, (n, 1), generator=rng).float()
     return GrowthStats(
         offset_gradient_accum=denom * torch.rand(n * k, 1, generator=rng) * 1.2e-3,
         offset_denom=denom,
-        opacity_accum=demon * torch.rand(n, 1, generator=rng) * 0.01,
-        anchor_demon=demon,
+        opacity_accum=denom * torch.rand(n, 1, generator=rng) * 0.01,
+        anchor_denom=denom,
     )
 
 
@@ -149,7 +149,7 @@ def test_of_equal_gradients_the_coarser_cells_and_then_the_first_are_kept() -> N
     stats = random_stats(anchors, 2)
     stats.offset_denom.fill_(9)
     stats.offset_gradient_accum.fill_(9)
-    stats.anchor_demon.fill_(0)
+    stats.anchor_denom.fill_(0)
     all_of_them, _, free = grow_and_prune(anchors, None, stats, 0.01, CONFIG, every_offset)
     stats.offset_denom.fill_(9)
     stats.offset_gradient_accum.fill_(9)
@@ -165,7 +165,7 @@ def test_a_scale_that_ran_away_grows_nothing_and_stops_nobody_else(log_scale: fl
     found = []
     for lost in (True, False):
         anchors, stats = random_anchors(60, seed=1), random_stats(random_anchors(60), 1)
-        stats.anchor_demon.zero_()
+        stats.anchor_denom.zero_()
         if lost:
             anchors.log_scale.data[7, :3] = log_scale
         else:
@@ -261,7 +261,7 @@ def test_anchors_rest_the_step_even_where_nothing_changed() -> None:
 def test_every_anchor_may_go() -> None:
     anchors = random_anchors(4)
     stats = GrowthStats.zeros(anchors)
-    stats.anchor_demon += 9
+    stats.anchor_denom += 9
     grown, after, report = grow_and_prune(
         anchors, anchor_optimizer(anchors, OptimConfig(), 1.0), stats, 0.01, CONFIG, draws(0)
     )

@@ -331,9 +331,9 @@ def test_estimates_add_up(scene: Path) -> None:
     assert found["time, one process, anchors as at most"] == 6 * 700 * 2
     assert found["host memory"] == found["of it images"] + found["of it resting blocks"] + 2 * 4000 * training + 300
     # 2 of 6 blocks go and come: of 20,000 anchors, 4,000 in the largest. A block's step counters weigh bytes.
-    resting = found["of it resting blocks"] / 20_000
-    assert found["swapped between two rounds"] == pytest.approx(2 * 2 * 4000 * resting, rel=1e-9)
-    assert resting < training, "gradients do not rest"
+    inactive = found["of it resting blocks"] / 20_000
+    assert found["swapped between two rounds"] == pytest.approx(2 * 2 * 4000 * inactive, rel=1e-9)
+    assert inactive < training, "gradients do not rest"
     # What memory must not hold lies on the disk instead, once; the models do not change.
     spilled = values([*common, "store.ram_gb=0"], scene)
     assert spilled["of it resting blocks"] == 0

@@ -256,7 +256,7 @@ def test_compare_reads_scores_and_scores_nothing(out: Path, capsys: pytest.Captu
     assert f"run 'momentum-gs eval {out} --split test' first" in capsys.readouterr().err
     assert main(["eval", str(out), str(other), "--lpips", "none"]) == 0
     scored = capsys.readouterr().out
-    assert scored.count(" method ") == 2  # their photographs differ: a table each
+    assert scored.count(" method ") == 2  # their images differ: a table each
     before = (out / "results.json").read_bytes()
     assert main(["eval", "--compare", str(out), str(other)]) == 2
     assert "ground truth" in capsys.readouterr().err

@@ -289,8 +289,8 @@ def test_a_run_that_is_killed_then_stopped_ends_the_same(
 
 def test_an_unreadable_image_ends_all_with_block_and_name(scene: Path, tmp_path: Path) -> None:
     images = shutil.copytree(scene, tmp_path / "scene")
-    photograph = images / "images" / "005.png"
-    photograph.write_bytes(photograph.read_bytes()[:200])  # Its size can be read, its pixels cannot.
+    target = images / "images" / "005.png"
+    target.write_bytes(target.read_bytes()[:200])  # Its size can be read, its pixels cannot.
     process = start(images, tmp_path / "run")
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0

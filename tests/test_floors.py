@@ -77,7 +77,7 @@ def extensions_have_doors(path: str, tree: ast.Module) -> Iterator[Violation]:
             yield line, f"imports {name}, which is done by {' and '.join(sorted(DOORS[name.split('.')[0]]))}"
 
 
-def processes_talk_through_comm(path: str, tree: ast.Module) -> Iterator[Violation]:
+def processes_communicate_through_comm(path: str, tree: ast.Module) -> Iterator[Violation]:
     if path == "momentum_gs/core/comm.py":
         return
     yield from ((line, f"imports {name}") for line, name in imports(tree, path) if within(name, "torch.distributed"))
@@ -137,7 +137,7 @@ def annotations_are_real(path: str, tree: ast.Module) -> Iterator[Violation]:
 
 RULES: list[Rule] = [
     imports_point_down, every_package_has_a_floor, extensions_know_only_torch, extensions_have_doors,
-    processes_talk_through_comm, devices_are_named_in_one_place, files_never_run_code, errors_are_named,
+    processes_communicate_through_comm, devices_are_named_in_one_place, files_never_run_code, errors_are_named,
     no_global_state, annotations_are_real,
 ]  # fmt: skip
 
@@ -149,7 +149,7 @@ def source_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_house_keeps_its_rules(rule: Rule) -> None:
+def test_the_source_keeps_its_rules(rule: Rule) -> None:
     found = []
     for file in source_files():
         path = file.relative_to(ROOT).as_posix()
@@ -178,10 +178,10 @@ def test_all_files_are_looked_at() -> None:
         (every_package_has_a_floor, "momentum_gs/utils/x.py", ""),
         (extensions_know_only_torch, "submodules/simple-knn/simple_knn/x.py", "from momentum_gs.core import errors"),
         (extensions_have_doors, "momentum_gs/train/x.py", "from simple_knn._C import distCUDA2"),
-        (processes_talk_through_comm, "momentum_gs/train/x.py", "import torch.distributed as dist"),
-        (processes_talk_through_comm, "momentum_gs/train/x.py", "from torch import distributed"),
-        (processes_talk_through_comm, "momentum_gs/train/x.py", "from torch.distributed import barrier"),
-        (processes_talk_through_comm, "momentum_gs/train/x.py", "import torch\ntorch.distributed.barrier()"),
+        (processes_communicate_through_comm, "momentum_gs/train/x.py", "import torch.distributed as dist"),
+        (processes_communicate_through_comm, "momentum_gs/train/x.py", "from torch import distributed"),
+        (processes_communicate_through_comm, "momentum_gs/train/x.py", "from torch.distributed import barrier"),
+        (processes_communicate_through_comm, "momentum_gs/train/x.py", "import torch\ntorch.distributed.barrier()"),
         (devices_are_named_in_one_place, "momentum_gs/model/x.py", "device = 'cuda'"),
         (devices_are_named_in_one_place, "momentum_gs/model/x.py", "y = x.to('cuda:0')"),
         (devices_are_named_in_one_place, "momentum_gs/model/x.py", "y = x.cuda()"),

@@ -32,7 +32,7 @@ def load(name: str) -> dict[str, Tensor]:
 
 
 def looking_down_z(width: int = 100, height: int = 60) -> Camera:
-    """A camera at (0, 0, -10) whose principal point is off the middle of the picture."""
+    """A camera at (0, 0, -10) whose principal point is off the middle of the image."""
     return Camera(
         name="a.png", width=width, height=height, fx=80.0, fy=90.0, cx=40.0, cy=35.0,
         rotation=torch.eye(3, dtype=torch.float64), translation=torch.tensor([0.0, 0.0, 10.0], dtype=torch.float64),

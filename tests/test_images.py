@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene_files import REAL_SCENES, picture, write_picture
+from scene_files import REAL_SCENES, image, write_image
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.images import image_size, read_image, target_size, write_png
@@ -35,13 +35,13 @@ def exif_orientation(value: int) -> bytes:
 @pytest.mark.parametrize(("width", "height"), [(37, 21), (21, 37), (1, 1)])
 def test_the_size_is_that_of_the_pixels(tmp_path: Path, extension: str, width: int, height: int) -> None:
     path = tmp_path / f"a{extension}"
-    write_picture(path, picture("a", width, height))
+    write_image(path, image("a", width, height))
     assert image_size(path) == (width, height)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_the_size_is_read_from_the_header_alone(tmp_path: Path, extension: str) -> None:
-    data = encoded(extension, picture("a", 640, 480))
+    data = encoded(extension, image("a", 640, 480))
     path = tmp_path / f"a{extension}"
     path.write_bytes(data[:700])  # Quantization tables and frame header of a JPEG end well before; no pixel is there.
     assert image_size(path) == (640, 480)
@@ -50,8 +50,8 @@ def test_the_size_is_read_from_the_header_alone(tmp_path: Path, extension: str) 
 
 
 def test_segments_before_the_frame_are_stepped_over(tmp_path: Path) -> None:
-    thumbnail = encoded(".jpg", picture("t", 16, 12))
-    jpeg = encoded(".jpg", picture("a", 37, 21), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    thumbnail = encoded(".jpg", image("t", 16, 12))
+    jpeg = encoded(".jpg", image("a", 37, 21), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     # A thumbnail inside an EXIF block has a frame header and an end marker of its own.
     jpeg = with_segment(with_segment(jpeg, 0xE1, b"Exif\0\0" + thumbnail), 0xFE, b"\xff\xc0 comment " * 4000)
     # Any number of fill bytes may stand before a marker.
@@ -63,9 +63,9 @@ def test_segments_before_the_frame_are_stepped_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_exif_orientation_turns_nothing(tmp_path: Path, orientation: int) -> None:
-    """COLMAP reconstructs from the stored pixels; a turned picture would not match its intrinsics."""
+    """COLMAP reconstructs from the stored pixels; a turned image would not match its intrinsics."""
     plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
-    jpeg = encoded(".jpg", picture("a", 37, 21))
+    jpeg = encoded(".jpg", image("a", 37, 21))
     plain.write_bytes(jpeg)
     turned.write_bytes(with_segment(jpeg, 0xE1, exif_orientation(orientation)))
     if orientation > 1:  # The tag is a real one: OpenCV's own default turns by it.
@@ -105,45 +105,45 @@ def test_a_mistyped_divisor_is_refused(resolution: float) -> None:
 
 
 def test_pixels_are_rgb_and_bitwise_those_of_the_file(tmp_path: Path) -> None:
-    bgr = picture("a", 37, 21)
-    write_picture(tmp_path / "a.png", bgr)
+    bgr = image("a", 37, 21)
+    write_image(tmp_path / "a.png", bgr)
     found = read_image(tmp_path / "a.png", 37, 21)
     assert torch.equal(found, torch.from_numpy(bgr[..., ::-1].transpose(2, 0, 1).copy()))
     assert found.is_contiguous()
 
 
 def test_shrinking_averages_areas(tmp_path: Path) -> None:
-    bgr = picture("a", 40, 24)
-    write_picture(tmp_path / "a.png", bgr)
+    bgr = image("a", 40, 24)
+    write_image(tmp_path / "a.png", bgr)
     found = read_image(tmp_path / "a.png", 10, 6)
     means = bgr[..., ::-1].reshape(6, 4, 10, 4, 3).mean(axis=(1, 3), dtype=np.float64).transpose(2, 0, 1)
     assert np.abs(found.numpy() - means).max() <= 0.5 + 1e-6  # rounding to 8 bits
 
 
 def test_growing_keeps_a_flat_picture_flat(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", np.full((5, 7, 3), 90, np.uint8))
+    write_image(tmp_path / "a.png", np.full((5, 7, 3), 90, np.uint8))
     found = read_image(tmp_path / "a.png", 20, 11)
     assert found.shape == (3, 11, 20) and (found == 90).all()
 
 
 def test_sixteen_bits_round_to_eight(tmp_path: Path) -> None:
     levels = np.array([[0, 128, 129, 257, 65535 - 129, 65535]], np.uint16)
-    write_picture(tmp_path / "a.png", np.repeat(levels[..., None], 3, axis=2))
+    write_image(tmp_path / "a.png", np.repeat(levels[..., None], 3, axis=2))
     # One level of 8 bits is 257 of 16.
     assert read_image(tmp_path / "a.png", 6, 1)[0, 0].tolist() == [0, 0, 1, 1, 254, 255]
 
 
 def test_grey_fills_all_channels(tmp_path: Path) -> None:
-    grey = picture("a", 9, 7)[..., 0]
+    grey = image("a", 9, 7)[..., 0]
     for extension, pixels in ((".png", grey), (".tif", grey.astype(np.uint16) * 257)):
-        write_picture(tmp_path / f"a{extension}", pixels)
+        write_image(tmp_path / f"a{extension}", pixels)
         found = read_image(tmp_path / f"a{extension}", 9, 7)
         assert all(np.array_equal(channel, grey) for channel in found.numpy())
 
 
 def test_transparency_shows_the_background(tmp_path: Path) -> None:
     bgra = np.dstack([np.full((1, 3, 3), (30, 60, 90), np.uint8), np.array([[0, 51, 255]], np.uint8)])
-    write_picture(tmp_path / "a.png", bgra)
+    write_image(tmp_path / "a.png", bgra)
     # Alpha 51 is a fifth.
     assert read_image(tmp_path / "a.png", 3, 1)[:, 0].T.tolist() == [[0, 0, 0], [18, 12, 6], [90, 60, 30]]
     white = read_image(tmp_path / "a.png", 3, 1, white_background=True)
@@ -152,11 +152,11 @@ def test_transparency_shows_the_background(tmp_path: Path) -> None:
 
 def test_paths_outside_ascii(tmp_path: Path) -> None:
     path = tmp_path / "Luftbild ö 空" / "Bild №1.jpg"
-    write_picture(path, picture("a", 8, 6))
+    write_image(path, image("a", 8, 6))
     assert image_size(path) == (8, 6) and read_image(path, 8, 6).shape == (3, 6, 8)
 
 
-WHOLE_JPEG, WHOLE_PNG = encoded(".jpg", picture("a", 64, 48)), encoded(".png", picture("a", 64, 48))
+WHOLE_JPEG, WHOLE_PNG = encoded(".jpg", image("a", 64, 48)), encoded(".png", image("a", 64, 48))
 BROKEN = {
     "empty": b"",
     "text": b"not an image",

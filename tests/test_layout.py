@@ -52,7 +52,7 @@ def turn(axis: list[float], degrees: float) -> Tensor:
 
 
 def turned(cameras: list[Camera], points: Tensor, by: Tensor) -> tuple[list[Camera], Tensor]:
-    """The scene after ``by``; the pictures stay the same."""
+    """The scene after ``by``; the images stay the same."""
     return [replace(camera, rotation=camera.rotation @ by.T) for camera in cameras], points @ by.T
 
 

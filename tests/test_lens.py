@@ -29,7 +29,7 @@ def lens_of(model: str, extra: tuple[float, ...] | None = None) -> Lens:
 
 
 def grid() -> np.ndarray:
-    """Pixels all over the picture, its corners and the principal point among them."""
+    """Pixels all over the image, its corners and the principal point among them."""
     x, y = np.meshgrid(np.linspace(0, WIDTH, 17), np.linspace(0, HEIGHT, 13))
     return np.concatenate([np.stack([x, y], -1).reshape(-1, 2), [[325.0, 236.0]]])
 

@@ -105,6 +105,6 @@ def test_a_view_without_gaussians_gives_zeros_and_finite_gradients(opacity_bias:
     assert all(terms[f"consistency_{name}"] == 0 for name in ("color", "rotation", "scale"))
     assert (terms["consistency_opacity"] == 0) == (opacity_bias is None)
     torch.stack(list(terms.values())).sum().backward()
-    # The offsets are reached through the picture alone, which is a constant here.
+    # The offsets are reached through the image alone, which is a constant here.
     for leaf in (anchors.feature, anchors.log_scale, *student.parameters()):
         assert leaf.grad is not None and leaf.grad.isfinite().all()

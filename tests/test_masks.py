@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scene_files import picture, write_picture, write_scene
+from scene_files import rendered, write_image, write_scene
 from tiny_run import CPU, make_config
 from tiny_scene import write_tiny_scene
 
@@ -16,7 +16,7 @@ from momentum_gs.config.schema import LossConfig, SceneConfig
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import l1, psnr, ssim
-from momentum_gs.core.types import Photograph
+from momentum_gs.core.types import TargetImage
 from momentum_gs.data.masks import find_masks, read_mask
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
@@ -44,14 +44,14 @@ def load(root: Path, **settings: object) -> Scene:
      ("ö.png", "ö.png.png"), ("1.jpg", "1.jpg")],
 )  # fmt: skip
 def test_the_forms_of_a_masks_name(tmp_path: Path, name: str, mask: str) -> None:
-    write_picture(tmp_path / mask, WHITE)
+    write_image(tmp_path / mask, WHITE)
     assert find_masks(tmp_path, [name]) == ({name: tmp_path / mask}, [])
     assert find_masks(tmp_path, ["other/" + name]) == ({}, [mask])
 
 
 def test_the_longer_name_comes_first_and_strays_are_named(tmp_path: Path) -> None:
     for name in ("1.jpg.png", "1.png", "x/2.png"):
-        write_picture(tmp_path / name, WHITE)
+        write_image(tmp_path / name, WHITE)
     assert find_masks(tmp_path, ["1.jpg"]) == ({"1.jpg": tmp_path / "1.jpg.png"}, ["1.png", "x/2.png"])
     assert find_masks(tmp_path / "none", ["1.jpg"]) == ({}, [])
 
@@ -61,14 +61,14 @@ def test_black_is_ignored(tmp_path: Path) -> None:
     colours = np.zeros((1, 5, 3), np.uint8)
     colours[0, :, 1] = levels[0]  # Any colour is not black.
     for i, pixels in enumerate((levels, colours, levels.astype(np.uint16) * 257)):
-        write_picture(tmp_path / f"{i}.png", pixels)
+        write_image(tmp_path / f"{i}.png", pixels)
         assert read_mask(tmp_path / f"{i}.png", 5, 1)[0, 0].tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_smaller_mask_counts_only_what_counts_throughout(tmp_path: Path) -> None:
     pixels = np.full((12, 16), 255, np.uint8)
     pixels[5, 6] = 0
-    write_picture(tmp_path / "a.png", pixels)
+    write_image(tmp_path / "a.png", pixels)
     small = read_mask(tmp_path / "a.png", 4, 3)[0]
     assert small[1, 1] == 0 and small.sum() == 11
     large = read_mask(tmp_path / "a.png", 32, 24)[0]
@@ -79,7 +79,7 @@ def test_a_scene_finds_its_masks_and_says_so(tmp_path: Path, capsys: pytest.Capt
     write_scene(tmp_path, ["a/1.jpg", "2.png"])
     assert not load(tmp_path).mask_paths
     for name in ("a/1.jpg.png", "3.png"):
-        write_picture(tmp_path / "masks" / name, WHITE)
+        write_image(tmp_path / "masks" / name, WHITE)
     capsys.readouterr()
     assert load(tmp_path).mask_paths == {"a/1.jpg": tmp_path / "masks" / "a" / "1.jpg.png"}
     said = capsys.readouterr()
@@ -90,9 +90,9 @@ def test_a_scene_finds_its_masks_and_says_so(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_mask_of_another_shape_is_refused_and_a_smaller_one_is_not(tmp_path: Path) -> None:
     write_scene(tmp_path, ["1.png"])
-    write_picture(tmp_path / "masks" / "1.png", WHITE[::2, ::2])
+    write_image(tmp_path / "masks" / "1.png", WHITE[::2, ::2])
     assert load(tmp_path).mask_paths
-    write_picture(tmp_path / "masks" / "1.png", WHITE[:20])
+    write_image(tmp_path / "masks" / "1.png", WHITE[:20])
     with pytest.raises(UserError, match=r"masks/1\.png is 40x20, but its image is 40x30"):
         load(tmp_path)
     (tmp_path / "masks" / "1.png").write_bytes(b"no image")
@@ -103,7 +103,7 @@ def test_a_mask_of_another_shape_is_refused_and_a_smaller_one_is_not(tmp_path: P
 def test_masks_of_both_parts_keep_to_their_images(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_scene(tmp_path / part, ["1.png"])
-    write_picture(tmp_path / "val" / "masks" / "1.png", WHITE)
+    write_image(tmp_path / "val" / "masks" / "1.png", WHITE)
     assert load(tmp_path).mask_paths == {"val/1.png": tmp_path / "val" / "masks" / "1.png"}
 
 
@@ -113,16 +113,16 @@ def test_masks_share_the_bound_of_the_cache(tmp_path: Path) -> None:
     half = WHITE.copy()
     half[:, :20] = 0
     for name in names[:2]:
-        write_picture(tmp_path / "masks" / name, half)
+        write_image(tmp_path / "masks" / name, half)
     with Views(load(tmp_path), 8 * 1200, CPU) as views:
-        found = [views.photograph(name) for name in names]
+        found = [views.target(name) for name in names]
         assert views.held_bytes <= 8 * 1200
-        again = views.photograph("0.png")
-    plain = torch.from_numpy(picture("0.png", 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
+        again = views.target("0.png")
+    plain = torch.from_numpy(rendered("0.png", 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
     assert torch.equal(found[0].image, plain) and torch.equal(again.image, plain)
-    for photograph in (found[0], found[1], again):
-        assert photograph.mask is not None and photograph.mask.shape == (1, 30, 40)
-        assert not photograph.mask[..., :20].any() and (photograph.mask[..., 20:] == 1).all()
+    for target in (found[0], found[1], again):
+        assert target.mask is not None and target.mask.shape == (1, 30, 40)
+        assert not target.mask[..., :20].any() and (target.mask[..., 20:] == 1).all()
     assert found[2].mask is None and found[3].mask is None
     with Views(load(tmp_path), 1 << 20, CPU) as views:
         for name in names:
@@ -198,7 +198,7 @@ def masked_scene(root: Path) -> Scene:
     for camera in scene.train:
         x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx * 4 + float(camera.center[0])
         mask = np.broadcast_to(np.where(x > 0, 0, 255).astype(np.uint8), (camera.height, camera.width))
-        write_picture(root / "masks" / camera.name, np.ascontiguousarray(mask))
+        write_image(root / "masks" / camera.name, np.ascontiguousarray(mask))
     return load(root)
 
 
@@ -241,12 +241,12 @@ def test_without_masks_training_is_bit_for_bit_what_it_was(tmp_path: Path) -> No
     """A mask of ones changes round-off; no mask takes the very path that there was before masks."""
     scene = load(write_tiny_scene(tmp_path))
     with Views(scene, 1 << 24, CPU) as views:
-        photograph = views.photograph(scene.train[0].name)
-    assert photograph.mask is None
-    image = torch.rand(photograph.image.shape, generator=torch.Generator().manual_seed(0))
-    terms = reconstruction(image, photograph.image, LossConfig(dssim=0.2), photograph.mask)
-    assert torch.equal(terms["l1"], 0.8 * (image - photograph.image).abs().mean())
-    assert torch.equal(terms["dssim"], 0.2 * (1 - ssim(image, photograph.image)))
+        target = views.target(scene.train[0].name)
+    assert target.mask is None
+    image = torch.rand(target.image.shape, generator=torch.Generator().manual_seed(0))
+    terms = reconstruction(image, target.image, LossConfig(dssim=0.2), target.mask)
+    assert torch.equal(terms["l1"], 0.8 * (image - target.image).abs().mean())
+    assert torch.equal(terms["dssim"], 0.2 * (1 - ssim(image, target.image)))
 
 
 def test_scores_leave_out_what_is_ignored(tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ def test_scores_leave_out_what_is_ignored(tmp_path: Path) -> None:
     student = SharedDecoder(config, CPU, 1.0).student
 
     class Painted(Views):
-        """Photographs with noise where they are ignored."""
+        """Images with noise where they are ignored."""
 
-        def photograph(self, name: str) -> Photograph:
-            found = super().photograph(name)
+        def target(self, name: str) -> TargetImage:
+            found = super().target(name)
             assert found.mask is not None
             return replace(found, image=torch.where(found.mask.bool(), found.image, torch.rand_like(found.image)))
 

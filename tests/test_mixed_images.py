@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scene_files import picture, points, write_picture
+from scene_files import image, points, write_image
 from tiny_run import BASE
 from tiny_scene import nadir_camera
 
@@ -27,18 +27,18 @@ def write_mixed_scene(root: Path) -> Path:
     cameras = []
     for i, (name, (width, height)) in enumerate(SIZES.items()):
         cameras.append(nadir_camera(name, 0.3 * i, 0.0).resized(width, height))
-        pixels = picture(name, width, height)
+        pixels = image(name, width, height)
         if name == "grey.png":
             pixels = pixels[..., 0]
         elif name == "alpha.png":
             pixels = np.dstack([pixels, pixels[..., 0]])
         elif name == "deep.png":
             pixels = pixels.astype(np.uint16) * 257
-        write_picture(root / "images" / name, pixels)
+        write_image(root / "images" / name, pixels)
         if name in ("east/1.png", "2.JPG"):
             mask = np.full((height, width), 255, np.uint8)
             mask[: height // 2] = 0
-            write_picture(root / "masks" / f"{name}.png", mask)
+            write_image(root / "masks" / f"{name}.png", mask)
     write_model(root / "sparse" / "0", cameras, points(200))
     return root
 

@@ -15,7 +15,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import psnr, ssim
-from momentum_gs.core.types import Photograph
+from momentum_gs.core.types import TargetImage
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.decoder import GaussianDecoder
@@ -89,7 +89,7 @@ def test_what_needs_a_shared_decoder_is_refused_without(setting: str) -> None:
     with pytest.raises(UserError, match=setting.split("=")[0] + r".*blocks\.decoder=own"):
         load_config(None, [*OWN, setting])
     # The coarse model has one decoder, so a config for blocks serves its stage too.
-    assert not load_config(None, [*OWN, setting, "stage=coarse"]).own_decoders
+    assert not load_config(None, [*OWN, setting, "stage=coarse"]).per_block_decoders
 
 
 def test_independent_blocks_do_not_know_of_each_other(scene_folder: Path, independent: Path, tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_running_score_is_the_mean_over_its_views() -> None:
     mask = (torch.rand(1, 20, 20) > 0.5).float()
     score = RunningScore()
     assert score.take() is None
-    score.add(drawn[0], Photograph(truth[0]))
-    score.add(drawn[1] * 3 - 1, Photograph(truth[1], mask))
-    score.add(drawn[2], Photograph(truth[2], torch.zeros(1, 20, 20)))  # Nothing in it counts.
+    score.add(drawn[0], TargetImage(truth[0]))
+    score.add(drawn[1] * 3 - 1, TargetImage(truth[1], mask))
+    score.add(drawn[2], TargetImage(truth[2], torch.zeros(1, 20, 20)))  # Nothing in it counts.
     seen = (drawn[1] * 3 - 1).clamp(0, 1)
     pairs = [(drawn[0], truth[0], None), (seen, truth[1], mask)]
     expected = torch.tensor([[f(*pair) for f in (psnr, ssim)] for pair in pairs]).double().mean(0).tolist()

@@ -66,7 +66,7 @@ def quat_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.cat([real, rest], 1)
 
 
-def picture(gaussians: Gaussians, camera: Camera) -> torch.Tensor:
+def image(gaussians: Gaussians, camera: Camera) -> torch.Tensor:
     return rasterize(gaussians, camera, torch.zeros(3, dtype=gaussians.means.dtype)).image
 
 
@@ -81,9 +81,9 @@ def test_moving_the_camera_is_moving_the_gaussians_the_other_way() -> None:
         means=VIEW.center + (arm - shift) @ torch.matrix_exp(skew(turn)),
         quats=quat_product(back.expand(len(gaussians), 4), gaussians.quats),
     )
-    wanted = picture(others, VIEW)
-    assert (wanted - picture(gaussians, VIEW)).abs().max() > 0.1
-    torch.testing.assert_close(picture(gaussians, moved(VIEW, row)), wanted)
+    wanted = image(others, VIEW)
+    assert (wanted - image(gaussians, VIEW)).abs().max() > 0.1
+    torch.testing.assert_close(image(gaussians, moved(VIEW, row)), wanted)
 
 
 def test_a_camera_turns_about_its_centre_and_then_moves() -> None:
@@ -101,11 +101,11 @@ def test_the_gradient_is_that_of_central_differences(start: list[float]) -> None
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(3, camera.height, camera.width, generator=generator, dtype=torch.float64)
     nudge = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-    (picture(nudged(gaussians, camera, nudge), camera) * weights).sum().backward()
+    (image(nudged(gaussians, camera, nudge), camera) * weights).sum().backward()
     assert nudge.grad is not None
     step = 1e-6 * torch.eye(6, dtype=torch.float64)
     found = [
-        ((picture(gaussians, moved(camera, d)) - picture(gaussians, moved(camera, -d))) * weights).sum() / 2e-6
+        ((image(gaussians, moved(camera, d)) - image(gaussians, moved(camera, -d))) * weights).sum() / 2e-6
         for d in step
     ]
     torch.testing.assert_close(nudge.grad, torch.stack(found), rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scene_files import write_picture
+from scene_files import write_image
 from tiny_run import BASE
 from tiny_scene import SIZE, nadir_camera, texture, write_tiny_scene
 
@@ -47,10 +47,10 @@ def rig() -> list[Camera]:
     return cameras
 
 
-def photograph(path: Path, seed: int, size: tuple[int, int] = SIZE) -> None:
-    """A picture that differs from seed to seed."""
+def target(path: Path, seed: int, size: tuple[int, int] = SIZE) -> None:
+    """An image that differs from seed to seed."""
     x, y = torch.meshgrid(torch.linspace(0, 4, size[0]) + seed, torch.linspace(0, 3, size[1]), indexing="xy")
-    write_picture(path, (texture(torch.stack([x, y], -1)).numpy() * 255).astype(np.uint8))
+    write_image(path, (texture(torch.stack([x, y], -1)).numpy() * 255).astype(np.uint8))
 
 
 def write_mega_nerf(root: Path, cameras: list[Camera], rgbs: bool = True) -> Path:
@@ -74,7 +74,7 @@ def write_mega_nerf(root: Path, cameras: list[Camera], rgbs: bool = True) -> Pat
         (part / "metadata").mkdir(parents=True, exist_ok=True)
         torch.save(record, part / "metadata" / f"{stem}.pt")
         if rgbs:
-            photograph(part / "rgbs" / camera.name, i)
+            target(part / "rgbs" / camera.name, i)
         lines.append(f"DJI_{i:04d}.JPG,{stem}.pt\n")
     torch.save({"origin_drb": origin.float(), "pose_scale_factor": scale}, root / "coordinates.pt")
     (root / "mappings.txt").write_text("".join(lines))
@@ -90,7 +90,7 @@ def write_matrixcity(root: Path, cameras: list[Camera]) -> Path:
         index = len(frames)
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3], pose[:3, 3] = camera.rotation.T @ OPENGL / 100, camera.center * 100
-        photograph(block / f"{index:04d}.png", i)
+        target(block / f"{index:04d}.png", i)
         frames.append({"frame_index": index, "rot_mat": pose.tolist(), "rig": i})
         angle = 2 * math.atan(camera.width / 2 / camera.fx)
         file.write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
@@ -136,9 +136,9 @@ def test_mill19_with_a_published_model_loads_as_a_scene(tmp_path: Path) -> None:
     assert_same_rig(scene.train, train, 1e-9)  # The published model, not float32's copy of it.
     assert_same_rig(scene.test, val, 1e-9)
     assert len(scene.points) == len(train)
-    # No second copy of pictures that need no change.
-    picture = out / "train" / "images" / train[0].name
-    assert picture.samefile(source / "train" / "rgbs" / train[0].name)
+    # No second copy of images that need no change.
+    image = out / "train" / "images" / train[0].name
+    assert image.samefile(source / "train" / "rgbs" / train[0].name)
     assert json.loads((out / "scene.json").read_text())["unit_metres"] == 1
 
 
@@ -158,7 +158,7 @@ def test_a_published_model_that_names_other_pictures_is_refused(
 
 
 def test_original_photographs_lose_their_distortion(tmp_path: Path) -> None:
-    """A straight line in the world is straight in what is written, and bent in the photograph."""
+    """A straight line in the world is straight in what is written, and bent in the image."""
     cameras = [Camera(c.name, 480, 360, 400.0, 400.0, 240.0, 180.0, c.rotation, c.translation) for c in rig()[:2]]
     source, photos = write_mega_nerf(tmp_path / "source", cameras, rgbs=False), tmp_path / "photos"
     for i in range(2):
@@ -170,7 +170,7 @@ def test_original_photographs_lose_their_distortion(tmp_path: Path) -> None:
         )
         # The edge lies at x/z = 0.45, 180 pixels right of the middle.
         white = ideal[:, 0, 0].reshape(360, 480) > 0.45
-        write_picture(photos / "flight" / f"DJI_{i:04d}.JPG", np.repeat(white[..., None], 3, 2).astype(np.uint8) * 255)
+        write_image(photos / "flight" / f"DJI_{i:04d}.JPG", np.repeat(white[..., None], 3, 2).astype(np.uint8) * 255)
     out = tmp_path / "out"
     main(["prepare", "urbanscene3d", str(source), str(out), "--photos", str(photos)])
     assert [c.name for c in read_cameras(out / "train/sparse/0")] == ["000001.jpg"]
@@ -181,7 +181,7 @@ def test_original_photographs_lose_their_distortion(tmp_path: Path) -> None:
 
     bent, straight = edge(photos / "flight/DJI_0001.JPG"), edge(out / "train/images/000001.jpg")
     assert np.ptp(bent) >= 5
-    # 420 columns are black. A pixel of the photograph is black or white, so its edge is known to one pixel either way.
+    # 420 columns are black. A pixel of the image is black or white, so its edge is known to one pixel either way.
     assert np.abs(straight - 420).max() <= 1
 
 
@@ -210,11 +210,11 @@ def test_matrixcity_has_its_poses_in_units_of_100_metres(tmp_path: Path, selecte
                     for c, name in zip(chosen, called, strict=True)]  # fmt: skip
         # JSON has all digits of a double; dividing by 100 and back costs the last ones of 300.
         assert_same_rig([view.camera for view in views[part]], expected, 1e-11)
-    # Pictures go with their poses: each is of the colours of its place in the rig.
-    pictures = [cv2.imread(str(view.picture)).tobytes() for view in views["train"]]
-    for i, picture in zip((i for i in range(9) if i % 4), pictures, strict=True):
-        photograph(tmp_path / "again.png", i)
-        assert cv2.imread(str(tmp_path / "again.png")).tobytes() == picture
+    # Images go with their poses: each is of the colours of its place in the rig.
+    images = [cv2.imread(str(view.image)).tobytes() for view in views["train"]]
+    for i, image in zip((i for i in range(9) if i % 4), images, strict=True):
+        target(tmp_path / "again.png", i)
+        assert cv2.imread(str(tmp_path / "again.png")).tobytes() == image
 
 
 def test_matrixcity_is_written_at_the_width_asked_for_by_area(tmp_path: Path) -> None:
@@ -256,20 +256,20 @@ def break_code(source: Path) -> str:
     return file.name
 
 
-def remove_picture(source: Path) -> str:
+def remove_image(source: Path) -> str:
     file = next((source / "train/rgbs").glob("*.jpg"))
     file.unlink()
-    return f"1 of 6 pictures are missing, first: {file}"
+    return f"1 of 6 images are missing, first: {file}"
 
 
-def remove_pictures(source: Path) -> str:
+def remove_images(source: Path) -> str:
     for file in (source / "val/rgbs").glob("*.jpg"):
         file.unlink()
     (source / "val/rgbs").rmdir()
     return "--photos"
 
 
-@pytest.mark.parametrize("harm", [break_pose, break_code, remove_picture, remove_pictures])
+@pytest.mark.parametrize("harm", [break_pose, break_code, remove_image, remove_images])
 def test_a_damaged_source_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Photographs of known cameras through structure from motion: what comes out is the flight that took them."""
+"""Images of known cameras through structure from motion: what comes out is the flight that took them."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scene_files import picture, write_picture
+from scene_files import image, write_image
 from torch import Tensor
 
 from momentum_gs.cli.main import main
@@ -66,7 +66,7 @@ def exif(latitude: float, longitude: float, height: float) -> bytes:
 
 
 def cameras_of_the_flight() -> list[Camera]:
-    """Four by four, 60 m up, a third of a picture apart, tilted by up to 9 degrees."""
+    """Four by four, 60 m up, a third of an image apart, tilted by up to 9 degrees."""
     draw, cameras = np.random.default_rng(0), []
     for i in range(16):
         tilt, roll, turn = draw.uniform(-0.15, 0.15, 2).tolist() + [draw.uniform(-0.3, 0.3) + (i // 4 % 2) * math.pi]
@@ -81,7 +81,7 @@ def cameras_of_the_flight() -> list[Camera]:
     return cameras
 
 
-def photograph(camera: Camera, layers: list[tuple[np.ndarray, float, float, float]]) -> np.ndarray:
+def target(camera: Camera, layers: list[tuple[np.ndarray, float, float, float]]) -> np.ndarray:
     """Level squares, the lowest first; each a texture, the place of its corner and its height."""
     image = np.zeros((camera.height, camera.width, 3), np.uint8)
     intrinsics = np.array([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]])
@@ -112,18 +112,18 @@ def layers_of_the_city() -> list[tuple[np.ndarray, float, float, float]]:
 
 @pytest.fixture(scope="module")
 def flight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Camera]]:
-    """Photographs with GPS, one fix far off, one photograph of something else, all in a folder with a space."""
+    """Images with GPS, one fix far off, one image of something else, all in a folder with a space."""
     layers = layers_of_the_city()
     photos = tmp_path_factory.mktemp("flight") / "photos"
     cameras = cameras_of_the_flight()
     for i, camera in enumerate(cameras):
         path = photos / "first flight" / camera.name
-        write_picture(path, photograph(camera, layers))
+        write_image(path, target(camera, layers))
         east, north, up = camera.center.tolist()
         east += 5000 if i == 3 else 0
         data = path.read_bytes()
         path.write_bytes(data[:2] + exif(ORIGIN[0] + north / NORTH, ORIGIN[1] + east / EAST, ORIGIN[2] + up) + data[2:])
-    write_picture(photos / "elsewhere.jpg", picture("elsewhere", WIDTH, HEIGHT))
+    write_image(photos / "elsewhere.jpg", image("elsewhere", WIDTH, HEIGHT))
     return photos, {f"first_flight/{camera.name}": camera for camera in cameras}
 
 
@@ -151,7 +151,7 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
     record = json.loads((out / "scene.json").read_text())
     earth = record["georeference"]
     # GPS is exact but for one fix, so all but that one are used. A pixel is 0.16 m of the ground; three of them bound
-    # what 16 small photographs of a lens that has to be found leave open.
+    # what 16 small images of a lens that has to be found leave open.
     assert (earth["fixes"], earth["used"]) == (16, 15) and record["unit_metres"] == 1
     origin = torch.tensor([(earth["longitude"] - ORIGIN[1]) * EAST, (earth["latitude"] - ORIGIN[0]) * NORTH,
                            earth["height"] - ORIGIN[2]], dtype=torch.float64)  # fmt: skip
@@ -162,7 +162,7 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
     scale = fit_similarity(found, torch.stack([camera.center for camera in truth.values()])).scale
     assert scale == pytest.approx(1, abs=0.01)
 
-    # What is complete is not done again, and another size of the pictures does not repeat the rest.
+    # What is complete is not done again, and another size of the images does not repeat the rest.
     before = {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
     (out / "sparse" / "0" / "test.txt").write_text(min(truth))
     assert main([*argv, "-r", "2"]) == 0
@@ -198,7 +198,7 @@ def test_without_gps_the_ground_is_level(tmp_path: Path, flight: tuple[Path, dic
     # The ground is level, and its roofs are what tilts the plane through the points.
     up = fit.rotation @ torch.tensor([0.0, 0, 1], dtype=torch.float64)
     assert float(torch.rad2deg(torch.arccos(up[2]))) < 3
-    # Pictures of a PINHOLE camera are the photographs themselves.
+    # Renders of a PINHOLE camera are the images themselves.
     assert all((out / "images" / path.name).read_bytes() == path.read_bytes() for path in plain.iterdir())
 
 
@@ -207,7 +207,7 @@ def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
     """Every point lies on the ground or on a roof, and the poses are bit for bit what they were."""
     layers, cameras = layers_of_the_city(), cameras_of_the_flight()[4:12]
     for camera in cameras:
-        write_picture(tmp_path / "images" / camera.name, photograph(camera, layers))
+        write_image(tmp_path / "images" / camera.name, target(camera, layers))
     place_model(tmp_path / "sparse" / "0", cameras)
     before = [(tmp_path / "sparse/0" / name).read_bytes() for name in ("cameras.bin", "images.bin")]
     count = triangulate(tmp_path, 1000)
@@ -224,7 +224,7 @@ def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
 @needs_pycolmap
 def test_nobodys_pictures_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(3):
-        write_picture(tmp_path / "images" / f"{i}.png", picture(str(i), 40, 30))
+        write_image(tmp_path / "images" / f"{i}.png", image(str(i), 40, 30))
     assert main(["prepare", str(tmp_path / "images"), str(tmp_path)]) == 2
     assert "not from an earlier 'prepare'" in capsys.readouterr().err
     assert len(list((tmp_path / "images").iterdir())) == 3
@@ -235,7 +235,7 @@ def test_an_unusable_pycolmap_is_one_line_with_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: object
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", module)
-    write_picture(tmp_path / "photos" / "a.png", picture("a", 40, 30))
+    write_image(tmp_path / "photos" / "a.png", image("a", 40, 30))
     assert main(["prepare", str(tmp_path / "photos"), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install pycolmap==4.2.1" in error
@@ -263,7 +263,7 @@ def test_every_way_of_matching_lists_a_pair_once() -> None:
 def test_photographs_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> None:
     sizes = {"a/1.png": (40, 30), "a/2.png": (30, 40), "a/3.png": (40, 30), "b/1.png": (40, 30)}
     for name, size in sizes.items():
-        write_picture(tmp_path / name, picture(name, *size))
+        write_image(tmp_path / name, image(name, *size))
     names = sorted(sizes)
     assert sorted(camera_groups(tmp_path, names, "folder")) == [["a/1.png", "a/3.png"], ["a/2.png"], ["b/1.png"]]
     assert camera_groups(tmp_path, names, "image") == [[name] for name in names]
@@ -311,7 +311,7 @@ def test_features_of_a_reduced_image_are_in_pixels_of_the_whole(
     pixels = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
     for x, y in centers.astype(int):
         cv2.circle(pixels, (x, y), 12, (220, 220, 220), -1, cv2.LINE_AA)
-    write_picture(tmp_path / "discs.png", pixels)
+    write_image(tmp_path / "discs.png", pixels)
     for side in (1600, WIDTH // 2):
         monkeypatch.setattr("momentum_gs.data.prepare.sift.MAX_SIDE", side)
         places, descriptors = sift(tmp_path / "discs.png", 100)
@@ -337,7 +337,7 @@ def test_a_second_scene_is_left_out_by_name_and_told_from_the_first(
     roofs = [(texture(12, draw), x, 0.0, 9.0) for x in (-30.0, 0.0, 20.0)]
     ground = [(texture(200, draw), -100.0, -100.0, 0.0), *roofs]
     for camera in cameras_of_the_flight()[:4]:
-        write_picture(mixed / f"other_{camera.name}", photograph(camera, ground))
+        write_image(mixed / f"other_{camera.name}", target(camera, ground))
     argv = ["--features", "2000", "--camera-model", "SIMPLE_RADIAL", "--matching", "exhaustive"]
     assert main(["prepare", str(mixed), str(tmp_path / "scene"), *argv]) == 0
     said = capsys.readouterr().out
@@ -354,7 +354,7 @@ def test_three_images_make_a_scene_and_strangers_none(
 ) -> None:
     photos, truth = flight
     for name in ("05.jpg", "06.jpg", "09.jpg"):
-        write_picture(tmp_path / "strangers" / name, picture(name, WIDTH, HEIGHT))
+        write_image(tmp_path / "strangers" / name, image(name, WIDTH, HEIGHT))
         (tmp_path / "three").mkdir(exist_ok=True)
         (tmp_path / "three" / name).write_bytes((photos / "first flight" / name).read_bytes())
     flags = ["--features", "2000", "--camera-model", "PINHOLE"]

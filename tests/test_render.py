@@ -126,7 +126,7 @@ def test_gradient_reaches_anchors_and_decoder_through_the_picture() -> None:
     assert all(weight.grad is not None and bool(weight.grad.any()) for weight in decoder.parameters())
 
 
-def photographs(folder: Path, cameras: list[Camera], images: list[Tensor]) -> Views:
+def targets(folder: Path, cameras: list[Camera], images: list[Tensor]) -> Views:
     for view, image in zip(cameras, images, strict=True):
         write_png(folder / view.name, image)
     points = PointCloud(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.uint8))
@@ -138,12 +138,12 @@ def test_scores_are_means_over_views(tmp_path: Path) -> None:
     anchors, decoder = random_anchors(300), random_decoder()
     cameras = [camera("near.png", 3.0), camera("far.png", 6.0)]
     truth = render_image(anchors, decoder, cameras[0], GREY)
-    with photographs(tmp_path, cameras, [truth, torch.zeros(3, 36, 48)]) as views:
+    with targets(tmp_path, cameras, [truth, torch.zeros(3, 36, 48)]) as views:
         near, far = (score_views(anchors, decoder, [view], views, GREY) for view in cameras)
         both = score_views(anchors, decoder, cameras, views, GREY)
         with pytest.raises(ValueError, match="no cameras"):
             score_views(anchors, decoder, [], views, GREY)
-    # A picture kept in 8 bits errs by a uniform half step: 58.9 dB; 1 dB for its few pixels.
+    # An image kept in 8 bits errs by a uniform half step: 58.9 dB; 1 dB for its few pixels.
     assert near.psnr > 57.9 and near.ssim > 0.999
     assert far.psnr < 20
     assert both.psnr == pytest.approx((near.psnr + far.psnr) / 2)

@@ -46,15 +46,15 @@ def random_anchors(seed: int, n: int = 150) -> Anchors:
 
 @pytest.fixture(scope="module")
 def scene_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 cameras on a line along x, looking straight down; photographs of noise, in two folders."""
+    """16 cameras on a line along x, looking straight down; images of noise, in two folders."""
     folder = tmp_path_factory.mktemp("scene")
     down = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
     cameras = []
     for i in range(16):
         center = torch.tensor([(i - 7.5) / 2, 0.0, 4.0], dtype=torch.float64)
         camera = Camera(f"{'ab'[i % 4 // 2]}/{i:03d}.png", 48, 36, 40.0, 40.0, 24.0, 18.0, down, -down @ center)
-        photograph = torch.rand(3, 36, 48, generator=keyed_generator("photograph", i))
-        write_png(folder / "images" / camera.name, photograph)
+        target = torch.rand(3, 36, 48, generator=keyed_generator("photograph", i))
+        write_png(folder / "images" / camera.name, target)
         cameras.append(camera)
     points = PointCloud(torch.rand(20, 3, dtype=torch.float64), torch.zeros(20, 3, dtype=torch.uint8))
     write_model(folder / "sparse" / "0", cameras, points)
@@ -109,7 +109,7 @@ def test_merged_model(run: tuple[Path, Scene]) -> None:
         assert torch.equal(png(folder / "gt" / name), png(scene.path / "images" / name))
         shown = png(folder / "renders" / name)
         assert torch.equal(shown, expected(out / "point_cloud/iteration_20/point_cloud.ply", scene, name))
-        assert shown.float().std() > 10  # not an empty picture
+        assert shown.float().std() > 10  # not an empty image
     record = read_json(folder / "render.json")
     assert record["anchors"] == 150 and record["complete"] and record["names"] == names
     assert record["timed_views"] == len(names) - 5
@@ -155,7 +155,7 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
     results = read_json(out / "results.json")
     assert set(results) == {"ours_20", "ours_20_blocks"}
     for method, scores in results.items():
-        assert 0 < scores["PSNR"] < 30  # random splats against a photograph
+        assert 0 < scores["PSNR"] < 30  # random splats against an image
         assert scores["protocol"]["views"] == len(scene.test)
         assert scores["protocol"]["anchors"] == read_json(out / "test" / method / "render.json")["anchors"]
         assert f"{scores['SSIM_cc']:.4f}" in printed

@@ -130,10 +130,10 @@ def test_nothing_is_loaded_and_nothing_runs(whole: Path) -> None:
     page = report(whole)
     assert page.elements <= ELEMENTS
     assert all(address.startswith("data:image/") for address in page.addresses)
-    assert len(page.addresses) == 9 + 2  # photograph, render, error of three views; the map and its scale
+    assert len(page.addresses) == 9 + 2  # image, render, error of three views; the map and its scale
     assert not any(name.startswith("on") for name in page.attributes)
     # What is hostile is there, as text.
-    assert f"photograph {HOSTILE}" in page.alts
+    assert f"image {HOSTILE}" in page.alts
     assert f"/data/rubble-pixsfm/{HOSTILE}" in page.texts
     assert f"Worst: {HOSTILE}, 11.11 dB" in page.texts
 
@@ -261,7 +261,7 @@ def test_published_rows_hold_what_their_group_says() -> None:
             assert all(share is None or 0.1 < share < 0.9 for share in (row.ssim, row.lpips))
         ours = [row.psnr for row in groups["corrected"] if row.method == "Momentum-GS"]
         assert len(ours) == 1
-        # A correction that uses the photograph cannot cost PSNR: the same method is higher where it was applied.
+        # A correction that uses the image cannot cost PSNR: the same method is higher where it was applied.
         raw = {row.method: row.psnr for row in groups["raw"]}
         for row in groups["corrected"]:
             if row.method in raw and row.method != "VastGaussian":

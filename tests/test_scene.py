@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData
-from scene_files import REAL_SCENES, camera, picture, points, write_picture, write_scene
+from scene_files import REAL_SCENES, camera, image, points, write_image, write_scene
 from tiny_run import BASE
 
 from momentum_gs.cli.main import main
@@ -129,7 +129,7 @@ def test_resolution_scales_the_intrinsics(tmp_path: Path) -> None:
 def test_a_resized_copy_scales_the_intrinsics(tmp_path: Path, size: tuple[int, int]) -> None:
     seen = camera("a.png", 400, 301)
     write_model(tmp_path / "sparse" / "0", [seen], points())
-    write_picture(tmp_path / "images_4" / "a.png", picture("a", *size))
+    write_image(tmp_path / "images_4" / "a.png", image("a", *size))
     found = load_scene(config(tmp_path, images="images_4", test_every=0)).train[0]
     assert (found.width, found.height) == size
     assert found.fx / seen.fx == pytest.approx(size[0] / 400) and found.cy / seen.cy == pytest.approx(size[1] / 301)
@@ -138,7 +138,7 @@ def test_a_resized_copy_scales_the_intrinsics(tmp_path: Path, size: tuple[int, i
 @pytest.mark.parametrize("size", [(301, 400), (100, 70), (100, 78), (400, 299), (104, 75)])
 def test_another_shape_is_refused_with_both_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     write_model(tmp_path / "sparse" / "0", [camera("a.png", 400, 301)], points())
-    write_picture(tmp_path / "images" / "a.png", np.zeros((size[1], size[0]), np.uint8))
+    write_image(tmp_path / "images" / "a.png", np.zeros((size[1], size[0]), np.uint8))
     with pytest.raises(UserError, match=f"a.png is {size[0]}x{size[1]}, but its camera in the model is 400x301"):
         load_scene(config(tmp_path, test_every=0))
 

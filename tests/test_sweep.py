@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_gs.cli import sweep as verb
+from momentum_gs.cli import sweep as command
 from momentum_gs.config.load import dump_config
 from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import MODES, Sweep, SweepRow, load_sweep
@@ -31,8 +31,8 @@ from momentum_gs.experiments.plan import (
     coarse_config,
     experiment,
     finished,
+    initialization_folder,
     partition_folder,
-    prior_folder,
     row_config,
     run_folder,
 )
@@ -46,7 +46,7 @@ numbers = st.floats(-100, 100)
 
 def arguments_of(sweep: Path, scene: Path, out: Path, *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_intermixed_args([str(sweep), "-s", str(scene), "-m", str(out), *words])
 
 
@@ -55,7 +55,7 @@ def arguments(*words: str) -> argparse.Namespace:
 
 
 def request(*words: str) -> Request:
-    return verb.request_of(arguments(*words))
+    return command.request_of(arguments(*words))
 
 
 def config_of(*settings: str, given: tuple[str, ...] = (), seed: int = 0, **row: Any) -> Config:
@@ -163,7 +163,8 @@ def test_rows_of_gaussians_start_from_a_coarse_model_of_gaussians_in_the_same_bl
     assert partition_folder(tmp_path, config) == partition_folder(tmp_path, config_of())
     four = coarse_config(request(), replace(row, settings=("partition.blocks=4", "blocks.active=2")))
     other = coarse_config(request("steps=7"), row)
-    assert prior_folder(tmp_path, four) == prior_folder(tmp_path, coarse) != prior_folder(tmp_path, other)
+    folders = [initialization_folder(tmp_path, config) for config in (four, coarse, other)]
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_settings_of_a_later_version_leave_runs_what_they_are() -> None:
@@ -361,7 +362,7 @@ def test_the_command_line_refuses_what_would_mix_runs(tmp_path: Path) -> None:
 
     def refusal(scene: str, *words: str) -> str:
         with pytest.raises(UserError) as caught:
-            verb.run(arguments_of(sweep, tmp_path / scene, tmp_path / "out", *words))
+            command.run(arguments_of(sweep, tmp_path / scene, tmp_path / "out", *words))
         return str(caught.value)
 
     assert "no run is finished" in refusal("one", "--table")

@@ -21,7 +21,7 @@ from tiny_run import SETTINGS
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli import main as cli
-from momentum_gs.cli import sweep as verb
+from momentum_gs.cli import sweep as command
 from momentum_gs.config.sweep import load_sweep
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.experiments import runner as sweep_run
@@ -37,7 +37,7 @@ SMOKE = [
 
 def arguments(path: Path, *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_intermixed_args([str(path), "-s", "scene", "-m", "out", *words])
 
 

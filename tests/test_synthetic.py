@@ -21,7 +21,7 @@ from momentum_gs.data.synthetic.cast import GROUND, SKY, Caster
 from momentum_gs.data.synthetic.city import City, build_city
 from momentum_gs.data.synthetic.scene import POINTS_PER_BLOCK, CitySettings, read_depth, write_city
 from momentum_gs.data.synthetic.shade import SKYLIGHT, SUN, SUNLIGHT, Shader, pulse, to_linear, to_srgb
-from momentum_gs.data.synthetic.survey import fly, photograph, track_lengths
+from momentum_gs.data.synthetic.survey import fly, target, track_lengths
 
 SETTINGS = CitySettings(blocks_x=2, blocks_y=2, views=12, width=96, height=72, seed=3)
 
@@ -174,7 +174,7 @@ def test_sparse_points_are_seen_by_three_views_and_coloured(scene: Path, model: 
     assert 0.9 * count <= len(model.points) <= count
     assert model.points.rgb.float().std(0).min() > 10
     camera = model.cameras[2]
-    surface = unproject(camera, photograph(camera, Caster(city), Shader(city, Caster(city)))[1])[::11]
+    surface = unproject(camera, target(camera, Caster(city), Shader(city, Caster(city)))[1])[::11]
     tracks = track_lengths(surface, model.cameras, Caster(city))
     assert tracks.min() >= 1, "a surface point is seen at least by the view it was found in"
     assert tracks.max() <= len(model.cameras)
@@ -222,7 +222,7 @@ def test_flight_has_as_many_views_as_asked_and_overlaps(city: City, views: int) 
         assert torch.allclose(camera.rotation @ camera.rotation.T, identity, atol=1e-12)
         assert torch.linalg.det(camera.rotation) > 0
         assert camera.center[2] > city.tallest
-    # Every corner of the city is in a picture.
+    # Every corner of the city is in an image.
     size_x, size_y = city.size
     corners = torch.tensor([[sx * size_x / 2, sy * size_y / 2, 0.0] for sx in (-1, 0, 1) for sy in (-1, 0, 1)]).double()
     seen = torch.zeros(9, dtype=torch.bool)
@@ -239,16 +239,16 @@ def test_more_views_fly_lower() -> None:
 
 
 def test_pictures_do_not_alias(city: City) -> None:
-    """A picture of twice the size, averaged down, is the picture: what a pixel cannot resolve is already a mean."""
+    """An image of twice the size, averaged down, is the image: what a pixel cannot resolve is already a mean."""
     caster = Caster(city)
     shader = Shader(city, caster)
     camera = fly(city, 12, 96, 72, 0)[0][9]
-    small, _ = photograph(camera, caster, shader)
-    large, _ = photograph(camera.resized(192, 144), caster, shader)
+    small, _ = target(camera, caster, shader)
+    large, _ = target(camera.resized(192, 144), caster, shader)
     mean = to_srgb(torch.nn.functional.avg_pool2d(to_linear(large), 2))
     skipped = large[:, ::2, ::2]
-    # Skipping every other pixel is what aliasing looks like; the picture's own error is a small part of that. It is not
-    # zero: silhouettes have 2x2 samples, and the lens of the small picture is twice as wide.
+    # Skipping every other pixel is what aliasing looks like; the image's own error is a small part of that. It is not
+    # zero: silhouettes have 2x2 samples, and the lens of the small image is twice as wide.
     assert (small - mean).square().mean() < 0.33 * (skipped - mean).square().mean()
     assert ssim(small, mean) > 0.95 > ssim(skipped, mean)
 
@@ -290,14 +290,14 @@ def test_srgb_is_the_inverse_of_linear() -> None:
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     settings = CitySettings(blocks_x=1, blocks_y=1, views=4, width=16, height=16)
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "mine.jpg").write_text("a photograph")
+    (tmp_path / "images" / "mine.jpg").write_text("an image")
     with pytest.raises(UserError, match="no synthetic city.*--force"):
         write_city(tmp_path, settings)
     with pytest.raises(UserError, match="no synthetic city"):
         write_city(tmp_path / "missing" / "..", settings)
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
     write_city(tmp_path, settings, force=True)
-    assert (tmp_path / "images" / "mine.jpg").read_text() == "a photograph"
+    assert (tmp_path / "images" / "mine.jpg").read_text() == "an image"
     with pytest.raises(UserError, match="is a file"):
         write_city(tmp_path / "images" / "mine.jpg", settings)
 

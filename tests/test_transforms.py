@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
-from scene_files import picture, write_picture
+from scene_files import image, write_image
 
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
@@ -35,9 +35,9 @@ def frame(path: str, matrix: list | None = None, **more: Any) -> dict[str, Any]:
     return {"file_path": path, "transform_matrix": matrix or MATRIX, **more}
 
 
-def pictures(root: Path, *names: str) -> None:
+def images(root: Path, *names: str) -> None:
     for name in names:
-        write_picture(root / name, picture(name, 40, 30))
+        write_image(root / name, image(name, 40, 30))
 
 
 def moved(x: float) -> list[list[float]]:
@@ -54,7 +54,7 @@ def only_camera(root: Path) -> Camera:
 
 
 def test_opengl_axes_become_ours(tmp_path: Path) -> None:
-    pictures(tmp_path, "images/a.png")
+    images(tmp_path, "images/a.png")
     camera = only_camera(write(tmp_path, frames=[frame("images/a.png")], **INTRINSICS))
     assert camera.center.tolist() == pytest.approx([1, 2, 3], abs=1e-12)
     # Two ahead, a bit to the right (+y), a bit up (+z).
@@ -64,7 +64,7 @@ def test_opengl_axes_become_ours(tmp_path: Path) -> None:
 
 
 def test_intrinsics_of_a_frame_are_stronger_than_those_of_the_file(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png", "b.png")
+    images(tmp_path, "a.png", "b.png")
     write(tmp_path, frames=[frame("a.png"), frame("b.png", fl_x=80.0, cx=3.0)], **INTRINSICS)
     a, b = (f.camera for f in read_transforms(tmp_path).frames)
     assert (a.fx, a.fy, a.cx, a.cy, a.width, a.height) == (50, 52, 19, 16, 40, 30)
@@ -73,7 +73,7 @@ def test_intrinsics_of_a_frame_are_stronger_than_those_of_the_file(tmp_path: Pat
 
 def test_a_view_angle_takes_the_size_from_the_image(tmp_path: Path) -> None:
     """Blender's form: an angle over the width, no extension, a leading ./"""
-    pictures(tmp_path, "train/r_0.png")
+    images(tmp_path, "train/r_0.png")
     camera = only_camera(write(tmp_path, frames=[frame("./train/r_0")], camera_angle_x=math.radians(60)))
     focal = 20 / math.tan(math.radians(30))
     assert camera.name == "train/r_0.png"
@@ -82,11 +82,11 @@ def test_a_view_angle_takes_the_size_from_the_image(tmp_path: Path) -> None:
 
 
 def test_matrix_city_numbers_its_pictures_and_scales_its_rotations(tmp_path: Path) -> None:
-    pictures(tmp_path, "rgb/0007.png")
+    images(tmp_path, "rgb/0007.png")
     small = [[v * 0.01 for v in row[:3]] + row[3:] for row in MATRIX[:3]] + MATRIX[3:]
     entry = {"frame_index": 7, "rot_mat": small}
     camera = only_camera(write(tmp_path, frames=[entry], camera_angle_x=1.0))
-    pictures(tmp_path / "plain", "rgb/0007.png")
+    images(tmp_path / "plain", "rgb/0007.png")
     wanted = only_camera(write(tmp_path / "plain", frames=[frame("rgb/0007.png")], camera_angle_x=1.0))
     assert camera.name == "rgb/0007.png"
     for field in ("rotation", "center"):  # A cube root, a division and an SVD of numbers around 1.
@@ -94,7 +94,7 @@ def test_matrix_city_numbers_its_pictures_and_scales_its_rotations(tmp_path: Pat
 
 
 def test_train_and_test_files_are_the_split(tmp_path: Path) -> None:
-    pictures(tmp_path, "train/0.png", "train/1.png", "test/0.png")
+    images(tmp_path, "train/0.png", "train/1.png", "test/0.png")
     write(tmp_path, "transforms_train.json", camera_angle_x=1.0, frames=[frame("train/0"), frame("train/1", moved(1))])
     write(tmp_path, "transforms_test.json", camera_angle_x=1.0, frames=[frame("test/0", moved(2))])
     scene = load(tmp_path, test_every=2)
@@ -105,7 +105,7 @@ def test_train_and_test_files_are_the_split(tmp_path: Path) -> None:
 
 
 def test_other_splits(tmp_path: Path) -> None:
-    pictures(tmp_path, *(f"images/{i}.png" for i in range(4)))
+    images(tmp_path, *(f"images/{i}.png" for i in range(4)))
     frames = [frame(f"images/{i}.png", moved(i)) for i in range(4)]
     write(tmp_path, frames=frames, **INTRINSICS)
     assert [c.name for c in load(tmp_path, test_every=2).test] == ["0.png", "2.png"]
@@ -116,14 +116,14 @@ def test_other_splits(tmp_path: Path) -> None:
 
 
 def test_smaller_pictures_come_from_another_folder(tmp_path: Path) -> None:
-    write_picture(tmp_path / "images_2" / "a.png", picture("a", 20, 15))
+    write_image(tmp_path / "images_2" / "a.png", image("a", 20, 15))
     write(tmp_path, frames=[frame("images/a.png")], **INTRINSICS)
     camera = load(tmp_path, images="images_2").train[0]
     assert (camera.name, camera.width, camera.fx) == ("a.png", 20, 25)
 
 
 def test_the_cloud_it_names_is_the_cloud(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png")
+    images(tmp_path, "a.png")
     kinds = {"f4": ("x", "y", "z"), "u1": ("red", "green", "blue")}
     rows = np.array([(1, 2, 3, 10, 20, 30)], [(name, kind) for kind, names in kinds.items() for name in names])
     PlyData([PlyElement.describe(rows, "vertex")]).write(str(tmp_path / "cloud.ply"))
@@ -136,7 +136,7 @@ def test_the_cloud_it_names_is_the_cloud(tmp_path: Path) -> None:
 
 
 def test_without_a_cloud_random_points_fill_the_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(tmp_path, "a.png", "b.png")
+    images(tmp_path, "a.png", "b.png")
     write(tmp_path, frames=[frame("a.png"), frame("b.png", moved(3))], **INTRINSICS)
     scene = load(tmp_path)
     assert len(scene.points) == COUNT == 100_000 and "random" in capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_without_a_cloud_random_points_fill_the_views(tmp_path: Path, capsys: py
     ],
 )
 def test_distortion_is_that_of_a_colmap_model(tmp_path: Path, more: dict, wanted: tuple) -> None:
-    pictures(tmp_path, "a.png")
+    images(tmp_path, "a.png")
     write(tmp_path, frames=[frame("a.png")], **INTRINSICS, **more)
     lens = read_transforms(tmp_path).frames[0].lens
     assert (lens.model, lens.extra) == wanted
@@ -203,7 +203,7 @@ BAD: list[tuple[dict, str]] = [
 
 @pytest.mark.parametrize(("record", "message"), BAD, ids=[f"{i}-{m[:30]}" for i, (_, m) in enumerate(BAD)])
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, record: dict, message: str) -> None:
-    pictures(tmp_path, "a.png")
+    images(tmp_path, "a.png")
     with pytest.raises(UserError, match=message) as error:
         read_transforms(write(tmp_path, **record))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
@@ -217,7 +217,7 @@ def test_what_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_missing_images_are_counted(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png")
+    images(tmp_path, "a.png")
     write(tmp_path, frames=[frame("a.png"), frame("b.png", moved(1))], **INTRINSICS)
     with pytest.raises(UserError, match="1 of 2 images named in transforms.json are missing, first: b.png"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""Facts about undistorted pictures: what they show, where they end, and the copies that are kept."""
+"""Facts about undistorted images: what they show, where they end, and the copies that are kept."""
 
 import os
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from scene_files import picture, points, write_picture
+from scene_files import image, points, write_image
 from test_lens import HEIGHT, STRONG, WIDTH, lens_of
 
 from momentum_gs.config.schema import SceneConfig
@@ -22,7 +22,7 @@ BENT = tuple(STRONG) + ("SIMPLE_FISHEYE", "FISHEYE")
 
 
 def waves(rays: np.ndarray) -> np.ndarray:
-    """A smooth picture of the world by ray [...,2], grey levels."""
+    """A smooth image of the world by ray [...,2], grey levels."""
     x, y = rays[..., 0], rays[..., 1]
     return 127 + 60 * np.sin(9 * x + 2 * y) + 50 * np.cos(7 * y - 3 * x)
 
@@ -55,7 +55,7 @@ def test_the_window_keeps_the_focal_length_and_shows_no_border(model: str) -> No
     assert (window.fx, window.fy) == lens.focal
     white = undistort(np.full((HEIGHT, WIDTH), 255, np.uint8), places_of(lens, window))
     assert white.min() == 255
-    # Not needlessly small: some border of the lens's picture is reached on every axis, up to the pixel that is cut off.
+    # Not needlessly small: some border of the lens's image is reached on every axis, up to the pixel that is cut off.
     corners = np.array([[0.5, 0.5], [window.width - 0.5, window.height - 0.5]]) - (window.cx, window.cy)
     along = [np.linspace(corners[0, axis], corners[1, axis], 200) for axis in (0, 1)]
     for axis in (0, 1):
@@ -71,7 +71,7 @@ def test_a_pinhole_keeps_its_picture_bit_for_bit() -> None:
     lens = lens_of("OPENCV", (0.0, 0.0, 0.0, 0.0))
     window = pinhole_window(lens)
     assert (window.width, window.height, window.cx, window.cy) == (WIDTH, HEIGHT, *lens.center)
-    pixels = picture("a", WIDTH, HEIGHT)
+    pixels = image("a", WIDTH, HEIGHT)
     assert np.array_equal(undistort(pixels, places_of(lens, window)), pixels)
 
 
@@ -96,7 +96,7 @@ def test_a_lens_that_folds_within_the_picture_is_cut_before_the_fold_or_refused(
     y = (np.array([0.5, window.height - 0.5]) - window.cy) / window.fy
     assert folding.unfolded(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).all()
     for hopeless in (replace(folding, extra=(-900.0,)), replace(folding, center=(320.0, 1000.0))):
-        with pytest.raises(UserError, match="SIMPLE_RADIAL lens of 640x480 .*maps no picture"):
+        with pytest.raises(UserError, match="SIMPLE_RADIAL lens of 640x480 .*maps no image"):
             pinhole_window(hopeless)
 
 
@@ -116,7 +116,7 @@ def job_for(tmp_path: Path, name: str = "a b/1.jpg", lens: Lens | None = None) -
     lens = lens or lens_of("OPENCV")
     source = tmp_path / "images" / name
     if not source.exists():
-        write_picture(source, picture(name, lens.width, lens.height))
+        write_image(source, image(name, lens.width, lens.height))
     return Job(source, lens, pinhole_window(lens), cached_path(tmp_path / "cache", name, source, lens))
 
 
@@ -180,7 +180,7 @@ def write_bent_scene(root: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Len
     lines = [f"{i} {' '.join(map(str, [*xyz, *rgb]))} 0\n" for i, (xyz, rgb) in enumerate(rows)]
     (sparse / "points3D.txt").write_text("".join(lines))
     for name in ("a/1.png", "2.jpg"):
-        write_picture(root / "images" / name, seen_through(lens.resized(*size)))
+        write_image(root / "images" / name, seen_through(lens.resized(*size)))
     return lens
 
 
@@ -219,7 +219,7 @@ def test_masks_are_undistorted_with_their_images(tmp_path: Path) -> None:
     small = lens.resized(WIDTH // 2, HEIGHT // 2)
     x, y = np.meshgrid(np.arange(small.width) + 0.5, np.arange(small.height) + 0.5)
     rays = small.to_rays(np.stack([x, y], -1).reshape(-1, 2)).reshape(small.height, small.width, 2)
-    write_picture(tmp_path / "masks" / "a" / "1.png", np.where(rays[..., 0] > 0.2, 0, 255).astype(np.uint8))
+    write_image(tmp_path / "masks" / "a" / "1.png", np.where(rays[..., 0] > 0.2, 0, 255).astype(np.uint8))
     scene = load_scene(SceneConfig(path=str(tmp_path), resolution=1.0, test_every=0, undistort=True))
     camera = next(camera for camera in scene.train if camera.name == "a/1.png")
     mask = cv2.imread(str(scene.mask_paths["a/1.png"]), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""Facts about which view a block shows at which step, and which takes its place where photographs are bad."""
+"""Facts about which view a block shows at which step, and which takes its place where images are bad."""
 
 from pathlib import Path
 
@@ -34,8 +34,8 @@ def shown(scene: Scene, steps: range, *, cache: int = 1 << 20) -> list[str]:
         order = order_of(scene)
         found = []
         for step in steps:
-            camera, photograph = order.show(0, step, views)
-            assert torch.equal(photograph.image, views.image(camera.name)), "it comes with its own photograph"
+            camera, target = order.show(0, step, views)
+            assert torch.equal(target.image, views.image(camera.name)), "it comes with its own image"
             found.append(camera.name)
         return found
 

@@ -1,4 +1,4 @@
-"""Facts about photographs on demand: pixels, the bound of bytes, threads, errors, files that do not answer."""
+"""Facts about images on demand: pixels, the bound of bytes, threads, errors, files that do not answer."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scene_files import camera, picture, points, write_picture, write_scene
+from scene_files import camera, points, rendered, write_image, write_scene
 
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
@@ -24,7 +24,7 @@ from momentum_gs.data.views import Views
 
 NAMES = [f"{i}.png" for i in range(8)]
 SIZE = 3 * 40 * 30
-"""Bytes of one photograph."""
+"""Bytes of one image."""
 CPU = torch.device("cpu")
 
 
@@ -62,7 +62,7 @@ def settle(views: Views) -> None:
 def test_pixels_are_those_of_the_file_over_255(scene: Scene) -> None:
     with Views(scene, 10 * SIZE, CPU) as views:
         for name in NAMES:
-            wanted = torch.from_numpy(picture(name, 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
+            wanted = torch.from_numpy(rendered(name, 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
             assert torch.equal(views.image(name), wanted)
             assert torch.equal(views.image(name), wanted)  # now from the cache
 
@@ -170,7 +170,7 @@ def test_asking_during_a_decode_waits_for_it(scene: Scene, monkeypatch: pytest.M
 
 
 def test_many_threads_get_the_right_pixels(scene: Scene) -> None:
-    """A cache of three for eight photographs, asked for by eight threads at once."""
+    """A cache of three for eight images, asked for by eight threads at once."""
     with Views(scene, 10 * SIZE, CPU) as views:
         wanted = {name: views.image(name) for name in NAMES}
 
@@ -246,12 +246,12 @@ def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: 
     data = path.read_bytes()
     path.unlink()
     with Views(scene, 0, CPU, skip_bad=True) as views:
-        assert views.photograph_or_skip("3.png") is None
+        assert views.target_or_skip("3.png") is None
         path.write_bytes(data[:500])
-        assert views.photograph_or_skip("3.png") is None
+        assert views.target_or_skip("3.png") is None
         assert list(views.bad) == ["3.png"] and "500 bytes" in views.bad["3.png"]
         path.write_bytes(data)
-        good = views.photograph_or_skip("3.png")
+        good = views.target_or_skip("3.png")
         assert good is not None and torch.equal(good.image, views.image("3.png"))
         assert not views.bad
     assert capsys.readouterr().err.count("3.png") == 1
@@ -260,7 +260,7 @@ def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: 
 def test_without_leave_a_bad_image_is_not_skipped(scene: Scene) -> None:
     scene.image_paths["3.png"].unlink()
     with Views(scene, 8 * SIZE, CPU) as views, pytest.raises(UserError, match=r"3\.png"):
-        views.photograph_or_skip("3.png")
+        views.target_or_skip("3.png")
 
 
 @pytest.mark.parametrize("error", [MemoryError, SystemExit, KeyboardInterrupt])
@@ -384,7 +384,7 @@ def test_ten_thousand_images_leave_no_trace(tmp_path: Path) -> None:
     """Mixed sizes in random order under a bound that holds few of them."""
     kinds = [(f"kind{i}{suffix}", 64 + 16 * i, 48 + 20 * (i * 5 % 7)) for i in range(7) for suffix in (".jpg", ".png")]
     for name, width, height in kinds:
-        write_picture(tmp_path / "kinds" / name, picture(name, width, height))
+        write_image(tmp_path / "kinds" / name, rendered(name, width, height))
     cameras = []
     (tmp_path / "images").mkdir()
     for i in range(10_000):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.config.schema import Config, GrowthConfig
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.rows import append_rows, keep_rows, scatter_max
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.voxels import cell_centers, cells_of
@@ -24,7 +24,7 @@ SIZES = (250_000, 1_000_000, 4_000_000)
 """Anchors, where none are asked for."""
 VOXEL = 0.001
 """Edge of the finest voxel. The city is measured in growth cells, so that its scale changes nothing."""
-LOT, HOUSE, STOREYS = 64.0, 40.0, 60.0
+LOT, REPOSITORY, STOREYS = 64.0, 40.0, 60.0
 """Of the city, in edges of the coarsest growth cell: pitch of the lots, side and greatest height of the houses."""
 LIKELY = 0.03
 """Share of the offsets above the coarsest level's threshold; of those above twice the threshold, half as many."""
@@ -67,7 +67,7 @@ Judge = Callable[[Load, GrowthConfig], tuple[Load, GrowthReport]]
 def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
     """Prints a line for each number of anchors, and the comparison at the smallest."""
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    say(f"grow: K = {config.model.n_offsets}, F = {config.model.feature_dim}, torch {torch.__version__}, {place}, "
+    info(f"grow: K = {config.model.n_offsets}, F = {config.model.feature_dim}, torch {torch.__version__}, {place}, "
         f"medians of {args.repeats}")  # fmt: skip
     loads = [city_load(n, config, device) for n in sorted(args.anchors or SIZES)]
     reports = [timed(judge, load, config.growth)[2] for load in loads]  # Also warms caches and allocators.
@@ -80,10 +80,10 @@ def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
         if i > 0:
             ratio = statistics.median(times[i] / times[i - 1] for times in rounds)
             line += f", {ratio:.2f}x the time for {n / len(loads[i - 1].anchors):.2f}x the anchors"
-        say(line)
+        info(line)
     plain, found, _ = timed(judge_plainly, loads[0], config.growth)
     assert_equal(found, timed(judge, loads[0], config.growth)[1])
-    say(f"  {len(loads[0].anchors):>9} anchors, every new cell compared with every anchor: {1e3 * plain:.1f} ms "
+    info(f"  {len(loads[0].anchors):>9} anchors, every new cell compared with every anchor: {1e3 * plain:.1f} ms "
         f"(one run), {plain / seconds[0]:.1f}x the time of ours, the same result")  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def judge_plainly(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]
     n, n_offsets = len(anchors), anchors.n_offsets
     enough = growth.interval * growth.success_threshold
     mean = (stats.offset_gradient_accum / stats.offset_denom).nan_to_num(0).squeeze(1)
-    judged = (stats.offset_denom > 0.5 * enough).squeeze(1)
+    eligible = (stats.offset_denom > 0.5 * enough).squeeze(1)
     spots = (anchors.position.unsqueeze(1) + anchors.offset * anchors.scales[:, None, :3]).flatten(0, 1)
     features = anchors.feature.unsqueeze(1).expand(-1, n_offsets, -1).flatten(0, 1)
     everything = torch.arange(n * n_offsets, device=spots.device)
@@ -135,7 +135,7 @@ def judge_plainly(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]
             break
         size = VOXEL * (growth.init_factor // growth.hierarchy_factor**level)
         threshold = growth.grad_threshold * (growth.hierarchy_factor // 2) ** level
-        candidate = judged & (mean >= threshold) & (draw(level, everything) > 0.5 ** (level + 1))
+        candidate = eligible & (mean >= threshold) & (draw(level, everything) > 0.5 ** (level + 1))
         cells, inverse = torch.unique(cells_of(spots[candidate], size), dim=0, return_inverse=True)
         free = ~chunked_compare(cells, cells_of(anchors.position, size))
         centers = cell_centers(cells[free], size, spots.dtype)
@@ -147,8 +147,8 @@ def judge_plainly(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]
 
     fresh = GrowthStats.zeros(anchors).rows()
     seen = {name: torch.cat([row, fresh[name][len(row) :]]) for name, row in stats.rows().items()}
-    seen["offset_denom"][: len(judged)][judged] = 0
-    seen["offset_gradient_accum"][: len(judged)][judged] = 0
+    seen["offset_denom"][: len(eligible)][eligible] = 0
+    seen["offset_gradient_accum"][: len(eligible)][eligible] = 0
     faint = (seen["opacity_accum"] < growth.min_opacity * seen["anchor_demon"]).squeeze(1)
     weighed = (seen["anchor_demon"] > enough).squeeze(1)
     seen["opacity_accum"][weighed] = 0
@@ -189,17 +189,17 @@ def city_load(n: int, config: Config, device: torch.device) -> Load:
 
     growth, n_offsets = config.growth, config.model.n_offsets
     # A lot has its own area twice: as ground or roof, and as the walls of a house of mean height.
-    walls = 4 * HOUSE * STOREYS / 2
+    walls = 4 * REPOSITORY * STOREYS / 2
     lots = (n / (LOT**2 + walls)) ** 0.5
     place = uniform(n, 2) * lots
     lot = place.floor().long()
     within = (place - lot - 0.5) * LOT
     height = STOREYS * keyed_uniform(lot[:, 0] * 2**20 + lot[:, 1], "height")
-    z = torch.where((within.abs() < HOUSE / 2).all(1), height, 0.0)
+    z = torch.where((within.abs() < REPOSITORY / 2).all(1), height, 0.0)
     on_wall = uniform(n) < walls / (LOT**2 + walls)
     side = torch.randint(4, (n,), generator=generator)
-    along = (uniform(n) - 0.5) * HOUSE
-    facade = torch.where(side % 2 == 0, HOUSE / 2, -HOUSE / 2)
+    along = (uniform(n) - 0.5) * REPOSITORY
+    facade = torch.where(side % 2 == 0, REPOSITORY / 2, -REPOSITORY / 2)
     wall = torch.where((side < 2).unsqueeze(1), torch.stack([along, facade], 1), torch.stack([facade, along], 1))
     within = torch.where(on_wall.unsqueeze(1), wall, within)
     z = torch.where(on_wall, uniform(n) * height, z)

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import ssim
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera, Gaussians
 from momentum_gs.model.init import distCUDA2
 from momentum_gs.render.rasterize import rasterize
 
 Draw = Callable[[Gaussians, Camera], Tensor]
-"""Draws on black: the picture [C,H,W]."""
+"""Draws on black: the image [C,H,W]."""
 
 REFERENCE_SIZE = (300, 160, 90)
 """Gaussians, width and height for the readable rasterizer, which evaluates every Gaussian at every pixel."""
@@ -72,21 +72,21 @@ def bench_raster(args: argparse.Namespace, device: torch.device) -> None:
     _head(f"raster: {count} Gaussians, {width}x{height}", args, device)
     others: dict[str, Draw] = {}
     if device.type == "cpu":
-        say("  gsplat: not compared (its compositing needs a GPU)")
+        info("  gsplat: not compared (its compositing needs a GPU)")
     elif (module := _load("gsplat")) is not None:
         # Which of its two layouts is faster depends on the load.
         others |= {f"gsplat, packed={packed}": gsplat_draw(module, packed) for packed in (False, True)}
     if args.original is None:
-        say("  original CUDA rasterizer: not compared (ours has its name; give --original with the name of a module "
+        info("  original CUDA rasterizer: not compared (ours has its name; give --original with the name of a module "
             "under which it is installed)")  # fmt: skip
     elif (module := _load(args.original)) is not None:
-        others[f"original ({args.original})"] = family_draw(module)
+        others[f"original ({args.original})"] = official_draw(module)
     _compare_draws(others, gaussians, camera, args.repeats)
 
     reference = _load("diff_gaussian_rasterization.reference")
     if reference is not None:
         gaussians, camera = raster_load(*REFERENCE_SIZE, device)
-        say("  {} Gaussians, {}x{}:".format(*REFERENCE_SIZE))
+        info("  {} Gaussians, {}x{}:".format(*REFERENCE_SIZE))
         _compare_draws({"readable reference": reference_draw(reference)}, gaussians, camera, args.repeats)
 
 
@@ -94,15 +94,15 @@ def bench_ssim(args: argparse.Namespace, device: torch.device) -> None:
     """SSIM and its gradient against the same by convolutions in torch."""
     width, height = args.size or ((960, 540) if device.type == "cpu" else (1600, 900))
     generator = torch.Generator().manual_seed(0)
-    photograph = torch.rand(3, height, width, generator=generator).to(device)
-    render = (photograph + 0.1 * torch.randn(3, height, width, generator=generator).to(device)).clamp(0, 1)
+    target = torch.rand(3, height, width, generator=generator).to(device)
+    render = (target + 0.1 * torch.randn(3, height, width, generator=generator).to(device)).clamp(0, 1)
     _head(f"ssim: 3x{height}x{width}", args, device)
     reference = _load("fused_ssim.reference")
-    ours, value = _time_gradient(lambda a: ssim(a, photograph), render, args.repeats)
+    ours, value = _time_gradient(lambda a: ssim(a, target), render, args.repeats)
     _row("momentum-gs", ours)
     if reference is not None:
         theirs, other = _time_gradient(
-            lambda a: reference.mean_ssim(a[None], photograph[None]), render, args.repeats
+            lambda a: reference.mean_ssim(a[None], target[None]), render, args.repeats
         )
         _row("convolutions in torch", theirs, ours, f"differs by {float((value - other).abs()):.1e}")
 
@@ -128,7 +128,7 @@ def bench_knn(args: argparse.Namespace, device: torch.device) -> None:
     for at, name, other in [*cases, (few, "all pairs in torch", all_pairs)]:
         ours, theirs = (median_ms(partial(f, at), args.repeats, device) for f in (distCUDA2, other))
         off = ((distCUDA2(at) - other(at)).abs() / other(at).clamp_min(1e-12)).median()
-        say(f"  {len(at)} points: momentum-gs {ours:.2f} ms, {name} {theirs:.2f} ms, {theirs / ours:.2f}x; "
+        info(f"  {len(at)} points: momentum-gs {ours:.2f} ms, {name} {theirs:.2f} ms, {theirs / ours:.2f}x; "
             f"differs by {float(off):.1e} (median, relative)")  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def bench_knn(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def raster_load(count: int, width: int, height: int, device: torch.device) -> tuple[Gaussians, Camera]:
-    """Gaussians spread evenly over the picture: sizes log-normal around 2.5 px, spread 0.5, opacities 0.02 to 0.92."""
+    """Gaussians spread evenly over the image: sizes log-normal around 2.5 px, spread 0.5, opacities 0.02 to 0.92."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(columns: int) -> Tensor:
@@ -196,12 +196,12 @@ def gsplat_draw(module: ModuleType, packed: bool) -> Draw:
     return draw
 
 
-def family_draw(module: ModuleType) -> Draw:
-    """The interface of the 3DGS family, for a camera with the principal point in the middle."""
+def official_draw(module: ModuleType) -> Draw:
+    """The interface of the 3DGS rasterizers, for a camera with the principal point in the middle."""
 
     def draw(gaussians: Gaussians, camera: Camera) -> Tensor:
         tan_x, tan_y = camera.width / (2 * camera.fx), camera.height / (2 * camera.fy)
-        view = camera.world_view.to(gaussians.means).T  # for row vectors, as all of the family's matrices
+        view = camera.world_view.to(gaussians.means).T  # for row vectors, as all matrices of 3DGS codebases
         far = 100.0
         projection = view.new_zeros(4, 4)
         projection[0, 0], projection[1, 1] = 1 / tan_x, 1 / tan_y
@@ -257,20 +257,20 @@ def _compare_draws(others: dict[str, Draw], gaussians: Gaussians, camera: Camera
     def measure(draw: Draw) -> tuple[Cost, Tensor]:
         leaves = Gaussians(**{n: t.clone().requires_grad_() for n, t in vars(gaussians).items()})
         with torch.no_grad():
-            picture = draw(gaussians, camera)
-            forward = median_ms(lambda: draw(gaussians, camera), repeats, picture.device)
-        weight = torch.rand(picture.shape, generator=torch.Generator().manual_seed(1)).to(picture)
+            rendered = draw(gaussians, camera)
+            forward = median_ms(lambda: draw(gaussians, camera), repeats, rendered.device)
+        weight = torch.rand(rendered.shape, generator=torch.Generator().manual_seed(1)).to(rendered)
 
         def both() -> None:
             torch.autograd.grad((draw(leaves, camera) * weight).sum(), [getattr(leaves, n) for n in names])
 
-        return Cost(forward, median_ms(both, repeats, picture.device), _extra_memory(both, picture.device)), picture
+        return Cost(forward, median_ms(both, repeats, rendered.device), _extra_memory(both, rendered.device)), rendered
 
     ours, expected = measure(lambda g, c: rasterize(g, c, g.means.new_zeros(3)).image)
     _row("momentum-gs", ours)
     for name, draw in others.items():
-        theirs, picture = measure(draw)
-        _row(name, theirs, ours, f"picture differs by {float((picture - expected).abs().mean()):.1e} (mean)")
+        theirs, rendered = measure(draw)
+        _row(name, theirs, ours, f"image differs by {float((rendered - expected).abs().mean()):.1e} (mean)")
 
 
 def _extra_memory(work: Callable[[], Any], device: torch.device) -> float | None:
@@ -292,13 +292,13 @@ def _load(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        say(f"  {name}: not compared ({error})")
+        info(f"  {name}: not compared ({error})")
         return None
 
 
 def _head(what: str, args: argparse.Namespace, device: torch.device) -> None:
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    say(f"{what}, torch {torch.__version__}, {place}, medians of {args.repeats}")
+    info(f"{what}, torch {torch.__version__}, {place}, medians of {args.repeats}")
 
 
 def _row(name: str, cost: Cost, ours: Cost | None = None, note: str = "") -> None:
@@ -307,4 +307,4 @@ def _row(name: str, cost: Cost, ours: Cost | None = None, note: str = "") -> Non
         text += f"   peak extra memory {cost.memory:8.1f} MiB"
     if ours is not None:
         text += f"   {cost.forward / ours.forward:.2f}x and {cost.both / ours.both:.2f}x the time of ours   {note}"
-    say(text)
+    info(text)

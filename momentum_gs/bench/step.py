@@ -12,7 +12,7 @@ import torch
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
@@ -25,7 +25,7 @@ from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer
 
 PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster", "backward: decode",
          "optimizer")  # fmt: skip
-TALK = "all-reduce"
+COMMUNICATION = "all-reduce"
 
 
 def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Comm) -> None:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     gradients = gradients.to(device)
     scene = load_scene(config.scene)
     background = torch.zeros(3, device=device)
-    parts = PARTS if comm.world_size == 1 else (*PARTS, TALK)
+    parts = PARTS if comm.world_size == 1 else (*PARTS, COMMUNICATION)
     seconds: dict[str, list[float]] = {part: [] for part in parts}
     gaussians = []
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     with Views(scene, int(config.scene.cache_gb * 2**30), device) as views:
         for step in range(args.steps + 5):
             camera = scene.train[step % len(scene.train)]
-            photograph = views.photograph(camera.name)
+            target = views.target(camera.name)
             clock = [time.perf_counter()]
             visible = visible_anchors(anchors, camera)
             mark("view")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
             output = rasterize(type(decoded.gaussians)(**inputs), camera, background)
             mark("raster")
             image = output.image.detach().requires_grad_()
-            terms = loss_terms(image, photograph.image, decoded, targets, config, photograph.mask)
+            terms = loss_terms(image, target.image, decoded, targets, config, target.mask)
             total = torch.stack(list(terms.values())).sum()
             mark("loss")
             leaves = [image, *(getattr(decoded.gaussians, n) for n in names)]
@@ -105,13 +105,13 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
                 comm.barrier()
                 clock[0] = time.perf_counter()
                 comm.all_reduce_sum_(gradients)
-                mark(TALK)
+                mark(COMMUNICATION)
             gaussians.append(len(decoded.gaussians))
     medians = {part: statistics.median(values[5:]) for part, values in seconds.items()}
     whole = sum(medians.values())
     size = f"{scene.train[0].width}x{scene.train[0].height}"
-    say(f"{models[-1].name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
+    info(f"{models[-1].name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
     for part, value in medians.items():
-        say(f"  {part:<17} {1000 * value:8.2f} ms {100 * value / whole:5.1f} %")
+        info(f"  {part:<17} {1000 * value:8.2f} ms {100 * value / whole:5.1f} %")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    say(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {args.steps} steps; peak memory {peak:.2f} GiB")
+    info(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {args.steps} steps; peak memory {peak:.2f} GiB")

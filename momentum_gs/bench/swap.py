@@ -14,7 +14,7 @@ import torch
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.train.blocks.anchor_block import trained_block
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.store import BlockStore
@@ -73,9 +73,9 @@ def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Pa
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     first = medians["torch.save + torch.load"]
-    say(f"swap: a block of {n} anchors, {size / 2**20:.0f} MiB, out and in; medians of {repeats}, on {device.type}")
+    info(f"swap: a block of {n} anchors, {size / 2**20:.0f} MiB, out and in; medians of {repeats}, on {device.type}")
     for name, value in medians.items():
-        say(f"  {name:<33} {1e3 * value:10.2f} ms {first / value:10.1f}x")
+        info(f"  {name:<33} {1e3 * value:10.2f} ms {first / value:10.1f}x")
     for store in stores.values():
         store.close()
 
@@ -87,4 +87,5 @@ def _waits(events: Path) -> None:
     if not rounds:
         raise UserError(f"{events}: no round has ended in this run; train first")
     waited, seconds = rounds[-1]["waited"], rounds[-1]["seconds"]
-    say(f"{events.parent}: waited {waited:.2f} s for blocks in {seconds:.1f} s, {100 * waited / seconds:.2f} %, rank 0")
+    share = 100 * waited / seconds
+    info(f"{events.parent}: waited {waited:.2f} s for blocks in {seconds:.1f} s, {share:.2f} %, rank 0")

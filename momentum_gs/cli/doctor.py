@@ -11,7 +11,7 @@ from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.doctor.estimate import Estimate, estimates, expect, own_memory, probe
 from momentum_gs.doctor.findings import SEVERITIES, Finding
 from momentum_gs.doctor.fix import Fix, apply_fixes
@@ -21,7 +21,7 @@ HELP = "what is wrong with a scene before it trains, and what training it will t
 DESCRIPTION = """\
 Looks at a scene before any training: files, images, poses, points, settings, partition. Every finding names the place,
 what is there, what was expected and the cure. Then estimates memory, disk and time for the settings, measured by a few
-training steps on the scene's own photographs.
+training steps on the scene's own images.
 
   momentum-gs doctor SCENE -c configs/base.yaml -m OUT -r 4
 
@@ -96,17 +96,17 @@ def _estimate(
 
 def _print(config: Config, fixes: list[Fix], findings: list[Finding], rows: list[Estimate]) -> None:
     for fix in fixes:
-        say(f"fixed    {fix.done}; use it with {fix.setting}")
+        info(f"fixed    {fix.done}; use it with {fix.setting}")
     for finding in findings:
-        say(f"{finding.severity:<8} {finding}")
+        info(f"{finding.severity:<8} {finding}")
     if rows:
-        say("")
-        say(f"estimates for stage={config.stage}, one process:")
+        info("")
+        info(f"estimates for stage={config.stage}, one process:")
         for row in rows:
-            say(f"  {row.what:<40}{_shown(row):>12}   {row.basis}")
-        say("")
+            info(f"  {row.what:<40}{_shown(row):>12}   {row.basis}")
+        info("")
     counts = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in SEVERITIES[:2])
-    say(f"{Path(config.scene.path or '').name}: {counts}")
+    info(f"{Path(config.scene.path or '').name}: {counts}")
 
 
 def _shown(row: Estimate) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.eval.lpips_metric import NETS, Lpips, LpipsMissing, load_lpips
 from momentum_gs.eval.metrics import score_folder
 from momentum_gs.eval.record import method_record, with_merge_gaps
@@ -27,7 +27,7 @@ least three training views see have a column of their own, with their share. Non
 [0,1] as in 3DGS (LPIPS_norm in results.json: [-1,1]). Its network comes from TORCH_HOME or is downloaded; where
 it cannot be had, LPIPS is left out. Another network than vgg has its name in the metric's: LPIPS_alex.
 
-Runs that were scored on other views, sizes or photographs get a table of their own. --compare scores nothing: it reads
+Runs that were scored on other views, sizes or images get a table of their own. --compare scores nothing: it reads
 the results.json of finished runs and refuses to put such runs into one table, unless --separate gives them one each.
 
   momentum-gs eval OUT
@@ -90,7 +90,7 @@ def _lpips(args: argparse.Namespace, device: torch.device) -> Lpips | None:
     try:
         return load_lpips(args.lpips, args.lpips_weights, device)
     except LpipsMissing as missing:
-        say(f"eval: {missing}")
+        info(f"eval: {missing}")
         return None
 
 

@@ -15,10 +15,10 @@ from momentum_gs import __version__
 from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.memory import keep_freed_memory
 
-VERBS = {
+COMMANDS = {
     "run": "all of it: from images or a scene to a scored model and its page",
     "synth": "write a procedural city as a COLMAP scene",
-    "prepare": "photographs, or a published data set, to a scene that trains",
+    "prepare": "images, or a published data set, to a scene that trains",
     "doctor": "what is wrong with a scene before it trains, and what training it will take",
     "partition": "cut a scene into blocks and give each block its cameras",
     "train": "train the coarse model, or the blocks of a partitioned scene",
@@ -45,17 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     begun = time.perf_counter()
-    verbs = "\n".join(f"  {name:<11}{text}" for name, text in VERBS.items())
+    listed = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="momentum-gs",
-        usage="momentum-gs VERB ...",
+        usage="momentum-gs COMMAND ...",
         description="Large scenes as blocks of anchored 3D Gaussians that share one decoder.",
-        epilog=f"verbs:\n{verbs}\n\n'momentum-gs VERB --help' explains a verb.",
+        epilog=f"commands:\n{listed}\n\n'momentum-gs COMMAND --help' explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"momentum-gs {__version__}")
-    parser.add_argument("verb", metavar="VERB", choices=VERBS, help="what to do, see below")
-    name = parser.parse_args(argv[:1]).verb
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="what to do, see below")
+    name = parser.parse_args(argv[:1]).command
 
     # OpenMP's threads spin while they wait for each other. That gains a little on an idle machine (53 against 66 ms a
     # step of the drone scene), and loses a lot where another program wants a core too (230 to 1000 against 90 ms). It
@@ -64,12 +64,12 @@ def _run(argv: list[str]) -> int:
     # Where a connection breaks, torch's C++ prints its stack on every rank, beside the one message that explains it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     keep_freed_memory()
-    verb = importlib.import_module(f"momentum_gs.cli.{name}")
+    module = importlib.import_module(f"momentum_gs.cli.{name}")
     parser = argparse.ArgumentParser(
-        prog=f"momentum-gs {name}", description=verb.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"momentum-gs {name}", description=module.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verb.add_arguments(parser)
+    module.add_arguments(parser)
     # Intermixed: 'key=value' may stand before, between and after the flags.
     args = parser.parse_intermixed_args(argv[1:])
     args.seconds_to_start = time.perf_counter() - begun
-    return verb.run(args) or 0
+    return module.run(args) or 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.merge.blocks import merge_blocks
 from momentum_gs.model.io import model_folder
@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     folder = model_folder(out, args.iteration)
     # The copy that training left beside the blocks: OUT/partition.json may have been made anew since.
     report = merge_blocks(folder, PartitionTable.load(folder / "partition.json"))
-    say(f"{'block':>5}{'kept':>12}{'dropped':>12}")
+    info(f"{'block':>5}{'kept':>12}{'dropped':>12}")
     for block, (kept, dropped) in enumerate(zip(report.kept, report.dropped, strict=True)):
-        say(f"{block:>5}{kept:>12}{dropped:>12}")
-    say(f"{'all':>5}{sum(report.kept):>12}{sum(report.dropped):>12}")
-    say(f"merged: {report.path}")
+        info(f"{block:>5}{kept:>12}{dropped:>12}")
+    info(f"{'all':>5}{sum(report.kept):>12}{sum(report.dropped):>12}")
+    info(f"merged: {report.path}")

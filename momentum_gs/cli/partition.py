@@ -12,11 +12,11 @@ HELP = "cut a scene into blocks and give each block its cameras"
 DESCRIPTION = """\
 Lays a grid of blocks over the scene (partition.aabb, partition.dim and partition.balance, found from cameras and points
 where they are not given) and decides which cameras train which block: those inside its cell, and those for whose
-picture it counts more than partition.threshold. What counts, partition.assign says:
+image it counts more than partition.threshold. What counts, partition.assign says:
 
-  ssim          1 - SSIM of the coarse picture with and without the block
+  ssim          1 - SSIM of the coarse image with and without the block
   contribution  the same number, estimated for all blocks from one render of each camera
-  visibility    the share of the picture that the box around the block's points covers; needs no coarse model
+  visibility    the share of the image that the box around the block's points covers; needs no coarse model
 
 Blocks with fewer than partition.min_views views or partition.min_points points are joined to a neighbour.
 partition.blocks=auto finds how many blocks fit the memory (anchors.max_gb_per_block).

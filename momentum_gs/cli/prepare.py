@@ -1,4 +1,4 @@
-"""``momentum-gs prepare``: photographs, or a published data set, to a scene that trains."""
+"""``momentum-gs prepare``: images, or a published data set, to a scene that trains."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import get_args
 import torch
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.data.colmap.model import ColmapModel, find_model, read_model, read_views
 from momentum_gs.data.images import image_size
 from momentum_gs.data.prepare.align import MIN_FIXES, Similarity, fit_gps, fit_places, geodetic_to_enu, local_origin
-from momentum_gs.data.prepare.files import SourceView, check_pictures, place_model, write_pictures, write_scene_json
+from momentum_gs.data.prepare.files import SourceView, check_images, place_model, write_images, write_scene_json
 from momentum_gs.data.prepare.matrixcity import UNIT_METRES, read_matrixcity
 from momentum_gs.data.prepare.meganerf import read_mega_nerf
 from momentum_gs.data.prepare.pairs import EXHAUSTIVE, Matching
@@ -19,14 +19,14 @@ from momentum_gs.data.prepare.sfm import LENSES, Cameras, Reconstructed, Sfm, Sf
 from momentum_gs.data.prepare.triangulate import triangulate
 from momentum_gs.partition.layout import ground_frame, points_near, up_axis
 
-HELP = "photographs, or a published data set, to a scene that trains"
+HELP = "images, or a published data set, to a scene that trains"
 DESCRIPTION = """\
-Photographs:
+Images:
 
   momentum-gs prepare PHOTOS OUT
 
 finds out where each was taken from (features, matching, mapping; needs pycolmap), removes the lens' distortion, turns
-the scene upright, scales it to metres where the photographs have GPS, and writes a COLMAP scene: OUT/images,
+the scene upright, scales it to metres where the images have GPS, and writes a COLMAP scene: OUT/images,
 OUT/sparse/0 and OUT/scene.json. OUT/sfm holds what it takes to go on after an interruption: run it again, and what is
 complete is not repeated.
 
@@ -48,28 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("words", nargs="+", metavar="WORD", help="the folders, after the data set's name where it is one")
     add("-r", "--resolution", type=float, metavar="R",
-        help="size of the pictures that are written: 1, 2, 4, 8 divide it, another number is the width, -1 caps the "
+        help="size of the images that are written: 1, 2, 4, 8 divide it, another number is the width, -1 caps the "
         "width at 1600 (default 1: as they are; matrixcity 1600)")  # fmt: skip
     default = SfmSettings()
-    photos = parser.add_argument_group("photographs")
+    photos = parser.add_argument_group("images")
     photos.add_argument("--matching", choices=get_args(Matching), default=default.matching,
                         help="pairs to match: all of them, neighbours by GPS, or by name; auto: by GPS where 9 "
                         f"of 10 images have it, else all of up to {EXHAUSTIVE} images, else by name")  # fmt: skip
     photos.add_argument("--cameras", choices=get_args(Cameras), default=default.cameras,
-                        help="what shares a camera: photographs of one size in one folder, or none (default "
+                        help="what shares a camera: images of one size in one folder, or none (default "
                         "%(default)s)")  # fmt: skip
     photos.add_argument("--camera-model", choices=LENSES, default=default.camera_model, metavar="MODEL",
                         help="lens: " + ", ".join(LENSES) + " (default %(default)s)")  # fmt: skip
     photos.add_argument("--features", type=int, default=default.max_features, metavar="N",
-                        help="features of a photograph (default %(default)s)")  # fmt: skip
+                        help="features of an image (default %(default)s)")  # fmt: skip
     sets = parser.add_argument_group("data sets")
     sets.add_argument("--colmap", type=Path, metavar="FOLDER",
                       help="published COLMAP models to take poses and points from: FOLDER/train and FOLDER/val (or "
                       "test), each with sparse/0")  # fmt: skip
     sets.add_argument("--triangulate", action="store_true",
-                      help="find the points from pictures and poses (needs pycolmap)")
+                      help="find the points from images and poses (needs pycolmap)")
     sets.add_argument("--photos", type=Path, metavar="FOLDER",
-                      help="original photographs, where SRC has poses only (urbanscene3d)")  # fmt: skip
+                      help="original images, where SRC has poses only (urbanscene3d)")  # fmt: skip
     sets.add_argument("--pose", default="block_all", metavar="NAME",
                       help="matrixcity: use the selection SRC/pose/NAME if it is there (default %(default)s)")
 
@@ -94,13 +94,13 @@ def _reconstruct(photos: Path, out: Path, args: argparse.Namespace) -> None:
     )
     sfm = Sfm(photos, out, settings)
     result = sfm.reconstruct()
-    _say_registered(result)
+    _report_registered(result)
     folder = sfm.undistort(result, 1.0 if args.resolution is None else args.resolution)
     model = read_model(folder)
     similarity, georeference = _frame(model, sfm.fixes())
     sfm.place(folder, similarity, out / "sparse" / "0")
     record = {
-        "source": "photographs",
+        "source": "images",
         "unit_metres": None if georeference is None else 1.0,
         "up": [0, 0, 1],
         "georeference": georeference,
@@ -108,29 +108,29 @@ def _reconstruct(photos: Path, out: Path, args: argparse.Namespace) -> None:
         "not_registered": result.missing,
     }
     write_scene_json(out, record)
-    say(f"scene: {len(model.cameras)} views and {len(model.points)} points in {out}")
+    info(f"scene: {len(model.cameras)} views and {len(model.points)} points in {out}")
 
 
-def _say_registered(result: Reconstructed) -> None:
+def _report_registered(result: Reconstructed) -> None:
     total = len(result.registered) + len(result.missing)
-    say(f"registered: {len(result.registered)} of {total} images")
+    info(f"registered: {len(result.registered)} of {total} images")
     told: set[str] = set()
     for names in result.other_models:
         names = [name for name in names if name not in told]
         told.update(names)
         if names:
-            say(f"left out, another model: {len(names)} images that overlap each other but not the scene enough: "
+            info(f"left out, another model: {len(names)} images that overlap each other but not the scene enough: "
                 f"{_listed(names)}")  # fmt: skip
     if result.apart:
-        say(f"left out, alone: {len(result.apart)} images that overlap no other enough: {_listed(result.apart)}")
+        info(f"left out, alone: {len(result.apart)} images that overlap no other enough: {_listed(result.apart)}")
     rest = sorted(set(result.missing) - told - set(result.apart))
     if rest:
-        say(f"left out, without a pose: {len(rest)} images that overlap others, but too little: {_listed(rest)}")
+        info(f"left out, without a pose: {len(rest)} images that overlap others, but too little: {_listed(rest)}")
     if result.other_models:
-        say(f"the scene is the largest of {1 + len(result.other_models)} models; prepare another by a folder of its "
+        info(f"the scene is the largest of {1 + len(result.other_models)} models; prepare another by a folder of its "
             "images alone, or join them by images between them")  # fmt: skip
     if 2 * len(result.registered) < total:
-        say("fewer than half of the images are registered: is this one place, with neighbours that overlap by half or "
+        info("fewer than half of the images are registered: is this one place, with neighbours that overlap by half or "
             "more? --matching exhaustive also finds pairs that order and GPS miss")  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _frame(
         if not fit.usable:
             fit, heights = fit_places(centers, metres, _upright(model)), False
         used = int(fit.inliers.sum())
-        say(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m"
+        info(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m"
             + ("" if heights else "; by place alone, upright as the ground is"))  # fmt: skip
         if fit.usable:
             latitude, longitude, height = origin.tolist()
@@ -161,9 +161,9 @@ def _frame(
                 "axes": "x east, y north, z up of this origin, metres", "fixes": len(located), "used": used,
                 "median_error": fit.error, "heights_used": heights,
             }  # fmt: skip
-        say("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
+        info("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
     else:
-        say(f"no GPS ({len(located)} fixes): the scene is upright, its unit arbitrary")
+        info(f"no GPS ({len(located)} fixes): the scene is upright, its unit arbitrary")
     return _upright(model), None
 
 
@@ -185,20 +185,20 @@ def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> No
     resolution = resolution if args.resolution is None else args.resolution
     models = {part: None if args.colmap is None else _published(args.colmap, part) for part in parts}
     for part, views in parts.items():
-        check_pictures([view.picture for view in views])
+        check_images([view.image for view in views])
         model = models[part]
         if model is not None:
             _check_names(model, views)
     for part, views in parts.items():
-        cameras = write_pictures(out / part, views, resolution)
+        cameras = write_images(out / part, views, resolution)
         place_model(out / part / "sparse" / "0", models[part] or cameras)
         width, height = image_size(out / part / "images" / views[0].camera.name)
-        say(f"{part}: {len(views)} views, {width}x{height}, in {out / part}")
+        info(f"{part}: {len(views)} views, {width}x{height}, in {out / part}")
     write_scene_json(out, {"source": kind, "unit_metres": unit, "up": up, "georeference": None})
     if args.triangulate:
-        say(f"points: {triangulate(out / 'train', args.features)}")
+        info(f"points: {triangulate(out / 'train', args.features)}")
     elif args.colmap is None:
-        say("these poses come without points: --triangulate finds some, --colmap takes those of a published model")
+        info("these poses come without points: --triangulate finds some, --colmap takes those of a published model")
 
 
 def _published(folder: Path, part: str) -> Path:
@@ -210,14 +210,14 @@ def _published(folder: Path, part: str) -> Path:
 
 
 def _check_names(model: Path, views: list[SourceView]) -> None:
-    """Raises UserError where the model has a view that the data set has no picture of."""
+    """Raises UserError where the model has a view that the data set has no image of."""
     named = {camera.name for camera, _ in read_views(model, distorted=True)}
     known = {view.camera.name for view in views}
     strange = sorted(named - known)
     if strange:
         raise UserError(
-            f"prepare: {len(strange)} of {len(named)} views of {model} have no picture in the data set, first: "
+            f"prepare: {len(strange)} of {len(named)} views of {model} have no image in the data set, first: "
             f"{strange[0]} (the data set has {views[0].camera.name} and so on); the model is of another scene or split"
         )
     if known - named:
-        say(f"{len(known - named)} pictures are not in {model} and are left out, first: {min(known - named)}")
+        info(f"{len(known - named)} images are not in {model} and are left out, first: {min(known - named)}")

@@ -11,7 +11,7 @@ from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     maps = {split: other_maps(args.covered_by, split, cameras) for split, cameras in splits.items() if args.covered_by}
     history = read_history(args.out)
     appearance = load_appearance(folder)
-    # Every photograph is used once, so none is kept: a cache would only count as peak memory.
+    # Every image is used once, so none is kept: a cache would only count as peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:
         for split in splits:
             target = args.out / split / method
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
                 write_covered(target, folder / "point_cloud.ply", scene, splits[split], background)
             elif split in maps:
                 maps[split].copy(target)
-            say(
+            info(
                 f"render: {len(result['names'])} {split} views, {result['views_per_second']:.2f} views/s "
                 f"({result['device']}, {result['timed_views']} timed), {_primitives(result)}, "
                 f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB -> {target}"

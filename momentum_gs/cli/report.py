@@ -6,7 +6,7 @@ from pathlib import Path
 from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.eval.published import guess_scene, scene_keys
 from momentum_gs.eval.report import load_run, report_page
 from momentum_gs.eval.results import SPLITS
@@ -45,4 +45,4 @@ def run(args: argparse.Namespace) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
         part.write_text(text, encoding="utf-8")
-    say(f"report: {len(text.encode()) / 2**20:.1f} MiB -> {target}")
+    info(f"report: {len(text.encode()) / 2**20:.1f} MiB -> {target}")

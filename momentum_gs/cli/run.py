@@ -17,9 +17,9 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError, complain
-from momentum_gs.core.log import say, warn
+from momentum_gs.core.log import info, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
-from momentum_gs.data.prepare.files import PICTURES
+from momentum_gs.data.images import IMAGE_SUFFIXES
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.transforms import find_transforms
 from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality
@@ -120,10 +120,11 @@ def _is_scene(source: Path) -> bool:
     parts = source / "train" / "sparse", source / "val" / "sparse"
     if (source / "sparse").is_dir() or find_transforms(source) or all(part.is_dir() for part in parts):
         return True
-    if any(path.suffix.lower() in PICTURES for path in source.rglob("*")):
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in source.rglob("*")):
         return False
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     raise UserError(
-        f"run: {source} holds neither images ({', '.join(sorted(PICTURES))}) nor a scene (sparse/ beside images/, "
+        f"run: {source} holds neither images ({suffixes}) nor a scene (sparse/ beside images/, "
         "transforms.json, or train/ and val/); name another folder"
     )
 
@@ -142,7 +143,7 @@ class _Run:
     def stage(self, name: str, do: Callable[[], None]) -> None:
         """Does a stage, unless it is over."""
         if self._state.done(name):
-            say(f"== {name}: done before ({self._state.stages[name].seconds:.1f} s)")
+            info(f"== {name}: done before ({self._state.stages[name].seconds:.1f} s)")
             return
         with self._state.stage(name) as self._note:
             do()
@@ -151,7 +152,7 @@ class _Run:
         """Images to a scene."""
         # Training never takes wider images than 1600, unless told to.
         size = [] if self._args.resolution is not None else ["-r", "-1"]
-        _verb(prepare, str(self._args.source), str(self._scene), *size)
+        _run_command(prepare, str(self._args.source), str(self._scene), *size)
 
     def doctor(self) -> None:
         """Chooses what is to be chosen, and stops at what training would refuse."""
@@ -160,13 +161,13 @@ class _Run:
         try:
             state.choices = choosing.choose(self._goal)
             for choice in state.choices:
-                say(f"chosen   {choice}")
+                info(f"chosen   {choice}")
         except UserError as error:
             refusal = error  # The doctor may know more of it.
         config = choosing.config(state.choices)
         findings = doctor.look(config, quick=self._args.minutes is not None)
         for finding in findings:
-            say(f"{finding.severity:<8} {finding}")
+            info(f"{finding.severity:<8} {finding}")
         errors = [finding for finding in findings if finding.severity == "error"]
         state.warnings = sum(finding.severity == "warning" for finding in findings)
         if errors:
@@ -188,17 +189,17 @@ class _Run:
     def finish(self) -> None:
         """Where the time went, and where to look."""
         out, warnings = self._out, self._state.warnings
-        say(f"\n{self._state.table()}")
+        info(f"\n{self._state.table()}")
         asked = self._args.minutes
         if asked is not None:
-            say(f"{self._state.seconds / 60:.1f} of the {asked:g} minutes asked for")
-        say(f"\nLook at\n  {out / 'report.html'}   the run on one page")
+            info(f"{self._state.seconds / 60:.1f} of the {asked:g} minutes asked for")
+        info(f"\nLook at\n  {out / 'report.html'}   the run on one page")
         renders = sorted(path for path in (out / self._split).glob("ours_*") if path.is_dir())
         if renders:
-            say(f"  {renders[-1]}/   rendered views beside the images")
-        say(f"  {out / 'point_cloud'}/   the model\n  {out / 'config.yaml'}   every setting")
+            info(f"  {renders[-1]}/   rendered views beside the images")
+        info(f"  {out / 'point_cloud'}/   the model\n  {out / 'config.yaml'}   every setting")
         if warnings:
-            say(f"the doctor had {warnings} warnings: momentum-gs doctor {self._scene} -c {out / 'config.yaml'}")
+            info(f"the doctor had {warnings} warnings: momentum-gs doctor {self._scene} -c {out / 'config.yaml'}")
 
     def _choosing(self, stage: str, out: Path) -> Choosing:
         args = self._args
@@ -269,7 +270,7 @@ class _Run:
         self._fit(self._config("blocks", self._out))
 
     def _merge(self) -> None:
-        _verb(merge, str(self._out))
+        _run_command(merge, str(self._out))
 
     @property
     def _split(self) -> str:
@@ -277,21 +278,21 @@ class _Run:
         return "test" if load_scene(self._config("blocks", self._out).scene).test else "train"
 
     def _render(self) -> None:
-        _verb(render, str(self._out), "--split", self._split)
+        _run_command(render, str(self._out), "--split", self._split)
 
     def _eval(self) -> None:
-        _verb(scoring, str(self._out), "--split", self._split)
+        _run_command(scoring, str(self._out), "--split", self._split)
 
     def _report(self) -> None:
-        _verb(report, str(self._out), "--split", self._split)
+        _run_command(report, str(self._out), "--split", self._split)
 
 
 def _wants_coarse(config: Config) -> bool:
     return config.partition.assign != "visibility" or config.starts_from_coarse
 
 
-def _verb(module: ModuleType, *argv: str) -> None:
-    """Runs another verb as its command line would."""
+def _run_command(module: ModuleType, *argv: str) -> None:
+    """Runs another command as its command line would."""
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     module.run(parser.parse_intermixed_args(argv))

@@ -5,13 +5,13 @@ import re
 import time
 from pathlib import Path
 
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.data.synthetic.scene import CitySettings, write_city
 
 HELP = "write a procedural city as a COLMAP scene"
 DESCRIPTION = """\
 Build a city (streets, blocks of buildings, parks, trees, cars; one sun with shadows), fly over it as a survey drone
-does (straight down, then obliquely in four directions) and write what it photographs as a COLMAP scene:
+does (straight down, then obliquely in four directions) and write what it images as a COLMAP scene:
 
   OUT/images/              JPEG
   OUT/sparse/0/            cameras, images and points3D as COLMAP writes them, and test.txt: the held-out images
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks-y", type=int, default=default.blocks_y, metavar="M",
                         help="city blocks along y (default %(default)s)")  # fmt: skip
     parser.add_argument("--views", type=int, default=default.views, metavar="V",
-                        help="photographs; every 8th is held out for testing (default %(default)s)")  # fmt: skip
+                        help="images; every 8th is held out for testing (default %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=_size, default=(default.width, default.height), metavar="WxH",
-                        help=f"size of a photograph in pixels (default {default.width}x{default.height})")  # fmt: skip
+                        help=f"size of an image in pixels (default {default.width}x{default.height})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed, help="another seed, another city (default 0)")
     parser.add_argument("--force", action="store_true", help="write into a folder that holds something else, too")
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     )
     start = time.perf_counter()
     points = write_city(args.out, settings, args.force)
-    say(
+    info(
         f"synth: {settings.views} views of {width}x{height} and {points} points of {settings.blocks_x}x"
         f"{settings.blocks_y} city blocks in {args.out} ({time.perf_counter() - start:.0f} s)"
     )

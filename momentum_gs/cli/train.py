@@ -19,7 +19,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm, Launch, connect, launched
 from momentum_gs.core.device import device_use, pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say, warn
+from momentum_gs.core.log import info, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.frame import recorded_frame
 from momentum_gs.data.partition_table import PartitionTable
@@ -126,14 +126,14 @@ def train(
     if outcome.interrupted:
         # Another rank may have been asked.
         by = stop.signal.name if stop() and stop.signal else "a signal"
-        say(f"train: stopped by {by} at step {outcome.step}, saved; continue with --resume")
+        info(f"train: stopped by {by} at step {outcome.step}, saved; continue with --resume")
     else:
         use = device_use(device)
         if comm.rank == 0:
             times = {"seconds": outcome.seconds, "waited": outcome.waited}
             write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **times, **use})
         peak = int(use["peak_memory_bytes"]) / 2**30
-        say(
+        info(
             f"train: {outcome.step} steps in {outcome.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
             + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")
         )
@@ -190,7 +190,7 @@ def _resumes(asked: bool, only: bool, folder: Path, launch: Launch, comm: Comm) 
         again = bool(restarts) and mark.is_file() and mark.read_text() == _launch_name()
         if again:
             how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
-            say(f"train: the ranks were started again; {how}")
+            info(f"train: the ranks were started again; {how}")
         elif not (asked or only) and (saved or (folder / "point_cloud").exists()):
             mark.unlink(missing_ok=True)  # Launches may share a name: this one, tried again, is refused again.
             raise UserError(
@@ -230,7 +230,7 @@ def _observers(config: Config, choices: Sequence[Choice], folder: Path, scene: S
         try:
             observers.append(TensorBoard(folder))
         except ImportError:
-            say("train: tensorboard is not installed, so its records are left out (pip install 'momentum-gs[log]')")
+            info("train: tensorboard is not installed, so its records are left out (pip install 'momentum-gs[log]')")
     if config.log.wandb:
         try:
             observers.append(Wandb(folder, config_to_dict(config)))

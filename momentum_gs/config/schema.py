@@ -412,8 +412,8 @@ class PartitionConfig:
     contracted space [MGS], where of 4 cells the outer two hold what lies outside the box. Default: ``contracted`` with
     an aabb, which is how the published ones are meant, else ``points`` [ours]."""
     assign: Literal["ssim", "contribution", "visibility"] = "ssim"
-    """Who says which cameras train a block: the coarse picture with and without it, a render for each block [MGS]; its
-    share in the pixels of one coarse render for all blocks; or the share of the picture that the box around its points
+    """Who says which cameras train a block: the coarse image with and without it, a render for each block [MGS]; its
+    share in the pixels of one coarse render for all blocks; or the share of the image that the box around its points
     covers, without a coarse model and whatever hides it [ours]."""
     threshold: float = 0.05
     """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS], or the
@@ -500,7 +500,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     @property
-    def own_decoders(self) -> bool:
+    def per_block_decoders(self) -> bool:
         """Whether each block has a decoder of its own; the coarse model is one block with one decoder."""
         return self.stage == "blocks" and self.model.primitive == "anchors" and self.blocks.decoder == "own"
 
@@ -528,7 +528,7 @@ class Config:
             _check(not self.blocks.confine, "blocks.confine", True, f"false {why}")
             _check(self.partition.blocks != "auto", "partition.blocks", "auto", f"a number {why}")
             _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")
-        if self.own_decoders:
+        if self.per_block_decoders:
             why = "without a shared decoder (blocks.decoder=own, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
             _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")

@@ -89,13 +89,13 @@ def pixel_directions(camera: Camera, like: Tensor) -> Float[Tensor, "p 3"]:
 
 
 def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, margin: float = 0.0) -> Bool[Tensor, "n"]:
-    """Which points fall into the picture.
+    """Which points fall into the image.
 
     Args:
         points: In world coordinates.
         camera: The view.
         near: Smallest depth, training units (0.2: the rasterizer of 3DGS).
-        margin: Widens the picture on every side, as a share of its width and height.
+        margin: Widens the image on every side, as a share of its width and height.
     """
     pixels, depth = project(points, camera)
     size = pixels.new_tensor([camera.width, camera.height])
@@ -104,7 +104,7 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
 
 
 def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool[Tensor, "n"]:
-    """Which points fall into at least one of the pictures."""
+    """Which points fall into at least one of the images."""
     seen = torch.zeros(len(points), dtype=torch.bool)
     for camera in cameras:
         seen |= in_view(points, camera)
@@ -112,9 +112,9 @@ def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool
 
 
 def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: float = 0.2) -> bool:
-    """Whether an axis-aligned box may show in one of the pictures; never false where a point of it does.
+    """Whether an axis-aligned box may show in one of the images; never false where a point of it does.
 
-    A box is out of a picture if all of its corners are beyond one of the planes that bound the view.
+    A box is out of an image if all of its corners are beyond one of the planes that bound the view.
 
     Args:
         box: xmin, ymin, zmin, xmax, ymax, zmax in world coordinates.

@@ -60,7 +60,7 @@ def color_correct(
 
     Args:
         image: The render.
-        reference: The photograph.
+        reference: The image.
         iterations: Fits, 5 as Momentum-GS render/metrics use it.
         eps: Values closer than this to 0 or 1 count as saturated: half a step of 8 bits.
 

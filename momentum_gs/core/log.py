@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def say(message: str) -> None:
+def info(message: str) -> None:
     """Print one line on rank 0 without tearing a progress bar."""
     if _is_first_rank():
         tqdm.write(message, file=sys.stdout)

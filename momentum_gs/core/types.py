@@ -44,7 +44,7 @@ class Camera:
         return matrix
 
     def resized(self, width: int, height: int) -> "Camera":
-        """The same view on another pixel grid; the principal point keeps its place in the picture."""
+        """The same view on another pixel grid; the principal point keeps its place in the image."""
         sx, sy = width / self.width, height / self.height
         return replace(
             self, width=width, height=height, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy
@@ -52,8 +52,8 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """The picture that a view is held against."""
+class TargetImage:
+    """The image that a view is held against."""
 
     image: Float[Tensor, "3 h w"]
     mask: Float[Tensor, "1 h w"] | None = None

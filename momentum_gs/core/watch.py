@@ -129,7 +129,7 @@ class Watch:
         self._seen = ""
         self._over = threading.Event()
         # The store may cease to answer, when its machine is gone; the thread that ends the process must not talk to it.
-        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._talk, self._guard)]
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._communication, self._guard)]
 
     def __enter__(self) -> "Watch":
         for thread in self._threads:
@@ -157,7 +157,7 @@ class Watch:
                     break
                 time.sleep(TICK_SECONDS / 10)
 
-    def _talk(self) -> None:
+    def _communication(self) -> None:
         """Shows that this rank is alive, and looks for errors and for the next rank's signs of life."""
         host = socket.gethostname()
         try:

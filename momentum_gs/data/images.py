@@ -1,6 +1,6 @@
 """Image files: size from the header, decoding to 8-bit RGB, area resampling, writing.
 
-Pixels are taken as they are stored: EXIF orientation is ignored, as COLMAP ignores it, so that picture and intrinsics
+Pixels are taken as they are stored: EXIF orientation is ignored, as COLMAP ignores it, so that image and intrinsics
 agree. 16-bit images are rounded to 8 bits, grey ones repeated over the channels, transparent ones composited.
 """
 
@@ -18,7 +18,9 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import to_uint8
 
-# The family's -r -1: images wider than this are scaled down to it (3DGS utils/camera_utils.py::loadCam).
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+"""Endings of the image files that are looked for, in lower case."""
+# The -r -1 of 3DGS codebases: images wider than this are scaled down to it (3DGS utils/camera_utils.py::loadCam).
 MAX_WIDTH = 1600
 # Widths under this are taken for a mistyped divisor (-r 3): SSIM's window alone is 11 pixels.
 MIN_WIDTH = 16

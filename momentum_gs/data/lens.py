@@ -141,7 +141,7 @@ class Lens:
     center: tuple[float, float]
     """Principal point, COLMAP pixels."""
     extra: tuple[float, ...]
-    """Parameters of the distortion; they do not depend on the picture's size."""
+    """Parameters of the distortion; they do not depend on the image's size."""
 
     @classmethod
     def from_parameters(cls, model: str, width: int, height: int, parameters: Sequence[float]) -> "Lens":
@@ -152,7 +152,7 @@ class Lens:
 
     @property
     def is_pinhole(self) -> bool:
-        """Whether nothing is bent: then a picture needs no undistortion."""
+        """Whether nothing is bent: then an image needs no undistortion."""
         return not (_KINDS[self.model].by_angle or any(self.extra))
 
     def resized(self, width: int, height: int) -> "Lens":

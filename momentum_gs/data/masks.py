@@ -1,4 +1,4 @@
-"""Masks: pictures beside the images that say which pixels count. Black is ignored, everything else counts.
+"""Masks: images beside the images that say which pixels count. Black is ignored, everything else counts.
 
 The mask of ``a/1.jpg`` is ``a/1.jpg.png`` (COLMAP's form) or ``a/1.png`` below the mask folder, or a file of the
 image's own name. An image without a mask counts as a whole.
@@ -58,7 +58,7 @@ def check_mask(path: Path, width: int, height: int) -> None:
 def read_mask(path: Path, width: int, height: int) -> UInt8[Tensor, "1 h w"]:
     """A mask at the size of training: 1 where a pixel counts, 0 where it is ignored.
 
-    A pixel of a smaller picture counts only where all of the mask's pixels below it do.
+    A pixel of a smaller image counts only where all of the mask's pixels below it do.
 
     Raises:
         UserError: as ``read_image``.

@@ -18,7 +18,7 @@ def random_points(cameras: Sequence[Camera], count: int = COUNT, seed: int = 0) 
     """Random points of random colours where cameras look, the same for the same cameras and seed.
 
     Each is a random pixel of a random camera, at a depth from 0.05 to 2 radii of the cameras, its logarithm uniform: so
-    every point is in a picture, whether the cameras stand around an object or fly over a city. The radius is 1.1 times
+    every point is in an image, whether the cameras stand around an object or fly over a city. The radius is 1.1 times
     the largest distance of a camera from their mean, or 1 where they are all in one place.
     """
     draw = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import torch
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import camera_radius
-from momentum_gs.core.log import say, warn
+from momentum_gs.core.log import info, warn
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap.model import find_model, read_points, read_views
 from momentum_gs.data.frame import Frame, check_axes, normalized_frame
@@ -153,7 +153,7 @@ def _cloud(found: Transforms, train: list[Camera]) -> PointCloud:
     if found.cloud is not None:
         return read_point_file(found.cloud)
     points = random_points(train)
-    say(f"scene: {found.file.name} names no points, so training starts from {len(points):,} random ones")
+    info(f"scene: {found.file.name} names no points, so training starts from {len(points):,} random ones")
     return points
 
 
@@ -206,7 +206,7 @@ def _needed_offset(scene: Scene) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     unit = 10.0 ** (math.floor(math.log10(extent)) + 1)
     x, y, z = (round(v / unit) * unit for v in center.tolist())
-    say(
+    info(
         f"scene: the cameras are {float(center.norm()):.6g} from the origin, {float(center.norm()) / extent:.0f} times "
         f"the scene's extent, too far for float32: all coordinates are relative to ({x:g}, {y:g}, {z:g}) "
         "(scene.offset), also those of partition.aabb and of what is written"
@@ -279,7 +279,7 @@ def _found_masks(folder: Path, photos: Sequence[_Photo]) -> dict[str, Path]:
     # Those that frames name themselves come first.
     found |= {photo.camera.name: photo.mask for photo in photos if photo.mask is not None}
     if found:
-        say(f"scene: {len(found)} of {len(photos)} images have a mask; black pixels are ignored (scene.masks)")
+        info(f"scene: {len(found)} of {len(photos)} images have a mask; black pixels are ignored (scene.masks)")
     unknown = [name for name in unknown if folder / name not in found.values()]
     if unknown:
         warn(
@@ -304,14 +304,14 @@ def _at_file_size(photo: _Photo, config: SceneConfig) -> Camera:
     if not same_shape(width, height, camera):
         raise UserError(
             f"data: image {photo.path} is {width}x{height}, but its camera in the model is "
-            f"{camera.width}x{camera.height}, expected that size or the same picture resized; use the images that the "
+            f"{camera.width}x{camera.height}, expected that size or the same image resized; use the images that the "
             "model was made from"
         )
     return camera.resized(width, height)
 
 
 def same_shape(width: int, height: int, camera: Camera) -> bool:
-    """Whether a picture of this size may be a resized copy of what the camera saw."""
+    """Whether an image of this size may be a resized copy of what the camera saw."""
     return same_aspect((width, height), (camera.width, camera.height))
 
 

@@ -1,6 +1,6 @@
 """``transforms.json``: poses as NeRF tools write them (nerfstudio, Blender's NeRF-synthetic, MatrixCity).
 
-Intrinsics stand beside the frames or in them: ``fl_x fl_y cx cy w h``, or ``camera_angle_x`` and the picture's size;
+Intrinsics stand beside the frames or in them: ``fl_x fl_y cx cy w h``, or ``camera_angle_x`` and the image's size;
 distortion as ``k1 k2 k3 k4 p1 p2`` of the ``camera_model``. Poses are camera to world in OpenGL's axes (x right, y up,
 z backward); their world is kept as it is. nerfstudio's ``applied_transform`` tells how that world came about and has
 been applied to its cloud as well, so there is nothing to undo. A uniform scale of a rotation (MatrixCity's 0.01) is
@@ -23,7 +23,7 @@ from momentum_gs.data.images import image_size
 from momentum_gs.data.lens import Lens
 
 WHOLE, TRAIN, TEST = "transforms.json", "transforms_train.json", "transforms_test.json"
-# Tried where a frame names its picture without one, as NeRF-synthetic does.
+# Tried where a frame names its image without one, as NeRF-synthetic does.
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".tif", ".webp")
 # Poses pass through float32 and text of six digits.
 _ORTHONORMAL = 1e-3
@@ -31,7 +31,7 @@ _ORTHONORMAL = 1e-3
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture with its pose."""
+    """One image with its pose."""
 
     camera: Camera
     """The pinhole part, at the size that the file tells."""
@@ -67,7 +67,7 @@ def read_transforms(scene: Path, images: str = "images") -> Transforms:
 
     Args:
         scene: The folder that holds them; every path in them is below it.
-        images: Folder to take pictures from where the files say ``images/`` (nerfstudio's images_2, images_4, ...).
+        images: Folder to take images from where the files say ``images/`` (nerfstudio's images_2, images_4, ...).
 
     Raises:
         UserError: for damaged files, impossible values, paths that lead out of the scene and names that occur twice.
@@ -120,19 +120,19 @@ def _list(record: Mapping[str, Any], key: str, file: Path) -> list[Any]:
 
 
 def _named_test(scene: Path, record: Mapping[str, Any], file: Path, images: str) -> list[str] | None:
-    """nerfstudio's lists of held-out pictures."""
+    """nerfstudio's lists of held-out images."""
     for key in ("test_filenames", "val_filenames"):
         if key in record:
-            return [_picture(scene, path, f"{file}: {key}", images)[0] for path in _list(record, key, file)]
+            return [_image(scene, path, f"{file}: {key}", images)[0] for path in _list(record, key, file)]
     return None
 
 
 def _frame(scene: Path, entry: Mapping[str, Any], where: str, images: str) -> Frame:
     if "file_path" in entry:
-        name, path = _picture(scene, entry["file_path"], where, images)
-    elif isinstance(entry.get("frame_index"), int):  # MatrixCity's blocks number their pictures.
+        name, path = _image(scene, entry["file_path"], where, images)
+    elif isinstance(entry.get("frame_index"), int):  # MatrixCity's blocks number their images.
         folder = "rgb/" if (scene / "rgb").is_dir() else ""
-        name, path = _picture(scene, f"{folder}{entry['frame_index']:04d}.png", where, images)
+        name, path = _image(scene, f"{folder}{entry['frame_index']:04d}.png", where, images)
     else:
         raise UserError(f"{where} has no file_path, expected the path of its image; export it again")
     where = f"{where} ({name})"
@@ -153,8 +153,8 @@ def _inside(value: object, where: str) -> str:
     return value
 
 
-def _picture(scene: Path, value: object, where: str, images: str) -> tuple[str, Path]:
-    """Name and file of a picture. The name has no leading ``images/``, as COLMAP's have none."""
+def _image(scene: Path, value: object, where: str, images: str) -> tuple[str, Path]:
+    """Name and file of an image. The name has no leading ``images/``, as COLMAP's have none."""
     name = _inside(value, where)
     below = name.startswith("images/")
     folder, name = (scene / images, name.removeprefix("images/")) if below else (scene, name)

@@ -1,6 +1,6 @@
-"""Pictures of bent lenses to pictures of pinholes, kept in a folder beside the originals.
+"""Images of bent lenses to images of pinholes, kept in a folder beside the originals.
 
-The focal length stays, so the middle of the picture keeps its sharpness; the picture is cut to a window whose whole
+The focal length stays, so the middle of the image keeps its sharpness; the image is cut to a window whose whole
 border is seen by the lens, so nothing black is in it. A window never reaches farther from the principal point than the
 whole width or height of the original: a fisheye's rim is drawn out without end.
 """
@@ -31,7 +31,7 @@ _SLACK = 0.05
 """Pixels by which a window may look past the outermost pixel centres, for round-off and what lies between samples."""
 _SHRINK = 0.98
 _SMALLEST = 0.1
-"""Share of the original's width below which a window is no picture: such a lens is a mistake in the model."""
+"""Share of the original's width below which a window is no image: such a lens is a mistake in the model."""
 # A second generation of compression must not show: quality 98 is COLMAP's undistorter's order of loss.
 _JPEG_QUALITY = 98
 # Rows whose places are found at once: their float64 arrays then stay in the processor's cache.
@@ -40,7 +40,7 @@ _ROWS = 16
 
 @dataclass(frozen=True)
 class Window:
-    """The pinhole picture that an undistorted image is."""
+    """The pinhole image that an undistorted image is."""
 
     width: int
     height: int
@@ -51,10 +51,10 @@ class Window:
 
 
 def pinhole_window(lens: Lens) -> Window:
-    """Size and intrinsics of the undistorted picture of a lens.
+    """Size and intrinsics of the undistorted image of a lens.
 
     Raises:
-        UserError: for parameters that leave no picture.
+        UserError: for parameters that leave no image.
     """
     center, focal = np.array(lens.center), np.array(lens.focal)
     size = np.array([lens.width, lens.height], dtype=np.float64)
@@ -81,7 +81,7 @@ def pinhole_window(lens: Lens) -> Window:
 def _no_window(lens: Lens) -> UserError:
     return UserError(
         f"data: a {lens.model} lens of {lens.width}x{lens.height} with focal lengths {lens.focal}, principal point "
-        f"{lens.center} and parameters {list(lens.extra)} maps no picture one to one, expected mild distortion; "
+        f"{lens.center} and parameters {list(lens.extra)} maps no image one to one, expected mild distortion; "
         "calibrate again"
     )
 
@@ -105,7 +105,7 @@ def _with(points: Points, axis: int, value: float) -> Points:
 
 
 Places = tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]
-"""Column and line of a lens's picture that each pixel of a window shows, counted from the first pixel's centre."""
+"""Column and line of a lens's image that each pixel of a window shows, counted from the first pixel's centre."""
 
 
 def places_of(lens: Lens, window: Window) -> Places:
@@ -121,7 +121,7 @@ def places_of(lens: Lens, window: Window) -> Places:
 
 
 def undistort(pixels: np.ndarray, places: Places, nearest: bool = False) -> np.ndarray:
-    """A picture of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, as the window shows it.
+    """An image of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, as the window shows it.
 
     Cubic interpolation, at places rounded to 1/32 pixel (cv2.remap); ``nearest`` for masks, which must not blend.
     """

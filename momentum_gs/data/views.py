@@ -1,4 +1,4 @@
-"""Photographs on demand: decoded ahead in the background, kept as 8 bits under a bound of bytes."""
+"""Images on demand: decoded ahead in the background, kept as 8 bits under a bound of bytes."""
 
 import os
 import threading
@@ -16,30 +16,30 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
-from momentum_gs.core.types import Photograph
+from momentum_gs.core.types import TargetImage
 from momentum_gs.data.images import read_image
 from momentum_gs.data.masks import read_mask
 from momentum_gs.data.scene import Scene
 
-# Decoding one photograph takes several steps' time on a GPU, so a few at once keep up; more would only hold memory.
+# Decoding one image takes several steps' time on a GPU, so a few at once keep up; more would only hold memory.
 MAX_THREADS = 8
-# A core decodes photographs of 100 megapixels in 2 to 4 s; what takes longer than this is not arriving.
+# A core decodes images of 100 megapixels in 2 to 4 s; what takes longer than this is not arriving.
 SLOW_SECONDS = 10.0
 
 
 class Views:
-    """The photographs of a scene at training resolution. A context manager; safe to use from several threads.
+    """The images of a scene at training resolution. A context manager; safe to use from several threads.
 
     The least recently used leave first. Invariant: what is cached plus what is promised to decodes under way never
-    exceeds ``cache_bytes``. Beyond it each decode holds one photograph at full size for a moment. No file stays open.
+    exceeds ``cache_bytes``. Beyond it each decode holds one image at full size for a moment. No file stays open.
     """
 
     def __init__(self, scene: Scene, cache_bytes: int, device: torch.device, *, skip_bad: bool = False) -> None:
-        """``cache_bytes`` bounds host memory (0: nothing is kept); ``device`` is where photographs are delivered;
-        ``skip_bad`` is what ``photograph_or_skip`` does with those that cannot be read (``scene.bad_images``)."""
+        """``cache_bytes`` bounds host memory (0: nothing is kept); ``device`` is where images are delivered;
+        ``skip_bad`` is what ``target_or_skip`` does with those that cannot be read (``scene.bad_images``)."""
         self._scene, self._bound, self._device, self._skip_bad = scene, cache_bytes, device, skip_bad
         self.bad: dict[str, str] = {}
-        """Name -> reason of the photographs that were skipped. One that is read again later leaves."""
+        """Name -> reason of the images that were skipped. One that is read again later leaves."""
         self._sizes = {camera.name: (camera.width, camera.height) for camera in (*scene.train, *scene.test)}
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._pending: dict[str, Future[Tensor]] = {}
@@ -70,11 +70,11 @@ class Views:
         return self._held
 
     def image(self, name: str) -> Float[Tensor, "3 h w"]:
-        """The picture of ``photograph`` alone; errors likewise."""
-        return self.photograph(name).image
+        """The render of ``image`` alone; errors likewise."""
+        return self.target(name).image
 
-    def photograph(self, name: str) -> Photograph:
-        """One photograph, RGB in [0, 1], and its mask, if it has one: tensors of their own.
+    def target(self, name: str) -> TargetImage:
+        """One image, RGB in [0, 1], and its mask, if it has one: tensors of their own.
 
         One that takes seconds is named on the terminal, once.
 
@@ -92,17 +92,17 @@ class Views:
                 pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
         pixels = pixels.to(self._device)
         image = pixels[:3].float().div_(255)
-        return Photograph(image, pixels[3:].float() if len(pixels) > 3 else None)
+        return TargetImage(image, pixels[3:].float() if len(pixels) > 3 else None)
 
-    def photograph_or_skip(self, name: str) -> Photograph | None:
-        """``photograph``; with ``skip_bad`` None for one that cannot be read, which is named once and kept in ``bad``.
+    def target_or_skip(self, name: str) -> TargetImage | None:
+        """``image``; with ``skip_bad`` None for one that cannot be read, which is named once and kept in ``bad``.
 
         The file is tried anew each time, so that the answer depends on the file and not on when a process began.
         """
         if not self._skip_bad:
-            return self.photograph(name)
+            return self.target(name)
         try:
-            found = self.photograph(name)
+            found = self.target(name)
         except UserError as error:
             if name not in self.bad:
                 warn(f"{error} (skipped: scene.bad_images=skip)")
@@ -114,7 +114,7 @@ class Views:
     def prefetch(self, names: Sequence[str]) -> None:
         """Begins to decode what is not cached, in the given order, as far as the bound goes. Returns at once.
 
-        Cached photographs leave for it, but none of ``names``. Errors wait for ``image`` to meet them.
+        Cached images leave for it, but none of ``names``. Errors wait for ``image`` to meet them.
 
         Raises:
             KeyError: for a name that is not in the scene.
@@ -182,7 +182,7 @@ class Views:
         """A decode in the caller's thread; kept if there is room beside what is promised."""
         pixels = self._decode(name)
         with self._lock:
-            # Another thread may have brought the same photograph meanwhile.
+            # Another thread may have brought the same image meanwhile.
             if name not in self._cache and name not in self._pending and self._make_room(self._bytes(name)):
                 self._held += self._bytes(name)
                 self._cache[name] = pixels
@@ -197,7 +197,7 @@ class Views:
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
-        """Names a photograph that is long in coming while it is waited for: the wait itself may never end."""
+        """Names an image that is long in coming while it is waited for: the wait itself may never end."""
         timer = threading.Timer(SLOW_SECONDS, self._tell_slow, [name])
         timer.daemon = True
         timer.start()

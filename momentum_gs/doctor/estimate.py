@@ -1,7 +1,7 @@
 """What a run will need, before it starts: memory, disk, traffic between rounds, time.
 
 Anchors are counted, not guessed, where training starts; how many they become is the one assumption (``GROWTH``, with
-room). Memory and time of a view are measured by training steps on the scene's own photographs, on the device that will
+room). Memory and time of a view are measured by training steps on the scene's own images, on the device that will
 train, with as many anchors as at first and as at most.
 """
 
@@ -26,7 +26,7 @@ from momentum_gs.core.device import free_device_memory, pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import camera_radius, in_any_view
 from momentum_gs.core.memory import free_memory
-from momentum_gs.core.types import Camera, Photograph
+from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
@@ -139,7 +139,7 @@ def _shares(scene: Scene, table: PartitionTable) -> list[float]:
 def probe(
     config: Config, scene: Scene, counts: Sequence[int], device: torch.device, seconds: float = PROBE_SECONDS
 ) -> list[Probe]:
-    """Trains a few steps on photographs of the scene with each number of anchors; nothing is kept.
+    """Trains a few steps on images of the scene with each number of anchors; nothing is kept.
 
     The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
     about half of the Gaussians that they may have, a trained one less: time is estimated from above.
@@ -148,7 +148,7 @@ def probe(
         seconds: After which no further step is begun, for each number of anchors.
 
     Raises:
-        UserError: where a photograph cannot be read, or training would refuse.
+        UserError: where an image cannot be read, or training would refuse.
     """
     config = replace(config, growth=replace(config.growth, until=0))
     anchors, voxel_size = init_anchors(scene.points, config.model)
@@ -180,10 +180,10 @@ def _probe(
     for camera in (*spread, *scene.train):  # The others where some of these cannot be read.
         if len(seconds) == PROBE_STEPS or (seconds and time.perf_counter() - begun > most):
             break
-        photograph = views.photograph_or_skip(camera.name)
-        if photograph is None:
+        target = views.target_or_skip(camera.name)
+        if target is None:
             continue
-        inputs = StepInputs(config, LocalComm(), background, _showing(camera, photograph))
+        inputs = StepInputs(config, LocalComm(), background, _showing(camera, target))
         at = time.perf_counter()
         saved = SavedBytes()
         with saved:
@@ -209,8 +209,8 @@ def own_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _showing(camera: Camera, photograph: Photograph) -> Callable[[int, int], tuple[Camera, Photograph]]:
-    return lambda block, step: (camera, photograph)
+def _showing(camera: Camera, target: TargetImage) -> Callable[[int, int], tuple[Camera, TargetImage]]:
+    return lambda block, step: (camera, target)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
@@ -259,11 +259,11 @@ def estimates(
     """
     n, k, model = expected.blocks, expected.active, config.model
     training = bytes_per_anchor(model)
-    resting = pack(trained_block(1000, config, torch.device("cpu"))).nbytes / 1000
-    block, rest = expected.largest * training, expected.largest * resting
-    all_rest = expected.total * resting
+    inactive = pack(trained_block(1000, config, torch.device("cpu"))).nbytes / 1000
+    block, rest = expected.largest * training, expected.largest * inactive
+    all_inactive = expected.total * inactive
     bound = ram_bound(config.store)
-    in_ram = min(all_rest, bound)
+    in_ram = min(all_inactive, bound)
     views = [*scene.train, *scene.test]
     pixels = sum(v.width * v.height * (4 if v.name in scene.mask_paths else 3) for v in views)  # A mask is a channel.
     cache = min(config.scene.cache_gb * 2**30, pixels)
@@ -271,8 +271,8 @@ def estimates(
     train_bytes = k * block + view
     host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)
     ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).anchors.rows().values()) + 3)
-    checkpoints = (config.log.keep_checkpoints + 1) * all_rest
-    spilled = all_rest - in_ram
+    checkpoints = (config.log.keep_checkpoints + 1) * all_inactive
+    spilled = all_inactive - in_ram
     disk = checkpoints + spilled + 2 * expected.total * ply
     every = expected.basis
     rows = [
@@ -286,13 +286,13 @@ def estimates(
         Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, resting blocks"
                  + (f", {k} active blocks and a view" if device.type == "cpu" else "")),
         Estimate("of it images", cache, "bytes", "decoded at training size, at most scene.cache_gb"),
-        Estimate("of it resting blocks", in_ram, "bytes", f"{resting:.0f} bytes an anchor, at most store.ram_gb"),
+        Estimate("of it resting blocks", in_ram, "bytes", f"{inactive:.0f} bytes an anchor, at most store.ram_gb"),
         Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, what resting blocks memory "
                  "cannot hold, models of blocks and scene"),
     ]  # fmt: skip
     if config.stage == "blocks":
         rows.append(Estimate("swapped between two rounds", 2 * k * rest, "bytes", f"{k} blocks out and in, "
-                             f"{spilled / max(all_rest, 1):.0%} of it by way of the disk"))  # fmt: skip
+                             f"{spilled / max(all_inactive, 1):.0%} of it by way of the disk"))  # fmt: skip
     for measured, when in zip(probes, ("at first", "at most"), strict=False):
         rows.append(Estimate(f"time, one process, anchors as {when}", n * config.steps * measured.seconds, "seconds",
                              f"{n} blocks x {config.steps} steps, {measured.basis}"))  # fmt: skip

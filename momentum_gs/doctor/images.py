@@ -18,21 +18,19 @@ from momentum_gs.data.images import image_size, read_image, stored_pixels
 from momentum_gs.data.scene import same_shape
 from momentum_gs.doctor.findings import Finding, Severity, some
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-"""Of the files that count as extra images; others in the folder are nobody's business."""
 MANY_EXTRA = 0.2
-"""Share of unregistered photographs above which the reconstruction has probably broken apart."""
+"""Share of unregistered images above which the reconstruction has probably broken apart."""
 ODD_STOPS = 1.5
-"""A photograph this much brighter or darker than the middle one stands out even where exposures vary little."""
+"""An image this much brighter or darker than the middle one stands out even where exposures vary little."""
 SPREAD_STOPS = 2.0
-"""Between the 5th and the 95th percentile; a stop is a factor of two of light. What the pictures show brings about one:
+"""Between the 5th and the 95th percentile; a stop is a factor of two of light. What the images show brings about one:
 1.4 over the fields, roofs and trees of Caliterra."""
 GAMMA = 2.2
-"""Of the display curve that photographs are stored with, near enough to count stops."""
+"""Of the display curve that images are stored with, near enough to count stops."""
 BLACK = 1e-4
-"""Mean linear light, 1 being white, under which there is no picture: 4 of 255 levels."""
+"""Mean linear light, 1 being white, under which there is no image: 4 of 255 levels."""
 _SAMPLES = 128
-# Decoding holds a photograph at full size in each thread.
+# Decoding holds an image at full size in each thread.
 MAX_THREADS = 8
 
 
@@ -131,8 +129,8 @@ def check_presence(
         share = len(extra) / (len(extra) + total)
         found = f"{some(extra)} not in the model"
         if share > MANY_EXTRA:
-            cure = "see why they did not register; unregistered photographs do not train"
-            findings.append(Finding("warning", "image-extra", str(folder), found, "most photographs to be registered",
+            cure = "see why they did not register; unregistered images do not train"
+            findings.append(Finding("warning", "image-extra", str(folder), found, "most images to be registered",
                                     cure, tuple(extra)))  # fmt: skip
         else:
             findings.append(Finding("info", "image-extra", str(folder), found + ": they do not train",
@@ -259,18 +257,18 @@ def check_doubles(folder: Path, facts: Sequence[ImageFacts], test: Iterable[str]
     found = f"{', '.join(groups[0][:3])} are the same file"
     found += f", and {len(groups) - 1} more such groups" if len(groups) > 1 else ""
     found += f"; {leaks} of them with held-out views" if leaks else ""
-    return [Finding("warning", "image-double", str(folder), found, "every photograph once", "take the doubles out of "
+    return [Finding("warning", "image-double", str(folder), found, "every image once", "take the doubles out of "
                     "the model: their views count twice, and some of the poses may be wrong",
                     tuple(name for group in groups for name in group))]  # fmt: skip
 
 
 def check_exposure(folder: Path, facts: Sequence[ImageFacts]) -> list[Finding]:
-    """Black photographs, ones that stand out in brightness, and the spread of the whole set."""
+    """Black images, ones that stand out in brightness, and the spread of the whole set."""
     findings = []
     black = tuple(f.name for f in facts if f.light is not None and f.light < BLACK)
     if black:
         findings.append(Finding("warning", "exposure", str(folder), f"{some(black, len(facts))} (nearly) black",
-                                "photographs", "take them out of the model", black))  # fmt: skip
+                                "images", "take them out of the model", black))  # fmt: skip
     lit = [(f.name, math.log2(f.light)) for f in facts if f.light is not None and f.light >= BLACK]
     if len(lit) < 3:
         return findings

@@ -33,7 +33,7 @@ FAR_POINT = 30.0
 ODD_DEGREES = 60.0
 """Views that look so much higher or lower than the middle one, nadir and oblique flights in one scene staying below."""
 UNSEEN = 0.1
-"""Share of points in no picture that says more than a few bad tracks."""
+"""Share of points in no image that says more than a few bad tracks."""
 FLOAT_STEP = 0.1
 """Of a pixel on the ground: coordinates rounded more coarsely than this in float32 show."""
 MIN_CAMERAS = 8
@@ -46,7 +46,7 @@ class Survey:
 
     centers: Float[Tensor, "m 3"]
     seen: Bool[Tensor, "p"]
-    """Of a sample of the points: in at least one picture."""
+    """Of a sample of the points: in at least one image."""
     blind: tuple[str, ...]
     """Cameras that see no point."""
     depth: float
@@ -102,7 +102,7 @@ def check_poses(
 def _check_parallax(model: Path, cameras: Sequence[Camera], found: Survey) -> list[Finding]:
     if len(cameras) == 1:
         return [Finding("warning", "poses-one", str(model), f"one camera, {cameras[0].name}",
-                        "several, from different places", "add photographs: one view holds no depth")]  # fmt: skip
+                        "several, from different places", "add images: one view holds no depth")]  # fmt: skip
     spread = float((found.centers - found.centers.mean(dim=0)).norm(dim=1).max())
     if spread <= PARALLAX * (found.depth if math.isfinite(found.depth) else 1.0):
         return [Finding("warning", "poses-one-place", str(model), f"all {len(cameras)} cameras in one place (within "
@@ -151,18 +151,18 @@ def _check_float_steps(model: Path, found: Survey) -> list[Finding]:
 
 def _check_visibility(model: Path, cameras: Sequence[Camera], found: Survey) -> list[Finding]:
     if not bool(found.seen.any()):
-        return [Finding("error", "points-unseen", str(model), "no point is inside any picture (all behind the cameras "
+        return [Finding("error", "points-unseen", str(model), "no point is inside any image (all behind the cameras "
                         "or beside them)", "points that the cameras see", "check the poses: an export may have turned "
                         "the axes, or written camera-to-world for world-to-camera")]  # fmt: skip
     findings = []
     unseen = 1 - float(found.seen.double().mean())
     if unseen > UNSEEN:
         findings.append(Finding("warning", "points-unseen", str(model), f"{unseen:.0%} of the points are behind all "
-                                "cameras or beside their pictures", f"at most {UNSEEN:.0%}", "check the poses and "
+                                "cameras or beside their images", f"at most {UNSEEN:.0%}", "check the poses and "
                                 "whether points and images belong to one reconstruction"))  # fmt: skip
     if found.blind:
         findings.append(Finding("warning", "poses-blind", str(model), f"{some(found.blind, len(cameras))} see no point",
-                                "every picture to hold points", "look at these poses, take them out if they "
+                                "every image to hold points", "look at these poses, take them out if they "
                                 "registered wrongly (colmap image_deleter)", found.blind))  # fmt: skip
     return findings
 

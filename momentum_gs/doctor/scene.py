@@ -13,6 +13,7 @@ from momentum_gs.config.schema import Config, SceneConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap.model import find_model, read_points, read_views
+from momentum_gs.data.images import IMAGE_SUFFIXES
 from momentum_gs.data.masks import find_masks
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, find_test_list, load_scene
@@ -20,7 +21,6 @@ from momentum_gs.data.splits import read_list, split
 from momentum_gs.data.transforms import find_transforms, read_transforms
 from momentum_gs.doctor.findings import SEVERITIES, Finding, some
 from momentum_gs.doctor.images import (
-    IMAGE_SUFFIXES,
     check_doubles,
     check_exposure,
     check_files,

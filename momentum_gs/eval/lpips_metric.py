@@ -19,7 +19,7 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import progress, say
+from momentum_gs.core.log import info, progress
 
 NETS = ("vgg", "alex", "squeeze")
 """Trunks of the ``lpips`` package; the papers of the family use vgg."""
@@ -130,7 +130,7 @@ def _download(url: str, path: Path) -> None:
 
     The name of a torchvision file ends in the first digits of its SHA-256. Raises OSError or ValueError.
     """
-    say(f"downloading {url}")
+    info(f"downloading {url}")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with replacing(path) as part:

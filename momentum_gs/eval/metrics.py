@@ -142,15 +142,15 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
                 continue
         sizes[f"{truth.shape[2]}x{truth.shape[1]}"] += 1
         truth_digest.update(truth.numpy().tobytes())
-        shown, photograph = _as_float(render, device), _as_float(truth, device)
-        views[name] = score_pair(shown, photograph, lpips, mask)
+        shown, target = _as_float(render, device), _as_float(truth, device)
+        views[name] = score_pair(shown, target, lpips, mask)
         if covered is not None:
-            views[name] |= covered.score(name, shown, photograph, mask)
+            views[name] |= covered.score(name, shown, target, mask)
         if maps is not None and errors is not None:
             labels = read_cells(maps.folder / name, truth.shape[2], truth.shape[1])
             if mask is not None:
                 labels[mask[0].cpu() == 0] = 0
-            errors.add(shown, photograph, labels)
+            errors.add(shown, target, labels)
     names = list(views)
     if not names:
         raise UserError(f"{folder}: masks ignore every pixel of all views, expected some that count; see scene.masks")

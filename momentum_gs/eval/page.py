@@ -75,14 +75,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, own: int = 0, w
     return Html(f"<table{' class=words' if words else ''}>{''.join(lines)}</table>\n")
 
 
-def picture(uri: str, about: str) -> Html:
+def image(uri: str, about: str) -> Html:
     """An embedded image; ``uri`` is data."""
     return Html(f'<img src="{escape(uri)}" alt="{escape(about)}">')
 
 
-def beside(pictures: Sequence[Html]) -> Html:
-    """Three pictures in a row."""
-    return Html(f'<div class="views">{"".join(pictures)}</div>\n')
+def beside(images: Sequence[Html]) -> Html:
+    """Three images in a row."""
+    return Html(f'<div class="views">{"".join(images)}</div>\n')
 
 
 def drawing(svg: str) -> Html:

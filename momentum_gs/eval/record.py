@@ -67,6 +67,6 @@ def covered_alike(protocols: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def scored_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two entries of one run speak of the same views, sizes, photographs, masks and LPIPS."""
+    """Whether two entries of one run speak of the same views, sizes, images, masks and LPIPS."""
     one, other = a.get("protocol"), b.get("protocol")
     return one is not None and other is not None and all(one.get(key) == other.get(key) for key in _SCORED_ALIKE)

@@ -12,7 +12,7 @@ from torch import Tensor
 from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import progress
-from momentum_gs.core.types import Camera, Photograph
+from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.views import Views
@@ -86,7 +86,7 @@ def render_parts(
         The content of ``render.json``: ``record`` and names, counts, storage, speed, peak memory. Views per second is
         1 / (mean time of one view without the first five), as MGS render.py; decoding included, files not. How many
         Gaussians anchors become depends on the view: means over the views of those with a positive opacity, and of
-        those of them that reach the picture. Storage is what a viewer loads: PLY files and decoders.
+        those of them that reach the image. Storage is what a viewer loads: PLY files and decoders.
     """
     names = png_names([camera.name for part in parts for camera in part.cameras])
     if not names:
@@ -123,10 +123,10 @@ def render_parts(
                     image = appearance.correct(image, camera.name)
                 image = image.clamp(0, 1)
                 del view  # or its Gaussians would be in memory with those of the next one
-                photograph = views.photograph(camera.name)
-                if photograph.mask is not None:
+                target = views.target(camera.name)
+                if target.mask is not None:
                     masked.append(names[camera.name])
-                _write_pictures(folder, names[camera.name], image, photograph, errors)
+                _write_images(folder, names[camera.name], image, target, errors)
                 bar.update()
             del anchors  # or two blocks would be in memory while the next one loads
     timed = seconds[min(WARM_UP, len(seconds) - 1) :]
@@ -170,13 +170,13 @@ def _timed_render(
     return view, time.perf_counter() - start
 
 
-def _write_pictures(folder: Path, name: str, image: Tensor, photograph: Photograph, errors: bool) -> None:
-    """The rendered image [3,H,W], the photograph, its mask where it has one, and the error map on request."""
-    image, truth = image.cpu(), photograph.image.cpu()
+def _write_images(folder: Path, name: str, image: Tensor, target: TargetImage, errors: bool) -> None:
+    """The rendered image [3,H,W], the image, its mask where it has one, and the error map on request."""
+    image, truth = image.cpu(), target.image.cpu()
     write_png(folder / "renders" / name, image)
     write_png(folder / "gt" / name, truth)
-    if photograph.mask is not None:
-        write_png(folder / "masks" / name, photograph.mask.expand(3, -1, -1))
+    if target.mask is not None:
+        write_png(folder / "masks" / name, target.mask.expand(3, -1, -1))
     if errors:
         write_png(folder / "errors" / name, error_map(image, truth))
 

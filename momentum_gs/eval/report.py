@@ -30,10 +30,10 @@ from momentum_gs.eval.page import (
     beside,
     drawing,
     heading,
+    image,
     missing,
     note,
     page,
-    picture,
     section,
     table,
     text,
@@ -46,13 +46,13 @@ from momentum_gs.eval.table import Row, differences, percent
 from momentum_gs.partition.coverage import SEEN_BY
 
 IMAGE_WIDTH = 480
-"""Of embedded pictures, pixels: three fill the page, and 18 of them stay below a megabyte or two."""
+"""Of embedded images, pixels: three fill the page, and 18 of them stay below a megabyte or two."""
 JPEG_QUALITY = 80
 MAP_POINTS = 30_000
 """Sparse points that say what part of the plane the map shows."""
 _GROUP_NAMES = {
     "raw": "Raw",
-    "corrected": "After colour correction to the photographs",
+    "corrected": "After colour correction to the images",
     "unstated": "Colour correction not stated by the source",
 }
 
@@ -89,9 +89,9 @@ class Run:
         """The one that the scores by block go by; None where there are none, or in renders of earlier versions."""
         return _first_table(self.out / self.split / str(self.method) / "cells" / "partition.json")
 
-    def command(self, verb: str, *options: str) -> tuple[str, ...]:
+    def command(self, command: str, *options: str) -> tuple[str, ...]:
         """Words of a command about this run."""
-        return ("momentum-gs", verb, str(self.out), *options)
+        return ("momentum-gs", command, str(self.out), *options)
 
     def next_command(self) -> tuple[str, ...]:
         """What brings an unscored run nearer to scores."""
@@ -324,7 +324,7 @@ def _views(run: Run, n_views: int) -> list[Html]:
     order = sorted(psnr, key=lambda name: (psnr[name], name))
     worst = order[:n_views]
     best = [name for name in order[::-1][:n_views] if name not in worst]
-    parts = [note("Photograph, render, absolute error (white: a quarter of the range and more).")]
+    parts = [note("Image, render, absolute error (white: a quarter of the range and more).")]
     for title, names in (("Worst", worst), ("Best", best)):
         for name in names:
             parts += [heading(f"{title}: {name}, {psnr[name]:.2f} dB"), _triple(run, name)]
@@ -339,8 +339,8 @@ def _triple(run: Run, name: str) -> Html:
     truth, render = (read_image(path, *image_size(path)).float() / 255 for path in paths)
     return beside(
         [
-            picture(_jpeg(image), f"{what} {name}")
-            for what, image in (("photograph", truth), ("render", render), ("error", error_map(render, truth)))
+            image(_jpeg(pixels), f"{what} {name}")
+            for what, pixels in (("image", truth), ("render", render), ("error", error_map(render, truth)))
         ]
     )
 

@@ -3,7 +3,7 @@
 ::
 
     OUT/<split>/ours_<N>/renders/<name>.png    what the model shows, 8 bit
-    OUT/<split>/ours_<N>/gt/<name>.png         the photograph at the same size
+    OUT/<split>/ours_<N>/gt/<name>.png         the image at the same size
     OUT/<split>/ours_<N>/render.json           which views, how fast, how much memory, by which model
     OUT/results.json, OUT/per_view.json        scores of the test split, one entry a method
     OUT/results_train.json, ...                scores of the training views

@@ -1,4 +1,4 @@
-"""The picture of a sweep's table: mean and spread of every row, with the single runs."""
+"""The image of a sweep's table: mean and spread of every row, with the single runs."""
 
 from pathlib import Path
 

@@ -140,7 +140,7 @@ def partition_folder(out: Path, config: Config) -> Path:
     return out / "partitions" / f"n{n_blocks(config)}-{short_hash(parts)}"
 
 
-def prior_folder(out: Path, coarse: Config) -> Path:
+def initialization_folder(out: Path, coarse: Config) -> Path:
     """Where the coarse model lies that blocks start from: one for all runs that ask for the same."""
     parts = {key: value for key, value in experiment(coarse).items() if not key.startswith(("partition.", "blocks."))}
     return out / f"coarse-{coarse.model.primitive}-{short_hash(parts)}"
@@ -183,7 +183,7 @@ def coarse_job(config: Config, folder: Path) -> Job:
     config = replace(config, out=str(folder))
     if (folder / "config.yaml").is_file() and experiment(load_run_config(folder)) != experiment(config):
         warn(f"sweep: {folder} was trained with other settings than these; it is used as it is")
-    command = _verb("train", "-c", folder / "settings.yaml")
+    command = _command("train", "-c", folder / "settings.yaml")
     stage = Stage("train", command, "point_cloud/iteration_*/point_cloud.ply")
     return _job(_coarse_name(folder), folder, config, (stage,))
 
@@ -192,7 +192,7 @@ def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
     """Cuts the scene."""
     needs = (_coarse_name(coarse),) if needs_coarse(config) else ()
     config = replace(config, out=str(folder), partition=replace(config.partition, coarse=str(coarse)))
-    command = _verb("partition", str(config.scene.path), "-c", folder / "settings.yaml")
+    command = _command("partition", str(config.scene.path), "-c", folder / "settings.yaml")
     return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),), needs)
 
 
@@ -210,13 +210,13 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, req
     wanted, partition = config, replace(config.partition, coarse=str(coarse), file=str(cut / "partition.json"))
     config = replace(config, out=str(folder), partition=partition)
     weights = () if request.lpips_weights is None else ("--lpips-weights", request.lpips_weights)
-    score = _verb("eval", folder, "--lpips", request.lpips, "--device", config.device, *weights)
+    score = _command("eval", folder, "--lpips", request.lpips, "--device", config.device, *weights)
     model = "point_cloud/iteration_*"
     stages = (
-        Stage("train", _verb("train", "-c", folder / "settings.yaml"), f"{model}/partition.json"),
-        Stage("merge", _verb("merge", folder), f"{model}/point_cloud.ply"),
-        Stage("render", _verb("render", folder, "--cells", cells / "partition.json"), "test/ours_*/render.json"),
-        Stage("render blocks", _verb("render", folder, "--blocks"), "test/ours_*_blocks/render.json"),
+        Stage("train", _command("train", "-c", folder / "settings.yaml"), f"{model}/partition.json"),
+        Stage("merge", _command("merge", folder), f"{model}/point_cloud.ply"),
+        Stage("render", _command("render", folder, "--cells", cells / "partition.json"), "test/ours_*/render.json"),
+        Stage("render blocks", _command("render", folder, "--blocks"), "test/ours_*_blocks/render.json"),
         Stage("eval", score, "results.json"),
     )
     again = request.rescore
@@ -237,7 +237,7 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, req
     return replace(job, finished=done, tidy=lambda: None if request.keep else _tidy(folder))
 
 
-def _verb(*words: str | Path) -> tuple[str, ...]:
+def _command(*words: str | Path) -> tuple[str, ...]:
     return (sys.executable, "-m", "momentum_gs", *map(str, words))
 
 

@@ -12,7 +12,7 @@ from momentum_gs.config.run import OWN_FILE, absolute_paths, load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device, total_device_memory
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.memory import total_memory
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.experiments.choose import Choice, Facts, Goal, Machine, choose, measure
@@ -55,7 +55,7 @@ def resolve(
             raise
         choices = []
     for choice in choices:
-        say(f"chosen   {choice}")
+        info(f"chosen   {choice}")
     return choosing.config(choices), choices
 
 

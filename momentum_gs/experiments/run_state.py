@@ -10,7 +10,7 @@ from typing import Any
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.experiments.choose import Choice
 
 FILE = "run.json"
@@ -111,7 +111,7 @@ class RunState:
 
         Yields a function to be called on the way: it notes the time so far, and gives the seconds of all stages.
         """
-        say(f"\n== {name}")
+        info(f"\n== {name}")
         stage = self.stages.setdefault(name, Stage())
         before, begun = stage.seconds, self.clock()
 

@@ -21,7 +21,7 @@ from typing import IO
 from tqdm import tqdm
 
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import progress, say, warn
+from momentum_gs.core.log import info, progress, warn
 from momentum_gs.train.checkpoint import checkpoints
 
 POLL_SECONDS = 0.2
@@ -139,7 +139,7 @@ class _Work:
                 reason = "the last command left no whole results"
             if reason is None:
                 item.job.tidy()
-                say(f"sweep: {item.job.name} is finished; {len(self.waiting)} wait, {len(self.running) - 1} go on")
+                info(f"sweep: {item.job.name} is finished; {len(self.waiting)} wait, {len(self.running) - 1} go on")
             else:
                 self.failed[item.job.name] = reason
                 warn(f"sweep: {item.job.name} failed: {reason}; its log: {item.job.log}")
@@ -164,7 +164,7 @@ class _Work:
             if lock is None:
                 if job.name not in self.elsewhere:
                     self.elsewhere.add(job.name)
-                    say(f"sweep: {job.name} is at work in another process; its turn comes when that is done")
+                    info(f"sweep: {job.name} is at work in another process; its turn comes when that is done")
                 continue
             self.waiting.remove(job)
             if job.finished():

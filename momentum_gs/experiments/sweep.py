@@ -10,7 +10,7 @@ from momentum_gs.config.sweep import Sweep, SweepRow
 from momentum_gs.core.device import visible_gpus
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.watch import Stop
 from momentum_gs.eval.results import write_json
 from momentum_gs.experiments.figure import draw_sweep
@@ -19,11 +19,11 @@ from momentum_gs.experiments.plan import (
     coarse_config,
     coarse_job,
     finished,
+    initialization_folder,
     n_blocks,
     needs_coarse,
     partition_folder,
     partition_job,
-    prior_folder,
     row_config,
     run_folder,
     run_job,
@@ -98,13 +98,13 @@ def _run_all(
             name = f"{row.name}, seed {seed}"
             same = runs.setdefault(run_folder(out, config), (name, row, config))[0]
             if same != name:
-                say(f"sweep: {name} has the settings of {same}, so they are one run")
+                info(f"sweep: {name} has the settings of {same}, so they are one run")
     cells = partition_folder(out, cells_of)
     missing = [
         item for folder, item in runs.items()
         if request.rescore or not finished(folder, item[2]) or not scored_by(folder, cells)
     ]  # fmt: skip
-    say(f"sweep: {len(runs)} runs, {len(runs) - len(missing)} of them finished -> {out}")
+    info(f"sweep: {len(runs)} runs, {len(runs) - len(missing)} of them finished -> {out}")
 
     coarse = Path(request.coarse).absolute() if request.coarse else out / "coarse"
     models, jobs = {}, []
@@ -114,7 +114,7 @@ def _run_all(
         start = coarse
         if config.starts_from_coarse:
             settings = coarse_config(request, row)
-            start = prior_folder(out, settings)
+            start = initialization_folder(out, settings)
             models[start] = settings
         jobs.append(run_job(name, config, out, start, cells, request))
     if not request.coarse and any(map(needs_coarse, partitions.values())):
@@ -182,9 +182,9 @@ def _write_table(out: Path, results: SweepResults) -> None:
     for suffix, text in ((".md", markdown), (".csv", to_csv(results)), (".tex", to_latex(results))):
         with replacing(stem.with_suffix(suffix)) as part:
             part.write_text(text, encoding="utf-8")
-    say(markdown)
-    say(f"sweep: {stem}.md, .csv, .tex, .json")
+    info(markdown)
+    info(f"sweep: {stem}.md, .csv, .tex, .json")
     try:
         draw_sweep(stem.with_suffix(".png"), results)
-    except UserError as error:  # The picture shows nothing that the table does not say.
-        say(f"sweep: no picture: {error}")
+    except UserError as error:  # The image shows nothing that the table does not say.
+        info(f"sweep: no image: {error}")

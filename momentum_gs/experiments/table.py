@@ -140,13 +140,13 @@ def to_csv(results: SweepResults) -> str:
     """A line for each row: mean, sd of every metric, difference to the reference with its error, the paper's."""
     scenes = _paper_scenes(results)
     metrics = results.metrics()
-    judged = [metric for metric in metrics if metric.better]
+    eligible = [metric for metric in metrics if metric.better]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ["row", "seeds"]
         + [f"{m.key}_{part}" for m in metrics for part in ("mean", "sd")]
-        + [f"{metric.key}_minus_reference{part}" for metric in judged for part in ("", "_error")]
+        + [f"{metric.key}_minus_reference{part}" for metric in eligible for part in ("", "_error")]
         + [f"paper_{scene}_{key}" for scene in scenes for key in PAPER_METRICS]
     )
     for row in results.rows():
@@ -154,7 +154,7 @@ def to_csv(results: SweepResults) -> str:
         for metric in metrics:
             value = results.spread(row.name, metric.key)
             line += [None, None] if value is None else [value.mean, value.sd]
-        for metric in judged:
+        for metric in eligible:
             value = results.difference(row.name, results.sweep.reference, metric.key)
             line += [None, None] if value is None else [value.mean, value.error]
         for scene in scenes:

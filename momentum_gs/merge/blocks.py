@@ -18,7 +18,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.model.io import BLOCK_PROPERTY, DECODER_FILE, own_decoder_folder
+from momentum_gs.model.io import BLOCK_PROPERTY, DECODER_FILE, block_decoder_folder
 
 SLICE = 1 << 17
 """Rows in memory at a time: 40 MB at 316 bytes an anchor."""
@@ -46,11 +46,11 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
         UserError: for an incomplete set of blocks, a file that is no model, or blocks of different make.
     """
     paths = [folder / f"point_cloud_block{block}.ply" for block in range(table.n)]
-    own = own_decoder_folder(folder, 0).is_dir()
+    own = block_decoder_folder(folder, 0).is_dir()
     _check_complete(folder, paths)
     blocks = [_rows(path) for path in paths]
     if "f_dc_0" not in (blocks[0].dtype.names or ()):  # Splats have no decoder.
-        _check_decoders([own_decoder_folder(folder, block) for block in range(table.n)] if own else [folder])
+        _check_decoders([block_decoder_folder(folder, block) for block in range(table.n)] if own else [folder])
     for path, rows in zip(paths, blocks, strict=True):
         if rows.dtype != blocks[0].dtype:
             raise UserError(

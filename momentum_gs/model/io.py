@@ -102,7 +102,7 @@ def load_ply(path: str | Path) -> Anchors:
     return Anchors(position, offset, feature, log_scale, rotation, opacity).as_leaves()
 
 
-def own_decoder_folder(folder: Path, block: int) -> Path:
+def block_decoder_folder(folder: Path, block: int) -> Path:
     """Where a block's own decoder lies, ``folder`` being ``point_cloud/iteration_<N>``."""
     return folder / f"decoder_block{block}"
 
@@ -117,7 +117,7 @@ def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
         splats = load_splats(ply)
         return splats, Harmonics(splats.sh_degree)
     anchors = load_ply(ply)
-    own = own_decoder_folder(ply.parent, int(ply.stem.removeprefix(_BLOCK))) if ply.stem.startswith(_BLOCK) else None
+    own = block_decoder_folder(ply.parent, int(ply.stem.removeprefix(_BLOCK))) if ply.stem.startswith(_BLOCK) else None
     if own is not None and own.is_dir():
         return anchors, load_decoder(own)
     vertices = PlyData.read(str(ply), mmap="r")["vertex"]
@@ -127,7 +127,7 @@ def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
     if len(block) and int(block.min()) < 0:
         raise UserError(f"{ply}: block {int(block.min())}, expected 0 or more; merge again")
     n = int(block.max()) + 1 if len(block) else 1
-    decoders = [load_decoder(own_decoder_folder(ply.parent, b)) for b in range(n)]
+    decoders = [load_decoder(block_decoder_folder(ply.parent, b)) for b in range(n)]
     return anchors, DecoderBank(decoders, block)
 
 

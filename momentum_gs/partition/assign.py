@@ -1,4 +1,4 @@
-"""Which cameras train a block: those inside its cell, and those whose picture would change without it.
+"""Which cameras train a block: those inside its cell, and those whose image would change without it.
 
 Source: CityGaussian's and Momentum-GS' data_partition.py. There the block's anchors are decoded and drawn alone, for
 every camera and block; here a view is decoded once, and the blocks are left out of it one after another
@@ -24,7 +24,7 @@ from momentum_gs.render.rasterize import rasterize
 from momentum_gs.render.view import decode_view, draw, render_view
 
 CHANNELS = 64
-"""Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of pictures."""
+"""Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of images."""
 MIN_VIEWS = 2
 """A block seen by fewer has no parallax, so nothing holds its depths."""
 
@@ -37,12 +37,12 @@ def assign_cameras(
 ) -> list[list[str]]:
     """Names of the cameras of every block, in the order of ``cameras``.
 
-    A camera belongs to the block whose cell holds its centre, and to every block that counts for its picture.
+    A camera belongs to the block whose cell holds its centre, and to every block that counts for its image.
 
     Args:
         cameras: Training cameras at the resolution to compare at.
         table: Gives the cells; its own views are not read.
-        changes: How much each block counts for a camera's picture, blocks that do not count left out.
+        changes: How much each block counts for a camera's image, blocks that do not count left out.
         threshold: A block counts above it.
     """
     views: list[list[str]] = [[] for _ in range(table.n)]
@@ -64,7 +64,7 @@ def view_changes(
 ) -> dict[int, float]:
     """1 - SSIM between the view with all anchors (or splats) and without those of a block, by block.
 
-    Blocks without a Gaussian in the picture are left out: their change is exactly 0. So is ``skip``.
+    Blocks without a Gaussian in the image are left out: their change is exactly 0. So is ``skip``.
     """
     view = render_view(model, decoder, camera, background)
     whole = view.output.image.clamp(0, 1)
@@ -83,11 +83,11 @@ def view_changes(
 def view_contributions(
     model: Model, decoder: Decoder | Harmonics, camera: Camera, block_of_row: Int[Tensor, "n"]
 ) -> dict[int, float]:
-    """Mean over the picture's pixels of the weight with which each block is blended into it, by block.
+    """Mean over the image's pixels of the weight with which each block is blended into it, by block.
 
     An estimate of ``view_changes`` from one render whose channels say which block a Gaussian belongs to: where a block
     makes the whole pixel, its leaving costs about all of that pixel's SSIM. Measured (scripts/scale/assignment.py), the
-    two agree at the same threshold on 94 to 99 of 100 pairs of a camera and a block in its picture. Blocks without
+    two agree at the same threshold on 94 to 99 of 100 pairs of a camera and a block in its image. Blocks without
     weight are left out; the others' sum is the mean alpha.
     """
     decoded = decode_view(model, decoder, camera)

@@ -10,7 +10,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_view
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
 from momentum_gs.data.scene import Scene
 from momentum_gs.model.init import median_spacing, voxelize
@@ -23,7 +23,7 @@ GROWTH = 4.0
 MAX_ANCHORS = 8_000
 """Sample of the initial anchors: a block's share is known to within 1 %."""
 MAX_CAMERAS = 1_000
-"""Sample of the cameras; their pictures overlap, so what a few more of them see is known."""
+"""Sample of the cameras; their images overlap, so what a few more of them see is known."""
 
 
 def blocks_within(
@@ -92,7 +92,7 @@ def with_block_count(config: Config, scene: Scene, limit: int, bytes_each: int) 
         return config
     n, largest = blocks_within(limit, scene.train, scene.points.xyz, config)
     gb = bytes_each / 2**30
-    say(
+    info(
         f"blocks: {n}, the largest with about {largest:,} anchors ({largest * gb:.2f} GiB) after growth by {GROWTH:g}; "
         f"bound: {limit:,} ({limit * gb:.2f} GiB)"
     )

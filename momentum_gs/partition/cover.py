@@ -1,7 +1,7 @@
-"""How much of a picture each block lies behind, by geometry alone: for scenes without a coarse model.
+"""How much of an image each block lies behind, by geometry alone: for scenes without a coarse model.
 
 Source of the idea: VastGaussian's airspace-aware visibility, which projects the box of a cell. Here a raster of the
-picture's rays is tested against the boxes instead, which needs no clipping where a box reaches behind the camera.
+image's rays is tested against the boxes instead, which needs no clipping where a box reaches behind the camera.
 """
 
 import torch
@@ -12,7 +12,7 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 
 RAYS = 32
-"""Along each side of a picture: rows of a block's border are known to a 32nd, so a share of 0.05 to about 0.01."""
+"""Along each side of an image: rows of a block's border are known to a 32nd, so a share of 0.05 to about 0.01."""
 STRAYS = 0.01
 """Share of a block's points left out at either end of each axis: one stray point would stretch its box."""
 
@@ -35,10 +35,10 @@ def block_boxes(table: PartitionTable, points: Float[Tensor, "n 3"]) -> Float[Te
 
 
 def view_cover(camera: Camera, table: PartitionTable, boxes: Float[Tensor, "b 6"]) -> dict[int, float]:
-    """Share of the picture behind which each block's box lies, by block; blocks out of the picture are left out.
+    """Share of the image behind which each block's box lies, by block; blocks out of the image are left out.
 
     A block that another one hides counts as if it were seen, as in VastGaussian. Its threshold, a quarter of the
-    picture, is for large cells; measured against the SSIM test, the same threshold as there finds nearly all of its
+    image, is for large cells; measured against the SSIM test, the same threshold as there finds nearly all of its
     cameras, and more where cameras look towards the horizon.
     """
     steps = (torch.arange(RAYS, dtype=torch.float64) + 0.5) / RAYS

@@ -12,7 +12,7 @@ from momentum_gs.config.run import coarse_folder, frame_of_run, load_run_config,
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
@@ -59,18 +59,18 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
     table.save(path)
     _print(table, covered, len(scene.train))
     for line in joined:
-        say(f"joined: {line}")
-    say(f"partition: {path}")
+        info(f"joined: {line}")
+    info(f"partition: {path}")
     try:
         draw_partition(path.with_suffix(".png"), table, scene.train, scene.points)
-        say(f"map:       {path.with_suffix('.png')}")
+        info(f"map:       {path.with_suffix('.png')}")
     except UserError as error:  # the map is a help, not a part of the run
-        say(f"no map: {error}")
+        info(f"no map: {error}")
     empty = weak_blocks(table, minimum=1)
     if empty:
         raise UserError(f"partition: {empty[0]}" + (f" ({len(empty) - 1} more like it)" if len(empty) > 1 else ""))
     for line in weak_blocks(table):
-        say(f"warning: {line}")
+        info(f"warning: {line}")
 
 
 def _with_views(table: PartitionTable, scene: Scene, config: Config) -> PartitionTable:
@@ -90,7 +90,7 @@ def _with_views(table: PartitionTable, scene: Scene, config: Config) -> Partitio
 def _coarse_changes(
     table: PartitionTable, scene: Scene, config: Config, meta: dict[str, Any]
 ) -> Callable[[Camera], Mapping[int, float]]:
-    """What the coarse model says of the blocks in a camera's picture; ``meta`` gets its name and size."""
+    """What the coarse model says of the blocks in a camera's image; ``meta`` gets its name and size."""
     coarse = coarse_folder(config)
     try:
         folder = model_folder(coarse)
@@ -123,17 +123,17 @@ def _coarse_changes(
 def _print(table: PartitionTable, covered: list[BlockCoverage], cameras: int) -> None:
     """The grid and one line a block."""
     up = ", ".join(f"{value:.3f}" for value in table.rotation[2].tolist())
-    say(f"grid {' x '.join(map(str, table.dim))}; its z axis is ({up}) of the world")
-    say("core box " + ", ".join(f"{value:.4g}" for value in table.aabb) + " (low x,y,z, high x,y,z of the grid)")
-    say(f"{'block':>5}  {'cell':<26}{'inside':>7}{'views':>7}{'points':>10}{f'seen {SEEN_BY}x':>9}{'area':>11}")
+    info(f"grid {' x '.join(map(str, table.dim))}; its z axis is ({up}) of the world")
+    info("core box " + ", ".join(f"{value:.4g}" for value in table.aabb) + " (low x,y,z, high x,y,z of the grid)")
+    info(f"{'block':>5}  {'cell':<26}{'inside':>7}{'views':>7}{'points':>10}{f'seen {SEEN_BY}x':>9}{'area':>11}")
     for block, row in enumerate(covered):
-        say(
+        info(
             f"{block:>5}  {block_place(table, block):<26}{row.inside:>7}{row.views:>7}{row.points:>10}{row.seen:>9.0%}"
             f"{row.area:>11.4g}"
         )
     views, points, area = sum(r.views for r in covered), sum(r.points for r in covered), sum(r.area for r in covered)
     seen = sum(r.seen * r.points for r in covered) / max(points, 1)
-    say(
+    info(
         f"{'all':>5}  {'':<26}{cameras:>7}{views:>7}{points:>10}{seen:>9.0%}{area:>11.4g}   "
         f"{views / cameras:.2f} blocks a view"
     )

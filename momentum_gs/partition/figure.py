@@ -14,7 +14,7 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.partition.coverage import RASTER, ground_axes, ground_box, ground_raster, middle_level
 
 MAX_POINTS = 30_000
-"""Dots drawn; more only darken the picture."""
+"""Dots drawn; more only darken the image."""
 MARGIN = 0.12
 """Border around the cameras, as a share of what they cover: room for cells that reach beyond."""
 
@@ -46,7 +46,7 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     low, high = low - margin, high + margin
 
     shape = float((high - low)[along] / (high - low)[across])
-    height = min(max(10 * shape, 4), 16)  # inches; a long strip keeps a margin instead of an endless picture
+    height = min(max(10 * shape, 4), 16)  # inches; a long strip keeps a margin instead of an endless image
     figure = Figure(figsize=(10, height + 0.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -135,7 +135,7 @@ def block_places(
 def _labels(
     table: PartitionTable, cells: np.ndarray, owners: np.ndarray, extent: tuple[float, ...], vertical: int
 ) -> list[tuple[tuple[float, float], str]]:
-    """(place, text) of every block in the picture."""
+    """(place, text) of every block in the image."""
     x0, x1, y0, y1 = extent
     labels = []
     for blocks, _, (x, y) in block_places(table, cells, vertical):

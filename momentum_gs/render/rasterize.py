@@ -15,12 +15,12 @@ def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c
     """Draws Gaussians into the camera's pixel grid, differentiable in every field of ``gaussians``.
 
     Args:
-        gaussians: What to draw; its device and dtype are those of the picture.
+        gaussians: What to draw; its device and dtype are those of the image.
         camera: The view.
         background: Colour behind everything, [C].
 
     Returns:
-        The picture. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC.
+        The image. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC.
     """
     screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
     drawn = ops.rasterize(
@@ -55,7 +55,7 @@ def spherical_harmonics(
 
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera) -> Int[Tensor, "m"]:
-    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the picture.
+    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the image.
 
     The others are not decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
 

@@ -34,23 +34,23 @@ def score_views(
     background: Float[Tensor, "3"],
     appearance: AppearanceTable | None = None,
 ) -> Scores | None:
-    """Renders the cameras and compares with their photographs where masks let pixels count.
+    """Renders the cameras and compares with their images where masks let pixels count.
 
-    Photographs that ``views`` skips, and those of which no pixel counts, are left out.
+    Images that ``views`` skips, and those of which no pixel counts, are left out.
 
     Args:
         model: Anchors or splats.
         decoder: What decodes them.
         cameras: At least one.
-        views: Gives the photographs.
+        views: Gives the images.
         background: Colour behind everything.
         appearance: Corrects the renders of the images that it holds.
 
     Returns:
-        None where every photograph is left out: a mean over nothing would poison whoever stores it.
+        None where every image is left out: a mean over nothing would poison whoever stores it.
 
     Raises:
-        UserError: naming a photograph that cannot be read and is not to be skipped.
+        UserError: naming an image that cannot be read and is not to be skipped.
         ValueError: without cameras.
     """
     if not cameras:
@@ -58,12 +58,12 @@ def score_views(
     psnrs, ssims = [], []
     for i, camera in enumerate(cameras):
         views.prefetch([following.name for following in cameras[i + 1 : i + 2]])
-        photograph = views.photograph_or_skip(camera.name)
-        if photograph is None or (photograph.mask is not None and not photograph.mask.any()):
+        target = views.target_or_skip(camera.name)
+        if target is None or (target.mask is not None and not target.mask.any()):
             continue
         image = render_image(model, decoder, camera, background, appearance)
-        psnrs.append(float(psnr(image, photograph.image, photograph.mask)))
-        ssims.append(float(ssim(image, photograph.image, photograph.mask)))
+        psnrs.append(float(psnr(image, target.image, target.mask)))
+        ssims.append(float(ssim(image, target.image, target.mask)))
     if not psnrs:
         return None
     return Scores(psnr=sum(psnrs) / len(psnrs), ssim=sum(ssims) / len(ssims))

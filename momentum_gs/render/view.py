@@ -1,4 +1,4 @@
-"""A model, its decoder and a camera in, picture out."""
+"""A model, its decoder and a camera in, image out."""
 
 from dataclasses import dataclass, replace
 

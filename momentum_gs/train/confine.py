@@ -1,7 +1,7 @@
 """Keeps a block's Gaussians on their anchor's side of the cell's border, so that the merge cuts nothing apart.
 
 The merge keeps anchors by their own position. Where a Gaussian lies across the border from its anchor, the cell's
-picture loses Gaussians whose anchors are dropped, and gains the neighbour's: the seam that shows in a merged model.
+image loses Gaussians whose anchors are dropped, and gains the neighbour's: the seam that shows in a merged model.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HALVINGS = 6
 
 
 @torch.no_grad()
-def confine_offsets_(
+def clamp_offsets_(
     anchors: Anchors, cell_of: Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]], block: int
 ) -> int:
     """Shortens, in place, every offset whose Gaussian is not on its anchor's side of the border.

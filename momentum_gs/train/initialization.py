@@ -15,7 +15,7 @@ from momentum_gs.model.splat_io import load_splats
 from momentum_gs.model.splats import Splats
 
 
-def load_prior(config: Config) -> Splats:
+def load_initialization(config: Config) -> Splats:
     """The coarse model of ``partition.coarse`` (default: OUT/coarse), on the CPU.
 
     Raises:

@@ -27,7 +27,7 @@ from momentum_gs.train.blocks.start import FirstBlocks
 from momentum_gs.train.blocks.store import BlockStore, ram_bound
 from momentum_gs.train.blocks.views import BlockPlan, plan_blocks
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
-from momentum_gs.train.confine import confine_offsets_
+from momentum_gs.train.confine import clamp_offsets_
 from momentum_gs.train.corrections.tables import make_corrections
 from momentum_gs.train.decoders.choice import make_decoders
 from momentum_gs.train.events import (
@@ -304,7 +304,7 @@ class Training:
         if table is not None and self._config.blocks.confine:
             for state in active:
                 assert isinstance(state, BlockState), "only anchors have offsets"
-                confine_offsets_(state.anchors, table.cell_of, state.block)
+                clamp_offsets_(state.anchors, table.cell_of, state.block)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
@@ -381,7 +381,7 @@ class Training:
     def _score(
         self, state: Block, cameras: list[Camera], views: Views, appearance: AppearanceTable | None = None
     ) -> tuple[float, float] | None:
-        """Mean PSNR and SSIM of a block's views; None where every photograph is left out."""
+        """Mean PSNR and SSIM of a block's views; None where every image is left out."""
         student = self._decoders.student_of(state)
         found = score_views(state.model, student, cameras, views, self._background, appearance)
         return None if found is None else (found.psnr, found.ssim)

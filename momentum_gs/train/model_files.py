@@ -10,13 +10,13 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.io import own_decoder_folder, save_decoder, save_model
+from momentum_gs.model.io import block_decoder_folder, save_decoder, save_model
 from momentum_gs.model.splats import Splats
 from momentum_gs.train.blocks.packed import unpack
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.corrections.tables import Corrections
 from momentum_gs.train.decoders.choice import Decoders
-from momentum_gs.train.decoders.per_block import OwnDecoders
+from momentum_gs.train.decoders.per_block import PerBlockDecoders
 from momentum_gs.train.decoders.shared import SharedDecoder
 
 
@@ -46,8 +46,8 @@ def write_model(
         rows = store.rows(block, [field.name for field in fields(kind)])
         name = "point_cloud.ply" if table is None else f"point_cloud_block{block}.ply"
         save_model(folder / name, kind.from_rows(rows))
-        if isinstance(decoders, OwnDecoders):
-            own = own_decoder_folder(folder, block)
+        if isinstance(decoders, PerBlockDecoders):
+            own = block_decoder_folder(folder, block)
             own.mkdir(exist_ok=True)
             save_decoder(own, decoders.student_of(unpack(store.packed(block), config, device)))
     if comm.rank == 0:

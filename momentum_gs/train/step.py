@@ -13,7 +13,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
-from momentum_gs.core.types import Camera, Photograph
+from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.render.view import render_view
 from momentum_gs.train.blocks.packed import Block
 from momentum_gs.train.corrections.tables import NO_CORRECTIONS, Corrections
@@ -30,8 +30,8 @@ class StepInputs:
     config: Config
     comm: Comm
     background: Tensor
-    show: Callable[[int, int], tuple[Camera, Photograph]]
-    """(block, block step) -> the view that the block shows, and its photograph on the device."""
+    show: Callable[[int, int], tuple[Camera, TargetImage]]
+    """(block, block step) -> the view that the block shows, and its image on the device."""
     depths: SparseDepths | None = None
     """What the images know of their depth (``loss.depth``)."""
 
@@ -69,7 +69,7 @@ def train_step(
     decoders.begin_step(decoder_live, len(blocks))
     corrections.begin_step(decoder_live, len(blocks))
     for block in active:
-        camera, photograph = inputs.show(block.block, block.step)
+        camera, target = inputs.show(block.block, block.step)
         where = f"block {block.block} at its step {block.step}, image {camera.name}"
         inputs.comm.doing(where)
         with blame(where):
@@ -81,7 +81,7 @@ def train_step(
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name)
             terms = loss_terms(
-                image, photograph.image, view.decoded, view.targets, config, photograph.mask, view.behind
+                image, target.image, view.decoded, view.targets, config, target.mask, view.behind
             )  # fmt: skip
             if inputs.depths is not None:
                 terms["depth"] = config.loss.depth * depth_loss(view.output, inputs.depths.of(camera))
@@ -90,7 +90,7 @@ def train_step(
                 decoders.take_gradient(block, blocks.index(block.block))
                 corrections.take_gradient(blocks.index(block.block))
             if config.weighting.enabled and config.weighting.source == "running":
-                block.score.add(image, photograph)
+                block.score.add(image, target)
             report.losses[block.block] = {name: term.detach() for name, term in terms.items()}
             block.step += 1
             grown = block.after_backward(view, config)

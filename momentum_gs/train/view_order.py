@@ -7,14 +7,14 @@ import torch
 
 from momentum_gs.core.errors import UserError, blame
 from momentum_gs.core.seeds import keyed_generator
-from momentum_gs.core.types import Camera, Photograph
+from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.data.views import Views
 
 
 class ViewOrder:
     """Every training view of a block once an epoch, in an order that no machine or resume can change.
 
-    A view whose photograph is skipped (``scene.bad_images``) gives its steps to the next in the order that can be read.
+    A view whose image is skipped (``scene.bad_images``) gives its steps to the next in the order that can be read.
     So what a block shows depends on (seed, block, step) and on which files are bad, and on nothing that has to be kept.
     """
 
@@ -37,23 +37,23 @@ class ViewOrder:
         return (cameras[order[(index + i) % len(order)]] for i in range(len(order)))
 
     def camera(self, block: int, step: int) -> Camera:
-        """The view of a step where every photograph is good."""
+        """The view of a step where every image is good."""
         return next(self.cameras(block, step))
 
     def expected(self, block: int, step: int, bad: Collection[str]) -> Camera:
-        """The view that a block will show at a step, as far as bad photographs are known by name: to decode ahead."""
+        """The view that a block will show at a step, as far as bad images are known by name: to decode ahead."""
         return next((c for c in self.cameras(block, step) if c.name not in bad), self.camera(block, step))
 
-    def show(self, block: int, step: int, views: Views) -> tuple[Camera, Photograph]:
-        """The view that a block shows at its step, and its photograph on the views' device.
+    def show(self, block: int, step: int, views: Views) -> tuple[Camera, TargetImage]:
+        """The view that a block shows at its step, and its image on the views' device.
 
         Raises:
-            UserError: naming block and photograph where it cannot be read, or the block where all of its are skipped.
+            UserError: naming block and image where it cannot be read, or the block where all of its are skipped.
         """
         for camera in self.cameras(block, step):
             with blame(f"block {block}"):
-                photograph = views.photograph_or_skip(camera.name)
-            if photograph is not None:
-                return camera, photograph
+                target = views.target_or_skip(camera.name)
+            if target is not None:
+                return camera, target
         count, first = len(self._cameras[block]), self.camera(block, step).name
         raise UserError(f"block {block}: none of its {count} images can be read; first: {views.bad[first]}")

@@ -1,4 +1,4 @@
-"""One picture of a run: held-out views as ground truth, render and error, side by side.
+"""One image of a run: held-out views as ground truth, render and error, side by side.
 
     python scripts/figures/side_by_side.py OUT PICTURE.png [VIEWS]
 """
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 
-def main(out: Path, picture: Path, count: int) -> None:
+def main(out: Path, image: Path, count: int) -> None:
     """Picks ``count`` views evenly from the newest merged render of the test split."""
     folders = [f for f in out.glob("test/ours_*") if f.name.removeprefix("ours_").isdigit()]
     if not folders:
@@ -25,8 +25,8 @@ def main(out: Path, picture: Path, count: int) -> None:
         rows.append(np.hstack([truth, render, error]))
     width = min(row.shape[1] for row in rows)
     rows = [cv2.resize(r, (width, round(r.shape[0] * width / r.shape[1]))) for r in rows]
-    if not cv2.imwrite(str(picture), np.vstack(rows)):
-        raise SystemExit(f"{picture}: could not be written")
+    if not cv2.imwrite(str(image), np.vstack(rows)):
+        raise SystemExit(f"{image}: could not be written")
 
 
 if __name__ == "__main__":

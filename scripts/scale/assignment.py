@@ -17,7 +17,7 @@ import torch
 
 from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.core.device import pick_device
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_decoder, load_ply, model_folder
@@ -52,30 +52,30 @@ def main() -> None:
     }
     found = {way: torch.zeros(len(scene.train), table.n, dtype=torch.float64) for way in ways}
     seconds = dict.fromkeys(ways, 0.0)
-    in_picture = 0  # blocks that the SSIM test had to leave out of a render
+    in_image = 0  # blocks that the SSIM test had to leave out of a render
     for i, camera in enumerate(scene.train):
         for way, changes in ways.items():
             begin = time.perf_counter()
             values = changes(camera)
             seconds[way] += time.perf_counter() - begin
-            in_picture += len(values) if way == "ssim" else 0
+            in_image += len(values) if way == "ssim" else 0
             found[way][i, list(values)] = torch.tensor(list(values.values()), dtype=torch.float64)
         for values_by_block in found.values():
             values_by_block[i, table.owner(camera)] = 0
     cameras, n = len(scene.train), table.n
-    renders = {"ssim": cameras + in_picture, "contribution": cameras, "visibility": 0}
-    say(f"{cameras} cameras, {n} blocks ({' x '.join(map(str, table.dim))}), {len(anchors)} anchors")
-    say(f"renders, two for every camera and block: {2 * cameras * n}; " + ", ".join(
+    renders = {"ssim": cameras + in_image, "contribution": cameras, "visibility": 0}
+    info(f"{cameras} cameras, {n} blocks ({' x '.join(map(str, table.dim))}), {len(anchors)} anchors")
+    info(f"renders, two for every camera and block: {2 * cameras * n}; " + ", ".join(
         f"{way}: {count}" for way, count in renders.items()
     ))
-    say("time over that of ssim: " + ", ".join(f"{way}: {s / seconds['ssim']:.3f}" for way, s in seconds.items()))
+    info("time over that of ssim: " + ", ".join(f"{way}: {s / seconds['ssim']:.3f}" for way, s in seconds.items()))
     for threshold in THRESHOLDS:
         wanted = found["ssim"] > threshold
         for way in ("contribution", "visibility"):
             got = found[way] > threshold
             most = int((got ^ wanted).sum(dim=0).max())
-            say(
-                f"threshold {threshold}: {int(wanted.sum())} pairs by ssim of {in_picture}; {way} adds "
+            info(
+                f"threshold {threshold}: {int(wanted.sum())} pairs by ssim of {in_image}; {way} adds "
                 f"{int((got & ~wanted).sum())} and leaves out {int((wanted & ~got).sum())}, at most {most} in a block"
             )
 

@@ -3,7 +3,7 @@
     python scripts/scale/city.py --work FOLDER [--side 16 --anchors 200000 --ram-gb 8 --active 4 --interval 2]
 
 What is tested is the store, the schedule and the checkpoints, so blocks are synthetic (anchors spread over their cells,
-random features), pictures are small, and rounds are short: a few steps, where a real round has hundreds. That makes it
+random features), images are small, and rounds are short: a few steps, where a real round has hundreds. That makes it
 the worst case for the store. Every block is trained, moved, settled and saved by the same code as in any run.
 
 Before it runs, the time is predicted from
@@ -30,7 +30,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.geometry import box_in_any_view, uncontract
-from momentum_gs.core.log import say
+from momentum_gs.core.log import info
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.images import write_png
@@ -50,9 +50,9 @@ PITCH = 25.0
 """Side of a block's ground, scene units; that of the inner cells."""
 VIEWS = 4
 """Of a block, from points above its ground straight down."""
-PICTURE = (96, 64)
+IMAGE = (96, 64)
 FOOTPRINT = 0.15
-"""Width of the ground in a picture, as a share of the block's."""
+"""Width of the ground in an image, as a share of the block's."""
 
 
 def ground(table: PartitionTable, block: int, n: int) -> torch.Tensor:
@@ -64,8 +64,8 @@ def ground(table: PartitionTable, block: int, n: int) -> torch.Tensor:
 
 
 def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
-    """side x side cells with their views, which all show one picture."""
-    width, height = PICTURE
+    """side x side cells with their views, which all show one image."""
+    width, height = IMAGE
     folder.mkdir(parents=True)
     write_png(folder / "picture.png", torch.rand(3, height, width, generator=keyed_generator("picture")))
     half = PITCH * side / 4  # The inner half of the cells, each way, is inside the box.
@@ -208,7 +208,7 @@ def main() -> None:
     ]  # fmt: skip
     config = load_config(None, settings)
     parts = measure(args, settings, args.work)
-    say(f"a block: {parts.fresh / 2**20:.0f} MiB, {parts.trained / 2**20:.0f} MiB once trained; written at "
+    info(f"a block: {parts.fresh / 2**20:.0f} MiB, {parts.trained / 2**20:.0f} MiB once trained; written at "
         f"{parts.write / 1e9:.2f} GB/s, read at {parts.read / 1e9:.2f} GB/s; {args.interval} steps of "
         f"{args.active} blocks in memory: {parts.compute:.2f} s, {parts.neighbour:.2f} s for a neighbour")  # fmt: skip
 
@@ -217,7 +217,7 @@ def main() -> None:
     begin = time.perf_counter()
     training = Training(config, scene, table, LocalComm(), pick_device(config.device),
                         start=lambda b: synthetic_block(table, b, args.anchors, config))  # fmt: skip
-    say(f"{table.n} blocks of {args.anchors} anchors made in {time.perf_counter() - begin:.0f} s")
+    info(f"{table.n} blocks of {args.anchors} anchors made in {time.perf_counter() - begin:.0f} s")
     schedule = list(training.schedule)[: args.rounds]
     near = neighbours(schedule, table, scene.train)
     model = StoreModel(parts, table.n, args.ram_gb * 2**30)
@@ -225,7 +225,7 @@ def main() -> None:
         model.round(turn, schedule[i + 1 :], near[i], (i + 1) % args.checkpoint_rounds == 0)
         for i, turn in enumerate(schedule)
     ]
-    say(f"predicted: {sum(predicted):.0f} s for {len(schedule)} rounds, {model.written / 1e9:.0f} GB written, "
+    info(f"predicted: {sum(predicted):.0f} s for {len(schedule)} rounds, {model.written / 1e9:.0f} GB written, "
         f"{model.read / 1e9:.0f} GB read")  # fmt: skip
     Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak of what came before.
     watch.last = begin = time.perf_counter()
@@ -234,10 +234,10 @@ def main() -> None:
     live = sum(turn.decoder_live for turn in schedule)
     for name, part in (("live", slice(0, live)), ("settling", slice(live, len(schedule)))):
         if predicted[part]:
-            say(f"  {name:<9} {len(predicted[part]):4d} rounds: predicted {sum(predicted[part]):7.1f} s, took "
+            info(f"  {name:<9} {len(predicted[part]):4d} rounds: predicted {sum(predicted[part]):7.1f} s, took "
                 f"{sum(watch.rounds[part]):7.1f} s")  # fmt: skip
     took = sum(watch.rounds[: len(schedule)])
-    say(f"took {took:.0f} s for {len(schedule)} rounds ({100 * (took / sum(predicted) - 1):+.0f} % of the "
+    info(f"took {took:.0f} s for {len(schedule)} rounds ({100 * (took / sum(predicted) - 1):+.0f} % of the "
         f"prediction), {outcome.waited:.0f} s of it waiting for blocks; {seconds - took:.0f} s for the end; "
         f"peak memory {peak_memory() / 2**30:.1f} GiB")  # fmt: skip
     (args.work / "rounds.json").write_text(json.dumps({"predicted": predicted, "took": watch.rounds}))

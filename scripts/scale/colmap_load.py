@@ -54,8 +54,8 @@ def write_scene(root: Path, images: int, observations: int, points: int) -> None
     camera = struct.pack("<iiQQ4d", 1, 1, WIDTH, HEIGHT, 1200.0, 1200.0, WIDTH / 2, HEIGHT / 2)
     (sparse / "cameras.bin").write_bytes(struct.pack("<Q", 1) + camera)
     draw = np.random.default_rng(0)
-    picture = root / "picture.png"
-    write_png(picture, torch.zeros(3, HEIGHT, WIDTH))
+    image = root / "picture.png"
+    write_png(image, torch.zeros(3, HEIGHT, WIDTH))
     seen = np.zeros(observations, np.dtype([("xy", "<f8", 2), ("point", "<i8")]))
     with (sparse / "images.bin").open("wb") as file:
         file.write(struct.pack("<Q", images))
@@ -63,7 +63,7 @@ def write_scene(root: Path, images: int, observations: int, points: int) -> None
             name = f"strip_{i // 100:03d}/DJI_{i:05d}.png"
             target = root / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(picture, target)
+            os.link(image, target)
             seen["xy"] = draw.uniform((0, 0), (WIDTH, HEIGHT), (observations, 2))
             seen["point"] = draw.integers(0, points, observations)
             pose = (0.0, 1.0, 0.0, 0.0, float(i % 100), float(i // 100), 4.0)

@@ -111,10 +111,10 @@ class Faults:
     def prepare(self) -> None:
         """City, coarse model, partition, and the run that nothing happens to; what is there already stays."""
         if not (self.scene / "synth.json").exists():
-            verb("synth", str(self.scene), "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
+            command("synth", str(self.scene), "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
         if not (self.work / "partition.json").exists():
-            verb("train", *self.flags(self.work / "coarse"), "stage=coarse", "steps=300", "log.checkpoint_every=0")
-            verb("partition", str(self.scene), *self.flags(self.work)[2:])
+            command("train", *self.flags(self.work / "coarse"), "stage=coarse", "steps=300", "log.checkpoint_every=0")
+            command("partition", str(self.scene), *self.flags(self.work)[2:])
         if not (self.plain / "point_cloud").exists():
             shutil.rmtree(self.plain, ignore_errors=True)
             begin = time.monotonic()
@@ -307,7 +307,7 @@ def halve(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-def verb(*words: str) -> None:
+def command(*words: str) -> None:
     """One 'momentum-gs' command to its end."""
     command = [sys.executable, "-m", "momentum_gs", *words]
     subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)

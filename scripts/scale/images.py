@@ -1,4 +1,4 @@
-"""10,000 photographs of mixed sizes through the prefetching loader: do memory and open files grow?
+"""10,000 images of mixed sizes through the prefetching loader: do memory and open files grow?
 
     python scripts/scale/images.py [--images 10000] [--cache-mb 64]
 
@@ -26,7 +26,7 @@ SIZES = [(320, 240), (480, 640), (640, 480), (800, 533), (1000, 751), (960, 1280
 
 
 def make_scene(folder: Path, count: int) -> Scene:
-    """``count`` views of the same few pictures, each with a file name of its own."""
+    """``count`` views of the same few images, each with a file name of its own."""
     draw = np.random.default_rng(0)
     cameras, paths = [], {}
     for i in range(count):
@@ -34,7 +34,7 @@ def make_scene(folder: Path, count: int) -> Scene:
         (width, height), suffix = SIZES[kind // 2], (".jpg", ".png")[kind % 2]
         source, name = folder / f"kind{kind}{suffix}", f"{i:06d}{suffix}"
         if not source.exists():
-            # Smooth, so that the files are as small as photographs.
+            # Smooth, so that the files are as small as images.
             coarse = draw.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
             cv2.imwrite(str(source), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
         paths[name] = folder / name

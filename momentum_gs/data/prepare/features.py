@@ -1,4 +1,4 @@
-"""A COLMAP database made in stages that are each done once: features of photographs, and matches between pairs.
+"""A COLMAP database made in stages that are each done once: features of images, and matches between pairs.
 
 ``WORK/state.json`` says which stages are complete, and with what; a stage whose settings changed is done again, with
 those after it. Within features and matching COLMAP's database knows what it has, so that an interruption costs little.
@@ -20,23 +20,23 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import progress, say
+from momentum_gs.core.log import info, progress
 from momentum_gs.data.prepare.files import workers
 from momentum_gs.data.prepare.sift import sift
 
 MAX_FEATURES = 8192
-"""SIFT features of a photograph (COLMAP's default)."""
+"""SIFT features of an image (COLMAP's default)."""
 NEIGHBOURS = 40
-"""By place: in a flight with 80 % forward and 70 % side overlap, as many share an eighth of the picture or more."""
+"""By place: in a flight with 80 % forward and 70 % side overlap, as many share an eighth of the image or more."""
 PAIRS_AT_ONCE = 100
 """Pairs of one call: what an interruption loses, and the step of the progress bar."""
 
 
 class Workshop:
-    """pycolmap at work on one folder of photographs.
+    """pycolmap at work on one folder of images.
 
     Args:
-        photos: Folder of the photographs.
+        photos: Folder of the images.
         names: Theirs, sorted, without spaces: COLMAP's lists of pairs are split there.
         work: Folder for the database and the state; made if need be.
 
@@ -59,13 +59,13 @@ class Workshop:
     def stage(self, name: str, key: dict[str, Any], work: Callable[[bool], None]) -> None:
         """Does a stage unless it is done with this key; ``work`` is told whether it goes on with what it had begun."""
         if self._state.is_done(name, key):
-            say(f"{name}: done before")
+            info(f"{name}: done before")
             return
         start, cpu = time.perf_counter(), time.process_time()
         work(self._state.begin(name, key))
         self._state.finish(name)
         self.spent[name] = time.perf_counter() - start, time.process_time() - cpu
-        say(f"{name}: done in {self.spent[name][0]:.0f} s")
+        info(f"{name}: done in {self.spent[name][0]:.0f} s")
 
     def open_database(self) -> Any:
         """A ``pycolmap.Database``, to be used in a ``with``."""
@@ -153,7 +153,7 @@ class Workshop:
         self.stage("matching", key, match)
 
     def _fingerprint(self) -> str:
-        """Changes when photographs come, go or are edited."""
+        """Changes when images come, go or are edited."""
         stats = [(name, (self.photos / name).stat()) for name in self.names]
         return digest("\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 

@@ -1,7 +1,7 @@
-"""What every source of a scene ends in: pictures and a COLMAP model in a folder, and ``scene.json`` beside them.
+"""What every source of a scene ends in: images and a COLMAP model in a folder, and ``scene.json`` beside them.
 
-Pictures that need no change are hard links, so that a converted data set takes no second disk. The model is written
-last: a folder with a model is complete, and a run that was interrupted goes on with the pictures that are missing.
+Images that need no change are hard links, so that a converted data set takes no second disk. The model is written
+last: a folder with a model is complete, and a run that was interrupted goes on with the images that are missing.
 """
 
 import json
@@ -24,25 +24,23 @@ from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap.model import write_model
-from momentum_gs.data.images import image_size, read_image, same_aspect, target_size
+from momentum_gs.data.images import IMAGE_SUFFIXES, image_size, read_image, same_aspect, target_size
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-"""Endings of image files, in small letters."""
 JPEG_QUALITY = 95
-"""Of pictures that must be encoded again; at 95 the loss is far below that of any reconstruction."""
+"""Of images that must be encoded again; at 95 the loss is far below that of any reconstruction."""
 
 _COLMAP_FILES = tuple(f"{stem}{suffix}" for stem in ("cameras", "images", "points3D") for suffix in (".bin", ".txt"))
 
 
 @dataclass(frozen=True)
 class SourceView:
-    """One view of a data set: where its picture is, and the camera that took it."""
+    """One view of a data set: where its image is, and the camera that took it."""
 
     camera: Camera
-    """Named as the scene will name it; of any size with the picture's proportions."""
-    picture: Path
+    """Named as the scene will name it; of any size with the image's proportions."""
+    image: Path
     distortion: tuple[float, ...] = ()
-    """OpenCV's k1, k2, p1, p2[, k3] of the picture as it lies there."""
+    """OpenCV's k1, k2, p1, p2[, k3] of the image as it lies there."""
 
 
 def nearest_rotation(axes: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
@@ -60,57 +58,58 @@ def nearest_rotation(axes: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
 
 
 def workers() -> int:
-    """Threads for work on pictures: the cores that this process may use."""
+    """Threads for work on images: the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_pictures(folder: Path) -> list[str]:
+def find_images(folder: Path) -> list[str]:
     """Names of all image files below a folder as POSIX paths, sorted; hidden files and folders are left out.
 
     Raises:
         UserError: where the folder is missing or holds none.
     """
     if not folder.is_dir():
-        raise UserError(f"prepare: {folder} is not a folder, expected one with photographs; correct the path")
-    names = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
+        raise UserError(f"prepare: {folder} is not a folder, expected one with images; correct the path")
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     found = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
     if not found:
-        raise UserError(f"prepare: no image files in {folder}, expected {', '.join(sorted(PICTURES))}; check the path")
+        expected = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"prepare: no image files in {folder}, expected {expected}; check the path")
     return found
 
 
-def write_pictures(folder: Path, views: Sequence[SourceView], resolution: float) -> list[Camera]:
+def write_images(folder: Path, views: Sequence[SourceView], resolution: float) -> list[Camera]:
     """Writes ``images/`` of a scene, or of one of its parts.
 
-    Pictures with distortion are undistorted to the same intrinsics; larger ones than asked for are resampled by area.
+    Images with distortion are undistorted to the same intrinsics; larger ones than asked for are resampled by area.
 
     Args:
-        folder: Made if need be. Pictures that are there in the right size are kept.
+        folder: Made if need be. Images that are there in the right size are kept.
         resolution: The family's ``-r`` (``images.target_size``).
 
     Returns:
-        The views' cameras, for the pictures as they are written.
+        The views' cameras, for the images as they are written.
 
     Raises:
-        UserError: for pictures that are missing (all counted in one message) or unreadable, or have other proportions
+        UserError: for images that are missing (all counted in one message) or unreadable, or have other proportions
             than their camera.
     """
-    check_pictures([view.picture for view in views])
+    check_images([view.image for view in views])
 
     def place(view: SourceView) -> Camera:
-        width, height = image_size(view.picture)
+        width, height = image_size(view.image)
         camera = view.camera
         if not same_aspect((width, height), (camera.width, camera.height)):
             raise UserError(
-                f"prepare: {view.picture} is {width}x{height}, but its camera {camera.width}x{camera.height}; use the "
-                "pictures that the poses were made for"
+                f"prepare: {view.image} is {width}x{height}, but its camera {camera.width}x{camera.height}; use the "
+                "images that the poses were made for"
             )
         size = target_size(width, height, resolution)
-        _place_picture(view, camera.resized(width, height), folder / "images" / camera.name, size)
+        _place_image(view, camera.resized(width, height), folder / "images" / camera.name, size)
         return camera.resized(*size)
 
     cameras = []
-    with ThreadPoolExecutor(workers()) as pool, progress(len(views), f"pictures of {folder.name}") as bar:
+    with ThreadPoolExecutor(workers()) as pool, progress(len(views), f"images of {folder.name}") as bar:
         for camera in pool.map(place, views):
             cameras.append(camera)
             bar.update()
@@ -140,12 +139,12 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, part)
 
 
-def check_pictures(pictures: Sequence[Path]) -> None:
+def check_images(images: Sequence[Path]) -> None:
     """Raises UserError where any is missing, with their number and the first."""
-    missing = [path for path in pictures if not path.is_file()]
+    missing = [path for path in images if not path.is_file()]
     if missing:
         raise UserError(
-            f"prepare: {len(missing)} of {len(pictures)} pictures are missing, first: {missing[0]}; unpack or copy them"
+            f"prepare: {len(missing)} of {len(images)} images are missing, first: {missing[0]}; unpack or copy them"
         )
 
 
@@ -156,16 +155,16 @@ def write_scene_json(folder: Path, record: dict[str, Any]) -> None:
         part.write_text(json.dumps({"version": 1, **record}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _place_picture(view: SourceView, camera: Camera, target: Path, size: tuple[int, int]) -> None:
-    """The picture at ``target`` in ``size``; ``camera`` has the size that it has now."""
+def _place_image(view: SourceView, camera: Camera, target: Path, size: tuple[int, int]) -> None:
+    """The image at ``target`` in ``size``; ``camera`` has the size that it has now."""
     width, height = camera.width, camera.height
     changes = size != (width, height) or any(view.distortion)
-    if target.is_file() and (target.samefile(view.picture) or changes and image_size(target) == size):
+    if target.is_file() and (target.samefile(view.image) or changes and image_size(target) == size):
         return
     if not changes:
-        link(view.picture, target)
+        link(view.image, target)
         return
-    pixels = np.ascontiguousarray(read_image(view.picture, width, height).permute(1, 2, 0).numpy()[..., ::-1])
+    pixels = np.ascontiguousarray(read_image(view.image, width, height).permute(1, 2, 0).numpy()[..., ::-1])
     if any(view.distortion):
         # COLMAP's pixel centres are at .5, OpenCV's at whole numbers.
         matrix = np.array([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]])

@@ -20,7 +20,7 @@ import torch
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
 from momentum_gs.data.images import image_size
-from momentum_gs.data.prepare.files import SourceView, check_pictures, nearest_rotation
+from momentum_gs.data.prepare.files import SourceView, check_images, nearest_rotation
 
 SPLITS = {"train": "train", "val": "test"}
 """Our part of a scene and MatrixCity's name of it."""
@@ -47,11 +47,11 @@ def read_matrixcity(source: Path, pose: str = "block_all") -> dict[str, list[Sou
 
 def _selected(file: Path, folder: Path) -> list[SourceView]:
     record = _read(file)
-    pictures = [_picture(file, frame, folder) for frame in record["frames"]]
-    check_pictures(pictures)
+    images = [_image(file, frame, folder) for frame in record["frames"]]
+    check_images(images)
     return [
-        _view(file, record, frame, f"{i:04d}{picture.suffix.lower()}", picture)
-        for i, (frame, picture) in enumerate(zip(record["frames"], pictures, strict=True))
+        _view(file, record, frame, f"{i:04d}{image.suffix.lower()}", image)
+        for i, (frame, image) in enumerate(zip(record["frames"], images, strict=True))
     ]
 
 
@@ -64,11 +64,11 @@ def _blocks(folder: Path) -> list[SourceView]:
     read = []
     for file in files:
         record = _read(file)
-        read += [(file, record, frame, _picture(file, frame, folder)) for frame in record["frames"]]
-    check_pictures([picture for *_, picture in read])
+        read += [(file, record, frame, _image(file, frame, folder)) for frame in record["frames"]]
+    check_images([image for *_, image in read])
     return [
-        _view(file, record, frame, f"{file.parent.name}/{picture.name}", picture)
-        for file, record, frame, picture in read
+        _view(file, record, frame, f"{file.parent.name}/{image.name}", image)
+        for file, record, frame, image in read
     ]
 
 
@@ -77,8 +77,8 @@ def _numerically(file: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.parent.name)]
 
 
-def _picture(file: Path, frame: dict[str, Any], folder: Path) -> Path:
-    """Where a frame's picture is; the first place looked at where it is nowhere."""
+def _image(file: Path, frame: dict[str, Any], folder: Path) -> Path:
+    """Where a frame's image is; the first place looked at where it is nowhere."""
     if "file_path" in frame:
         named = Path(str(frame["file_path"]))
         block, name = folder / named.parent.name, named.name
@@ -90,7 +90,7 @@ def _picture(file: Path, frame: dict[str, Any], folder: Path) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def _view(file: Path, record: dict[str, Any], frame: dict[str, Any], name: str, picture: Path) -> SourceView:
+def _view(file: Path, record: dict[str, Any], frame: dict[str, Any], name: str, image: Path) -> SourceView:
     try:
         matrix = frame["transform_matrix"] if "transform_matrix" in frame else frame["rot_mat"]
         pose = torch.tensor(matrix, dtype=torch.float64)
@@ -105,14 +105,14 @@ def _view(file: Path, record: dict[str, Any], frame: dict[str, Any], name: str, 
             fx, fy = float(record["fl_x"]), float(record.get("fl_y", record["fl_x"]))
             cx, cy = float(record.get("cx", width / 2)), float(record.get("cy", height / 2))
         else:
-            width, height = image_size(picture)
+            width, height = image_size(image)
             fx = fy = width / 2 / math.tan(float(record["camera_angle_x"]) / 2)
             cx, cy = width / 2, height / 2
         distortion = tuple(float(record.get(key, 0)) for key in ("k1", "k2", "p1", "p2"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"prepare: {file} has for {name} no usable camera ({error}); download it again") from error
     camera = Camera(name, width, height, fx, fy, cx, cy, rotation, -rotation @ center)
-    return SourceView(camera, picture, distortion)
+    return SourceView(camera, image, distortion)
 
 
 def _read(file: Path) -> dict[str, Any]:

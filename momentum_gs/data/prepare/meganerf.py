@@ -3,7 +3,7 @@
   SRC/coordinates.pt                    origin_drb [3] and pose_scale_factor
   SRC/{train,val}/metadata/000123.pt    H, W, intrinsics (fx, fy, cx, cy), distortion, c2w [3,4]
   SRC/{train,val}/rgbs/000123.jpg       undistorted
-  SRC/mappings.txt                      lines 'original photograph,000123.pt'
+  SRC/mappings.txt                      lines 'original image,000123.pt'
 
 Mega-NeRF's world is DRB (x down, y right, z back) with the origin moved to origin_drb and divided by
 pose_scale_factor; the columns of c2w are the camera's right, up and back. What comes out is the COLMAP world it was
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
-from momentum_gs.data.prepare.files import PICTURES, SourceView, find_pictures, nearest_rotation
+from momentum_gs.data.images import IMAGE_SUFFIXES
+from momentum_gs.data.prepare.files import SourceView, find_images, nearest_rotation
 
 SPLITS = ("train", "val")
 
@@ -30,8 +31,8 @@ def read_mega_nerf(source: Path, photos: Path | None = None) -> dict[str, list[S
 
     Args:
         source: The data set's folder.
-        photos: Folder with the original photographs, where ``rgbs`` is not there (UrbanScene3D): they are found through
-            ``mappings.txt`` and have the distortion that the metadata say. The pictures in ``rgbs`` have none left.
+        photos: Folder with the original images, where ``rgbs`` is not there (UrbanScene3D): they are found through
+            ``mappings.txt`` and have the distortion that the metadata say. The renders in ``rgbs`` have none left.
 
     Raises:
         UserError: for missing or damaged files.
@@ -86,61 +87,61 @@ def _view(file: Path, originals: dict[str, Path] | None, origin: Tensor, scale: 
     if originals is not None:
         if file.name not in originals:
             raise UserError(f"prepare: mappings.txt does not list {file.name}; download the poses again")
-        picture = originals[file.name]
+        image = originals[file.name]
         distortion = tuple(torch.as_tensor(record.get("distortion", ())).double().tolist())
     else:
-        picture, distortion = _rgb(file), ()
+        image, distortion = _rgb(file), ()
     try:
         c2w = torch.as_tensor(record["c2w"])[:3, :4]
         intrinsics = torch.as_tensor(record["intrinsics"])
         size = int(record["W"]), int(record["H"])
         if c2w.shape != (3, 4) or intrinsics.shape != (4,):
             raise ValueError(f"c2w has shape {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}")
-        name = file.stem + picture.suffix.lower()
+        name = file.stem + image.suffix.lower()
         camera = camera_from_mega_nerf(name, size, intrinsics, c2w, origin, scale)
     except (TypeError, ValueError, IndexError) as error:
         raise UserError(
             f"prepare: {file} has no usable camera ({error}), expected c2w [3,4] and fx, fy, cx, cy; download it again"
         ) from error
-    return SourceView(camera, picture, distortion)
+    return SourceView(camera, image, distortion)
 
 
 def _rgb(file: Path) -> Path:
-    """The picture of a metadata file."""
+    """The image of a metadata file."""
     folder = file.parents[1] / "rgbs"
     for suffix in (".jpg", ".png", ".JPG", ".PNG", ".jpeg"):
         if (folder / (file.stem + suffix)).is_file():
             return folder / (file.stem + suffix)
     if not folder.is_dir():
         raise UserError(
-            f"prepare: {folder} is missing, expected the undistorted pictures; give the folder of the original "
-            "photographs with --photos"
+            f"prepare: {folder} is missing, expected the undistorted images; give the folder of the original "
+            "images with --photos"
         )
     return folder / f"{file.stem}.jpg"  # Missing, and counted with the others.
 
 
 def _originals(source: Path, photos: Path) -> dict[str, Path]:
-    """Original photograph of each metadata file's name, by mappings.txt."""
+    """Original image of each metadata file's name, by mappings.txt."""
     mappings = source / "mappings.txt"
     try:
         lines = [line.strip() for line in mappings.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prepare: cannot read {mappings} ({error}); download the poses again") from error
-    # The photographs may lie in other folders than when the poses were made.
+    # The images may lie in other folders than when the poses were made.
     by_name: dict[str, list[Path]] = {}
-    for name in find_pictures(photos):
+    for name in find_images(photos):
         by_name.setdefault(Path(name).name.lower(), []).append(photos / name)
     found = {}
     for line in lines:
         photo, comma, metadata = line.rpartition(",")
-        if not comma or Path(photo).suffix.lower() not in PICTURES:
+        if not comma or Path(photo).suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(
-                f"prepare: {mappings} has the line {line!r}, expected 'photograph,metadata'; download the poses again"
+                f"prepare: {mappings} has the line {line!r}, expected 'image,metadata'; download the poses again"
             )
         known = by_name.get(Path(photo).name.lower(), [])
         if len(known) > 1 and not (photos / photo).is_file():
             raise UserError(
-                f"prepare: {len(known)} photographs below {photos} are named {known[0].name}, expected one; name the "
+                f"prepare: {len(known)} images below {photos} are named {known[0].name}, expected one; name the "
                 "folder of this scene with --photos"
             )
         found[metadata] = photos / photo if (photos / photo).is_file() or not known else known[0]

@@ -13,17 +13,17 @@ from typing import Literal
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.log import progress, say
+from momentum_gs.core.log import info, progress
 from momentum_gs.data.images import image_size, target_size
 from momentum_gs.data.prepare.align import Similarity
 from momentum_gs.data.prepare.features import MAX_FEATURES, Workshop, import_pycolmap
-from momentum_gs.data.prepare.files import JPEG_QUALITY, find_pictures, link, place_model, workers
+from momentum_gs.data.prepare.files import JPEG_QUALITY, find_images, link, place_model, workers
 from momentum_gs.data.prepare.pairs import LINKED, Fixes, Matching, choose_pairs, linked_groups, resolve
 
 Cameras = Literal["folder", "image"]
 
 LENSES = ("OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE", "RADIAL", "SIMPLE_RADIAL", "PINHOLE")
-"""COLMAP's lens models to choose from; PINHOLE for pictures that have no distortion any more."""
+"""COLMAP's lens models to choose from; PINHOLE for images that have no distortion any more."""
 
 SNAPSHOT = 50
 """Images that mapping takes in between two snapshots: what a kill loses."""
@@ -44,7 +44,7 @@ class SfmSettings:
 
     matching: Matching = "auto"
     cameras: Cameras = "folder"
-    """Photographs of one folder and size share a camera, or each has its own."""
+    """Images of one folder and size share a camera, or each has its own."""
     camera_model: str = "OPENCV"
     """COLMAP's name of the lens model: OPENCV has two radial and two tangential terms."""
     max_features: int = MAX_FEATURES
@@ -57,7 +57,7 @@ class Reconstructed:
     model: Path
     """COLMAP's files, in COLMAP's own frame, lenses as they are."""
     registered: list[str]
-    """Names of its photographs."""
+    """Names of its images."""
     missing: list[str]
     """Names of the others."""
     other_models: list[list[str]]
@@ -67,14 +67,14 @@ class Reconstructed:
 
 
 class Sfm:
-    """The stages for one set of photographs.
+    """The stages for one set of images.
 
     Args:
         photos: Their folder.
         out: The scene's; the stages work in ``out/sfm``.
         settings: What decides how the result looks.
 
-    Raises (from every method) UserError where pycolmap is missing, and for what the photographs do not allow.
+    Raises (from every method) UserError where pycolmap is missing, and for what the images do not allow.
     """
 
     def __init__(self, photos: Path, out: Path, settings: SfmSettings) -> None:
@@ -127,7 +127,7 @@ class Sfm:
 
         Args:
             result: Of ``reconstruct``.
-            resolution: The family's ``-r``; pictures of mixed sizes are bounded by that of the largest.
+            resolution: The family's ``-r``; images of mixed sizes are bounded by that of the largest.
         """
 
         def undistort(resumes: bool) -> None:
@@ -138,7 +138,7 @@ class Sfm:
             sides = [(camera.width, camera.height) for camera in cameras]
             sizes = [target_size(*side, resolution) for side in sides]
             if self._settings.camera_model == "PINHOLE" and sizes == sides:
-                # Nothing to do, and COLMAP would encode the pictures again.
+                # Nothing to do, and COLMAP would encode the images again.
                 place_model(self._undistorted / "sparse", result.model)
                 for name in result.registered:
                     link((self._photos / name).resolve(), self._images / name)
@@ -181,7 +181,7 @@ class Sfm:
         fixes = self.fixes()
         way = resolve(self._settings.matching, self._names, fixes)
         pairs = choose_pairs(self._names, way, fixes)
-        say(f"matching: {way}, {len(pairs)} pairs of {len(self._names)} images, {len(fixes)} of them with GPS")
+        info(f"matching: {way}, {len(pairs)} pairs of {len(self._names)} images, {len(fixes)} of them with GPS")
         return pairs
 
     def _links(self) -> list[tuple[str, str]]:
@@ -220,7 +220,7 @@ class Sfm:
         with progress(len(self._names), "mapping") as bar:
             if newest is not None:
                 known = self._pycolmap.Reconstruction(str(newest)).num_reg_images()
-                say(f"mapping: goes on from {known} images")
+                info(f"mapping: goes on from {known} images")
                 bar.update(known)
             found = self._pycolmap.incremental_mapping(
                 self._shop.database, self._photos, models / "0" if newest else models, options=options,
@@ -273,16 +273,16 @@ def camera_groups(photos: Path, names: Sequence[str], cameras: Cameras) -> list[
 
 
 def _without_spaces(photos: Path, work: Path) -> tuple[list[str], Path]:
-    """Names of the photographs, and the folder that has them by these names.
+    """Names of the images, and the folder that has them by these names.
 
     COLMAP's lists of pairs are split at spaces. Where a name has one, all get links, with underscores for spaces.
     """
-    names = find_pictures(photos)
+    names = find_images(photos)
     if not any(character.isspace() for name in names for character in name):
         return names, photos
     renamed = {"".join("_" if c.isspace() else c for c in name): name for name in names}
     if len(renamed) < len(names):
-        raise UserError(f"prepare: {len(names) - len(renamed)} photographs differ only in spaces or '_'; rename them")
+        raise UserError(f"prepare: {len(names) - len(renamed)} images differ only in spaces or '_'; rename them")
     links = work / "photos"
     shutil.rmtree(links, ignore_errors=True)
     for new, name in renamed.items():

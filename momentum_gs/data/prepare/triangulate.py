@@ -1,4 +1,4 @@
-"""Sparse points for views whose poses are known: features and matches of their pictures, triangulated by COLMAP.
+"""Sparse points for views whose poses are known: features and matches of their images, triangulated by COLMAP.
 
 For data sets that publish poses without points. The poses stay as they are.
 """
@@ -15,13 +15,13 @@ from momentum_gs.data.prepare.files import link
 
 
 def triangulate(part: Path, max_features: int) -> int:
-    """Gives a scene's model the points that its pictures tell; returns their number.
+    """Gives a scene's model the points that its images tell; returns their number.
 
-    Each picture is matched with those of its nearest cameras. What is done already is kept.
+    Each image is matched with those of its nearest cameras. What is done already is kept.
 
     Args:
-        part: ``images`` and ``sparse/0`` with PINHOLE cameras, for pictures as they are; works in ``part/sfm``.
-        max_features: Of a picture.
+        part: ``images`` and ``sparse/0`` with PINHOLE cameras, for images as they are; works in ``part/sfm``.
+        max_features: Of an image.
 
     Raises:
         UserError: where pycolmap is missing, or no point is found.
@@ -68,7 +68,7 @@ def triangulate(part: Path, max_features: int) -> int:
     shop.stage("triangulation", {}, work)
     points = read_points(found)
     if len(points) == 0:
-        raise UserError(f"prepare: no points found in the pictures of {part}; do the poses belong to them?")
+        raise UserError(f"prepare: no points found in the images of {part}; do the poses belong to them?")
     # Of a model without tracks, as those of COLMAP's name views by other numbers. Cameras and poses stay, to the bit.
     write_model(found / "plain", list(cameras.values()), points)
     link(found / "plain" / "points3D.bin", model / "points3D.bin")

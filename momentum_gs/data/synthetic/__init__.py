@@ -1,1 +1,1 @@
-"""The synthetic city: its geometry, its shading and the survey that photographs it."""
+"""The synthetic city: its geometry, its shading and the survey that images it."""

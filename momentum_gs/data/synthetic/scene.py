@@ -28,7 +28,7 @@ from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.synthetic.cast import Caster
 from momentum_gs.data.synthetic.city import build_city
 from momentum_gs.data.synthetic.shade import Shader
-from momentum_gs.data.synthetic.survey import features, fly, photograph, sparse_points
+from momentum_gs.data.synthetic.survey import features, fly, sparse_points, target
 
 POINTS_PER_BLOCK = 500
 """Sparse points for each city block: about one in 6 m^2, the density of SfM on a small drone survey."""
@@ -37,23 +37,23 @@ TEST_EVERY, TEST_FIRST = 8, 4
 _MARKER = "synth.json"
 _GENERATOR = "momentum-gs synth"
 _DEPTH_RANGE = 8
-"""Deepest depth that is stored, in altitudes of the flight; the oblique pictures end at about 2.5."""
+"""Deepest depth that is stored, in altitudes of the flight; the oblique images end at about 2.5."""
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-"""Full chroma: in small pictures half-resolution colour would be the largest error."""
+"""Full chroma: in small images half-resolution colour would be the largest error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CitySettings:
-    """What to build and how to photograph it."""
+    """What to build and how to image it."""
 
     blocks_x: int = 4
     """City blocks along x, 56 m each."""
     blocks_y: int = 4
     """City blocks along y."""
     views: int = 80
-    """Photographs in all, test views included."""
+    """Images in all, test views included."""
     width: int = 320
-    """Of the photographs, pixels."""
+    """Of the images, pixels."""
     height: int = 240
     seed: int = 0
 
@@ -97,7 +97,7 @@ def write_city(folder: Path, settings: CitySettings, force: bool = False) -> int
 
     def take(i: int) -> tuple[Tensor, Tensor]:
         camera = cameras[i]
-        image, depth = photograph(camera, caster, shader)
+        image, depth = target(camera, caster, shader)
         _write_image(folder / "images" / camera.name, image)
         _write_depth(folder / "depths" / camera.name, depth, depth_scale)
         return features(camera, image, depth, wanted, keyed_generator(settings.seed, "features", i))
@@ -178,6 +178,6 @@ def _write_depth(path: Path, depth: Float[Tensor, "h w"], scale: float) -> None:
     _write(path.with_suffix(".png"), steps.numpy().astype(np.uint16), [])
 
 
-def _write(path: Path, picture: np.ndarray, flags: list[int]) -> None:
-    if not cv2.imwrite(str(path), picture, flags):
+def _write(path: Path, image: np.ndarray, flags: list[int]) -> None:
+    if not cv2.imwrite(str(path), image, flags):
         raise UserError(f"synth: cannot write {path}; is the disk full?")

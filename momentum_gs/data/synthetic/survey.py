@@ -1,4 +1,4 @@
-"""A drone's survey of the procedural city: flight plan, photographs with depth, and the points SfM would find."""
+"""A drone's survey of the procedural city: flight plan, images with depth, and the points SfM would find."""
 
 import math
 
@@ -18,11 +18,11 @@ FOCAL = 0.8
 _OBLIQUE_SHARE = 0.15
 """Share of the views in each of the four oblique passes; the rest looks straight down."""
 _OBLIQUE_TILT = math.radians(42)
-"""Of the oblique passes, from straight down: facades show and the horizon stays out of the picture."""
+"""Of the oblique passes, from straight down: facades show and the horizon stays out of the image."""
 _OVERLAP = 0.6
-"""Share of a nadir picture's shorter side that the next picture shows again, at roof height."""
+"""Share of a nadir image's shorter side that the next image shows again, at roof height."""
 _NADIR_REACH, _OBLIQUE_REACH = 0.85, 0.7
-"""Share of the city's extent over which the passes aim: the outer pictures still cover its edge, with few fields."""
+"""Share of the city's extent over which the passes aim: the outer images still cover its edge, with few fields."""
 _JITTER_METRES, _JITTER_RADIANS = 1.5, math.radians(1.5)
 """Standard deviations of what wind does to position and attitude."""
 
@@ -37,7 +37,7 @@ _TRACK = 3
 """Views that must see a point before SfM would keep it."""
 _NOISE = 5e-4
 """Standard deviation of a point along each axis over its distance to the camera it was found in (half a pixel of a
-photograph 1250 pixels wide)."""
+image 1250 pixels wide)."""
 _OUTLIERS, _OUTLIER_METRES = 0.01, 3.0
 """Share of points that are plainly wrong, and how far (standard deviation)."""
 
@@ -45,7 +45,7 @@ _OUTLIERS, _OUTLIER_METRES = 0.01, 3.0
 def fly(city: City, views: int, width: int, height: int, seed: int) -> tuple[list[Camera], float]:
     """Plan the flight: one lawnmower pass straight down, then one oblique pass towards each side of the world.
 
-    The altitude follows from the number of views: few views fly high, so that neighbouring pictures always overlap.
+    The altitude follows from the number of views: few views fly high, so that neighbouring images always overlap.
 
     Returns:
         Cameras in the order of flight, named 0000.jpg onward, and the altitude in metres.
@@ -103,7 +103,7 @@ def _lawnmower(size_x: float, size_y: float, count: int) -> list[tuple[float, fl
     return places
 
 
-def photograph(camera: Camera, caster: Caster, shader: Shader) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"]]:
+def target(camera: Camera, caster: Caster, shader: Shader) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"]]:
     """Image in sRGB [0, 1], averaged over the samples of a pixel, and camera z in metres at the pixels' centres.
 
     The depth of the sky is 0.
@@ -137,7 +137,7 @@ def _directions(camera: Camera, samples: int) -> Float[Tensor, "n 3"]:
 def features(
     camera: Camera, image: Float[Tensor, "3 h w"], depth: Float[Tensor, "h w"], count: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m 3"]]:
-    """Surface points under pixels chosen where the picture has detail, as a feature detector would.
+    """Surface points under pixels chosen where the image has detail, as a feature detector would.
 
     Returns:
         World points (float64) and their colours in [0, 1]; fewer than ``count`` where the sky was hit.
@@ -159,7 +159,7 @@ def features(
 
 
 def track_lengths(points: Float[Tensor, "m 3"], cameras: list[Camera], caster: Caster) -> Int[Tensor, "m"]:
-    """How many cameras see each surface point: in the picture and the first thing hit."""
+    """How many cameras see each surface point: in the image and the first thing hit."""
     seen = torch.zeros(len(points), dtype=torch.int64)
     for camera in cameras:
         inside = in_view(points, camera).nonzero().squeeze(1)

@@ -100,7 +100,7 @@ def init_block(
     anchors = anchors.to(device)
     lr_scale = config.optim.lr_scale or camera_radius(torch.stack([c.center for c in cameras]))
     optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
-    own = DecoderLearner(config, device) if config.own_decoders else None
+    own = DecoderLearner(config, device) if config.per_block_decoders else None
     return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale, own=own)
 
 

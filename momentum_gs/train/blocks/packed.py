@@ -76,7 +76,7 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     anchors = Anchors.from_rows(part(ROWS)).to(device)
     optimizer = with_moments(anchor_optimizer(anchors, config.optim, lr_scale))
     own = None
-    if config.own_decoders:
+    if config.per_block_decoders:
         own = DecoderLearner(config, device)
         own.load_tensors(part("decoder."))
     return BlockState(

@@ -5,23 +5,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.core.image import psnr, ssim
-from momentum_gs.core.types import Photograph
+from momentum_gs.core.types import TargetImage
 
 
 class RunningScore:
-    """Sums over views; a photograph of which no pixel counts is left out."""
+    """Sums over views; an image of which no pixel counts is left out."""
 
     def __init__(self, sums: Float[Tensor, "3"] | None = None) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64) if sums is None else sums
         """PSNR in dB, SSIM, number of views."""
 
     @torch.no_grad()
-    def add(self, image: Float[Tensor, "3 h w"], photograph: Photograph) -> None:
+    def add(self, image: Float[Tensor, "3 h w"], target: TargetImage) -> None:
         """Counts a view as it was drawn before the step that it causes."""
-        mask = photograph.mask
+        mask = target.mask
         if mask is None or mask.any():
             image = image.clamp(0, 1)
-            scores = psnr(image, photograph.image, mask), ssim(image, photograph.image, mask)
+            scores = psnr(image, target.image, mask), ssim(image, target.image, mask)
             self.sums += torch.stack([*scores, torch.ones_like(scores[0])]).to(self.sums)
 
     def take(self) -> tuple[float, float] | None:

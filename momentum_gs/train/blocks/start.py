@@ -14,7 +14,7 @@ from momentum_gs.train.blocks.anchor_block import init_block
 from momentum_gs.train.blocks.packed import Block
 from momentum_gs.train.blocks.splat_block import init_splat_block
 from momentum_gs.train.blocks.views import BlockPlan, initial_points
-from momentum_gs.train.initialization import load_prior, seen_by
+from momentum_gs.train.initialization import load_initialization, seen_by
 
 
 class FirstBlocks:
@@ -25,13 +25,13 @@ class FirstBlocks:
         if config.model.fill_points:
             scene = replace(scene, points=fill_points(scene.points, scene.train, config.model.fill_points, config.seed))
         self._scene, self._plan, self._config, self._device = scene, plan, config, device
-        self._prior = load_prior(config) if config.starts_from_coarse else None
+        self._initialization = load_initialization(config) if config.starts_from_coarse else None
 
     def __call__(self, block: int) -> Block:
         """Raises UserError for a block whose views see nothing to start from."""
         config, device, cameras = self._config, self._device, self._plan.train[block]
-        if self._prior is not None:
-            return init_splat_block(block, seen_by(self._prior, block, cameras), cameras, config, device)
+        if self._initialization is not None:
+            return init_splat_block(block, seen_by(self._initialization, block, cameras), cameras, config, device)
         points = initial_points(self._scene, cameras, config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(

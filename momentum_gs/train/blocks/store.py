@@ -28,7 +28,7 @@ from momentum_gs.train.blocks.schedule import ranks_of
 
 
 @dataclass
-class _Resting:
+class _Inactive:
     """A block at rest on this rank: in memory, on disk, or both. A file's bytes never change."""
 
     packed: PackedBlock | None
@@ -62,7 +62,7 @@ class BlockStore:
         """
         self._config, self._device, self._comm = config, device, comm
         self._holder = [block % comm.world_size for block in range(n)]
-        self._resting: dict[int, _Resting] = {}
+        self._inactive: dict[int, _Inactive] = {}
         self._active: set[int] = set()
         self._folder, self._bound = folder, ram_bytes
         self._files = 0
@@ -81,7 +81,7 @@ class BlockStore:
     @property
     def ram_bytes(self) -> int:
         """Host memory of this rank's resting blocks."""
-        return sum(resting.nbytes for resting in self._resting.values())
+        return sum(inactive.nbytes for inactive in self._inactive.values())
 
     def home(self, block: int) -> bool:
         """Whether this rank holds the block (at the start: block mod R)."""
@@ -93,13 +93,13 @@ class BlockStore:
 
     def held(self) -> list[int]:
         """The blocks that rest on this rank."""
-        return sorted(self._resting)
+        return sorted(self._inactive)
 
     def put(self, block: int, packed: PackedBlock) -> None:
         """Lays a block down on the rank that holds it; over the bound, on disk."""
         assert self.home(block), f"block {block} is held by rank {self._holder[block]}"
         self.join()
-        self._resting[block] = _Resting(packed)
+        self._inactive[block] = _Inactive(packed)
         self._make_room(0)
 
     def adopt(self, block: int, file: Path, record: FileRecord) -> None:
@@ -107,22 +107,22 @@ class BlockStore:
         assert self.home(block), f"block {block} is held by rank {self._holder[block]}"
         own = self._new_file(block)
         link_or_copy(file, own)
-        self._resting[block] = _Resting(None, own, record)
+        self._inactive[block] = _Inactive(None, own, record)
 
     def packed(self, block: int) -> PackedBlock:
         """A block that rests on this rank; where it is on disk only, read for the caller alone."""
         self.join()
-        resting = self._resting[block]
-        return resting.packed or self._read(resting)
+        inactive = self._inactive[block]
+        return inactive.packed or self._read(inactive)
 
     def rows(self, block: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Rows of the anchors (or splats) of a block that rests on this rank; not to be written to."""
         self.join()
-        resting = self._resting[block]
-        if resting.packed is not None:
-            return {name: resting.packed.tensors[ROWS + name] for name in names}
-        assert resting.file is not None
-        return read_rows(resting.file, ROWS, names)
+        inactive = self._inactive[block]
+        if inactive.packed is not None:
+            return {name: inactive.packed.tensors[ROWS + name] for name in names}
+        assert inactive.file is not None
+        return read_rows(inactive.file, ROWS, names)
 
     def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
         """Writes a block that rests on this rank to ``path``.
@@ -131,15 +131,15 @@ class BlockStore:
             share: One that has a file already only gets another name, and the new file serves as the store's own.
         """
         self.join()
-        resting = self._resting[block]
-        if resting.file is not None:
-            assert resting.record is not None
-            (link_or_copy if share else copy)(resting.file, path)
-            return resting.record
-        assert resting.packed is not None
-        record = write_block(path, resting.packed)
+        inactive = self._inactive[block]
+        if inactive.file is not None:
+            assert inactive.record is not None
+            (link_or_copy if share else copy)(inactive.file, path)
+            return inactive.record
+        assert inactive.packed is not None
+        record = write_block(path, inactive.packed)
         if share:
-            resting.file, resting.record = link(path, self._new_file(block)), record
+            inactive.file, inactive.record = link(path, self._new_file(block)), record
         return record
 
     def activate(self, blocks: tuple[int, ...]) -> list[Block]:
@@ -153,9 +153,9 @@ class BlockStore:
         ):
             self._active.add(block)
             if rank == self._comm.rank:
-                resting = self._resting.pop(block)
-                mine.append(unpack(resting.packed or self._read(resting), self._config, self._device))
-                self._discard(resting)
+                inactive = self._inactive.pop(block)
+                mine.append(unpack(inactive.packed or self._read(inactive), self._config, self._device))
+                self._discard(inactive)
         self.waited += time.perf_counter() - begin
         return mine
 
@@ -164,7 +164,7 @@ class BlockStore:
         begin = time.perf_counter()
         self.join()
         for state in states:
-            self._resting[state.block] = _Resting(pack(state))
+            self._inactive[state.block] = _Inactive(pack(state))
         self._active.clear()
         return_freed_memory()
         self.waited += time.perf_counter() - begin
@@ -200,12 +200,12 @@ class BlockStore:
         self._make_room(0)
         self._move(blocks)
         for block in blocks:
-            resting = self._resting.get(block)
-            if resting is not None and resting.packed is None:
-                assert resting.file is not None
-                if not self._make_room(resting.file.stat().st_size, spare=blocks):
+            inactive = self._inactive.get(block)
+            if inactive is not None and inactive.packed is None:
+                assert inactive.file is not None
+                if not self._make_room(inactive.file.stat().st_size, spare=blocks):
                     return
-                resting.packed = self._read(resting)
+                inactive.packed = self._read(inactive)
 
     def _move(self, blocks: tuple[int, ...]) -> None:
         """Brings a round's blocks to their ranks, but for those in training.
@@ -220,13 +220,13 @@ class BlockStore:
             if block in self._active or source == target:
                 continue
             if source == rank:
-                resting = self._resting.pop(block)
-                packed = resting.packed or self._read(resting)
+                inactive = self._inactive.pop(block)
+                packed = inactive.packed or self._read(inactive)
                 self._comm.send(packed.tensors, json.dumps(packed.meta), target)
-                self._discard(resting)
+                self._discard(inactive)
             elif target == rank:
                 tensors, meta = self._comm.recv(source)
-                self._resting[block] = _Resting(PackedBlock(tensors, json.loads(meta)))
+                self._inactive[block] = _Inactive(PackedBlock(tensors, json.loads(meta)))
                 self._make_room(0, spare=blocks)
             self._holder[block] = target
 
@@ -236,28 +236,28 @@ class BlockStore:
             return True
         last = len(self._order)
         place = {block: i for i, block in enumerate(self._order)}
-        held = [b for b, r in self._resting.items() if r.packed is not None and b not in spare]
+        held = [b for b, r in self._inactive.items() if r.packed is not None and b not in spare]
         # What comes up last leaves first, which no other order beats in reads (Belady).
         leaving = sorted(held, key=lambda b: (place.get(b, last), b))
         while self.ram_bytes + size > self._bound and leaving:
             block = leaving.pop()
-            resting = self._resting[block]
-            if resting.file is None:
-                assert resting.packed is not None
+            inactive = self._inactive[block]
+            if inactive.file is None:
+                assert inactive.packed is not None
                 path = self._new_file(block)
-                resting.record, resting.file = write_block(path, resting.packed), path
-            resting.packed = None
+                inactive.record, inactive.file = write_block(path, inactive.packed), path
+            inactive.packed = None
         return self.ram_bytes + size <= self._bound
 
-    def _read(self, resting: _Resting) -> PackedBlock:
-        assert resting.file is not None
-        return read_block(resting.file, pin=pins_memory(self._device))
+    def _read(self, inactive: _Inactive) -> PackedBlock:
+        assert inactive.file is not None
+        return read_block(inactive.file, pin=pins_memory(self._device))
 
     def _new_file(self, block: int) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._files += 1
         return self._folder / f"block_{block}.{self._files}.safetensors"
 
-    def _discard(self, resting: _Resting) -> None:
-        if resting.file is not None:
-            resting.file.unlink()
+    def _discard(self, inactive: _Inactive) -> None:
+        if inactive.file is not None:
+            inactive.file.unlink()

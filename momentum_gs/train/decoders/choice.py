@@ -4,10 +4,10 @@ import torch
 
 from momentum_gs.config.schema import Config
 from momentum_gs.train.decoders.none import NoDecoder
-from momentum_gs.train.decoders.per_block import OwnDecoders
+from momentum_gs.train.decoders.per_block import PerBlockDecoders
 from momentum_gs.train.decoders.shared import SharedDecoder
 
-Decoders = SharedDecoder | OwnDecoders | NoDecoder
+Decoders = SharedDecoder | PerBlockDecoders | NoDecoder
 """Of one face."""
 
 
@@ -15,4 +15,4 @@ def make_decoders(config: Config, device: torch.device, clock_scale: float) -> D
     """As ``model.primitive`` and ``blocks.decoder`` say; ``clock_scale``: block steps a decoder update."""
     if config.model.primitive == "gaussians":
         return NoDecoder(config)
-    return OwnDecoders() if config.own_decoders else SharedDecoder(config, device, clock_scale)
+    return PerBlockDecoders() if config.per_block_decoders else SharedDecoder(config, device, clock_scale)

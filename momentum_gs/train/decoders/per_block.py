@@ -13,7 +13,7 @@ from momentum_gs.train.blocks.packed import Block
 from momentum_gs.train.decoders.learner import DecoderLearner
 
 
-class OwnDecoders:
+class PerBlockDecoders:
     """Finds each block's own."""
 
     teacher = None

@@ -34,7 +34,7 @@ class GrowthStats:
     """Views in which the offset was drawn."""
     opacity_accum: Float[Tensor, "n 1"]
     """Sum over views and offsets of the positive neural opacities."""
-    anchor_demon: Float[Tensor, "n 1"]
+    anchor_denom: Float[Tensor, "n 1"]
     """Views in which the anchor was decoded. (The original's spelling, which files keep.)"""
 
     @classmethod
@@ -49,7 +49,9 @@ class GrowthStats:
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, Tensor]) -> "GrowthStats":
-        """The inverse of ``rows``."""
+        """The inverse of ``rows``; also of those that version 0.1 wrote, whose ``anchor_demon`` was a typo."""
+        if "anchor_demon" in rows:
+            rows = {**rows, "anchor_denom": rows["anchor_demon"]}
         return cls(**{field.name: rows[field.name] for field in fields(cls)})
 
     @torch.no_grad()
@@ -61,7 +63,7 @@ class GrowthStats:
         n_offsets = len(decoded.kept) // len(visible)
         opacity = decoded.neural_opacity.clamp_min(0).view(-1, n_offsets).sum(dim=1, keepdim=True)
         self.opacity_accum.index_add_(0, visible, opacity)
-        self.anchor_demon.index_add_(0, visible, torch.ones_like(opacity))
+        self.anchor_denom.index_add_(0, visible, torch.ones_like(opacity))
 
         # What was not drawn counts as zero: to leave it out would make a GPU wait for its number.
         drawn = (output.radii > 0).unsqueeze(1)
@@ -120,18 +122,18 @@ def grow_and_prune(
     for name in LEARNABLE:
         rows[name].grad = None  # First, as its memory is about what the new rows need.
     interval_seen = config.interval * config.success_threshold
-    judged_offset = stats.offset_denom > interval_seen * 0.5
-    judged_anchor = stats.anchor_demon > interval_seen
-    drop = judged_anchor & (stats.opacity_accum < config.min_opacity * stats.anchor_demon)
+    eligible_offset = stats.offset_denom > interval_seen * 0.5
+    eligible_anchor = stats.anchor_denom > interval_seen
+    drop = eligible_anchor & (stats.opacity_accum < config.min_opacity * stats.anchor_denom)
     kept = (~drop).squeeze(1).nonzero().squeeze(1)
     pruned = len(anchors) - len(kept)
 
     room = None if cap is None else max(cap - len(kept), 0)
-    new, grown, refused = _grow(anchors, stats, judged_offset, voxel_size, config, rand, room)
-    stats.offset_denom.masked_fill_(judged_offset, 0)
-    stats.offset_gradient_accum.masked_fill_(judged_offset, 0)
-    stats.opacity_accum.masked_fill_(judged_anchor, 0)
-    stats.anchor_demon.masked_fill_(judged_anchor, 0)
+    new, grown, refused = _grow(anchors, stats, eligible_offset, voxel_size, config, rand, room)
+    stats.offset_denom.masked_fill_(eligible_offset, 0)
+    stats.offset_gradient_accum.masked_fill_(eligible_offset, 0)
+    stats.opacity_accum.masked_fill_(eligible_anchor, 0)
+    stats.anchor_denom.masked_fill_(eligible_anchor, 0)
 
     if pruned or len(new):
         kept_or_all = kept if pruned else None
@@ -152,7 +154,7 @@ def _by_anchor(stats: GrowthStats, anchors: Anchors) -> dict[str, Tensor]:
 def _grow(
     anchors: Anchors,
     stats: GrowthStats,
-    judged: Bool[Tensor, "nk 1"],
+    eligible: Bool[Tensor, "nk 1"],
     voxel_size: float,
     config: GrowthConfig,
     rand: Draw,
@@ -166,7 +168,7 @@ def _grow(
     thresholds = [config.grad_threshold * (config.hierarchy_factor // 2) ** level for level in range(config.depth)]
     sizes = [voxel_size * (config.init_factor // config.hierarchy_factor**level) for level in range(config.depth)]
     mean = stats.offset_gradient_accum / stats.offset_denom
-    pool = (judged & (mean >= min(thresholds))).squeeze(1).nonzero().squeeze(1)
+    pool = (eligible & (mean >= min(thresholds))).squeeze(1).nonzero().squeeze(1)
     if len(pool) == 0:
         return anchors.subset(pool), (0,), 0
     gradient, source = mean.squeeze(1)[pool], pool // anchors.n_offsets

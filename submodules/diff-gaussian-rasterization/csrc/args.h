@@ -33,7 +33,7 @@ inline void check_shapes(const at::Tensor& means, const std::optional<at::Tensor
   if (quats) check_rows(*quats, "quats", n, 4, means);
   if (cov3d) check_rows(*cov3d, "cov3d", n, 6, means);
   check_rows(world_view, "world_view", 4, 4, means);
-  TORCH_CHECK(width > 0 && height > 0, "rasterize: picture of ", width, "x", height, " pixels");
+  TORCH_CHECK(width > 0 && height > 0, "rasterize: image of ", width, "x", height, " pixels");
 }
 
 inline void check_projected(const at::Tensor& means, const at::Tensor& conics, const at::Tensor& radii,
@@ -82,13 +82,13 @@ inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics,
                   background.device() == means2d.device(),
               "rasterize: background has shape ", background.sizes(), " on ", background.device(), ", expected [", colors.size(1),
               "] as colors has channels, on ", means2d.device());
-  TORCH_CHECK(width > 0 && height > 0 && width <= (1 << 20) && height <= (1 << 20), "rasterize: picture of ", width, "x", height, " pixels");
+  TORCH_CHECK(width > 0 && height > 0 && width <= (1 << 20) && height <= (1 << 20), "rasterize: image of ", width, "x", height, " pixels");
   TORCH_CHECK(n <= std::numeric_limits<int32_t>::max(), "rasterize: ", n, " Gaussians, at most 2^31 - 1");
 }
 
 inline void check_pairs(int64_t pairs) {
   TORCH_CHECK(pairs <= std::numeric_limits<int32_t>::max(), "rasterize: ", pairs,
-              " (tile, Gaussian) pairs, at most 2^31 - 1 can be drawn; render a smaller picture or fewer Gaussians");
+              " (tile, Gaussian) pairs, at most 2^31 - 1 can be drawn; render a smaller image or fewer Gaussians");
 }
 
 inline void check_sh(int64_t degree, const at::Tensor& dirs, const at::Tensor& sh) {

@@ -78,8 +78,8 @@ def rasterize(
         fy: see fx.
         cx: see fx.
         cy: see fx.
-        width: of the picture in pixels.
-        height: of the picture in pixels.
+        width: of the image in pixels.
+        height: of the image in pixels.
         background: [C].
         means2d: [G,3] values unused; after backward its ``grad[:, :2]`` is the gradient of the projected means in NDC
             units (the pixel gradient times width/2, height/2), as densification in the 3DGS family reads it.
@@ -214,7 +214,7 @@ def _check_gaussians(
     if tuple(world_view.shape) != (4, 4):
         raise ValueError(f"rasterize: world_view has shape {list(world_view.shape)}, expected [4, 4]")
     if width < 1 or height < 1:
-        raise ValueError(f"rasterize: picture of {width}x{height} pixels, expected at least 1x1")
+        raise ValueError(f"rasterize: image of {width}x{height} pixels, expected at least 1x1")
     if not near >= 0:
         raise ValueError(f"rasterize: near is {near}, expected 0 or more")
 

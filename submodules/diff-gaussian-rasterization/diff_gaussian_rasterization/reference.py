@@ -1,6 +1,6 @@
 """The same render in readable PyTorch: the manual of the kernels and their oracle in tests.
 
-Every Gaussian is evaluated at every pixel, so it is for small pictures; gradients are autograd's. Notation as in
+Every Gaussian is evaluated at every pixel, so it is for small images; gradients are autograd's. Notation as in
 csrc/common: t = R m + p in the camera, K the 2x2 screen covariance, T the transmittance.
 """
 
@@ -65,7 +65,7 @@ def project_reference(
     det = k[:, 0, 0] * k[:, 1, 1] - k[:, 0, 1] ** 2
     mid = 0.5 * (k[:, 0, 0] + k[:, 1, 1])
     radius = torch.ceil(3 * torch.sqrt(mid + torch.sqrt((mid * mid - det).clamp_min(0.1))))
-    # Culled unless the square of the radius, rounded out to 16 pixels, meets the picture.
+    # Culled unless the square of the radius, rounded out to 16 pixels, meets the image.
     px, py = (means2d - 0.5).unbind(-1)
     right, bottom = -(-width // CULL_TILE) * CULL_TILE, -(-height // CULL_TILE) * CULL_TILE
     meets = (px + radius >= 1) & (px - radius < right) & (py + radius >= 1) & (py - radius < bottom)
@@ -101,7 +101,7 @@ def rasterize_reference(
         cov = covariance_of(scales * scale_modifier, quats)
     centers, k, z, radii = project_reference(means, cov, world_view, fx, fy, cx, cy, width, height, near)
     if means2d is not None:
-        # NDC spans two units over the picture.
+        # NDC spans two units over the image.
         centers = centers + means2d[:, :2] * means2d.new_tensor([0.5 * width, 0.5 * height])
 
     order = torch.nonzero(radii > 0)[:, 0]

@@ -31,7 +31,7 @@ class GaussianRasterizationSettings(NamedTuple):
     debug: bool = False
     """Kept for compatibility; errors are always reported."""
     antialiasing: bool = False
-    """Field of newer forks; True is refused, because pictures would silently differ."""
+    """Field of newer forks; True is refused, because images would silently differ."""
 
 
 class GaussianRasterizer(nn.Module):
@@ -109,7 +109,7 @@ def _camera(settings: GaussianRasterizationSettings) -> dict[str, Any]:
     """The arguments of ``rasterize`` that describe the view."""
     width, height = settings.image_width, settings.image_height
     # Row vectors: clip = [world 1] view projection. The rows of the projection for camera directions are
-    # inverse(view rotation) @ projmatrix[:3]; its z row holds the shift of the principal point, in half pictures.
+    # inverse(view rotation) @ projmatrix[:3]; its z row holds the shift of the principal point, in half images.
     with torch.no_grad():
         rotation, matrix = settings.viewmatrix[:3, :3].double(), settings.projmatrix[:3].double()
         shift_x, shift_y = (torch.linalg.inv(rotation)[2] @ matrix)[:2].tolist()

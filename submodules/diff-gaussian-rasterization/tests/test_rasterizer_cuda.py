@@ -76,9 +76,9 @@ def run(scene: Scene, device: str, outputs: str = "image alpha depth") -> dict[s
     generator = torch.Generator().manual_seed(1)
     loss = torch.zeros((), dtype=scene["means"].dtype, device=device)
     for name in outputs.split():
-        picture = getattr(out, name)
-        weights = torch.randn(picture.shape, generator=generator, dtype=torch.float64)
-        loss = loss + (picture * weights.to(picture)).sum()
+        image = getattr(out, name)
+        weights = torch.randn(image.shape, generator=generator, dtype=torch.float64)
+        loss = loss + (image * weights.to(image)).sum()
     grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     result = {k: v.detach() for k, v in out._asdict().items()}
     for (name, value), grad in zip(inputs.items(), grads, strict=True):

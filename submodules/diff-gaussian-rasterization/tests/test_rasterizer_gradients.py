@@ -1,6 +1,6 @@
 """Gradients against central differences in double, on scenes with everything in them that a trainer's scene has.
 
-A picture jumps or bends where alpha passes 1/255 or 0.99, or the transmittance 1e-4. Pixels within reach of such a step
+An image jumps or bends where alpha passes 1/255 or 0.99, or the transmittance 1e-4. Pixels within reach of such a step
 take no part in the loss; the others make a smooth function, whose derivative along a random direction is measured.
 """
 
@@ -106,7 +106,7 @@ def test_slope_with_plain_colors_and_covariances(name: str) -> None:
 
 
 def test_slope_of_the_projected_means() -> None:
-    """The operator only reports this gradient; the reference also moves the means, in NDC units of half a picture."""
+    """The operator only reports this gradient; the reference also moves the means, in NDC units of half an image."""
     scene = crowded_scene()
     loss = functional(scene)
     assert_slope(
@@ -119,7 +119,7 @@ def test_slope_of_the_projected_means() -> None:
 def test_slope_under_a_scale_modifier() -> None:
     scene = crowded_scene()
     loss = functional(scene)
-    smaller = scene | {"scales": scene["scales"] / 0.7, "scale_modifier": 0.7}  # the same picture
+    smaller = scene | {"scales": scene["scales"] / 0.7, "scale_modifier": 0.7}  # the same image
     assert_slope(lambda value: loss(smaller | {"scales": value}), smaller["scales"])
 
 
@@ -146,7 +146,7 @@ def test_gradcheck_of_the_projection_outside_the_field_of_view() -> None:
     depth = torch.tensor([[2.0], [2.5], [3.0], [2.2], [2.7], [3.1]], dtype=torch.float64)
     means = torch.cat([2.2 * sides * depth, depth], 1)
     generator = torch.Generator().manual_seed(0)
-    scales = 1.5 + torch.rand(6, 3, generator=generator, dtype=torch.float64)  # wide: they reach the picture
+    scales = 1.5 + torch.rand(6, 3, generator=generator, dtype=torch.float64)  # wide: they reach the image
     quats = torch.randn(6, 4, generator=generator, dtype=torch.float64) * 0.6  # not normalised: used as given
     camera = (20.0, 22.0, 17.0, 15.0, 32, 32, 0.9, 0.2)
 

@@ -1,4 +1,4 @@
-"""Seeded fuzzing: Gaussians that are broken or extreme, among good ones, in pictures of every shape.
+"""Seeded fuzzing: Gaussians that are broken or extreme, among good ones, in images of every shape.
 
 What is broken is not drawn, and nothing shows that it was there, to the bit. What is extreme is drawn, stays within its
 own pixels, and its gradients are finite.
@@ -20,7 +20,7 @@ Poison = Callable[[Scene, Tensor, torch.Generator], None]
 
 
 def fuzz_scene(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Scene, Tensor, torch.Generator]:
-    """A scene over the whole of a picture, the rows of it to be poisoned (bool), and the generator to do it with."""
+    """A scene over the whole of an image, the rows of it to be poisoned (bool), and the generator to do it with."""
     width, height = SIZES[seed % len(SIZES)]
     count = (0, 1, 7, 60, 90)[seed % 5]
     scene = make_scene(count, width=width, height=height, dtype=dtype, seed=seed)
@@ -106,7 +106,7 @@ EXTREME: dict[str, Poison] = {
 
 
 def gradients(scene: Scene, seed: int) -> tuple[Rasterization, dict[str, Tensor]]:
-    """The picture, and gradients of random weights of all its outputs."""
+    """The image, and gradients of random weights of all its outputs."""
     leaves = {k: v.clone().requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
     leaves["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
     out = rasterize(**(scene | leaves))

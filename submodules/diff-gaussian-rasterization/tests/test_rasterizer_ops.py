@@ -1,4 +1,4 @@
-"""The kernels against the readable reference: values, gradients, and facts about the picture."""
+"""The kernels against the readable reference: values, gradients, and facts about the image."""
 
 from collections.abc import Callable
 
@@ -24,8 +24,8 @@ def gradients(
     generator = torch.Generator().manual_seed(1)
     loss = torch.zeros((), dtype=scene["means"].dtype)
     for name in outputs.split():
-        picture = getattr(out, name)
-        loss = loss + (picture * torch.randn(picture.shape, generator=generator, dtype=torch.float64).to(picture)).sum()
+        image = getattr(out, name)
+        loss = loss + (image * torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)).sum()
     grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(inputs.items(), grads, strict=True)}
 
@@ -222,7 +222,7 @@ def test_wrong_arguments_are_named() -> None:
         ({"means": scene["means"].half()}, "means is torch.float16, expected torch.float32 or torch.float64"),
         ({"quats": None}, "quats is missing; give scales and quats, or cov3d"),
         ({"cov3d": scene["scales"]}, "cov3d beside scales or quats"),
-        ({"width": 0}, "picture of 0x37 pixels"),
+        ({"width": 0}, "image of 0x37 pixels"),
         ({"near": -1.0}, "near is -1.0, expected 0 or more"),
     ]
     for change, message in cases:

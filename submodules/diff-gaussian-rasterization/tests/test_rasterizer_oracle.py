@@ -1,6 +1,6 @@
 """Projection and spherical harmonics against an implementation by other people: gsplat's, in PyTorch.
 
-Its compositing needs CUDA; ``momentum-gs bench raster`` compares the pictures where there is a GPU. Conventions:
+Its compositing needs CUDA; ``momentum-gs bench raster`` compares the images where there is a GPU. Conventions:
 
 =============================  =========================================  ============================================
                                here, and in the 3DGS family               gsplat 1.5.3
@@ -9,8 +9,8 @@ centre of the first pixel      (0.5, 0.5); the family counts from it:     (0.5, 
                                its (0, 0) is our (0.5, 0.5)
 quaternions                    used as given                              normalised
 radius                         one, 3 sigma of the longer axis            two, 3.33 sigma along x and along y
-culled                         the square of the radius, rounded out to   the box of the two radii misses the picture
-                               16 pixels, misses the picture
+culled                         the square of the radius, rounded out to   the box of the two radii misses the image
+                               16 pixels, misses the image
 near plane                     0.2                                        0.01, an argument
 cap of alpha                   0.99                                       0.999
 low-pass, alpha floor, stop,   0.3 px^2, 1/255, T < 1e-4, 1.3             the same
@@ -30,7 +30,7 @@ NEAR = 0.2
 
 
 def wide_scene() -> Scene:
-    """Gaussians in and far around the picture, so that all clamps and culls have work; quaternions of any length."""
+    """Gaussians in and far around the image, so that all clamps and culls have work; quaternions of any length."""
     scene = make_scene(800, width=70, height=50)
     scene["means"] = scene["means"] * torch.tensor([5.0, 5.0, 1.5], dtype=torch.float64) + torch.tensor([0, 0, -1.0])
     scene["scales"] = scene["scales"] * 3
@@ -98,7 +98,7 @@ def test_radii_and_culling_differ_as_written_down() -> None:
     assert (theirs[both].amax(1) <= 1.11 * ours[both] + 1).all()
     size = torch.tensor([scene["width"], scene["height"]])
     inside = ((means2d > 0) & (means2d < size)).all(1) & (depths > NEAR)
-    assert both[inside].all()  # a centre in the picture is culled by neither
+    assert both[inside].all()  # a centre in the image is culled by neither
     disagree = (ours > 0) != (theirs > 0).all(1)
     assert disagree.any() and not (ours[depths <= NEAR] > 0).any() and not (theirs[depths <= NEAR] > 0).any()
 

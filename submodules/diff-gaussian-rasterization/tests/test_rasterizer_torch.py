@@ -182,7 +182,7 @@ def test_refusals_of_rasterize_name_the_argument() -> None:
         ({"world_view": scene["world_view"][:3]}, r"world_view has shape \[3, 4\], expected \[4, 4\]"),
         ({"scales": None, "quats": None}, "scales and quats, or cov3d"),
         ({"scales": None}, "scales is missing; give scales and quats, or cov3d"),
-        ({"height": -3}, "picture of 50x-3 pixels"),
+        ({"height": -3}, "image of 50x-3 pixels"),
     ]
     for change, message in cases:
         with pytest.raises(ValueError, match="rasterize: .*" + message):
@@ -235,7 +235,7 @@ def test_raw_operators_guard_their_memory() -> None:
         wrong = [*inputs[:at], tensor[:-1], *inputs[at + 1 :]]
         with pytest.raises(RuntimeError, match="rasterize: "):
             ops.composite(*wrong, *camera[4:])
-    with pytest.raises(RuntimeError, match="picture of 0x37 pixels"):
+    with pytest.raises(RuntimeError, match="image of 0x37 pixels"):
         ops.composite(*inputs, 0, 37)
 
     grads = [torch.zeros_like(tensor) for tensor in drawn[:3]]

@@ -27,7 +27,7 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
 
     Args:
         img1: [B,C,H,W] float32 or float64, the render.
-        img2: [B,C,H,W], the photograph.
+        img2: [B,C,H,W], the image.
         padding: ``same``: mean over all pixels, zeros around the images (3DGS); ``valid``: over the pixels whose window
             lies inside.
         train: False skips all work for the gradient.

@@ -1,4 +1,4 @@
-"""The example in README.md runs as it stands and draws the picture beside it."""
+"""The example in README.md runs as it stands and draws the image beside it."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_example_draws_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = pytest.importorskip("PIL.Image", reason="the example writes its picture with Pillow, which is missing")
+    image = pytest.importorskip("PIL.Image", reason="the example writes its image with Pillow, which is missing")
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
 
     def pixels(path: Path) -> torch.Tensor:
-        with image.open(path) as picture:
-            return torch.tensor(list(picture.tobytes()), dtype=torch.float32)
+        with image.open(path) as rendered:
+            return torch.tensor(list(rendered.tobytes()), dtype=torch.float32)
 
     drawn, shown = pixels(tmp_path / "spacing.png"), pixels(ROOT / "spacing.png")
     # Another instruction set rounds a colour or a pixel's place another way here and there.

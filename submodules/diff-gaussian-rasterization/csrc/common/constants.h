@@ -1,4 +1,4 @@
-// The numbers that make a picture the family's picture. Kept in double; each use rounds to its scalar.
+// The numbers that make an image the family's image. Kept in double; each use rounds to its scalar.
 #pragma once
 
 namespace dgr {
@@ -11,9 +11,9 @@ constexpr double kJacobianMargin = 1.3;
 constexpr double kRadiusSigmas = 3.0;
 // Floor of the discriminant in the larger eigenvalue of the screen covariance.
 constexpr double kEigenvalueFloor = 0.1;
-// Pixels of the square that the culling of `radii` rounds the picture up to (the tile of the CUDA original).
+// Pixels of the square that the culling of `radii` rounds the image up to (the tile of the CUDA original).
 constexpr int kCullTile = 16;
-// Radii at and above this are culled, Inf among them: beyond any picture, and they must fit an int32.
+// Radii at and above this are culled, Inf among them: beyond any image, and they must fit an int32.
 constexpr double kMaxRadius = 1e9;
 // Depths at and above this are culled, Inf among them: about the largest float.
 constexpr double kMaxDepth = 3.4e38;

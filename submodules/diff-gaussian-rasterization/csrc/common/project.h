@@ -111,7 +111,7 @@ template <class F> DGR_HD Projection<F> linearize(const Camera<F>& cam, const Ve
   return w;
 }
 
-// Returns the mask of Gaussians that touch the picture; the fields of the others are garbage.
+// Returns the mask of Gaussians that touch the image; the fields of the others are garbage.
 template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, const Symmetric3<F>& s, Projected<F>& out) {
   const Projection<F> w = linearize(cam, m, s);
   const F kxx = dot(w.p0, w.s0) + F(kLowPass), kxy = dot(w.p0, w.s1), kyy = dot(w.p1, w.s1) + F(kLowPass);
@@ -126,7 +126,7 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   const F mid = F(0.5) * (kxx + kyy);
   const F eigenvalue = mid + root(at_least(mid * mid - det, F(kEigenvalueFloor)));
   out.radius = round_up(F(kRadiusSigmas) * root(eigenvalue));
-  // The square of the radius, rounded out to kCullTile, meets the picture. Half a pixel: the family counts from the
+  // The square of the radius, rounded out to kCullTile, meets the image. Half a pixel: the family counts from the
   // centre of the first pixel.
   const F px = out.x - F(0.5), py = out.y - F(0.5);
   return (w.t.z > cam.near) & (w.t.z < F(kMaxDepth)) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &

@@ -9,7 +9,7 @@
 
 namespace dgr {
 
-// A picture cut into tiles of W x H pixels; each driver has its own size.
+// An image cut into tiles of W x H pixels; each driver has its own size.
 template <int W, int H> struct Tiling {
   static constexpr int kTileWidth = W, kTileHeight = H;
   int64_t width, height, columns, rows;

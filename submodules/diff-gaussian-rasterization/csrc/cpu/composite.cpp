@@ -108,7 +108,7 @@ template <class S> DGR_HD void cover(const Record<S>& r, S x, S y, uint64_t live
 
 struct Region {
   int64_t x, y;
-  int width, height;  // of the tile inside the picture
+  int width, height;  // of the tile inside the image
 
   Region(const TileGrid& grid, int64_t tile)
       : x(tile % grid.columns * kTileWidth),
@@ -117,7 +117,7 @@ struct Region {
         height(int(std::min<int64_t>(kTileHeight, grid.height - y))) {}
 };
 
-// Pixels outside the picture, and on the pad of the plane, count as finished.
+// Pixels outside the image, and on the pad of the plane, count as finished.
 template <class S> void start_transmittance(const Region& region, S* t) {
   for (int row = 0; row < kTileHeight; ++row)
     for (int column = 0; column < kTileWidth; ++column)
@@ -252,23 +252,23 @@ void draw_tile_vjp(const Lists<S>& lists, const Region& region, int64_t tile, in
   std::fill(pair_grads + drawn * row_size, pair_grads + lists.tile_start[tile + 1] * row_size, S(0));
 }
 
-// Copies between a tile's plane and its place in a picture; whole rows at a size that the compiler knows.
+// Copies between a tile's plane and its place in an image; whole rows at a size that the compiler knows.
 template <class S> void copy_row(const S* from, int width, S* to) {
   if (width == kTileWidth) std::memcpy(to, from, kTileWidth * sizeof(S));
   else std::copy_n(from, width, to);
 }
 
-template <class S> void load_plane(const S* picture, const TileGrid& grid, const Region& region, S* plane) {
+template <class S> void load_plane(const S* image, const TileGrid& grid, const Region& region, S* plane) {
   for (int row = 0; row < kTileHeight; ++row) {
     const int width = row < region.height ? region.width : 0;
-    copy_row(picture + (region.y + row) * grid.width + region.x, width, plane + row * kTileWidth);
+    copy_row(image + (region.y + row) * grid.width + region.x, width, plane + row * kTileWidth);
     std::fill(plane + row * kTileWidth + width, plane + (row + 1) * kTileWidth, S(0));
   }
 }
 
-template <class S> void store_plane(const S* plane, const TileGrid& grid, const Region& region, S* picture) {
+template <class S> void store_plane(const S* plane, const TileGrid& grid, const Region& region, S* image) {
   for (int row = 0; row < region.height; ++row)
-    copy_row(plane + row * kTileWidth, region.width, picture + (region.y + row) * grid.width + region.x);
+    copy_row(plane + row * kTileWidth, region.width, image + (region.y + row) * grid.width + region.x);
 }
 
 // Calls f with the number of channels as a compile-time constant where that pays.
@@ -399,7 +399,7 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
   const int64_t visible = order.size(0), pairs = pair_lists.size(1);
   const int32_t* lists_data = pair_lists.const_data_ptr<int32_t>();
   const Lists<S> lists{record_rows.const_data_ptr<S>(), stride, tile_start.const_data_ptr<int32_t>(), lists_data};
-  const S *pictures[3] = {image.const_data_ptr<S>(), alpha.const_data_ptr<S>(), depth.const_data_ptr<S>()};
+  const S *images[3] = {image.const_data_ptr<S>(), alpha.const_data_ptr<S>(), depth.const_data_ptr<S>()};
   const S* g_image = grad_image ? grad_image->const_data_ptr<S>() : nullptr;
   const S* g_alpha = grad_alpha ? grad_alpha->const_data_ptr<S>() : nullptr;
   const S* g_depth = grad_depth ? grad_depth->const_data_ptr<S>() : nullptr;
@@ -415,17 +415,17 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
       V<S>* sums = reinterpret_cast<V<S>*>(alpha_grads + kPlane);
       const Region region(grid, tile);
       // <gradient, pixel>: what is still to come, in front of the first Gaussian.
-      const auto take = [&](const S* gradient, const S* picture, S* plane) {
+      const auto take = [&](const S* gradient, const S* image, S* plane) {
         S* value = t;  // not yet in use
         load_plane(gradient, grid, region, plane);
-        load_plane(picture, grid, region, value);
+        load_plane(image, grid, region, value);
         for (int i = 0; i < kTilePixels; ++i) rest[i] += plane[i] * value[i];
       };
       if (g_image)
-        for (int64_t k = 0; k < c; ++k) take(g_image + k * pixels, pictures[0] + k * pixels, grads + k * kPlane);
-      if (g_depth) take(g_depth, pictures[2], grads + c * kPlane);
-      if (g_alpha) take(g_alpha, pictures[1], alpha_grads);
-      load_plane(pictures[1], grid, region, t);
+        for (int64_t k = 0; k < c; ++k) take(g_image + k * pixels, images[0] + k * pixels, grads + k * kPlane);
+      if (g_depth) take(g_depth, images[2], grads + c * kPlane);
+      if (g_alpha) take(g_alpha, images[1], alpha_grads);
+      load_plane(images[1], grid, region, t);
       for (int64_t k = 0; k < c; ++k) {
         S total = 0;
         for (int i = 0; i < kTilePixels; ++i) total += grads[k * kPlane + i] * (S(1) - t[i]);

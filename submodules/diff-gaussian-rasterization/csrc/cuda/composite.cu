@@ -20,12 +20,12 @@ using at::Tensor;
 // Whole words of votes, as many records as one unit a thread can bring.
 template <class S, int N> constexpr int kDrawBatch = sizeof(S) == 4 && N <= 4 ? 2 * kWarp : kWarp;
 
-template <class S> struct Pictures { S *image, *alpha, *depth; };
+template <class S> struct Images { S *image, *alpha, *depth; };
 
 // blockIdx.x: tile; blockIdx.y: chunk of N features.
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads)
-    draw_kernel(Lists<S> lists, Grid grid, const S* __restrict__ background, int channels, Pictures<S> out) {
+    draw_kernel(Lists<S> lists, Grid grid, const S* __restrict__ background, int channels, Images<S> out) {
   constexpr int kSize = kDrawBatch<S, N>;
   __shared__ Batch<S, N, kSize> batch;
   const Place place(grid);
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> compo
     const auto draw = [&](auto in_chunk) {
       constexpr int N = decltype(in_chunk)::value;
       launch(draw_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks_of(features, N))), lists, grid, data<S>(back), int(channels),
-             Pictures<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
+             Images<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
     };
     if constexpr (sizeof(S) == 8) draw(std::integral_constant<int, 4>{});
     else if (features <= 4) draw(std::integral_constant<int, 4>{});

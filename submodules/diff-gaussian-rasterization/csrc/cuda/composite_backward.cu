@@ -49,7 +49,7 @@ template <class S> struct PictureGrads { const S *image, *alpha, *depth; };  // 
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
     draw_vjp_kernel(Lists<S> lists, const int32_t* __restrict__ numbers, int64_t pairs, Grid grid, int channels, int features,
-                    PictureGrads<S> pictures, PictureGrads<S> grads, S* __restrict__ rows, S* __restrict__ background_rows) {
+                    PictureGrads<S> images, PictureGrads<S> grads, S* __restrict__ rows, S* __restrict__ background_rows) {
   constexpr int kSize = kVjpBatch<S>, kRow = kPairRow<N>, kParts = kWarp / kSlots<S>;  // lanes that share a Gaussian
   static_assert(kPatchWidth % kParts == 0);
   __shared__ Batch<S, N, kSize> batch;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
   // <gradient, pixel>: what is still to come, in front of the first Gaussian.
   S rest = 0, alpha = 0, alpha_grad = 0, grad[N] = {};
   if (place.inside) {
-    alpha = pictures.alpha[pixel];
+    alpha = images.alpha[pixel];
     if (grads.alpha && chunk == 0) alpha_grad = grads.alpha[pixel];
     rest = alpha_grad * alpha;
 #pragma unroll
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
       if (feature >= features || !of) continue;
       const int64_t at = is_depth ? pixel : feature * area + pixel;
       grad[k] = of[at];
-      rest += grad[k] * (is_depth ? pictures.depth : pictures.image)[at];
+      rest += grad[k] * (is_depth ? images.depth : images.image)[at];
     }
   }
 #pragma unroll

@@ -34,7 +34,7 @@ template <class S> struct Lists {
   const int32_t *tile_start, *ranks;
 };
 
-// Where a thread's warp and pixel lie in the picture.
+// Where a thread's warp and pixel lie in the image.
 struct Place {
   int warp, lane, left, top, x, y;
   bool inside;
