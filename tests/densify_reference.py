@@ -61,10 +61,10 @@ def grow_and_prune_reference(
         seen["offset_denom"][p] = seen["offset_gradient_accum"][p] = 0
     keep = []
     for anchor in range(n):
-        views, opacity = seen["anchor_demon"][anchor, 0], seen["opacity_accum"][anchor, 0]
+        views, opacity = seen["anchor_denom"][anchor, 0], seen["opacity_accum"][anchor, 0]
         keep.append(not (views > enough and opacity < np.float32(config.min_opacity) * views))
         if views > enough:
-            seen["anchor_demon"][anchor] = seen["opacity_accum"][anchor] = 0
+            seen["anchor_denom"][anchor] = seen["opacity_accum"][anchor] = 0
     room = len(best) if cap is None else max(cap - sum(keep), 0)
     chosen = sorted(range(len(best)), key=lambda i: (-best[i], i))[:room]
     keep += [i in chosen for i in range(len(best))]

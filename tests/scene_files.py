@@ -33,7 +33,7 @@ def points(n: int = 20, seed: int = 0) -> PointCloud:
     )
 
 
-def image(name: str, width: int, height: int) -> np.ndarray:
+def random_image(name: str, width: int, height: int) -> np.ndarray:
     """BGR pixels that differ from name to name."""
     draw = np.random.default_rng(list(name.encode()))
     return draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -49,5 +49,5 @@ def write_scene(root: Path, names: Sequence[str], width: int = 40, height: int =
     """A scene of PNG or JPEG images by the names' extensions."""
     write_model(root / "sparse" / "0", [camera(n, width, height, x=0.1 * i) for i, n in enumerate(names)], points())
     for name in names:
-        write_image(root / images / name, image(name, width, height))
+        write_image(root / images / name, random_image(name, width, height))
     return root

@@ -47,7 +47,7 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("verb", cli.COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_verb_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(f"momentum_gs.cli.{command}")
     assert cli.COMMANDS[command] == module.HELP  # The table repeats it so that --help need not import the verbs.
@@ -77,7 +77,7 @@ def test_a_verb_that_is_not_there(argv: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
     assert caught.value.code == 2
-    assert "VERB" in capsys.readouterr().err
+    assert "COMMAND" in capsys.readouterr().err
 
 
 def test_an_error_for_the_user_is_one_line_without_a_traceback() -> None:

@@ -35,12 +35,12 @@ def random_stats(anchors: Anchors, seed: int) -> GrowthStats:
     rng = torch.Generator().manual_seed(seed)
     n, k = len(anchors), anchors.n_offsets
     denom = torch.randint(0, 10, (n * k, 1), generator=rng).float()
-    denom = torch.randint(0, 20, (n, 1), generator=rng).float()
+    shown = torch.randint(0, 20, (n, 1), generator=rng).float()
     return GrowthStats(
         offset_gradient_accum=denom * torch.rand(n * k, 1, generator=rng) * 1.2e-3,
         offset_denom=denom,
-        opacity_accum=denom * torch.rand(n, 1, generator=rng) * 0.01,
-        anchor_denom=denom,
+        opacity_accum=shown * torch.rand(n, 1, generator=rng) * 0.01,
+        anchor_denom=shown,
     )
 
 
@@ -69,7 +69,8 @@ def test_parity() -> None:
             row.detach(), figures[f"after_{name}"], rtol=2e-7, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
     for name, row in after.rows().items():
-        assert torch.equal(row, figures[f"after_stat_{name}"]), name
+        theirs = name.replace("denom", "demon") if name == "anchor_denom" else name  # The original's typo.
+        assert torch.equal(row, figures[f"after_stat_{theirs}"]), name
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -286,7 +287,7 @@ def test_observe_counts_as_a_loop_does() -> None:
         stats.observe(decoded, RenderOutput(blank.expand(3, 1, 1), blank, blank, radii, screen))
         gaussian = 0
         for i, anchor in enumerate(visible.tolist()):
-            expected["anchor_demon"][anchor] += 1
+            expected["anchor_denom"][anchor] += 1
             for k in range(4):
                 opacity = decoded.neural_opacity[4 * i + k].detach()
                 if opacity > 0:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene_files import REAL_SCENES, image, write_image
+from scene_files import REAL_SCENES, random_image, write_image
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.images import image_size, read_image, target_size, write_png
@@ -35,13 +35,13 @@ def exif_orientation(value: int) -> bytes:
 @pytest.mark.parametrize(("width", "height"), [(37, 21), (21, 37), (1, 1)])
 def test_the_size_is_that_of_the_pixels(tmp_path: Path, extension: str, width: int, height: int) -> None:
     path = tmp_path / f"a{extension}"
-    write_image(path, image("a", width, height))
+    write_image(path, random_image("a", width, height))
     assert image_size(path) == (width, height)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_the_size_is_read_from_the_header_alone(tmp_path: Path, extension: str) -> None:
-    data = encoded(extension, image("a", 640, 480))
+    data = encoded(extension, random_image("a", 640, 480))
     path = tmp_path / f"a{extension}"
     path.write_bytes(data[:700])  # Quantization tables and frame header of a JPEG end well before; no pixel is there.
     assert image_size(path) == (640, 480)
@@ -50,8 +50,8 @@ def test_the_size_is_read_from_the_header_alone(tmp_path: Path, extension: str) 
 
 
 def test_segments_before_the_frame_are_stepped_over(tmp_path: Path) -> None:
-    thumbnail = encoded(".jpg", image("t", 16, 12))
-    jpeg = encoded(".jpg", image("a", 37, 21), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    thumbnail = encoded(".jpg", random_image("t", 16, 12))
+    jpeg = encoded(".jpg", random_image("a", 37, 21), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     # A thumbnail inside an EXIF block has a frame header and an end marker of its own.
     jpeg = with_segment(with_segment(jpeg, 0xE1, b"Exif\0\0" + thumbnail), 0xFE, b"\xff\xc0 comment " * 4000)
     # Any number of fill bytes may stand before a marker.
@@ -65,7 +65,7 @@ def test_segments_before_the_frame_are_stepped_over(tmp_path: Path) -> None:
 def test_exif_orientation_turns_nothing(tmp_path: Path, orientation: int) -> None:
     """COLMAP reconstructs from the stored pixels; a turned image would not match its intrinsics."""
     plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
-    jpeg = encoded(".jpg", image("a", 37, 21))
+    jpeg = encoded(".jpg", random_image("a", 37, 21))
     plain.write_bytes(jpeg)
     turned.write_bytes(with_segment(jpeg, 0xE1, exif_orientation(orientation)))
     if orientation > 1:  # The tag is a real one: OpenCV's own default turns by it.
@@ -105,7 +105,7 @@ def test_a_mistyped_divisor_is_refused(resolution: float) -> None:
 
 
 def test_pixels_are_rgb_and_bitwise_those_of_the_file(tmp_path: Path) -> None:
-    bgr = image("a", 37, 21)
+    bgr = random_image("a", 37, 21)
     write_image(tmp_path / "a.png", bgr)
     found = read_image(tmp_path / "a.png", 37, 21)
     assert torch.equal(found, torch.from_numpy(bgr[..., ::-1].transpose(2, 0, 1).copy()))
@@ -113,7 +113,7 @@ def test_pixels_are_rgb_and_bitwise_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_shrinking_averages_areas(tmp_path: Path) -> None:
-    bgr = image("a", 40, 24)
+    bgr = random_image("a", 40, 24)
     write_image(tmp_path / "a.png", bgr)
     found = read_image(tmp_path / "a.png", 10, 6)
     means = bgr[..., ::-1].reshape(6, 4, 10, 4, 3).mean(axis=(1, 3), dtype=np.float64).transpose(2, 0, 1)
@@ -134,7 +134,7 @@ def test_sixteen_bits_round_to_eight(tmp_path: Path) -> None:
 
 
 def test_grey_fills_all_channels(tmp_path: Path) -> None:
-    grey = image("a", 9, 7)[..., 0]
+    grey = random_image("a", 9, 7)[..., 0]
     for extension, pixels in ((".png", grey), (".tif", grey.astype(np.uint16) * 257)):
         write_image(tmp_path / f"a{extension}", pixels)
         found = read_image(tmp_path / f"a{extension}", 9, 7)
@@ -152,11 +152,11 @@ def test_transparency_shows_the_background(tmp_path: Path) -> None:
 
 def test_paths_outside_ascii(tmp_path: Path) -> None:
     path = tmp_path / "Luftbild ö 空" / "Bild №1.jpg"
-    write_image(path, image("a", 8, 6))
+    write_image(path, random_image("a", 8, 6))
     assert image_size(path) == (8, 6) and read_image(path, 8, 6).shape == (3, 6, 8)
 
 
-WHOLE_JPEG, WHOLE_PNG = encoded(".jpg", image("a", 64, 48)), encoded(".png", image("a", 64, 48))
+WHOLE_JPEG, WHOLE_PNG = encoded(".jpg", random_image("a", 64, 48)), encoded(".png", random_image("a", 64, 48))
 BROKEN = {
     "empty": b"",
     "text": b"not an image",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scene_files import rendered, write_image, write_scene
+from scene_files import random_image, write_image, write_scene
 from tiny_run import CPU, make_config
 from tiny_scene import write_tiny_scene
 
@@ -118,7 +118,7 @@ def test_masks_share_the_bound_of_the_cache(tmp_path: Path) -> None:
         found = [views.target(name) for name in names]
         assert views.held_bytes <= 8 * 1200
         again = views.target("0.png")
-    plain = torch.from_numpy(rendered("0.png", 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
+    plain = torch.from_numpy(random_image("0.png", 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
     assert torch.equal(found[0].image, plain) and torch.equal(again.image, plain)
     for target in (found[0], found[1], again):
         assert target.mask is not None and target.mask.shape == (1, 30, 40)

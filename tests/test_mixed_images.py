@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scene_files import image, points, write_image
+from scene_files import points, random_image, write_image
 from tiny_run import BASE
 from tiny_scene import nadir_camera
 
@@ -27,7 +27,7 @@ def write_mixed_scene(root: Path) -> Path:
     cameras = []
     for i, (name, (width, height)) in enumerate(SIZES.items()):
         cameras.append(nadir_camera(name, 0.3 * i, 0.0).resized(width, height))
-        pixels = image(name, width, height)
+        pixels = random_image(name, width, height)
         if name == "grey.png":
             pixels = pixels[..., 0]
         elif name == "alpha.png":

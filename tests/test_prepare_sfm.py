@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scene_files import image, write_image
+from scene_files import random_image, write_image
 from torch import Tensor
 
 from momentum_gs.cli.main import main
@@ -123,7 +123,7 @@ def flight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ca
         east += 5000 if i == 3 else 0
         data = path.read_bytes()
         path.write_bytes(data[:2] + exif(ORIGIN[0] + north / NORTH, ORIGIN[1] + east / EAST, ORIGIN[2] + up) + data[2:])
-    write_image(photos / "elsewhere.jpg", image("elsewhere", WIDTH, HEIGHT))
+    write_image(photos / "elsewhere.jpg", random_image("elsewhere", WIDTH, HEIGHT))
     return photos, {f"first_flight/{camera.name}": camera for camera in cameras}
 
 
@@ -224,7 +224,7 @@ def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
 @needs_pycolmap
 def test_nobodys_pictures_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(3):
-        write_image(tmp_path / "images" / f"{i}.png", image(str(i), 40, 30))
+        write_image(tmp_path / "images" / f"{i}.png", random_image(str(i), 40, 30))
     assert main(["prepare", str(tmp_path / "images"), str(tmp_path)]) == 2
     assert "not from an earlier 'prepare'" in capsys.readouterr().err
     assert len(list((tmp_path / "images").iterdir())) == 3
@@ -235,7 +235,7 @@ def test_an_unusable_pycolmap_is_one_line_with_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: object
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", module)
-    write_image(tmp_path / "photos" / "a.png", image("a", 40, 30))
+    write_image(tmp_path / "photos" / "a.png", random_image("a", 40, 30))
     assert main(["prepare", str(tmp_path / "photos"), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install pycolmap==4.2.1" in error
@@ -263,7 +263,7 @@ def test_every_way_of_matching_lists_a_pair_once() -> None:
 def test_photographs_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> None:
     sizes = {"a/1.png": (40, 30), "a/2.png": (30, 40), "a/3.png": (40, 30), "b/1.png": (40, 30)}
     for name, size in sizes.items():
-        write_image(tmp_path / name, image(name, *size))
+        write_image(tmp_path / name, random_image(name, *size))
     names = sorted(sizes)
     assert sorted(camera_groups(tmp_path, names, "folder")) == [["a/1.png", "a/3.png"], ["a/2.png"], ["b/1.png"]]
     assert camera_groups(tmp_path, names, "image") == [[name] for name in names]
@@ -354,7 +354,7 @@ def test_three_images_make_a_scene_and_strangers_none(
 ) -> None:
     photos, truth = flight
     for name in ("05.jpg", "06.jpg", "09.jpg"):
-        write_image(tmp_path / "strangers" / name, image(name, WIDTH, HEIGHT))
+        write_image(tmp_path / "strangers" / name, random_image(name, WIDTH, HEIGHT))
         (tmp_path / "three").mkdir(exist_ok=True)
         (tmp_path / "three" / name).write_bytes((photos / "first flight" / name).read_bytes())
     flags = ["--features", "2000", "--camera-model", "PINHOLE"]

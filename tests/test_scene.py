@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData
-from scene_files import REAL_SCENES, camera, image, points, write_image, write_scene
+from scene_files import REAL_SCENES, camera, points, random_image, write_image, write_scene
 from tiny_run import BASE
 
 from momentum_gs.cli.main import main
@@ -129,7 +129,7 @@ def test_resolution_scales_the_intrinsics(tmp_path: Path) -> None:
 def test_a_resized_copy_scales_the_intrinsics(tmp_path: Path, size: tuple[int, int]) -> None:
     seen = camera("a.png", 400, 301)
     write_model(tmp_path / "sparse" / "0", [seen], points())
-    write_image(tmp_path / "images_4" / "a.png", image("a", *size))
+    write_image(tmp_path / "images_4" / "a.png", random_image("a", *size))
     found = load_scene(config(tmp_path, images="images_4", test_every=0)).train[0]
     assert (found.width, found.height) == size
     assert found.fx / seen.fx == pytest.approx(size[0] / 400) and found.cy / seen.cy == pytest.approx(size[1] / 301)

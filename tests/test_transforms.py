@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
-from scene_files import image, write_image
+from scene_files import random_image, write_image
 
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
@@ -37,7 +37,7 @@ def frame(path: str, matrix: list | None = None, **more: Any) -> dict[str, Any]:
 
 def images(root: Path, *names: str) -> None:
     for name in names:
-        write_image(root / name, image(name, 40, 30))
+        write_image(root / name, random_image(name, 40, 30))
 
 
 def moved(x: float) -> list[list[float]]:
@@ -116,7 +116,7 @@ def test_other_splits(tmp_path: Path) -> None:
 
 
 def test_smaller_pictures_come_from_another_folder(tmp_path: Path) -> None:
-    write_image(tmp_path / "images_2" / "a.png", image("a", 20, 15))
+    write_image(tmp_path / "images_2" / "a.png", random_image("a", 20, 15))
     write(tmp_path, frames=[frame("images/a.png")], **INTRINSICS)
     camera = load(tmp_path, images="images_2").train[0]
     assert (camera.name, camera.width, camera.fx) == ("a.png", 20, 25)

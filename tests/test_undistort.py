@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from scene_files import image, points, write_image
+from scene_files import points, random_image, write_image
 from test_lens import HEIGHT, STRONG, WIDTH, lens_of
 
 from momentum_gs.config.schema import SceneConfig
@@ -71,7 +71,7 @@ def test_a_pinhole_keeps_its_picture_bit_for_bit() -> None:
     lens = lens_of("OPENCV", (0.0, 0.0, 0.0, 0.0))
     window = pinhole_window(lens)
     assert (window.width, window.height, window.cx, window.cy) == (WIDTH, HEIGHT, *lens.center)
-    pixels = image("a", WIDTH, HEIGHT)
+    pixels = random_image("a", WIDTH, HEIGHT)
     assert np.array_equal(undistort(pixels, places_of(lens, window)), pixels)
 
 
@@ -116,7 +116,7 @@ def job_for(tmp_path: Path, name: str = "a b/1.jpg", lens: Lens | None = None) -
     lens = lens or lens_of("OPENCV")
     source = tmp_path / "images" / name
     if not source.exists():
-        write_image(source, image(name, lens.width, lens.height))
+        write_image(source, random_image(name, lens.width, lens.height))
     return Job(source, lens, pinhole_window(lens), cached_path(tmp_path / "cache", name, source, lens))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scene_files import camera, points, rendered, write_image, write_scene
+from scene_files import camera, points, random_image, write_image, write_scene
 
 from momentum_gs.config.schema import SceneConfig
 from momentum_gs.core.errors import UserError
@@ -62,7 +62,7 @@ def settle(views: Views) -> None:
 def test_pixels_are_those_of_the_file_over_255(scene: Scene) -> None:
     with Views(scene, 10 * SIZE, CPU) as views:
         for name in NAMES:
-            wanted = torch.from_numpy(rendered(name, 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
+            wanted = torch.from_numpy(random_image(name, 40, 30)[..., ::-1].transpose(2, 0, 1).copy()).float() / 255
             assert torch.equal(views.image(name), wanted)
             assert torch.equal(views.image(name), wanted)  # now from the cache
 
@@ -384,7 +384,7 @@ def test_ten_thousand_images_leave_no_trace(tmp_path: Path) -> None:
     """Mixed sizes in random order under a bound that holds few of them."""
     kinds = [(f"kind{i}{suffix}", 64 + 16 * i, 48 + 20 * (i * 5 % 7)) for i in range(7) for suffix in (".jpg", ".png")]
     for name, width, height in kinds:
-        write_image(tmp_path / "kinds" / name, rendered(name, width, height))
+        write_image(tmp_path / "kinds" / name, random_image(name, width, height))
     cameras = []
     (tmp_path / "images").mkdir()
     for i in range(10_000):
