@@ -1,4 +1,4 @@
-"""Structure from motion as 'momentum-gs prepare' does it beside pycolmap's defaults, in turns, on one folder of images.
+"""Structure from motion as 'momentum-gs prepare' does it beside pycolmap's defaults, on one folder of images.
 
   python scripts/sfm_speed.py PHOTOS OUT [--rounds N] [--only prepare|defaults]
 
@@ -72,7 +72,7 @@ def report(name: str, spent: Spent, model: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Both, in turns."""
+    """Both, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)

@@ -37,7 +37,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Load:
-    """A block in training, to be judged as often as wanted."""
+    """A block in training, to grow and prune as often as wanted."""
 
     anchors: Anchors
     optimizer: Adam
@@ -180,7 +180,7 @@ def city_load(n: int, config: Config, device: torch.device) -> Load:
     """Anchors on the ground, walls and roofs of a city, one for the area of a coarse growth cell, in mid-training.
 
     Offsets reach about a cell's edge. Every anchor and offset was seen in 0 to all views of an interval, so that about
-    half of the offsets are judged.
+    half of the offsets are eligible.
     """
     generator = torch.Generator().manual_seed(0)
 

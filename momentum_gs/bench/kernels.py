@@ -32,7 +32,7 @@ REFERENCE_SIZE = (300, 160, 90)
 BRUTE_POINTS = 20_000
 """Points for which all distances are computed."""
 NEAR = 0.2
-"""Camera z of the near plane, of the 3DGS family."""
+"""Camera z of the near plane, of 3DGS codebases."""
 
 
 class Cost(NamedTuple):

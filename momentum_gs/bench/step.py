@@ -1,4 +1,4 @@
-"""``momentum-gs bench step``: where the time of a step goes, on a trained model; under torchrun also the talk."""
+"""``momentum-gs bench step``: where the time of a step goes, on a trained model; under torchrun also communication."""
 
 import argparse
 import copy
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
             decoder_adam.zero_grad()
             mark("optimizer")
             if comm.world_size > 1:
-                # All are here before the clock starts: what is timed is the talk, not the wait for a slower rank.
+                # All are here before the clock starts: what is timed is communication, not the wait for a slower rank.
                 comm.barrier()
                 clock[0] = time.perf_counter()
                 comm.all_reduce_sum_(gradients)

@@ -66,7 +66,7 @@ def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Pa
         "store, on disk (hashed, synced)": lambda: through(stores["disk"]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):  # By turns, so that what else the machine does meets all alike.
+    for _ in range(repeats):  # Interleaved, so that what else the machine does meets all alike.
         for name, way in ways.items():
             begin = time.perf_counter()
             way()

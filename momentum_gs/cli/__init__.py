@@ -1,1 +1,1 @@
-"""Floor 10: the command line, one file per verb."""
+"""Floor 10: the command line, one file per command."""

@@ -38,7 +38,7 @@ torch.load of the same tensors on the same disk; with -m OUT also says for how l
 """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     parser.add_argument("what", choices=["step", "raster", "ssim", "knn", "grow", "swap"], help="what to time")
     add_run_arguments(parser)
     parser.add_argument("--steps", type=int, default=40, help="step: steps to time after 5 for warming up (default 40)")

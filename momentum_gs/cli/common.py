@@ -1,4 +1,4 @@
-"""What verbs share: the flags of the 3DGS family, and the configuration of a run."""
+"""What commands share: the flags of 3DGS codebases, and the configuration of a run."""
 
 import argparse
 import json

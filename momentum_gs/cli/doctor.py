@@ -30,7 +30,7 @@ Exit status: 0 where training will take the scene, 1 where it would refuse or fa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     add_run_arguments(parser, scene_first=True)
     parser.add_argument("--quick", action="store_true", help="read only the headers of images, measure no steps")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

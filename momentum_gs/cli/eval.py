@@ -20,7 +20,7 @@ DESCRIPTION = """\
 Reads the PNG pairs that 'momentum-gs render' (or any 3DGS program) wrote below OUT/<split>/ours_<N>, scores every one,
 writes OUT/results.json and OUT/per_view.json, and prints one table over all runs given.
 
-Each metric comes raw, as the 3DGS family's tables have it, and after colour correction to the ground truth (cc), as
+Each metric comes raw, as in the tables of 3DGS papers, and after colour correction to the ground truth (cc), as
 Momentum-GS' paper has it. Fitted scores (fit) are of the right half of each view alone, after an affine correction of
 colours that was fitted on its left half. Where 'momentum-gs render --covered' wrote maps, the pixels whose place at
 least three training views see have a column of their own, with their share. None of these share a column. LPIPS is fed
@@ -37,7 +37,7 @@ the results.json of finished runs and refuses to put such runs into one table, u
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     parser.add_argument("outs", metavar="OUT", type=Path, nargs="+", help="output folders of runs")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")
     parser.add_argument("--iteration", type=int, metavar="N", help="only the model of this iteration (default: all)")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lpips",
         choices=(*NETS, "none"),
         default="vgg",
-        help="network of LPIPS; the family's tables use vgg (default)",
+        help="network of LPIPS; published tables use vgg (default)",
     )
     parser.add_argument(
         "--lpips-weights", type=Path, metavar="FOLDER", help="folder with torchvision's file of that network"

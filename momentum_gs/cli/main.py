@@ -1,6 +1,6 @@
-"""``momentum-gs VERB``: find the verb, run it, turn what went wrong into one line and an exit status.
+"""``momentum-gs COMMAND``: find the command, run it, turn what went wrong into one line and an exit status.
 
-A verb is a module of this package with ``DESCRIPTION`` (what ``--help`` says), ``add_arguments(parser)`` and
+A command is a module of this package with ``DESCRIPTION`` (what ``--help`` says), ``add_arguments(parser)`` and
 ``run(args) -> int | None``. Only the chosen one is imported, so that ``--help`` and typing errors answer at once.
 """
 

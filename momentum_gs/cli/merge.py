@@ -18,7 +18,7 @@ cell, and writes point_cloud.ply beside them. The decoder there belongs to the m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     parser.add_argument("out", metavar="OUT", help="output folder of a finished block training")
     parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="point_cloud/iteration_N (the last)")
 

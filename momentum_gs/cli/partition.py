@@ -29,7 +29,7 @@ Writes OUT/partition.json, which train, merge, render and eval read, and OUT/par
 """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     add_run_arguments(parser, scene_first=True)
     parser.add_argument("--camera-masks", type=Path, metavar="FILE",
                         help="take the views of each block from a published mask (data_partitions/*.npy); it needs the "

@@ -43,7 +43,7 @@ SETS = ("mill19", "urbanscene3d", "matrixcity")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     parser.usage = "momentum-gs prepare PHOTOS OUT [flags] | prepare {" + ",".join(SETS) + "} SRC OUT [flags]"
     add = parser.add_argument
     add("words", nargs="+", metavar="WORD", help="the folders, after the data set's name where it is one")

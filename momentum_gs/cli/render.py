@@ -46,7 +46,7 @@ ground that no model can know. Two runs compare there by the same maps: --covere
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     parser.add_argument("out", metavar="OUT", type=Path, help="output folder of a run")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="test", help="which views (default: test)")
     what = parser.add_mutually_exclusive_group()

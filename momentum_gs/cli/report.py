@@ -24,7 +24,7 @@ it. Which published scene this is follows from the scene folder's name, or from 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     parser.add_argument("out", metavar="OUT", type=Path, help="output folder of a run")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page (default: OUT/report.html)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")

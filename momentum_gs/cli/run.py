@@ -33,7 +33,7 @@ from momentum_gs.train.pace import Pace
 
 HELP = "all of it: from images or a scene to a scored model and its page"
 DESCRIPTION = """\
-Does what the other verbs do, one after another: prepare (where it is given images), doctor, train, render, eval,
+Does what the other commands do, one after another: prepare (where it is given images), doctor, train, render, eval,
 report. Where the scene does not fit the device as one block it is partition, blocks and merge in place of train, with
 coarse before them where the partition asks for a coarse model.
 
@@ -51,7 +51,7 @@ _OURS = ("stage", "out", "scene.path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     add = parser.add_argument
     add("source", metavar="IMAGES_OR_SCENE", type=Path, help="folder of images, or of a scene")
     add("out", metavar="OUT", type=Path, help="output folder")
@@ -134,7 +134,7 @@ class _Run:
 
     def __init__(self, args: argparse.Namespace, scene: Path, state: RunState) -> None:
         self._args, self._scene, self._state, self._out = args, scene, state, Path(args.out)
-        # Now, so that a wrong setting is said before an hour of preparation.
+        # Now, so that a wrong setting is reported before an hour of preparation.
         auto = self._choosing("coarse", self._out).auto
         if args.minutes is not None and "steps" not in auto:
             raise UserError("run: --minutes and steps are both given, and each says how long to train; leave one out")

@@ -30,7 +30,7 @@ found among the cells of the reference row's partition, in every row: a block of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     add = parser.add_argument
     add("sweep", metavar="SWEEP.yaml", type=Path, help="sweep file, such as those in configs/sweeps")
     add_run_arguments(parser)

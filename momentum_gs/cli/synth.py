@@ -23,7 +23,7 @@ One unit is a metre, z points up, the city is centred on the origin. The same se
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
+    """Flags of the command."""
     default = CitySettings()
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; an earlier synthetic city is replaced")
     parser.add_argument("--blocks-x", type=int, default=default.blocks_x, metavar="N",

@@ -57,7 +57,7 @@ _SHARED_SECONDS = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the verb."""
+    """Flags of the command."""
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the output folder")
     parser.add_argument("--only-blocks", type=block_list, default=(), metavar="I,J,...",
@@ -115,7 +115,7 @@ def train(
         table.check(config.partition, scene)
     training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
     code = code_version()  # Now: who trains for hours may have committed by the end.
-    # Only now does anything in the folder change: what is wrong has been said by here.
+    # Only now does anything in the folder change: what is wrong has been reported by here.
     observers = Observers(_observers(config, choices, folder, scene, comm))
     try:
         outcome = training.run(observers, stop=stop)

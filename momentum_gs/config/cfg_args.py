@@ -1,4 +1,4 @@
-"""``cfg_args``: the one-line record of settings that programs of the 3DGS family read beside a model."""
+"""``cfg_args``: the one-line record of settings that programs of 3DGS codebases read beside a model."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from momentum_gs.config.schema import Config
 
 
 def cfg_args(config: Config) -> str:
-    """The line ``Namespace(name=value, ...)`` under the family's own names.
+    """The line ``Namespace(name=value, ...)`` under the names that 3DGS codebases use.
 
     The SIBR viewers search the text for ``sh_degree``, ``white_background``, ``add_*_dist`` and ``source_path`` and
     read up to the next comma, so the paths stand last, where nothing in them can be taken for a setting. With anchors
@@ -29,7 +29,7 @@ def cfg_args(config: Config) -> str:
         "appearance_dim": 0,
         "update_depth": config.growth.depth,
         "update_init_factor": config.growth.init_factor,
-        "update_hierachy_factor": config.growth.hierarchy_factor,  # The family's spelling.
+        "update_hierachy_factor": config.growth.hierarchy_factor,  # The spelling of 3DGS codebases.
         "iterations": config.steps,
         "resolution": config.scene.resolution,
         "eval": True,

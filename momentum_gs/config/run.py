@@ -54,7 +54,7 @@ def frame_of_run(scene: SceneConfig, out: Path) -> SceneConfig:
 
 
 def out_folder(config: Config) -> Path:
-    """The output folder, which a verb that writes cannot do without."""
+    """The output folder, which a command that writes cannot do without."""
     if config.out is None:
         raise UserError("config: out is not set, expected an output folder; give one with -m OUT")
     return Path(config.out)

@@ -197,7 +197,7 @@ class GrowthConfig:
     interval: int = 25
     """Steps between growths [MGS; 100 in SGS]."""
     success_threshold: float = 0.8
-    """Share of the interval in which an anchor must have been seen to be judged [SGS]."""
+    """Share of the interval in which an anchor must have been seen to be eligible [SGS]."""
     grad_threshold: float = 2e-4
     """Mean norm of the screen gradient (NDC) above which an offset grows [SGS]."""
     min_opacity: float = 0.005
@@ -385,7 +385,7 @@ class StoreConfig:
     """Where blocks rest that are not training [ours]."""
 
     ram_gb: float | None = None
-    """GiB of host memory for resting blocks, of each process; what is over it goes to disk. Default: half of the
+    """GiB of host memory for inactive blocks, of each process; what is over it goes to disk. Default: half of the
     memory that is free at the start, shared by the processes of the machine."""
     folder: str | None = None
     """Where blocks go that memory cannot hold, best a fast local disk; default ``<out>/store``."""

@@ -1,4 +1,4 @@
-"""Talk between ranks: the only file that imports torch.distributed.
+"""Communication between ranks: the only file that imports torch.distributed.
 
 One rank runs the same code through ``LocalComm``, where every collective vanishes. What crosses between ranks is one
 flat buffer a step (``all_reduce_sum_``) and blocks of named tensors between rounds (``send`` / ``recv``).
@@ -165,7 +165,7 @@ class Comm(ABC):
 
 
 class LocalComm(Comm):
-    """One rank: sums are themselves and there is nobody to talk to."""
+    """One rank: sums are themselves and there is no other rank."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = 0, 1
@@ -256,7 +256,7 @@ def _lost_rank() -> Iterator[None]:
 
 
 def connect(device: torch.device, launch: Launch) -> Comm:
-    """The groups through which the ranks of a launch talk.
+    """The groups through which the ranks of a launch communicate.
 
     Args:
         device: This rank's device; it decides between NCCL and gloo.

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 class UserError(Exception):
     """Bad input or a wrong setting.
 
-    The message is one line in the house style: ``where: what was found, what was expected; what to do``.
+    The message is one line of one form: ``where: what was found, what was expected; what to do``.
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class LostRank(Exception):
-    """Talk with another rank broke off. Mostly an effect: the cause is what that rank met."""
+    """Communication with another rank broke off. Mostly an effect: the cause is what that rank met."""
 
 
 @contextlib.contextmanager

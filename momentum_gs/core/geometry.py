@@ -134,16 +134,16 @@ def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: fl
 def camera_radius(centers: Float[Tensor, "m 3"]) -> float:
     """1.1 times the largest distance of a camera from the cameras' mean, training units.
 
-    The family's ``spatial_lr_scale`` (3DGS scene/dataset_readers.py::getNerfppNorm).
+    ``spatial_lr_scale`` of 3DGS codebases (3DGS scene/dataset_readers.py::getNerfppNorm).
     """
     return 1.1 * float((centers - centers.mean(dim=0)).norm(dim=1).max())
 
 
 def world_view_transform(rotation_c2w: Float[Tensor, "3 3"], translation: Float[Tensor, "3"]) -> Float[Tensor, "4 4"]:
-    """The family's ``world_view_transform``: world to camera for row vectors, ``[x y z 1] @ matrix``.
+    """``world_view_transform`` of 3DGS codebases: world to camera for row vectors, ``[x y z 1] @ matrix``.
 
     Args:
-        rotation_c2w: Camera to world (the family stores the transposed COLMAP rotation).
+        rotation_c2w: Camera to world (3DGS codebases store the transposed COLMAP rotation).
         translation: World to camera, as COLMAP has it.
     """
     matrix = torch.eye(4, dtype=rotation_c2w.dtype, device=rotation_c2w.device)
@@ -153,7 +153,7 @@ def world_view_transform(rotation_c2w: Float[Tensor, "3 3"], translation: Float[
 
 
 def projection_matrix(znear: float, zfar: float, fovx: float, fovy: float) -> Float[Tensor, "4 4"]:
-    """The family's perspective matrix for row vectors, float64; depth [znear, zfar] maps to [0, 1].
+    """The perspective matrix of 3DGS codebases for row vectors, float64; depth [znear, zfar] maps to [0, 1].
 
     ``full_proj_transform`` is ``world_view_transform @ projection_matrix``. Angles in radians.
     """

@@ -16,7 +16,7 @@ def l1(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) 
 
 
 def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
-    """Peak signal-to-noise ratio in dB over the pixels that count (one mean over the channels, as the family's
+    """Peak signal-to-noise ratio in dB over the pixels that count (one mean over the channels, as in 3DGS
     metrics.py).
 
     Infinite for images that are equal there.

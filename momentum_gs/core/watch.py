@@ -110,7 +110,7 @@ class Watch:
 
     An exception that leaves it is announced to the other ranks and printed, once for all ranks: a ``UserError`` as one
     line (exit status 2), any other with its traceback (1). The process ends there and then, without waiting for
-    threads that talk to other ranks. ``LostRank`` gives way to the error that caused it.
+    threads that communicate with other ranks. ``LostRank`` gives way to the error that caused it.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Watch:
         self._still_beats = 0
         self._seen = ""
         self._over = threading.Event()
-        # The store may cease to answer, when its machine is gone; the thread that ends the process must not talk to it.
+        # The store may cease to answer, when its machine is gone; the thread that ends the process must not use it.
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._communication, self._guard)]
 
     def __enter__(self) -> "Watch":

@@ -59,10 +59,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def target_size(width: int, height: int, resolution: float | int) -> tuple[int, int]:
-    """Training size of an image, the family's ``-r`` (3DGS utils/camera_utils.py::loadCam).
+    """Training size of an image, the ``-r`` of 3DGS codebases (3DGS utils/camera_utils.py::loadCam).
 
     1, 2, 4 and 8 divide both sides, rounded; any other positive number is the width; -1 caps the width at 1600. Where
-    the width is given it is met exactly (the family's floats lose a pixel for some sizes) and the height is cut down.
+    the width is given it is met exactly (3DGS loses a pixel for some sizes) and the height is cut down.
 
     Raises:
         UserError: for a width below 16 pixels.

@@ -9,7 +9,7 @@ from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.types import Camera, PointCloud
 
 COUNT = 100_000
-"""As many as the 3DGS family draws for scenes without a cloud."""
+"""As many as 3DGS codebases draws for scenes without a cloud."""
 _NEAREST, _FARTHEST = 0.05, 2.0
 """Depths, in radii of the cameras: from close by to across the scene."""
 

@@ -13,7 +13,7 @@ def split(
 
     Args:
         names: All names of the scene.
-        test_every: Every n-th name in sorted order is held out, the first included (the family's llffhold); 0: none.
+        test_every: Every n-th name in sorted order is held out, the first included (``llffhold`` in 3DGS); 0: none.
         test_names: The names to hold out instead.
 
     Raises:

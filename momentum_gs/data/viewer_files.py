@@ -1,4 +1,4 @@
-"""Files of a run that the viewers of the 3DGS family look for: ``cameras.json`` and ``input.ply``."""
+"""Files of a run that the viewers of 3DGS codebases look for: ``cameras.json`` and ``input.ply``."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ _VERTEX = np.dtype(
 
 
 def write_cameras_json(path: Path, scene: Scene) -> None:
-    """Writes all views, test first, then train, as the family does (3DGS utils/camera_utils.py::camera_to_JSON).
+    """Writes all views, test first, then train, as 3DGS does ( utils/camera_utils.py::camera_to_JSON).
 
     ``position`` and ``rotation`` (row by row) are camera to world; sizes and focal lengths are those of training;
     ``img_name`` keeps folders and extension, so that no two views share one.

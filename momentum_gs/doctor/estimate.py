@@ -283,11 +283,11 @@ def estimates(
     if probes:
         rows.append(Estimate("memory of a view in work", view, "bytes", "what the passes keep, " + probes[-1].basis))
     rows += [
-        Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, resting blocks"
+        Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, inactive blocks"
                  + (f", {k} active blocks and a view" if device.type == "cpu" else "")),
         Estimate("of it images", cache, "bytes", "decoded at training size, at most scene.cache_gb"),
-        Estimate("of it resting blocks", in_ram, "bytes", f"{inactive:.0f} bytes an anchor, at most store.ram_gb"),
-        Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, what resting blocks memory "
+        Estimate("of it inactive blocks", in_ram, "bytes", f"{inactive:.0f} bytes an anchor, at most store.ram_gb"),
+        Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, what inactive blocks memory "
                  "cannot hold, models of blocks and scene"),
     ]  # fmt: skip
     if config.stage == "blocks":

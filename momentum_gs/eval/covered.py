@@ -46,7 +46,7 @@ TOLERANCE = 0.05
 pixel of a quarter-size image, which is about 1/200 of the depth wide, depth changes by 3 % on a surface that is seen at
 80 degrees from its normal. A roof that hides ground is nearer than it by more: a storey of 3 m is 5 % of 60 m."""
 NEAR = 0.2
-"""Smallest depth that is drawn, scene units: the rasterizer's of the 3DGS family."""
+"""Smallest depth that is drawn, scene units: the rasterizer's of 3DGS codebases."""
 MIN_SHARE = 0.01
 """Of a view's pixels. With fewer that are covered it has no score of its own there, since that would weigh as much in
 the mean over views as one of a whole view."""

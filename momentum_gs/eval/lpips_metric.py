@@ -22,11 +22,11 @@ from momentum_gs.core.files import replacing
 from momentum_gs.core.log import info, progress
 
 NETS = ("vgg", "alex", "squeeze")
-"""Trunks of the ``lpips`` package; the papers of the family use vgg."""
+"""Trunks of the ``lpips`` package; 3DGS papers use vgg."""
 
 
 def metric_name(net: str) -> str:
-    """Name of the number: plain ``LPIPS`` is the family's, with vgg; no other network's goes by that name."""
+    """Name of the number: plain ``LPIPS`` is that of 3DGS papers, with vgg; no other network's goes by that name."""
     return "LPIPS" if net == "vgg" else f"LPIPS_{net}"
 
 

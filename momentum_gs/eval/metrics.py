@@ -1,11 +1,11 @@
 """PSNR, SSIM and LPIPS of rendered views, raw, corrected and fitted, from the PNG files as 3DGS codebases read them.
 
-Metric names: a bare name is raw and comparable with the family's tables; ``_cc`` is after the render's colours were
+Metric names: a bare name is raw and comparable with published tables; ``_cc`` is after the render's colours were
 warped to the true image's (which uses that image, so it flatters every method); ``_fit`` is of the right half
 alone, after a correction of colours that was fitted on the left half (eval/fitted.py), and ``PSNR_right`` is raw of
 that half; ``_covered`` is of the pixels whose place enough training views see (eval/covered.py); ``_norm`` is LPIPS fed
 [-1, 1].
-``LPIPS`` alone is the family's, with vgg; another network's has its name in it: ``LPIPS_squeeze``. MGS metrics.py.
+``LPIPS`` alone is that of 3DGS papers, with vgg; another network's has its name: ``LPIPS_squeeze``. MGS metrics.py.
 
 By block: the mean squared error of all pixels that show a block, over all views, as a PSNR. The mean of a PSNR per view
 would count a view in which ten pixels show the block as much as one that it fills.

@@ -252,7 +252,7 @@ def _published(run: Run, scene: PublishedScene | None) -> list[Html]:
         ]
         columns = ["method", "PSNR", "SSIM", "LPIPS", "printed in", "but"]
         parts += [heading(_GROUP_NAMES[group]), table(columns, [*own, *printed], own=len(own))]
-    parts.append(note("LPIPS is VGG's where nothing else is said; this run's is '-' where another network was used."))
+    parts.append(note("LPIPS is VGG's unless a network is named; this run's is '-' where another network was used."))
     return parts
 
 

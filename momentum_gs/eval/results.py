@@ -8,7 +8,8 @@
     OUT/results.json, OUT/per_view.json        scores of the test split, one entry a method
     OUT/results_train.json, ...                scores of the training views
 
-The layout is the 3DGS family's, so its tools read ours and ``eval`` scores theirs (a folder without ``render.json``).
+The layout is that of 3DGS codebases, so their tools read ours and ``eval`` scores
+theirs (a folder without ``render.json``).
 """
 
 import hashlib
@@ -75,7 +76,7 @@ def merge_json(path: Path, entries: dict[str, Any]) -> None:
 
 
 def result_files(out: Path, split: str) -> tuple[Path, Path]:
-    """(results, per_view) of a split; the family's plain names belong to the test split."""
+    """(results, per_view) of a split; the plain names of 3DGS codebases belong to the test split."""
     suffix = "" if split == "test" else f"_{split}"
     return out / f"results{suffix}.json", out / f"per_view{suffix}.json"
 

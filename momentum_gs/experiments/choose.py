@@ -70,7 +70,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Machine:
-    """What bounds the choices. All of the memory, not what is free at the moment: every verb of a run has to choose
+    """What bounds the choices. All of the memory, not what is free at the moment: every command of a run has to choose
     the same."""
 
     host_bytes: int

@@ -96,7 +96,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Call
         Name -> what went wrong, of the jobs that failed.
 
     Raises:
-        KeyboardInterrupt: once ``stop`` has said yes and all commands have ended.
+        KeyboardInterrupt: once ``stop`` is set and all commands have ended.
     """
     work = _Work(list(jobs), list(slots), progress(len(jobs), "sweep"))
     try:

@@ -1,7 +1,7 @@
 """Anchors: the points that a decoder turns into Gaussians.
 
 An anchor holds a place in the world, a feature, and K offsets at which it spawns Gaussians. Only the offsets, the
-feature and the scales learn; positions, rotations and opacities are kept because the family's files have them.
+feature and the scales learn; positions, rotations and opacities are kept because the files of 3DGS codebases have them.
 """
 
 import math
@@ -32,7 +32,7 @@ class Anchors:
     log_scale: Float[Tensor, "n 6"]
     """Natural log of training units: 0-2 stretch the offsets, 3-5 bound the Gaussians' scales. Learnable."""
     rotation: Float[Tensor, "n 4"]
-    """Quaternion (w, x, y, z); the identity in every model of the family."""
+    """Quaternion (w, x, y, z); the identity in every model of 3DGS codebases."""
     opacity: Float[Tensor, "n 1"]
     """Logit; only files and the view test of the anchors themselves read it."""
 

@@ -103,7 +103,7 @@ def load_ply(path: str | Path) -> Anchors:
 
 
 def block_decoder_folder(folder: Path, block: int) -> Path:
-    """Where a block's own decoder lies, ``folder`` being ``point_cloud/iteration_<N>``."""
+    """Where the decoder of a block lies, ``folder`` being ``point_cloud/iteration_<N>``."""
     return folder / f"decoder_block{block}"
 
 
@@ -198,6 +198,6 @@ def _build(architecture: dict[str, bool | int], tensors: dict[str, Tensor]) -> G
 
 def _script(head: nn.Sequential) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
-        # TorchScript is what the family's viewers load; that torch has newer formats does not matter here.
+        # TorchScript is what the viewers of 3DGS codebases load; that torch has newer formats does not matter here.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         return torch.jit.script(head.eval())

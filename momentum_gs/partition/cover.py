@@ -48,7 +48,7 @@ def view_cover(camera: Camera, table: PartitionTable, boxes: Float[Tensor, "b 6"
     turn = table.rotation.double() @ camera.rotation.T
     direction, center = rays.reshape(-1, 3) @ turn.T, table.to_grid(camera.center[None])[0]
     # The ray is inside of a slab between two depths; inside of the box between the last entry and the first exit.
-    # Parallel to a slab these are infinite, or NaN exactly on its face, which then tells nothing.
+    # Parallel to a slab these are infinite, or NaN exactly on its side, which then tells nothing.
     # Axis by axis: torch reduces over a dimension of two or three numbers ten times slower.
     enters, leaves = torch.tensor(-torch.inf, dtype=torch.float64), torch.tensor(torch.inf, dtype=torch.float64)
     for axis in range(3):

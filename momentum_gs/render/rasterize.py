@@ -42,7 +42,7 @@ def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c
 def spherical_harmonics(
     degree: int, directions: Float[Tensor, "g 3"], sh: Float[Tensor, "g k c"]
 ) -> Float[Tensor, "g c"]:
-    """Real spherical harmonics in the family's order and signs, differentiable in both tensors.
+    """Real spherical harmonics in the order and signs of 3DGS, differentiable in both tensors.
 
     Args:
         degree: 0 to 3; the first (degree + 1)^2 of the K coefficients are used.

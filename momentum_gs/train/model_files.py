@@ -36,7 +36,7 @@ def write_model(
     Args:
         out: The run's folder.
         steps: What names the model.
-        store: All blocks, at rest.
+        store: All blocks, inactive.
         table: The partition; None for the coarse model, which is one block.
     """
     folder = out / "point_cloud" / f"iteration_{steps}"

@@ -54,7 +54,7 @@ class JsonLines:
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """The numbers of an event under the tags of the 3DGS family (``train_loss_patches/...``), one set a block."""
+    """The numbers of an event under the tags of 3DGS codebases (``train_loss_patches/...``), one set a block."""
     match event:
         case StepDone(losses=losses, anchors=anchors) if losses and anchors:
             tags = {

@@ -52,7 +52,7 @@ def gather_surroundings(
     """What the merged model has outside each block, as far as the block's views see it; all ranks take part.
 
     Args:
-        store: All blocks, at rest.
+        store: All blocks, inactive.
         boxes: ``cell_boxes``; blocks out of all views are left where they are.
         trainers: Block that trains next -> its rank.
         views: Training views by block.

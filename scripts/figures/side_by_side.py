@@ -1,6 +1,6 @@
 """One image of a run: held-out views as ground truth, render and error, side by side.
 
-    python scripts/figures/side_by_side.py OUT PICTURE.png [VIEWS]
+    python scripts/figures/side_by_side.py OUT FILE.png [VIEWS]
 """
 
 import sys

@@ -67,7 +67,7 @@ def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
     """side x side cells with their views, which all show one image."""
     width, height = IMAGE
     folder.mkdir(parents=True)
-    write_png(folder / "picture.png", torch.rand(3, height, width, generator=keyed_generator("picture")))
+    write_png(folder / "image.png", torch.rand(3, height, width, generator=keyed_generator("image")))
     half = PITCH * side / 4  # The inner half of the cells, each way, is inside the box.
     aabb = (-half, -half, -10.0, half, half, 10.0)
     empty = PartitionTable(aabb, (side, side, 1), torch.eye(3, dtype=torch.float64), [[] for _ in range(side**2)])
@@ -77,7 +77,7 @@ def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
     for block in range(empty.n):
         for i, place in enumerate(ground(empty, block, VIEWS)):
             name = f"{block:04d}_{i}.png"
-            os.link(folder / "picture.png", folder / name)
+            os.link(folder / "image.png", folder / name)
             center = place + torch.tensor([0.0, 0.0, PITCH], dtype=torch.float64)
             cameras.append(
                 Camera(name, width, height, focal, focal, width / 2, height / 2, rotation, -rotation @ center)

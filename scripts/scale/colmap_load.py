@@ -54,7 +54,7 @@ def write_scene(root: Path, images: int, observations: int, points: int) -> None
     camera = struct.pack("<iiQQ4d", 1, 1, WIDTH, HEIGHT, 1200.0, 1200.0, WIDTH / 2, HEIGHT / 2)
     (sparse / "cameras.bin").write_bytes(struct.pack("<Q", 1) + camera)
     draw = np.random.default_rng(0)
-    image = root / "picture.png"
+    image = root / "image.png"
     write_png(image, torch.zeros(3, HEIGHT, WIDTH))
     seen = np.zeros(observations, np.dtype([("xy", "<f8", 2), ("point", "<i8")]))
     with (sparse / "images.bin").open("wb") as file:

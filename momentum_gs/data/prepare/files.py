@@ -85,7 +85,7 @@ def write_images(folder: Path, views: Sequence[SourceView], resolution: float) -
 
     Args:
         folder: Made if need be. Images that are there in the right size are kept.
-        resolution: The family's ``-r`` (``images.target_size``).
+        resolution: The ``-r`` of 3DGS codebases (``images.target_size``).
 
     Returns:
         The views' cameras, for the images as they are written.

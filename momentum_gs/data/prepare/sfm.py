@@ -115,11 +115,11 @@ class Sfm:
         with self._shop.open_database() as database:
             names = {image.image_id: image.name for image in database.read_all_images()}
             found = {}
-            for prior in database.read_all_pose_priors():
-                latitude, longitude, height = (float(v) for v in prior.position)
+            for place in database.read_all_pose_priors():
+                latitude, longitude, height = (float(v) for v in place.position)
                 # Cameras that had no fix yet write zeros.
-                if prior.coordinate_system.name == "WGS84" and (latitude or longitude):
-                    found[names[prior.corr_data_id.id]] = latitude, longitude, height if height == height else 0.0
+                if place.coordinate_system.name == "WGS84" and (latitude or longitude):
+                    found[names[place.corr_data_id.id]] = latitude, longitude, height if height == height else 0.0
         return found
 
     def undistort(self, result: Reconstructed, resolution: float) -> Path:
@@ -127,7 +127,7 @@ class Sfm:
 
         Args:
             result: Of ``reconstruct``.
-            resolution: The family's ``-r``; images of mixed sizes are bounded by that of the largest.
+            resolution: The ``-r`` of 3DGS codebases; images of mixed sizes are bounded by that of the largest.
         """
 
         def undistort(resumes: bool) -> None:
@@ -252,7 +252,7 @@ class Sfm:
         largest = max(models, key=lambda folder: len(models[folder]))
         registered = models.pop(largest)
         missing = sorted(set(self._names) - set(registered))
-        # A model may share images with another; what is left out is said once.
+        # A model may share images with another; what is left out is reported once.
         others = [sorted(set(names) - set(registered)) for names in models.values()]
         apart = {name for group in linked_groups(self._names, self._links()) if len(group) == 1 for name in group}
         return Reconstructed(

@@ -264,7 +264,7 @@ def _house(plan: _Plan, lot: _Rect, draw: _Draw) -> None:
     paint = Paint(draw.pick(_WALLS), draw.pick(_GLASS), draw.pick(_TILES), draw.uniform(2.4, 3.4), 3.0, 0.42, 0.48)
     plan.roof(_Rect(x0, y0, x0 + w, y0 + d), 3.0 * int(draw.uniform(2.0, 4.0)), draw.uniform(0.45, 0.8),
               draw.chance(0.5), paint)  # fmt: skip
-    # The free corner is diagonally opposite the house.
+    # The free corner is diagonally opposite the building.
     x = (yard.x0 if right else yard.x1) + (1.5 if right else -1.5)
     y = (yard.y0 if back else yard.y1) + (1.5 if back else -1.5)
     plan.tree(x, y, draw)

@@ -1,4 +1,4 @@
-"""A block at rest as one safetensors file, the same in the store and in a checkpoint, with its size and SHA-256."""
+"""An inactive block as one safetensors file, the same in the store and in a checkpoint, with its size and SHA-256."""
 
 import contextlib
 import errno

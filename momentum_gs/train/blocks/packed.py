@@ -1,4 +1,4 @@
-"""A block at rest: tensors by name, as memory, files and other ranks take it, for blocks of either primitive."""
+"""An inactive block: tensors by name, as memory, files and other ranks take it, for blocks of either primitive."""
 
 from dataclasses import dataclass
 
@@ -21,12 +21,12 @@ from momentum_gs.train.optim import anchor_optimizer, splat_optimizer
 Block = BlockState | SplatBlock
 """A block in training, whatever it is made of."""
 ROWS = "anchors."
-"""What the names of a resting block's rows begin with, of anchors and of splats."""
+"""What the names of a inactive block's rows begin with, of anchors and of splats."""
 
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """A block at rest: host tensors by name and what is not a tensor."""
+    """An inactive block: host tensors by name and what is not a tensor."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, int | float]

@@ -1,6 +1,6 @@
 """Where blocks rest while others train, and how they come to the rank that trains them next.
 
-A rank holds its resting blocks in host memory under a bound of bytes; what is over it goes to files. While a round
+A rank holds its inactive blocks in host memory under a bound of bytes; what is over it goes to files. While a round
 trains, one background thread writes back what memory cannot hold, brings the next round's blocks to the ranks that
 will train them, and reads them from disk. Law: any number of swaps equals no swap, bit for bit.
 """
@@ -29,7 +29,7 @@ from momentum_gs.train.blocks.schedule import ranks_of
 
 @dataclass
 class _Inactive:
-    """A block at rest on this rank: in memory, on disk, or both. A file's bytes never change."""
+    """An inactive block on this rank: in memory, on disk, or both. A file's bytes never change."""
 
     packed: PackedBlock | None
     file: Path | None = None
@@ -41,7 +41,7 @@ class _Inactive:
 
 
 def ram_bound(config: StoreConfig) -> int:
-    """Bytes of host memory that one process may fill with resting blocks."""
+    """Bytes of host memory that one process may fill with inactive blocks."""
     if config.ram_gb is not None:
         return int(config.ram_gb * 2**30)
     # Half: images, the blocks in training and the rest of the machine want some, too.
@@ -57,7 +57,7 @@ class BlockStore:
         """
         Args:
             folder: For this rank's files alone; what is there is removed.
-            ram_bytes: Bound of the resting blocks' host memory; None: no bound. Between two rounds the blocks that
+            ram_bytes: Bound of the inactive blocks' host memory; None: no bound. Between two rounds the blocks that
                 have just trained come on top, whose memory was theirs before.
         """
         self._config, self._device, self._comm = config, device, comm
@@ -80,7 +80,7 @@ class BlockStore:
 
     @property
     def ram_bytes(self) -> int:
-        """Host memory of this rank's resting blocks."""
+        """Host memory of this rank's inactive blocks."""
         return sum(inactive.nbytes for inactive in self._inactive.values())
 
     def home(self, block: int) -> bool:
@@ -92,7 +92,7 @@ class BlockStore:
         return self._holder[block]
 
     def held(self) -> list[int]:
-        """The blocks that rest on this rank."""
+        """The inactive blocks of this rank."""
         return sorted(self._inactive)
 
     def put(self, block: int, packed: PackedBlock) -> None:

@@ -49,7 +49,7 @@ class SharedAppearance(ImageRows[AppearanceTable]):
 
 
 Appearance = SharedAppearance | NoAppearance
-"""Of one face."""
+"""Both have the same interface."""
 NO_APPEARANCE = NoAppearance()
 
 

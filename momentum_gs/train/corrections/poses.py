@@ -58,7 +58,7 @@ class SharedPoses(ImageRows[PoseTable]):
 
 
 Poses = SharedPoses | NoPoses
-"""Of one face."""
+"""Both have the same interface."""
 NO_POSES = NoPoses()
 
 

@@ -8,7 +8,7 @@ from momentum_gs.train.decoders.per_block import PerBlockDecoders
 from momentum_gs.train.decoders.shared import SharedDecoder
 
 Decoders = SharedDecoder | PerBlockDecoders | NoDecoder
-"""Of one face."""
+"""Both have the same interface."""
 
 
 def make_decoders(config: Config, device: torch.device, clock_scale: float) -> Decoders:

@@ -1,4 +1,4 @@
-"""A decoder in training: the module, its Adam, and both as tensors for a checkpoint or a resting block."""
+"""A decoder in training: the module, its Adam, and both as tensors for a checkpoint or a inactive block."""
 
 from collections.abc import Mapping
 

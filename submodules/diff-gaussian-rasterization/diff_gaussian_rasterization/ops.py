@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 NEAR = 0.2
-"""Gaussians at or in front of this camera z are culled (scene units; the 3DGS family's constant)."""
+"""Gaussians at or in front of this camera z are culled (scene units; the constant of 3DGS)."""
 
 
 def _load() -> None:
@@ -82,7 +82,7 @@ def rasterize(
         height: of the image in pixels.
         background: [C].
         means2d: [G,3] values unused; after backward its ``grad[:, :2]`` is the gradient of the projected means in NDC
-            units (the pixel gradient times width/2, height/2), as densification in the 3DGS family reads it.
+            units (the pixel gradient times width/2, height/2), as densification in 3DGS codebases reads it.
         scale_modifier: multiplies ``scales``.
         near: camera z up to which Gaussians are culled, not negative.
 
@@ -144,7 +144,7 @@ def spherical_harmonics(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
         sh: [G,K,C] coefficients, K at least (degree + 1)^2.
 
     Returns:
-        Tensor: [G,C], differentiable in both; the family's color is this plus 0.5, clamped at 0.
+        Tensor: [G,C], differentiable in both; the color of 3DGS is this plus 0.5, clamped at 0.
     """
     if not 0 <= degree <= 3:
         raise ValueError(f"spherical_harmonics: degree is {degree}, expected 0, 1, 2 or 3")

@@ -1,4 +1,4 @@
-"""The face that trainers of the 3DGS family import: settings and a module, over ``ops.rasterize``."""
+"""The face that trainers of 3DGS codebases import: settings and a module, over ``ops.rasterize``."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from diff_gaussian_rasterization.ops import NEAR, rasterize, spherical_harmonics
 
 
 class GaussianRasterizationSettings(NamedTuple):
-    """One view, as the family describes it (row-vector matrices, fields of view)."""
+    """One view, as 3DGS codebases describe it (row-vector matrices, fields of view)."""
 
     image_height: int
     image_width: int
@@ -84,8 +84,8 @@ class GaussianRasterizer(nn.Module):
         )
         return out.image, out.radii
 
-    def markVisible(self, positions: Tensor) -> Tensor:  # noqa: N802 (the family's name)
-        """bool [G]: points in front of the near plane (the family tests nothing else here)."""
+    def markVisible(self, positions: Tensor) -> Tensor:  # noqa: N802 (the name in 3DGS)
+        """bool [G]: points in front of the near plane (3DGS tests nothing else here)."""
         with torch.no_grad():
             view = self.raster_settings.viewmatrix.to(positions)
             return positions @ view[:3, 2] + view[3, 2] > NEAR

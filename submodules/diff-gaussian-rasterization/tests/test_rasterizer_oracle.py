@@ -3,7 +3,7 @@
 Its compositing needs CUDA; ``momentum-gs bench raster`` compares the images where there is a GPU. Conventions:
 
 =============================  =========================================  ============================================
-                               here, and in the 3DGS family               gsplat 1.5.3
+                               here, and in 3DGS codebases               gsplat 1.5.3
 =============================  =========================================  ============================================
 centre of the first pixel      (0.5, 0.5); the family counts from it:     (0.5, 0.5)
                                its (0, 0) is our (0.5, 0.5)

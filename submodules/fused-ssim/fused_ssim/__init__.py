@@ -1,4 +1,4 @@
-"""Mean SSIM and its gradient in one pass, as the 3DGS family defines it."""
+"""Mean SSIM and its gradient in one pass, as 3DGS codebases defines it."""
 
 from fused_ssim.ops import fused_ssim, has_cuda
 

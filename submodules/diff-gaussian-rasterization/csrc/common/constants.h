@@ -1,4 +1,4 @@
-// The numbers that make an image the family's image. Kept in double; each use rounds to its scalar.
+// The numbers that make an image that of 3DGS. Kept in double; each use rounds to its scalar.
 #pragma once
 
 namespace dgr {

@@ -42,7 +42,7 @@ template <class F> DGR_HD Vec3<F> times(const Symmetric3<F>& s, const Vec3<F>& a
 
 template <class F> struct Quat { F w, x, y, z; };
 
-// Rows of the rotation of a quaternion. It is not normalised here, as in the family: the caller's job.
+// Rows of the rotation of a quaternion. It is not normalised here, as in 3DGS: that is the caller's job.
 template <class F> DGR_HD void quat_rows(const Quat<F>& q, Vec3<F>& r0, Vec3<F>& r1, Vec3<F>& r2) {
   const F one(1), two(2);
   r0 = {one - two * (q.y * q.y + q.z * q.z), two * (q.x * q.y - q.w * q.z), two * (q.x * q.z + q.w * q.y)};
@@ -126,7 +126,7 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   const F mid = F(0.5) * (kxx + kyy);
   const F eigenvalue = mid + root(at_least(mid * mid - det, F(kEigenvalueFloor)));
   out.radius = round_up(F(kRadiusSigmas) * root(eigenvalue));
-  // The square of the radius, rounded out to kCullTile, meets the image. Half a pixel: the family counts from the
+  // The square of the radius, rounded out to kCullTile, meets the image. Half a pixel: 3DGS counts from the
   // centre of the first pixel.
   const F px = out.x - F(0.5), py = out.y - F(0.5);
   return (w.t.z > cam.near) & (w.t.z < F(kMaxDepth)) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &

@@ -1,4 +1,4 @@
-// Real spherical harmonics up to degree 3 on a unit direction, with the signs and order of the 3DGS family.
+// Real spherical harmonics up to degree 3 on a unit direction, with the signs and order of 3DGS codebases.
 #pragma once
 
 #include "scalar.h"
