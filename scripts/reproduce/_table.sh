@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One sweep of configs/sweeps on the scenes of docs/results.md:
+# One sweep of configs/sweeps on the scenes of docs/lab_log.md:
 #
 #   _table.sh SWEEP [flags and settings of 'momentum-gs sweep']      e.g. _table.sh table7 --seeds 0,1,2,3,4
 #
