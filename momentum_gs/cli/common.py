@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from momentum_gs import config as config_folder
 from momentum_gs.cli.choose import Choice, Facts, Goal, Machine, choose, measure
 from momentum_gs.config.load import Settings, config_to_dict, flat_settings, load_config, load_settings
 from momentum_gs.config.schema import Config, SceneConfig
-from momentum_gs.core.device import pick_device, total_device_memory
+from momentum_gs.core.device import pick_device, say_device, total_device_memory
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import say
 from momentum_gs.core.memory import total_memory
@@ -30,8 +29,8 @@ _FLAGS = {
 }
 
 
-OWN_FILE = Path(config_folder.__file__).with_name("own.yaml")
-"""Where an installed package has configs/own.yaml, too."""
+OWN_FILE = "own"
+"""Name of the shipped settings for one's own images."""
 PROVISIONAL: dict[str, Any] = {"scene.resolution": 1.0, "model.voxel_size": 0.0, "steps": 1000}
 """Stand-ins for settings that say ``auto``, until they are chosen."""
 
@@ -43,8 +42,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, scene_first: bool = Fa
         add("source_path", metavar="SCENE", help="scene folder: images/ and sparse/0, or train/ and val/")
     else:
         add("-s", "--source_path", metavar="SCENE", help="scene folder (scene.path)")
-    add("-c", "--config", metavar="FILE", action="append", help="YAML file of settings; default: configs/own.yaml, of "
-        "bench and sweep configs/base.yaml. Of several, such as a scene's and one of configs/modes, the later win")
+    add("-c", "--config", metavar="FILE", action="append", help="settings: a shipped file by its name below configs "
+        "(demo, rubble, modes/full) or your own YAML file; default: own, of bench and sweep base. Of several, such as "
+        "a scene's and a mode, the later win")
     add("-m", "--model_path", metavar="OUT", help="output folder (out)")
     add("-r", "--resolution", type=float, metavar="R", help="1, 2, 4, 8 divide the image size, another number is the "
         "width, -1 caps the width at 1600 (scene.resolution)")
@@ -55,13 +55,15 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, scene_first: bool = Fa
         help="any setting, e.g. growth.interval=50; stronger than flags, which are stronger than FILE")
 
 
-def resolve_config(args: argparse.Namespace, *, own: bool = False, refuse: bool = True) -> Config:
+def resolve_config(
+    args: argparse.Namespace, *, own: bool = False, refuse: bool = True, announce: bool = False
+) -> Config:
     """The experiment that parsed ``add_run_arguments`` describe, with absolute paths; ``resolve_choices`` says how."""
-    return resolve_choices(args, own=own, refuse=refuse)[0]
+    return resolve_choices(args, own=own, refuse=refuse, announce=announce)[0]
 
 
 def resolve_choices(
-    args: argparse.Namespace, *, own: bool = False, refuse: bool = True
+    args: argparse.Namespace, *, own: bool = False, refuse: bool = True, announce: bool = False
 ) -> tuple[Config, list[Choice]]:
     """The experiment that parsed ``add_run_arguments`` describe, with absolute paths, and what of it was chosen now.
 
@@ -70,6 +72,7 @@ def resolve_choices(
     Args:
         own: Whether the settings are those of configs/own.yaml where no file is given.
         refuse: Whether a scene by which nothing can be chosen is an error; else stand-ins take the place of choices.
+        announce: Whether to say first what it will run on.
 
     Raises:
         UserError: for settings that do not hold, and with ``refuse`` for scenes that do not load.
@@ -79,6 +82,8 @@ def resolve_choices(
              if (value := getattr(args, name)) is not None]
     files = [OWN_FILE] if own and not args.config else args.config
     choosing = Choosing(load_settings(files, [*flags, *args.overrides]))
+    if announce:
+        say_device(choosing.provisional.device)
     earlier, goes_on = choosing.provisional.out, getattr(args, "resume", False) or getattr(args, "only_blocks", ())
     if goes_on and earlier is not None and (Path(earlier) / "config.yaml").is_file():
         found = flat_settings(config_to_dict(load_run_config(earlier)))

@@ -23,6 +23,7 @@ from momentum_gs.cli.sweep_plan import (
 )
 from momentum_gs.cli.sweep_run import run_jobs
 from momentum_gs.config.schema import Config
+from momentum_gs.config.shipped import find_sweep
 from momentum_gs.config.sweep import Sweep, SweepRow, load_sweep
 from momentum_gs.core.device import visible_gpus
 from momentum_gs.core.errors import UserError
@@ -41,9 +42,9 @@ Runs every row of a sweep file with every seed: train, merge, render (merged, an
 OUT/<name>.{md,csv,tex,json,png}: mean and spread over seeds, differences to the reference row paired by seed, and which
 orderings stand out from the spread. docs/experiments.md explains sweep files and tables.
 
-  momentum-gs sweep configs/sweeps/table7.yaml -s SCENE -m OUT -c configs/demo.yaml --seeds 0,1,2 --jobs 2
-  momentum-gs sweep configs/sweeps/table9.yaml -s SCENE -m OUT -c configs/demo.yaml     shares runs that are the same
-  momentum-gs sweep configs/sweeps/table9.yaml -s SCENE -m OUT -c configs/demo.yaml --table
+  momentum-gs sweep table7 -s SCENE -m OUT -c demo --seeds 0,1,2 --jobs 2
+  momentum-gs sweep table9 -s SCENE -m OUT -c demo     shares runs that are the same
+  momentum-gs sweep table9 -s SCENE -m OUT -c demo --table
 
 Settings: FILEs, the row's mode, key=value, then what the sweep sets. Runs lie in OUT/runs and are known by their
 settings: what is finished is not run again, what was broken off is resumed, and several sweeps may work on one OUT at
@@ -56,7 +57,7 @@ found among the cells of the reference row's partition, in every row: a block of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add = parser.add_argument
-    add("sweep", metavar="SWEEP.yaml", type=Path, help="sweep file, such as those in configs/sweeps")
+    add("sweep", metavar="SWEEP", help="a shipped sweep by its name (table7), or your own YAML file")
     add_run_arguments(parser)
     add("--seeds", type=_seeds, metavar="S,S,...", help="instead of the file's")
     add("--only", metavar="ROW,...", help="run these rows only; the table has all that are finished")
@@ -77,7 +78,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is missing, writes the table, says what failed; 1 where something did."""
-    sweep = load_sweep(args.sweep)
+    sweep = load_sweep(find_sweep(args.sweep))
     if args.seeds is not None:
         sweep = replace(sweep, seeds=args.seeds)
     only = _only(args.only, sweep)
@@ -204,7 +205,7 @@ def _collect(
     rendered = {str(protocol.get("rendered_by")) for protocol in protocols}
     about = {
         "scene": _tail(str(config.scene.path)),
-        "settings": " ".join([*map(_tail, args.config or ["configs/base.yaml"]), *args.overrides]),
+        "settings": " ".join([*map(_tail, args.config or ["base"]), *args.overrides]),
         "steps": f"{config.steps:,} for every block of the reference",
         "seeds": ", ".join(map(str, sweep.seeds)),
         "trained by": "; ".join(sorted(trained)),
