@@ -19,6 +19,7 @@ DOORS = {
     "diff_gaussian_rasterization": {"momentum_gs/render/rasterize.py"},
     "simple_knn": {"momentum_gs/model/init.py"},
     "fused_ssim": {"momentum_gs/core/image.py", "momentum_gs/core/device.py"},  # device.py asks what was built.
+    # (core/kernels.py loads all three by name, to say what is wrong with them.)
 }
 # Formats that run code when they are read.
 CODE_ON_LOAD = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -162,7 +163,7 @@ def test_all_files_are_looked_at() -> None:
     """A wrong glob would make every rule hold."""
     paths = {file.relative_to(ROOT).as_posix() for file in source_files()}
     assert {"momentum_gs/core/types.py", "momentum_gs/cli/main.py", "momentum_gs/__main__.py"} <= paths
-    assert {path.split("/")[2] for path in paths if path.startswith("submodules/")} >= set(DOORS)
+    assert {path.split("/")[2] for path in paths if path.startswith("submodules/") and "/" in path[11:]} >= set(DOORS)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ DESCRIPTION = """\
 bench step: times the parts of a training step on a model that training wrote (a run folder of either stage), view by
 view, and prints the median of each part and its share of the step. In the blocks stage, decoding includes the teacher.
 
-  momentum-gs bench step -c configs/caliterra.yaml -s SCENE -m OUT/coarse stage=coarse
+  momentum-gs bench step -c caliterra -s SCENE -m OUT/coarse stage=coarse
 
 Under torchrun every rank does so, and the table of rank 0 has the all-reduce of the decoder's gradient, too.
 
@@ -66,9 +66,9 @@ def counts(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
-    config = resolve_config(args)
-    device = pick_device(config.device)
     with bench_kernels.load_of(args):
+        config = resolve_config(args, announce=True)
+        device = pick_device(config.device)
         if args.what == "step":
             with Stop() as stop, launched(stop) as launch:
                 comm = connect(device, launch)

@@ -24,8 +24,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, scene_first: bool = Fa
         add("source_path", metavar="SCENE", help="scene folder: images/ and sparse/0, or train/ and val/")
     else:
         add("-s", "--source_path", metavar="SCENE", help="scene folder (scene.path)")
-    add("-c", "--config", metavar="FILE", action="append", help="YAML file of settings; default: configs/own.yaml, of "
-        "bench and sweep configs/base.yaml. Of several, such as a scene's and one of configs/modes, the later win")
+    add("-c", "--config", metavar="FILE", action="append", help="settings: a shipped file by its name below configs "
+        "(demo, rubble, modes/full) or your own YAML file; default: own, of bench and sweep base. Of several, such as "
+        "a scene's and a mode, the later win")
     add("-m", "--model_path", metavar="OUT", help="output folder (out)")
     add("-r", "--resolution", type=float, metavar="R", help="1, 2, 4, 8 divide the image size, another number is the "
         "width, -1 caps the width at 1600 (scene.resolution)")
@@ -36,17 +37,21 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, scene_first: bool = Fa
         help="any setting, e.g. growth.interval=50; stronger than flags, which are stronger than FILE")
 
 
-def resolve_config(args: argparse.Namespace, *, own: bool = False, refuse: bool = True) -> Config:
+def resolve_config(
+    args: argparse.Namespace, *, own: bool = False, refuse: bool = True, announce: bool = False
+) -> Config:
     """The experiment that parsed ``add_run_arguments`` describe, with absolute paths; ``resolve`` says how."""
-    return resolve_choices(args, own=own, refuse=refuse)[0]
+    return resolve_choices(args, own=own, refuse=refuse, announce=announce)[0]
 
 
 def resolve_choices(
-    args: argparse.Namespace, *, own: bool = False, refuse: bool = True
+    args: argparse.Namespace, *, own: bool = False, refuse: bool = True, announce: bool = False
 ) -> tuple[Config, list[Choice]]:
     """The same, and what of it was chosen now."""
     goes_on = getattr(args, "resume", False) or bool(getattr(args, "only_blocks", ()))
-    return resolve(args.config or (), settings_of(args), own=own, refuse=refuse, goes_on=goes_on)
+    return resolve(
+        args.config or (), settings_of(args), own=own, refuse=refuse, goes_on=goes_on, announce=announce
+    )
 
 
 def settings_of(args: argparse.Namespace) -> list[str]:

@@ -23,7 +23,7 @@ Looks at a scene before any training: files, images, poses, points, settings, pa
 what is there, what was expected and the cure. Then estimates memory, disk and time for the settings, measured by a few
 training steps on the scene's own images.
 
-  momentum-gs doctor SCENE -c configs/base.yaml -m OUT -r 4
+  momentum-gs doctor SCENE -c base -m OUT -r 4
 
 Exit status: 0 where training will take the scene, 1 where it would refuse or fail, 2 where there is nothing to look at.
 """
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     fixes: list[Fix] = []
     # With --json what loading says on the way goes beside the object, not into it.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
-        config = resolve_config(args, own=True, refuse=False)
+        config = resolve_config(args, own=True, refuse=False, announce=True)
         examination = examine(config, quick=args.quick)
         if args.fix:
             fixes, config = apply_fixes(config, examination)

@@ -64,6 +64,9 @@ def _run(argv: list[str]) -> int:
     # Where a connection breaks, torch's C++ prints its stack on every rank, beside the one message that explains it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     keep_freed_memory()
+    from momentum_gs.core.kernels import check_kernels  # Here, as it loads torch.
+
+    check_kernels()
     module = importlib.import_module(f"momentum_gs.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"momentum-gs {name}", description=module.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -9,7 +9,7 @@ import torch
 
 from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
-from momentum_gs.core.device import pick_device
+from momentum_gs.core.device import pick_device, print_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_run_config(args.out)
     if args.source_path is not None:
         config = replace(config, scene=replace(config.scene, path=args.source_path))
+    print_device(args.device or config.device)
     device = pick_device(args.device or config.device)
     folder = model_folder(args.out, args.iteration)
     iteration = int(folder.name.removeprefix("iteration_"))

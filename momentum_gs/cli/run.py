@@ -14,8 +14,9 @@ from momentum_gs.cli import eval as scoring
 from momentum_gs.config.load import load_settings
 from momentum_gs.config.run import OWN_FILE
 from momentum_gs.config.schema import Config
+from momentum_gs.config.shipped import find_settings
 from momentum_gs.core.comm import launched
-from momentum_gs.core.device import pick_device
+from momentum_gs.core.device import pick_device, print_device
 from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.log import info, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
@@ -61,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="how many steps, on images of which size (default: %(default)s)")  # fmt: skip
     add("-r", "--resolution", type=float, metavar="R", help="1, 2, 4, 8 divide the image size, another number is the "
         "width, -1 caps the width at 1600 (scene.resolution); default: chosen")  # fmt: skip
-    add("-c", "--config", metavar="FILE", action="append", help="YAML file of settings; default: configs/own.yaml")
+    add("-c", "--config", metavar="FILE", action="append", help="settings: the name of a shipped file, or your own "
+        "YAML file; default: own")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="any setting, e.g. steps=5000; stronger than FILE")
 
 
@@ -104,7 +106,7 @@ def _command(args: argparse.Namespace) -> dict[str, Any]:
         "minutes": args.minutes,
         "quality": args.quality,
         "resolution": args.resolution,
-        "config": [os.path.abspath(file) for file in args.config or ()],
+        "config": [os.path.abspath(find_settings(file)) for file in args.config or ()],
         "overrides": sorted(args.overrides),
     }
 
@@ -135,9 +137,11 @@ class _Run:
     def __init__(self, args: argparse.Namespace, scene: Path, state: RunState) -> None:
         self._args, self._scene, self._state, self._out = args, scene, state, Path(args.out)
         # Now, so that a wrong setting is reported before an hour of preparation.
-        auto = self._choosing("coarse", self._out).auto
+        choosing = self._choosing("coarse", self._out)
+        auto = choosing.auto
         if args.minutes is not None and "steps" not in auto:
             raise UserError("run: --minutes and steps are both given, and each says how long to train; leave one out")
+        print_device(choosing.provisional.device)
         self._note: Callable[[], float] = lambda: state.seconds
 
     def stage(self, name: str, do: Callable[[], None]) -> None:

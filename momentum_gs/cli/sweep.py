@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from momentum_gs.cli.common import add_run_arguments, settings_of
+from momentum_gs.config.shipped import find_sweep
 from momentum_gs.config.sweep import load_sweep
 from momentum_gs.core.log import warn
 from momentum_gs.eval.lpips_metric import NETS
@@ -17,9 +18,9 @@ Runs every row of a sweep file with every seed: train, merge, render (merged, an
 OUT/<name>.{md,csv,tex,json,png}: mean and spread over seeds, differences to the reference row paired by seed, and which
 orderings stand out from the spread. docs/experiments.md explains sweep files and tables.
 
-  momentum-gs sweep configs/sweeps/table7.yaml -s SCENE -m OUT -c configs/demo.yaml --seeds 0,1,2 --jobs 2
-  momentum-gs sweep configs/sweeps/table9.yaml -s SCENE -m OUT -c configs/demo.yaml     shares runs that are the same
-  momentum-gs sweep configs/sweeps/table9.yaml -s SCENE -m OUT -c configs/demo.yaml --table
+  momentum-gs sweep table7 -s SCENE -m OUT -c demo --seeds 0,1,2 --jobs 2
+  momentum-gs sweep table9 -s SCENE -m OUT -c demo     shares runs that are the same
+  momentum-gs sweep table9 -s SCENE -m OUT -c demo --table
 
 Settings: FILEs, the row's mode, key=value, then what the sweep sets. Runs lie in OUT/runs and are known by their
 settings: what is finished is not run again, what was broken off is resumed, and several sweeps may work on one OUT at
@@ -32,7 +33,7 @@ found among the cells of the reference row's partition, in every row: a block of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     add = parser.add_argument
-    add("sweep", metavar="SWEEP.yaml", type=Path, help="sweep file, such as those in configs/sweeps")
+    add("sweep", metavar="SWEEP", help="a shipped sweep by its name (table7), or your own YAML file")
     add_run_arguments(parser)
     add("--seeds", type=_seeds, metavar="S,S,...", help="instead of the file's")
     add("--only", metavar="ROW,...", help="run these rows only; the table has all that are finished")
@@ -53,7 +54,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is missing, writes the table, says what failed; 1 where something did."""
-    sweep = load_sweep(args.sweep)
+    sweep = load_sweep(find_sweep(args.sweep))
     if args.seeds is not None:
         sweep = replace(sweep, seeds=args.seeds)
     failed = run_sweep(sweep, request_of(args))

@@ -38,13 +38,13 @@ Trains what 'stage' says: 'coarse' (the whole scene as one block, for the partit
 time around one shared decoder). Several processes: torchrun --standalone --nproc_per_node=R -m momentum_gs train ...;
 the model does not depend on R, only on blocks.active (k).
 
-  momentum-gs train -c configs/demo.yaml -s SCENE -m OUT/coarse stage=coarse
-  momentum-gs partition SCENE -c configs/demo.yaml -m OUT
-  momentum-gs train -c configs/demo.yaml -s SCENE -m OUT blocks.active=2
+  momentum-gs train -c demo -s SCENE -m OUT/coarse stage=coarse
+  momentum-gs partition SCENE -c demo -m OUT
+  momentum-gs train -c demo -s SCENE -m OUT blocks.active=2
 
 A finished run can train some of its blocks on; merge again afterwards:
 
-  momentum-gs train -c configs/demo.yaml -s SCENE -m OUT blocks.active=2 steps=1200 --only-blocks 3,5
+  momentum-gs train -c demo -s SCENE -m OUT blocks.active=2 steps=1200 --only-blocks 3,5
 
 SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it. Under torchrun --max-restarts=N the ranks
 continue from the last checkpoint by themselves. For several machines see scripts/launch.
@@ -74,7 +74,7 @@ def block_list(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> None:
     """Trains and writes the model."""
     with Stop() as stop, launched(stop, args.max_silence) as launch:
-        config, choices = resolve_choices(args, own=True)
+        config, choices = resolve_choices(args, own=True, announce=True)
         train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices)
 
 

@@ -2,7 +2,7 @@
 
 A file may start from another one and may hold settings for one stage only:
 
-    base: ../base.yaml          # relative to this file
+    base: ../base.yaml          # relative to this file; without suffix a shipped file: base, scenes/rubble
     growth: {until: 30_000}
     stages:
       coarse: {growth: {until: 15_000}}
@@ -28,6 +28,7 @@ from typing import Any, Literal
 import yaml
 
 from momentum_gs.config.schema import Config
+from momentum_gs.config.shipped import find_settings, instead_of, is_path
 from momentum_gs.core.errors import UserError
 
 # The scalars of YAML 1.2: PyYAML follows 1.1, in which 1e-4 is text, 'no' is false and 2024-01-01 a date.
@@ -134,7 +135,7 @@ def load_settings(path: str | Path | Sequence[str | Path] | None, overrides: Seq
     given: dict[str, Any] = {}
     stages: dict[str, Any] = {}
     for file in [path] if isinstance(path, str | Path) else path or ():
-        settings, by_stage = _read(Path(file), ())
+        settings, by_stage = _read(find_settings(file), ())
         given, stages = _merged(given, settings), _merged(stages, by_stage)
     asked: dict[str, Any] = {}
     for override in overrides:
@@ -174,7 +175,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         origin = f" (base of {children[-1]})" if children else ""
-        raise UserError(f"config: cannot read {path}{origin}: {error.strerror}; check the path") from error
+        raise UserError(f"config: cannot read {path}{origin}: {error.strerror}; {instead_of(path)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict | None):
@@ -194,7 +195,8 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
     }
     if base is None:
         return settings, stages
-    base_settings, base_stages = _read(path.parent / base, (*children, path.resolve()))
+    file = path.parent / base if is_path(base) else find_settings(base)
+    base_settings, base_stages = _read(file, (*children, path.resolve()))
     return _merged(base_settings, settings), _merged(base_stages, stages)
 
 

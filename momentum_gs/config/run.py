@@ -4,13 +4,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from momentum_gs import config as config_folder
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import Config, SceneConfig
 from momentum_gs.core.errors import UserError
 
-OWN_FILE = Path(config_folder.__file__).with_name("own.yaml")
-"""Where an installed package has configs/own.yaml, too."""
+OWN_FILE = "own"
+"""Name of the shipped settings for one's own images."""
 
 
 def absolute_paths(config: Config) -> Config:

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from momentum_gs.config.shipped import instead_of, shipped_folder
 from momentum_gs.core.errors import UserError
 
-MODES = Path(__file__).parents[2] / "configs" / "modes"
+MODES = shipped_folder() / "modes"
 """Where the training modes lie that rows name."""
 
 PAPER_METRICS = ("PSNR_cc", "SSIM_cc", "LPIPS_cc")
@@ -63,7 +64,7 @@ def load_sweep(path: Path) -> Sweep:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"sweep: cannot read {path}: {error.strerror}; check the path") from error
+        raise UserError(f"sweep: cannot read {path}: {error.strerror}; {instead_of(path)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"sweep: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     where = f"sweep: {path}"

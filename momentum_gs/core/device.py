@@ -2,12 +2,16 @@
 
 import os
 import resource
+import shutil
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.kernels import build_record, cpu_kernels, repair
+from momentum_gs.core.log import info, warn
 from momentum_gs.core.memory import free_memory, total_memory
 
 
@@ -35,6 +39,24 @@ def pick_device(setting: str) -> torch.device:
             f"device: local rank {local_rank} has no GPU of its own, {n_gpus} found; lower --nproc_per_node to {n_gpus}"
         )
     return torch.device("cuda", local_rank)
+
+
+def print_device(setting: str) -> None:
+    """Says in a line what this process works on and with which kernels, and warns of a GPU that is left idle.
+
+    Args:
+        setting: as for ``pick_device``, which says what is raised.
+    """
+    device = pick_device(setting)
+    if device.type == "cpu":
+        built = "for GPUs, too" if _kernels_have_cuda() else "for CPUs only"
+        threads = torch.get_num_threads()
+        info(f"device   cpu, {threads} thread{'s' * (threads != 1)}, kernels {cpu_kernels()}, built {built}")
+    else:
+        built = build_record("fused_ssim").get("gpus") or "GPUs of unknown architecture"
+        info(f"device   {torch.cuda.get_device_name(device)} ({device}), kernels for {built}")
+    if setting == "auto" and device.type == "cpu" and (trouble := _idle_gpu()):
+        warn(f"device: {trouble}")
 
 
 def visible_gpus(setting: str) -> list[str]:
@@ -88,6 +110,25 @@ def _why_no_cuda() -> str | None:
     """The reason why CUDA cannot be used, None where it can."""
     if not torch.cuda.is_available():
         return "torch finds no usable GPU"
-    from fused_ssim import has_cuda  # the three extensions are built together, so one answers for all
+    return None if _kernels_have_cuda() else f"the extensions were built without it ({repair(with_gpu=True)})"
 
-    return None if has_cuda() else "the extensions were built without it (rebuild them: bash scripts/setup.sh)"
+
+def _kernels_have_cuda() -> bool:
+    from fused_ssim import has_cuda  # The three extensions are built together, so one answers for all.
+
+    return bool(has_cuda())
+
+
+def _idle_gpu() -> str | None:
+    """Why a GPU that is there is not used, and what to do; None where there is none, or where it was hidden."""
+    if torch.cuda.is_available():
+        return f"a GPU is visible but not used, as the extensions are built for CPUs only; {repair(with_gpu=True)}"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not (any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi")):
+        return None
+    if torch.version.cuda is None:
+        return (
+            f"this machine has a GPU, but torch {torch.__version__} is built without CUDA, so it is not used; install "
+            f"a CUDA build of torch, then {repair(with_gpu=True)}"
+        )
+    return f"this machine has a GPU, but torch {torch.__version__} cannot use it; look at what nvidia-smi says"

@@ -10,7 +10,7 @@ from typing import Any
 from momentum_gs.config.load import Settings, config_to_dict, flat_settings, load_settings
 from momentum_gs.config.run import OWN_FILE, absolute_paths, load_run_config
 from momentum_gs.config.schema import Config
-from momentum_gs.core.device import pick_device, total_device_memory
+from momentum_gs.core.device import pick_device, print_device, total_device_memory
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.core.memory import total_memory
@@ -28,6 +28,7 @@ def resolve(
     own: bool = False,
     refuse: bool = True,
     goes_on: bool = False,
+    announce: bool = False,
 ) -> tuple[Config, list[Choice]]:
     """An experiment with absolute paths, and what of it was chosen now.
 
@@ -39,11 +40,14 @@ def resolve(
         own: Whether the settings are those of configs/own.yaml where no file is given.
         refuse: Whether a scene by which nothing can be chosen is an error; else stand-ins take the place of choices.
         goes_on: Whether a run in the output folder is continued.
+        announce: Whether to print first on what it will run.
 
     Raises:
         UserError: for settings that do not hold, and with ``refuse`` for scenes that do not load.
     """
     choosing = Choosing(load_settings(files or ([OWN_FILE] if own else []), settings))
+    if announce:
+        print_device(choosing.provisional.device)
     earlier = choosing.provisional.out
     if goes_on and earlier is not None and (Path(earlier) / "config.yaml").is_file():
         found = flat_settings(config_to_dict(load_run_config(earlier)))

@@ -1,23 +1,19 @@
 """Build of the compiled part: ``pip install --no-build-isolation ./submodules/diff-gaussian-rasterization``.
 
-The CPU drivers always; the CUDA drivers where torch is a CUDA build and nvcc is there. FORCE_CUDA=1 insists on them
-(on a machine without a GPU name the target in TORCH_CUDA_ARCH_LIST), FORCE_CUDA=0 leaves them out. PORTABLE=1 builds
-for any machine of the architecture's current baseline (x86-64-v3: AVX2) instead of this very one.
+../build_rules.py says whether the GPU's part is built, too. PORTABLE=1 builds for any machine of the architecture's
+current baseline (x86-64-v3: AVX2) instead of this very one.
 """
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
-try:
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-except ImportError as error:
-    raise SystemExit(
-        "diff-gaussian-rasterization: the build needs torch >= 2.4; install it, then add --no-build-isolation"
-    ) from error
+# Beside the packages' folders; in a source distribution, beside this file.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+from build_rules import CMDCLASS, CUDA, TORCH, Extension  # noqa: E402
 
 
 def machine_flags() -> list[str]:
@@ -28,22 +24,6 @@ def machine_flags() -> list[str]:
     return ["-march=native" if x86 else "-mcpu=native"]
 
 
-def with_cuda() -> bool:
-    """Whether to build the CUDA drivers; ends the build where they are demanded and cannot be."""
-    wanted = os.environ.get("FORCE_CUDA", "")
-    if wanted == "0":
-        return False
-    missing = None
-    if torch.version.cuda is None:
-        missing = f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
-    elif CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
-        missing = f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to its folder"
-    if missing and wanted:
-        raise SystemExit(f"diff-gaussian-rasterization: FORCE_CUDA={wanted}, but {missing}")
-    return missing is None
-
-
-CUDA = with_cuda()
 SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
 SOURCES += sorted(map(str, Path("csrc/cuda").glob("*.cu"))) if CUDA else []
 # No errno and no floating-point traps: both only keep the compiler from using vector square roots and selects.
@@ -53,11 +33,12 @@ FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", *m
 
 setup(
     ext_modules=[
-        (CUDAExtension if CUDA else CppExtension)(
+        Extension(
             "diff_gaussian_rasterization._C",
             SOURCES,
             extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3", "-Xcompiler=-Wall"]},
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    install_requires=[TORCH],
+    cmdclass=CMDCLASS,
 )

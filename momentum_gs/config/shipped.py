@@ -1,0 +1,83 @@
+"""The settings files and sweeps that come with the program, by name: ``rubble``, ``modes/full``, ``table7``.
+
+They lie in ``configs`` of a checkout, which a wheel carries as ``momentum_gs/configs``.
+
+A name that ends in .yaml or .yml, or begins with '/', '.' or '~', is the path of the user's own file. Any other is
+looked for among the shipped ones: as the path below ``configs`` without its suffix, and where that is not there, as the
+end of such a path. What lies in the working folder never changes what a name means.
+"""
+
+import difflib
+from pathlib import Path
+
+import momentum_gs
+from momentum_gs.core.errors import UserError
+
+_SWEEPS = "sweeps/"
+
+
+def shipped_folder() -> Path:
+    """The folder of the shipped settings files."""
+    package = Path(momentum_gs.__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_settings(name: str | Path) -> Path:
+    """The file of settings that a name means (see above); the path itself where it is one, whether or not it is there.
+
+    Raises:
+        UserError: for a name that no shipped file has, or several have.
+    """
+    return _find(str(name), _settings(), "config", "settings file")
+
+
+def find_sweep(name: str | Path) -> Path:
+    """The sweep file that a name means; ``sweeps/table7`` is ``table7``, too. Raises as ``find_settings`` does."""
+    return _find(str(name).removeprefix(_SWEEPS), _sweeps(), "sweep", "sweep")
+
+
+def instead_of(path: str | Path) -> str:
+    """What to say of a path that is not there: the shipped file that may be meant, or the end of the line."""
+    words = Path(str(path).removesuffix(".yml").removesuffix(".yaml")).parts
+    known = {**_settings(), **{_SWEEPS + name: file for name, file in _sweeps().items()}}
+    tails = ["/".join(words[start:]) for start in range(len(words))]
+    found = next((ends for tail in tails if (ends := _ends(tail, known))), None)
+    return "check the path" if found is None else f"check the path; the shipped one is called {' or '.join(found)}"
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a user's own file."""
+    return name.endswith((".yaml", ".yml")) or name.startswith(("/", ".", "~"))
+
+
+def _shipped() -> dict[str, Path]:
+    root = shipped_folder()
+    return {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.rglob("*.yaml"))}
+
+
+def _settings() -> dict[str, Path]:
+    return {name: file for name, file in _shipped().items() if not name.startswith(_SWEEPS)}
+
+
+def _sweeps() -> dict[str, Path]:
+    return {name.removeprefix(_SWEEPS): file for name, file in _shipped().items() if name.startswith(_SWEEPS)}
+
+
+def _ends(name: str, shipped: dict[str, Path]) -> list[str]:
+    """The shipped files that a name means."""
+    return [name] if name in shipped else [known for known in shipped if known.endswith(f"/{name}")]
+
+
+def _find(name: str, shipped: dict[str, Path], where: str, kind: str) -> Path:
+    if is_path(name):
+        return Path(name)
+    ends = _ends(name, shipped)
+    if len(ends) == 1:
+        return shipped[ends[0]]
+    if ends:
+        raise UserError(f"{where}: {name!r} is the name of several shipped files; choose {' or '.join(ends)}")
+    stems = {known.rpartition("/")[2]: known for known in reversed(shipped)}
+    near = dict.fromkeys(stems.get(match, match) for match in difflib.get_close_matches(name, [*shipped, *stems]))
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(shipped)}"
+    raise UserError(f"{where}: no shipped {kind} is called {name!r}; {hint} A file of your own is named with its .yaml")

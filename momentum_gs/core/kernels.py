@@ -1,0 +1,103 @@
+"""The three compiled packages: whether they are there, ours, and built for the torch that runs.
+
+Their import names are those of 3DGS codebases, so another package may lie in their place.
+"""
+
+import importlib
+import importlib.util
+import json
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import momentum_gs
+from momentum_gs.core.errors import UserError
+
+PACKAGES = {
+    "diff_gaussian_rasterization": ("ops", "project"),
+    "simple_knn": ("_C", "mean_squared_distance"),
+    "fused_ssim": ("ops", "mean_ssim"),
+}
+"""Package -> the module that loads its library, and an operator that only ours registers."""
+
+
+def check_kernels() -> None:
+    """Loads the three packages.
+
+    Raises:
+        UserError: naming the first that is missing, that is another's, or that was compiled for another torch, and the
+            command that mends it.
+    """
+    for package, (module, operator) in PACKAGES.items():
+        folder = _folder(package)
+        if folder is None:
+            raise UserError(f"kernels: the package {package} is not there, expected that of momentum-gs; {repair()}")
+        if not (folder / "reference.py").is_file():  # Each of ours has its formulas in readable PyTorch.
+            raise _stranger(package, folder)
+        built = build_record(package).get("torch")
+        versions = f"compiled for torch {built or 'of unknown version'}, found torch {torch.__version__}"
+        if built is not None and _minor(built) != _minor(torch.__version__):
+            raise UserError(f"kernels: {package} was {versions}; {repair()}")
+        try:
+            _module(package, module)
+        except (ImportError, OSError) as error:
+            why = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(f"kernels: {package} does not load ({why}), {versions}; {repair()}") from error
+        if not hasattr(getattr(torch.ops, package), operator):
+            raise _stranger(package, folder)
+
+
+def build_record(package: str) -> dict[str, str | None]:
+    """What the build wrote down of itself (submodules/build_rules.py): ``torch``, ``cpu``, ``gpus``; else nothing."""
+    folder = _folder(package)
+    try:
+        return dict(json.loads((folder / "built.json").read_text(encoding="utf-8"))) if folder else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def cpu_kernels() -> str:
+    """The instruction set of the CPU's kernels in words, as the packages themselves say or as they were compiled."""
+    found = []
+    for package, (module, _) in PACKAGES.items():
+        says = getattr(_module(package, module), "cpu_kernels", None)
+        found.append(str(says()) if says else build_record(package).get("cpu") or "of unknown instruction set")
+    return ", ".join(dict.fromkeys("for this very CPU" if name == "native" else name for name in found))
+
+
+def repair(with_gpu: bool = False) -> str:
+    """The command that puts the three packages right; ``with_gpu``: and insists on the GPU's part."""
+    root = Path(momentum_gs.__file__).parents[1]
+    force = "FORCE_CUDA=1 " if with_gpu else ""
+    if (root / "scripts" / "setup.sh").is_file():
+        return f"run: {force}bash {root / 'scripts' / 'setup.sh'}"
+    return f"run in a checkout of momentum-gs: {force}pip install --no-build-isolation --no-deps --force-reinstall ."
+
+
+def _module(package: str, module: str) -> ModuleType:
+    return importlib.import_module(f"{package}.{module}")
+
+
+def _folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return None
+    places = list(spec.submodule_search_locations or ())
+    return Path(places[0]) if places else Path(spec.origin or ".").parent
+
+
+def _stranger(package: str, folder: Path) -> UserError:
+    owners = metadata.packages_distributions().get(package, [])
+    names = sorted({owner for owner in owners if owner != "momentum-gs"})
+    remove = f"run: pip uninstall -y {' '.join(names)}; then " if names else ""
+    versions = " and ".join(f"{name} {metadata.version(name)}" for name in names) or "no installed distribution"
+    return UserError(
+        f"kernels: {package} in {folder} comes from {versions}, expected the package that momentum-gs brings under "
+        f"this name; {remove}{repair()}"
+    )
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
