@@ -24,6 +24,7 @@ from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap import write_model
+from momentum_gs.data.exif import with_exif
 from momentum_gs.data.images import image_size, read_image, same_aspect, target_size
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -178,4 +179,4 @@ def _place_picture(view: SourceView, camera: Camera, target: Path, size: tuple[i
         raise UserError(f"prepare: cannot encode {target.name}, expected a name that ends in .jpg or .png; rename it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
-        part.write_bytes(data.tobytes())
+        part.write_bytes(with_exif(data.tobytes(), view.picture))
