@@ -13,6 +13,8 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.scene import load_scene
+from momentum_gs.model.appearance import load_appearance
+from momentum_gs.model.poses import load_poses
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 from momentum_gs.train.pace import Pace
@@ -85,8 +87,8 @@ def test_seldom_revised() -> None:
 class TestPacedTraining:
     """A run of one block whose number of steps changes on the way."""
 
-    def config(self, scene: Path, out: Path, steps: int) -> Config:
-        return make_config(scene, out, "stage=coarse", f"steps={steps}", f"optim.lr_steps={steps}")
+    def config(self, scene: Path, out: Path, steps: int, *overrides: str) -> Config:
+        return make_config(scene, out, "stage=coarse", f"steps={steps}", f"optim.lr_steps={steps}", *overrides)
 
     def training(self, config: Config, pace: Callable[[int, int], Config | None] | None, resume: bool) -> Training:
         return Training(config, load_scene(config.scene), None, LocalComm(), CPU, resume=resume, pace=pace)
@@ -102,14 +104,19 @@ class TestPacedTraining:
 
     @pytest.mark.usefixtures("one_thread")
     def test_told_before_its_first_step_it_is_the_run_of_so_many_steps(self, plane: Path, tmp_path: Path) -> None:
-        wanted = self.config(plane, tmp_path / "a", 40)
+        learned = ("appearance.model=affine", "optim.pose=1e-3")
+        wanted = self.config(plane, tmp_path / "a", 40, *learned)
         told = self.training(
-            self.config(plane, tmp_path / "a", 60), lambda step, total: wanted if total == 60 else None, False
+            self.config(plane, tmp_path / "a", 60, *learned), lambda step, total: wanted if total == 60 else None, False
         )
         told.run(Observers())
-        self.training(self.config(plane, tmp_path / "b", 40), None, False).run(Observers())
+        self.training(self.config(plane, tmp_path / "b", 40, *learned), None, False).run(Observers())
         ours, theirs = model_of(tmp_path / "a"), model_of(tmp_path / "b")
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        for load in (load_appearance, load_poses):
+            mine, its = (load(tmp_path / out / "point_cloud" / "iteration_40") for out in "ab")
+            assert mine is not None and its is not None
+            assert torch.equal(mine.rows, its.rows) and its.rows.any()
 
     def test_it_goes_on_with_another_number_of_steps(self, plane: Path, tmp_path: Path) -> None:
         first = self.training(self.config(plane, tmp_path, 60), None, False)

@@ -182,6 +182,12 @@ class AppearanceConfig:
     are rendered without."""
     lr: tuple[float, float] = (0.01, 0.001)
     """Learning rates of the corrections; decays like the pairs of ``optim`` [3DGS: its exposures]."""
+    smooth: float = 0.0
+    """Weight of a loss term that keeps the corrections of images taken one after the other alike; needs images that
+    carry their times. 0: off [ours]."""
+
+    def __post_init__(self) -> None:
+        _check(self.smooth >= 0, "appearance.smooth", self.smooth, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,7 +520,7 @@ class Config:
         """Sections that do nothing in this experiment; a prefix of the dotted names of their settings."""
         gaussians = ("gaussians.",) if self.model.primitive == "anchors" else ()
         # Not the model: with other corrections, or none, it is another experiment.
-        return gaussians + (("appearance.lr",) if self.appearance.model == "none" else ())
+        return gaussians + (("appearance.lr", "appearance.smooth") if self.appearance.model == "none" else ())
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")

@@ -104,6 +104,12 @@ def recorded_frame(config: SceneConfig, record: Mapping[str, Any]) -> SceneConfi
     return replace(config, offset=tuple(record["offset"]), unit=record["unit"], axes=tuple(record["axes"]))
 
 
+def same_frame(one: SceneConfig, other: SceneConfig) -> bool:
+    """Whether two runs have the same coordinates, by the settings that they recorded (``Frame.recorded``)."""
+    none = (0.0, 0.0, 0.0)
+    return (one.offset or none, one.unit, one.axes) == (other.offset or none, other.unit, other.axes)
+
+
 def check_axes(axes: Axes) -> None:
     """Raises UserError for axes that are not a right-handed set."""
     rotation = torch.stack([_vector(axis) for axis in axes])

@@ -47,7 +47,7 @@ def image_size(path: Path) -> tuple[int, int]:
                 if width and height:
                     return width, height
             if head.startswith(_JPEG):
-                for marker, segment in _jpeg_segments(file):
+                for marker, segment in jpeg_segments(file):
                     if marker in _FRAMES and len(segment) >= 5:
                         height, width = struct.unpack(">HH", segment[1:5])
                         if width and height:  # height 0: it comes after the first scan; the decoder will know
@@ -162,14 +162,14 @@ def _is_cut_off(data: bytes) -> bool:
     if not data.startswith(_JPEG):
         return False
     file = io.BytesIO(data)
-    for marker, _ in _jpeg_segments(file):
+    for marker, _ in jpeg_segments(file):
         if marker == _START_OF_SCAN:
             # Among compressed pixels a zero follows every 0xFF, so there the end marker can only be the end.
             return data.find(_END_OF_IMAGE, file.tell()) < 0
     return True
 
 
-def _jpeg_segments(file: io.BufferedReader | io.BytesIO) -> Iterator[tuple[int, bytes]]:
+def jpeg_segments(file: io.BufferedReader | io.BytesIO) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each segment of a JPEG's header, through the start of the first scan or the file's end."""
     file.seek(len(_JPEG))
     while True:

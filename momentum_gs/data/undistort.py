@@ -20,6 +20,7 @@ from jaxtyping import Float32
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress, warn
+from momentum_gs.data.exif import with_exif
 from momentum_gs.data.images import stored_pixels
 from momentum_gs.data.lens import Lens, Points
 
@@ -193,7 +194,8 @@ def _undistort_file(job: Job, places: Callable[[Lens, Window], Places], skip_bad
         if pixels.dtype not in (np.uint8, np.uint16):
             raise UserError(f"data: image {job.source} is of type {pixels.dtype}, expected 8 or 16 bits; convert it")
         straight = undistort(pixels, places(job.lens, job.window), nearest=job.mask)
-        _, data = cv2.imencode(job.target.suffix, straight, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        _, encoded = cv2.imencode(job.target.suffix, straight, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        data = with_exif(encoded.tobytes(), job.source)
     except UserError as error:
         if not skip_bad:
             raise
@@ -207,7 +209,7 @@ def _undistort_file(job: Job, places: Callable[[Lens, Window], Places], skip_bad
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(job.target) as part:
-            part.write_bytes(data.tobytes())
+            part.write_bytes(data)
     except OSError as error:
         raise UserError(
             f"{job.target.parent}: undistorted images cannot be written ({error.strerror}); name a folder that can, "

@@ -14,6 +14,7 @@ from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
+from momentum_gs.data.frame import same_frame
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.model.io import load_model, model_folder
@@ -102,8 +103,7 @@ def _coarse_changes(
         ) from error
     if (coarse / "config.yaml").is_file():
         theirs, ours = load_run_config(coarse).scene, scene.frame.recorded(config.scene)
-        none = (0.0, 0.0, 0.0)
-        if (theirs.offset or none, theirs.unit, theirs.axes) != (ours.offset or none, ours.unit, ours.axes):
+        if not same_frame(theirs, ours):
             raise UserError(
                 f"partition: the coarse model in {coarse} has scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
                 f"expected {ours.unit} and {ours.offset} as here; train it again with these settings, or set "

@@ -129,8 +129,7 @@ class Training:
         self._block_steps = list(self._progress.block_steps)
         clock_scale = self.schedule.block_steps_per_update()
         self._decoders = make_decoders(config, device, clock_scale)
-        names = [camera.name for camera in scene.train]
-        self._corrections = make_corrections(config, names, device, clock_scale, fresh=saved is None)
+        self._corrections = make_corrections(config, scene, device, clock_scale, fresh=saved is None)
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
@@ -242,6 +241,7 @@ class Training:
         self._config, self._progress = config, replace(self._progress, steps=config.steps)
         self.schedule = schedule_of(self._progress, config)
         self._decoders.retime(config)
+        self._corrections.retime(config)
         return True
 
     def _agree(self) -> tuple[bool, bool]:

@@ -24,6 +24,7 @@ from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap.model import write_model
+from momentum_gs.data.exif import with_exif
 from momentum_gs.data.images import IMAGE_SUFFIXES, image_size, read_image, same_aspect, target_size
 
 JPEG_QUALITY = 95
@@ -177,4 +178,4 @@ def _place_image(view: SourceView, camera: Camera, target: Path, size: tuple[int
         raise UserError(f"prepare: cannot encode {target.name}, expected a name that ends in .jpg or .png; rename it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
-        part.write_bytes(data.tobytes())
+        part.write_bytes(with_exif(data.tobytes(), view.image))

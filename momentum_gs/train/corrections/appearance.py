@@ -1,6 +1,6 @@
 """The per-image colour corrections in training (docs/appearance.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from momentum_gs.config.run import coarse_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.model.appearance import ROW_SHAPES, AppearanceTable, correct, load_appearance, roughness
+from momentum_gs.train.corrections.appearance_smooth import Neighbours
 from momentum_gs.train.corrections.image_rows import ImageRows, NoRows, first_table
 from momentum_gs.train.lr import exponential
 
@@ -29,22 +30,47 @@ class NoAppearance(NoRows):
 class SharedAppearance(ImageRows[AppearanceTable]):
     """The corrections of all images. The face of ``NoAppearance``."""
 
-    def __init__(self, config: Config, start: AppearanceTable, device: torch.device, clock_scale: float) -> None:
-        """``clock_scale``: block steps that pass per update of what all blocks share."""
-        rate = exponential(*config.appearance.lr, config.optim.lr_steps)
-        super().__init__(start, rate, config.optim.eps, device, clock_scale)
+    def __init__(
+        self,
+        config: Config,
+        start: AppearanceTable,
+        device: torch.device,
+        clock_scale: float,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """
+        Args:
+            clock_scale: Block steps that pass per update of what all blocks share.
+            neighbours: Images that ``appearance.smooth`` holds together.
+        """
+        super().__init__(config, start, device, clock_scale)
+        self._smooth = config.appearance.smooth
+        self._near = {
+            self._place[name]: [(self._place[other], closeness) for other, closeness in near]
+            for name, near in (neighbours or {}).items()
+        }
+
+    def rate(self, config: Config) -> Callable[[float], float]:
+        """As ``appearance.lr`` says."""
+        return exponential(*config.appearance.lr, config.optim.lr_steps)
 
     def correct(self, image: Tensor, name: str) -> Tensor:
         """The render [3,H,W] as the image of that name has it; the gradient reaches both."""
         place = self._place[name]
-        row = self.table.rows[place].clone().requires_grad_(self._live)
+        row = self.row(place).requires_grad_(self._live)
         self._shown = place, row
         return correct(image, row)
 
     def take_gradient(self, position: int) -> None:
         """Sets the gradient of the last image shown aside; ``position``: of its block among the active ones."""
-        if self._shown is not None and self._shown[1].dim() == 4:
-            (_SMOOTH * roughness(self._shown[1])).backward()
+        assert self._shown is not None, "an image was shown"
+        place, row = self._shown
+        if row.dim() == 4:
+            (_SMOOTH * roughness(row)).backward()
+        for other, closeness in self._near.get(place, ()):
+            # One that has not been shown has no correction yet.
+            weight = self._smooth * closeness * self._seen[other]
+            (weight * (row - self.row(other)).square().mean()).backward()
         super().take_gradient(position)
 
 
@@ -54,7 +80,12 @@ NO_APPEARANCE = NoAppearance()
 
 
 def make_appearance(
-    config: Config, names: Sequence[str], device: torch.device, clock_scale: float, fresh: bool
+    config: Config,
+    names: Sequence[str],
+    device: torch.device,
+    clock_scale: float,
+    fresh: bool,
+    neighbours: Neighbours | None = None,
 ) -> Appearance:
     """As ``appearance.model`` says; blocks start from the coarse run's corrections where it has some.
 
@@ -62,6 +93,7 @@ def make_appearance(
         names: All training images of the scene.
         clock_scale: Block steps an update.
         fresh: The run begins; False: ``load`` follows.
+        neighbours: Images that ``appearance.smooth`` holds together.
 
     Raises:
         UserError: the coarse run has corrections of another kind.
@@ -75,4 +107,4 @@ def make_appearance(
             f"{coarse_folder(config)}: corrections of shape {tuple(start.rows.shape[1:])}, expected "
             f"{ROW_SHAPES[kind]} (appearance.model = {kind}); train the coarse model with the same setting"
         )
-    return SharedAppearance(config, start, device, clock_scale)
+    return SharedAppearance(config, start, device, clock_scale, neighbours)

@@ -1,14 +1,19 @@
 """The per-image pose corrections in training (docs/poses.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import Config
+from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
+from momentum_gs.data.frame import same_frame
 from momentum_gs.model.poses import ROW_SHAPE, PoseTable, load_poses, moved
 from momentum_gs.train.corrections.image_rows import ImageRows, NoRows, first_table
+from momentum_gs.train.initialization import coarse_folder
 from momentum_gs.train.lr import exponential
 
 _LAST_RATE = 0.01
@@ -36,17 +41,16 @@ class SharedPoses(ImageRows[PoseTable]):
     differs by half a percent from that of the row itself, and Adam does not care for so little.
     """
 
-    def __init__(self, config: Config, start: PoseTable, device: torch.device, clock_scale: float) -> None:
-        """``clock_scale``: block steps that pass per update of what all blocks share."""
+    def rate(self, config: Config) -> Callable[[float], float]:
+        """From ``optim.pose`` to a hundredth of it."""
         assert config.optim.pose is not None
-        rate = exponential(config.optim.pose, config.optim.pose * _LAST_RATE, config.optim.lr_steps)
-        super().__init__(start, rate, config.optim.eps, device, clock_scale)
+        return exponential(config.optim.pose, config.optim.pose * _LAST_RATE, config.optim.lr_steps)
 
     def pose(self, camera: Camera) -> tuple[Camera, Tensor | None]:
         """The camera where its image has it now, and a motion of zeros [6] that takes the pose's gradient
         (``render/nudge.py``); None: the poses are fixed."""
         place = self._place[camera.name]
-        row = self.table.rows[place]
+        row = self.row(place)
         nudge = torch.zeros_like(row, requires_grad=True) if self._live else None
         self._shown = None if nudge is None else (place, nudge)
         return moved(camera, row), nudge
@@ -69,8 +73,32 @@ def make_poses(config: Config, names: Sequence[str], device: torch.device, clock
         names: All training images of the scene.
         clock_scale: Block steps an update.
         fresh: The run begins; False: ``load`` follows.
+
+    Raises:
+        UserError: the coarse run's corrections are in other coordinates than those of ``config.scene``.
     """
     if config.optim.pose is None:
         return NO_POSES
-    start = first_table(config, PoseTable, names, ROW_SHAPE, load_poses, fresh)
+
+    def load(folder: Path) -> PoseTable | None:
+        table = load_poses(folder)
+        if table is not None:
+            _check_frame(config)
+        return table
+
+    start = first_table(config, PoseTable, names, ROW_SHAPE, load, fresh)
     return SharedPoses(config, start, device, clock_scale)
+
+
+def _check_frame(config: Config) -> None:
+    """Motions are lengths along axes: in other coordinates they are other ones."""
+    coarse, ours = coarse_folder(config), config.scene
+    if not (coarse / "config.yaml").is_file():  # A model from elsewhere; the partition takes it as well.
+        return
+    theirs = load_config(coarse / "config.yaml").scene
+    if not same_frame(theirs, ours):
+        raise UserError(
+            f"{coarse}: corrections of poses with scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
+            f"scene.axes={theirs.axes}, expected {ours.unit}, {ours.offset} and {ours.axes} as here; train the coarse "
+            "model again with these settings, or set optim.pose=null"
+        )

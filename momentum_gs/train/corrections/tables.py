@@ -1,16 +1,19 @@
 """All that a run learns of its images, beside the scene: colours and poses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
+from momentum_gs.data.capture_times import capture_times
+from momentum_gs.data.scene import Scene
 from momentum_gs.model.appearance import APPEARANCE_FILE, save_appearance
 from momentum_gs.model.poses import POSES_FILE, save_poses
 from momentum_gs.train.corrections.appearance import NO_APPEARANCE, Appearance, make_appearance
+from momentum_gs.train.corrections.appearance_smooth import neighbours_in_time
+from momentum_gs.train.corrections.image_rows import NoRows
 from momentum_gs.train.corrections.poses import NO_POSES, Poses, make_poses
 
 
@@ -41,10 +44,16 @@ class Corrections:
         self.appearance.finish_step()
         self.poses.finish_step()
 
+    def retime(self, config: Config) -> None:
+        """The clocks of a run whose number of steps is revised."""
+        self.appearance.retime(config)
+        self.poses.retime(config)
+
     def files(self) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
         """Name of a checkpoint's file -> its tensors and its metadata; of what is learned alone."""
         parts = {APPEARANCE_FILE: self.appearance, POSES_FILE: self.poses}
-        return {name: (part.to_tensors(), part.metadata()) for name, part in parts.items() if part.table is not None}
+        learned = {name: part for name, part in parts.items() if not isinstance(part, NoRows)}
+        return {name: (part.to_tensors(), part.metadata()) for name, part in learned.items()}
 
     def load(self, folder: Path) -> None:
         """Reads the ``files`` of a checkpoint, bit for bit.
@@ -57,20 +66,24 @@ class Corrections:
 
     def save(self, folder: Path) -> None:
         """Writes the tables into a model folder."""
-        if self.appearance.table is not None:
-            save_appearance(folder, self.appearance.table)
-        if self.poses.table is not None:
-            save_poses(folder, self.poses.table)
+        if (colours := self.appearance.table) is not None:
+            save_appearance(folder, colours)
+        if (poses := self.poses.table) is not None:
+            save_poses(folder, poses)
 
 
 NO_CORRECTIONS = Corrections()
 
 
 def make_corrections(
-    config: Config, names: Sequence[str], device: torch.device, clock_scale: float, fresh: bool
+    config: Config, scene: Scene, device: torch.device, clock_scale: float, fresh: bool
 ) -> Corrections:
-    """As the settings say; the arguments and errors are those of ``make_appearance``."""
+    """As the settings say; the other arguments and the errors are those of ``make_appearance`` and ``make_poses``."""
+    config = replace(config, scene=scene.frame.recorded(config.scene))
+    names = [camera.name for camera in scene.train]
+    smooth = config.appearance.model != "none" and config.appearance.smooth > 0
+    neighbours = neighbours_in_time(scene.path, names, capture_times(scene)) if smooth else {}
     return Corrections(
-        make_appearance(config, names, device, clock_scale, fresh),
+        make_appearance(config, names, device, clock_scale, fresh, neighbours),
         make_poses(config, names, device, clock_scale, fresh),
     )
