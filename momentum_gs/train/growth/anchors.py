@@ -49,7 +49,7 @@ class GrowthStats:
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, Tensor]) -> "GrowthStats":
-        """The inverse of ``rows``; also of those that version 0.1 wrote, whose ``anchor_denom`` was a typo."""
+        """The inverse of ``rows``; also of those that version 0.1 wrote, whose ``anchor_demon`` was a typo."""
         if "anchor_demon" in rows:
             rows = {**rows, "anchor_denom": rows["anchor_demon"]}
         return cls(**{field.name: rows[field.name] for field in fields(cls)})
