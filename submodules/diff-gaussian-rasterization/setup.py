@@ -1,8 +1,8 @@
 """Build of the compiled part: ``pip install --no-build-isolation ./submodules/diff-gaussian-rasterization``.
 
 The CPU drivers always; the CUDA drivers where torch is a CUDA build and nvcc is there. FORCE_CUDA=1 insists on them
-(on a machine without a GPU name the target in TORCH_CUDA_ARCH_LIST), FORCE_CUDA=0 leaves them out. PORTABLE=1 builds
-for any machine of the architecture's current baseline (x86-64-v3: AVX2) instead of this very one.
+(on a machine without a GPU name the target in TORCH_CUDA_ARCH_LIST), FORCE_CUDA=0 leaves them out. The library
+runs on any x86-64 with AVX2 and chooses its kernels there; NATIVE=1 builds for this very machine instead.
 """
 
 import os
@@ -21,11 +21,10 @@ except ImportError as error:
 
 
 def machine_flags() -> list[str]:
-    """Instruction set: the builder's own, or the portable baseline."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    if os.environ.get("PORTABLE", "0") not in ("", "0"):
-        return ["-march=x86-64-v3"] if x86 else []
-    return ["-march=native" if x86 else "-mcpu=native"]
+    """Instruction set: none, csrc/cpu chooses when it runs; the builder's own where NATIVE asks for it."""
+    if os.environ.get("NATIVE", "0") in ("", "0"):
+        return []
+    return ["-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native", "-DCPU_KERNELS_NATIVE"]
 
 
 def with_cuda() -> bool:
@@ -48,8 +47,8 @@ SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
 SOURCES += sorted(map(str, Path("csrc/cuda").glob("*.cu"))) if CUDA else []
 # No errno and no floating-point traps: both only keep the compiler from using vector square roots and selects.
 # -fopenmp only here, not for the linker: torch brings the OpenMP runtime, and a second one beside it would fight for
-# the cores.
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", *machine_flags()]
+# the cores. -Wno-psabi: vectors are passed between inlined functions only.
+FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi", *machine_flags()]
 
 setup(
     ext_modules=[

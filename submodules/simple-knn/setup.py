@@ -1,12 +1,13 @@
 """Build of the compiled part: ``pip install --no-build-isolation ./submodules/simple-knn``.
 
 For CPUs always; for GPUs too where torch was built for CUDA and nvcc is there. FORCE_CUDA=1 makes their absence an
-error, FORCE_CUDA=0 builds for CPUs only. PORTABLE=1 builds for any machine of the architecture's current baseline
-(x86-64-v3: AVX2) instead of this very one. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
+error, FORCE_CUDA=0 builds for CPUs only. The library runs on any x86-64 with AVX2 and chooses its kernels there;
+NATIVE=1 builds for this very machine instead. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
 """
 
 import os
 import platform
+from pathlib import Path
 
 from setuptools import setup
 
@@ -18,11 +19,10 @@ except ImportError as error:
 
 
 def machine_flags() -> list[str]:
-    """Instruction set: the builder's own, or the portable baseline."""
-    x86 = platform.machine() == "x86_64"
-    if os.environ.get("PORTABLE", "0") not in ("", "0"):
-        return ["-march=x86-64-v3"] if x86 else []
-    return ["-march=native" if x86 else "-mcpu=native"]
+    """Instruction set: none, csrc/cpu chooses when it runs; the builder's own where NATIVE asks for it."""
+    if os.environ.get("NATIVE", "0") in ("", "0"):
+        return []
+    return ["-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native", "-DCPU_KERNELS_NATIVE"]
 
 
 def with_cuda() -> bool:
@@ -43,11 +43,13 @@ cuda = with_cuda()
 # -fopenmp only here, not for the linker: torch brings the OpenMP runtime, and a second one beside it would fight for
 # the cores. -Wno-psabi: vectors are passed between inlined functions only.
 flags = ["-O3", "-fopenmp", "-Wno-psabi", "-g0", *machine_flags()]
+SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
+SOURCES += ["csrc/cuda/knn_cuda.cu"] if cuda else []
 setup(
     ext_modules=[
         (CUDAExtension if cuda else CppExtension)(
             "simple_knn._kernels",
-            ["csrc/binding.cpp", "csrc/cpu/knn_cpu.cpp", *(["csrc/cuda/knn_cuda.cu"] if cuda else [])],
+            SOURCES,
             extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
         )
     ],
