@@ -4,7 +4,7 @@
 #
 #   bash scripts/setup.sh
 #   PYTHON=python3.11 VENV=/somewhere/.venv bash scripts/setup.sh     another Python, another place
-#   PORTABLE=1 bash scripts/setup.sh                                  extensions for any machine with AVX2
+#   NATIVE=1 bash scripts/setup.sh                                    extensions for this very CPU alone
 #
 # A torch >= 2.4 that is already there is kept, also one that PYTHON brings (as in the CUDA images).
 set -euo pipefail
@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 TORCH=2.13.0
 EXTENSIONS=(diff-gaussian-rasterization simple-knn fused-ssim)
-export PORTABLE=${PORTABLE:-0}
+export NATIVE=${NATIVE:-0}
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -93,7 +93,7 @@ machine=$(uname -m; echo "${FORCE_CUDA:-}"; command -v nvcc || true; grep -m1 -E
 for name in "${EXTENSIONS[@]}"; do
     files=$(cd "submodules/$name" && find . -type f -not -path './build/*' -not -path '*/__pycache__/*' \
         -not -path './*.egg-info/*' -not -path './tests/*' -not -name '*.so' -not -name '*.md' | LC_ALL=C sort)
-    made_from=$({ cd "submodules/$name" && sha256sum $files; echo "$torch $PORTABLE $machine"; } | fingerprint)
+    made_from=$({ cd "submodules/$name" && sha256sum $files; echo "$torch $NATIVE $machine"; } | fingerprint)
     if up_to_date "$name" "$made_from"; then
         say "$name is up to date"
         continue

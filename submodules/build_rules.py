@@ -2,10 +2,13 @@
 
 The CPU's part is always built; the GPU's where torch is a CUDA build and nvcc is there. FORCE_CUDA=1 makes their
 absence an error, FORCE_CUDA=0 builds for CPUs only. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
+
+The CPU's part runs on any x86-64 with AVX2 and chooses its kernels there; NATIVE=1 builds for this very machine instead.
 """
 
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -45,7 +48,15 @@ def with_cuda() -> bool:
     return missing is None
 
 
+def machine_flags() -> list[str]:
+    """Instruction set: none, as csrc/cpu chooses when it runs; the builder's own where NATIVE asks for it."""
+    if os.environ.get("NATIVE", "0") in ("", "0"):
+        return []
+    return ["-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native", "-DCPU_KERNELS_NATIVE"]
+
+
 CUDA = with_cuda()
+MACHINE = machine_flags()
 Extension = CUDAExtension if CUDA else CppExtension
 
 

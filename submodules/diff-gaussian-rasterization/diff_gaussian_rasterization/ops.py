@@ -32,6 +32,17 @@ _ops = torch.ops.diff_gaussian_rasterization
 _HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("diff_gaussian_rasterization::project", "CUDA")
 
 
+def cpu_kernels() -> str:
+    """Which of its CPU kernels the compiled part runs here: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2), the best
+    that this CPU has or the one that the environment variable MOMENTUM_GS_CPU names (``v4``, ``v3``) when the first
+    kernel runs; ``native`` where NATIVE=1 built them, ``plain`` on other architectures.
+
+    Raises:
+        RuntimeError: where none of them runs on this CPU, or for a name that is not there.
+    """
+    return _ops.cpu_kernels()
+
+
 class Rasterization(NamedTuple):
     """One drawn view."""
 

@@ -79,7 +79,8 @@ def test_opcheck(name: str) -> None:
 
 def test_every_operator_is_checked() -> None:
     registered = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith(f"{ops.name}::")}
-    assert registered == set(operators())
+    # These two take no tensors: opcheck has nothing to check.
+    assert registered - {"cpu_kernels", "cpu_kernels_for"} == set(operators())
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -14,6 +14,7 @@
 #include "scalar.h"
 
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 // e as a polynomial of dx in one row of pixels: (a dx + linear) dx + constant.
 template <class F> struct RowTerms { F linear, constant; };
@@ -56,4 +57,5 @@ template <class F> DGR_HD F blend_vjp(const Opacity<F>& o, F color_grad, F& t, F
   return select(o.inside & o.below_cap & (next >= F(kMinTransmittance)), share - rest * odds, F(0));
 }
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

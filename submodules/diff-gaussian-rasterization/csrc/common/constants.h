@@ -1,7 +1,10 @@
 // The numbers that make an image that of 3DGS. Kept in double; each use rounds to its scalar.
 #pragma once
 
+#include "variant.h"
+
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 // Variance in px^2 added to the diagonal of the screen covariance: a footprint never falls between pixel centres.
 constexpr double kLowPass = 0.3;
@@ -29,4 +32,5 @@ constexpr double kMinTransmittance = 1e-4;
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

@@ -11,6 +11,7 @@
 #include "scalar.h"
 
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 template <class F> struct Camera {
   Vec3<F> r0, r1, r2;  // rows of the world-to-camera rotation
@@ -170,4 +171,5 @@ DGR_HD void project_vjp(const Camera<F>& cam, const Vec3<F>& m, const Symmetric3
   grad_cam.p = dt;
 }
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

@@ -7,6 +7,8 @@
 
 #include <cmath>
 
+#include "variant.h"
+
 #if defined(__CUDACC__)
 #define DGR_HD __host__ __device__ __forceinline__
 #else
@@ -14,6 +16,7 @@
 #endif
 
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 DGR_HD float select(bool mask, float a, float b) { return mask ? a : b; }
 DGR_HD double select(bool mask, double a, double b) { return mask ? a : b; }
@@ -79,4 +82,5 @@ template <class F> DGR_HD Vec3<F> operator-(const Vec3<F>& a, const Vec3<F>& b) 
   return {a.x - b.x, a.y - b.y, a.z - b.z};
 }
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

@@ -4,6 +4,7 @@
 #include "scalar.h"
 
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 constexpr int kMaxShDegree = 3;
 
@@ -76,4 +77,5 @@ template <class F> DGR_HD Vec3<F> normalize_vjp(const Vec3<F>& unit, F inverse_l
   return inverse_length * (g - dot(unit, g) * unit);
 }
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

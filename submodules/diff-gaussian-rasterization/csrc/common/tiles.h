@@ -8,6 +8,7 @@
 #include "scalar.h"
 
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 // An image cut into tiles of W x H pixels; each driver has its own size.
 template <int W, int H> struct Tiling {
@@ -104,4 +105,5 @@ template <class S, class Tiles, class Visit> DGR_HD void visit_tiles(const Recor
   }
 }
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

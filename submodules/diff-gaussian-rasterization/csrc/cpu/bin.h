@@ -12,7 +12,7 @@
 
 #include "../args.h"
 #include "parallel.h"
-#include "tiles.h"
+#include "kernels/tiles.h"
 
 namespace dgr {
 
@@ -94,8 +94,8 @@ struct PairCounts {
   int64_t pairs = 0;
 };
 
-// `record(rank)` reads the record of a rank.
-template <class S, class GetRecord> PairCounts count_pairs(int64_t visible, const TileGrid& grid, const GetRecord& record) {
+// `list(begin, end, tiles, count_of_tile, count_of_rank)` is the kernel list_tiles.
+template <class List> PairCounts count_pairs(int64_t visible, const TileGrid& grid, const List& list) {
   const Tasks tasks(visible);
   PairCounts out;
   out.pair_start.assign(visible + 1, 0);
@@ -103,20 +103,8 @@ template <class S, class GetRecord> PairCounts count_pairs(int64_t visible, cons
   out.tiles.resize(tasks.count);
   out.cursor.assign(tasks.count * grid.count(), 0);
   tasks.run([&](int64_t t, int64_t begin, int64_t end) {
-    std::vector<int32_t>& tiles = out.tiles[t];
-    tiles.reserve((end - begin) * 4);
-    int32_t* count = out.cursor.data() + t * grid.count();
-    for (int64_t rank = begin; rank < end; ++rank) {
-      const size_t before = tiles.size();
-      visit_tiles(record(rank), grid, [&](int64_t row, int64_t first, int64_t last) {
-        for (int64_t column = first; column <= last; ++column) {
-          const int32_t tile = int32_t(row * grid.columns + column);
-          tiles.push_back(tile);
-          ++count[tile];
-        }
-      });
-      out.pair_start[rank + 1] = int32_t(tiles.size() - before);
-    }
+    out.tiles[t].reserve((end - begin) * 4);
+    list(begin, end, out.tiles[t], out.cursor.data() + t * grid.count(), out.pair_start.data() + 1);
   });
   for (const auto& tiles : out.tiles) out.pairs += int64_t(tiles.size());
   check_pairs(out.pairs);

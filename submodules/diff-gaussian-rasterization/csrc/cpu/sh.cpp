@@ -1,12 +1,13 @@
-// Driver of common/sh.h: one direction at a time; the coefficients stream through once.
+// Driver of kernels/sh.h, and the choice of the kernels.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <tuple>
 
-#include "../common/sh.h"
 #include "../args.h"
+#include "choose.h"
+#include "kernels.h"
 #include "parallel.h"
 
 namespace dgr {
@@ -15,43 +16,6 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kGrain = 4096;
-constexpr int kMaxBasis = sh_count(kMaxShDegree);
-
-template <class S> void sh_all(int degree, const S* dirs, const S* sh, int64_t n, int64_t coefficients, int64_t channels, S* out) {
-  parallel_ranges(n, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      S inverse, basis[kMaxBasis];
-      sh_basis(degree, normalize(Vec3<S>{dirs[3 * g], dirs[3 * g + 1], dirs[3 * g + 2]}, inverse), basis);
-      const S* row = sh + g * coefficients * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        S color = 0;
-        for (int k = 0; k < sh_count(degree); ++k) color += basis[k] * row[k * channels + c];
-        out[g * channels + c] = color;
-      }
-    }
-  });
-}
-
-template <class S>
-void sh_vjp_all(int degree, const S* grad, const S* dirs, const S* sh, int64_t n, int64_t coefficients, int64_t channels, S* grad_dirs, S* grad_sh) {
-  parallel_ranges(n, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      S inverse, basis[kMaxBasis], basis_grad[kMaxBasis] = {};
-      const Vec3<S> unit = normalize(Vec3<S>{dirs[3 * g], dirs[3 * g + 1], dirs[3 * g + 2]}, inverse);
-      sh_basis(degree, unit, basis);
-      const S *row = sh + g * coefficients * channels, *in = grad + g * channels;
-      S* out = grad_sh + g * coefficients * channels;
-      for (int k = 0; k < coefficients; ++k)
-        for (int64_t c = 0; c < channels; ++c) {
-          const bool used = k < sh_count(degree);
-          out[k * channels + c] = used ? basis[k] * in[c] : S(0);
-          if (used) basis_grad[k] += row[k * channels + c] * in[c];
-        }
-      const Vec3<S> d = normalize_vjp(unit, inverse, sh_basis_vjp(degree, unit, basis_grad));
-      grad_dirs[3 * g] = d.x, grad_dirs[3 * g + 1] = d.y, grad_dirs[3 * g + 2] = d.z;
-    }
-  });
-}
 
 Tensor sh_cpu(int64_t degree, const Tensor& dirs, const Tensor& sh) {
   check_sh(degree, dirs, sh);
@@ -59,7 +23,10 @@ Tensor sh_cpu(int64_t degree, const Tensor& dirs, const Tensor& sh) {
   Tensor out = at::empty({d.size(0), s.size(2)}, d.options());
   on_scalar(d, [&](auto tag) {
     using S = decltype(tag);
-    sh_all<S>(int(degree), d.const_data_ptr<S>(), s.const_data_ptr<S>(), d.size(0), s.size(1), s.size(2), out.data_ptr<S>());
+    const auto& kernel = kernels().of(S{});
+    parallel_ranges(d.size(0), kGrain, [&, coefficients = s.size(1), channels = s.size(2)](int64_t begin, int64_t end) {
+      kernel.sh(int(degree), d.const_data_ptr<S>(), s.const_data_ptr<S>(), coefficients, channels, begin, end, out.data_ptr<S>());
+    });
   });
   return out;
 }
@@ -70,13 +37,40 @@ std::tuple<Tensor, Tensor> sh_backward_cpu(const Tensor& grad, int64_t degree, c
   Tensor grad_dirs = at::empty(d.sizes(), d.options()), grad_sh = at::empty(s.sizes(), s.options());
   on_scalar(d, [&](auto tag) {
     using S = decltype(tag);
-    sh_vjp_all<S>(int(degree), g.const_data_ptr<S>(), d.const_data_ptr<S>(), s.const_data_ptr<S>(), d.size(0), s.size(1), s.size(2),
-                  grad_dirs.data_ptr<S>(), grad_sh.data_ptr<S>());
+    const auto& kernel = kernels().of(S{});
+    parallel_ranges(d.size(0), kGrain, [&, coefficients = s.size(1), channels = s.size(2)](int64_t begin, int64_t end) {
+      kernel.sh_vjp(int(degree), g.const_data_ptr<S>(), d.const_data_ptr<S>(), s.const_data_ptr<S>(), coefficients, channels, begin, end,
+                    grad_dirs.data_ptr<S>(), grad_sh.data_ptr<S>());
+    });
   });
   return {grad_dirs, grad_sh};
 }
 
+#if defined(CPU_KERNELS_BY_CPU)
+constexpr const Kernels* kTables[] = {&kernels_v4, &kernels_v3};
+#else
+constexpr const Kernels* kTables[] = {&kernels_plain};
+#endif
+
+size_t chosen() {
+  static const size_t variant = cpu_variants::choose("diff_gaussian_rasterization", cpu_variants::features(), cpu_variants::wanted());
+  return variant;
+}
+
+std::string choice(const std::string& features, const std::string& wanted) {
+  return cpu_variants::variants()[cpu_variants::choose("diff_gaussian_rasterization", features, wanted)].name;
+}
+
 }  // namespace
+
+const Kernels& kernels() { return *kTables[chosen()]; }
+
+// Here and not in binding.cpp: they are of the CPU's drivers alone, whatever else is beside them.
+TORCH_LIBRARY_FRAGMENT(diff_gaussian_rasterization, m) {
+  // Which variant runs here, and which would on a CPU with these features (separated by spaces).
+  m.def("cpu_kernels() -> str", [] { return cpu_variants::variants()[chosen()].name; });
+  m.def("cpu_kernels_for(str features, str wanted) -> str", &choice);
+}
 
 TORCH_LIBRARY_IMPL(diff_gaussian_rasterization, CPU, m) {
   m.impl("spherical_harmonics", &sh_cpu);

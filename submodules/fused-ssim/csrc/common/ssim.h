@@ -13,7 +13,15 @@
 #define FUSED_SSIM_HD
 #endif
 
+// The CPU's kernels are compiled once for each instruction set into one library (cpu/v3.cpp, cpu/v4.cpp). What two of
+// them had under one name would be kept by the linker once, for the wrong CPU perhaps: the inline namespace keeps them
+// apart.
+#if !defined(FUSED_SSIM_VARIANT)
+#define FUSED_SSIM_VARIANT plain
+#endif
+
 namespace fused_ssim {
+inline namespace FUSED_SSIM_VARIANT {
 
 constexpr int kRadius = 5;  // 11 taps
 constexpr int kTaps = 2 * kRadius + 1;
@@ -61,4 +69,5 @@ FUSED_SSIM_HD inline Ssim<S> ssim(const Moments<S>& m) {
   };
 }
 
+}  // namespace FUSED_SSIM_VARIANT
 }  // namespace fused_ssim

@@ -4,13 +4,25 @@
 // each of which rounds monotonically: a box that is skipped holds no nearer point.
 #pragma once
 
+#include <cstdint>
+
+#include "box.h"
+
 #ifdef __CUDACC__
 #define SIMPLE_KNN_HD __host__ __device__
 #else
 #define SIMPLE_KNN_HD
 #endif
 
+// The CPU's kernels are compiled once for each instruction set into one library (cpu/v3.cpp, cpu/v4.cpp). What two of
+// them had under one name would be kept by the linker once, for the wrong CPU perhaps: the inline namespace keeps them
+// apart.
+#if !defined(SIMPLE_KNN_VARIANT)
+#define SIMPLE_KNN_VARIANT plain
+#endif
+
 namespace simple_knn {
+inline namespace SIMPLE_KNN_VARIANT {
 
 constexpr int kNeighbours = 3;
 
@@ -41,10 +53,21 @@ struct Nearest {
   }
 };
 
-template <typename T>
-struct Box {
-  T low[3], high[3];
-};
+// The box of `count` > 0 things that have coordinates `at`.
+template <typename T, typename P>
+Box<T> bounds(const P* points, int64_t count) {
+  Box<T> box;
+  for (int axis = 0; axis < 3; ++axis) {
+    T low = points[0].at[axis], high = low;
+    for (int64_t i = 1; i < count; ++i) {
+      low = smaller(low, points[i].at[axis]);
+      high = larger(high, points[i].at[axis]);
+    }
+    box.low[axis] = low;
+    box.high[axis] = high;
+  }
+  return box;
+}
 
 // Squared distance of two boxes, 0 where they touch.
 template <typename T>
@@ -56,4 +79,5 @@ SIMPLE_KNN_HD inline T squared_distance(const Box<T>& a, const Box<T>& b) {
   return squared_norm(gap[0], gap[1], gap[2]);
 }
 
+}  // namespace SIMPLE_KNN_VARIANT
 }  // namespace simple_knn

@@ -2,17 +2,11 @@
 // one source. Speaks the vocabulary of common/scalar.h, so every shared formula also runs N Gaussians or pixels at once.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
-
-#include "../common/scalar.h"
+#include "../../common/scalar.h"
+#include "standard.h"
 
 namespace dgr {
+inline namespace DGR_VARIANT {
 
 // The compiler's vectors, by scalar: GCC wants the element type of vector_size spelled out.
 template <class S, int N> struct NativeOf;
@@ -51,6 +45,10 @@ template <class S, int N> struct Vec {
   friend DGR_HD Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 };
 
+// Gaussians, or pixels of a row, at a time. Also with AVX-512: small Gaussians leave 16 half empty.
+constexpr int kLanes = 8;
+template <class S> using V = Vec<S, kLanes>;
+
 template <class S, int N> struct Mask {
   typename Vec<S, N>::NativeBits m;  // 0 or -1 a lane
   friend DGR_HD Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
@@ -70,7 +68,7 @@ template <class S, int N> DGR_HD Vec<S, N> magnitude(Vec<S, N> a) {
 }
 
 template <class S, int N> DGR_HD Vec<S, N> root(Vec<S, N> a) {
-#if defined(__AVX__)
+#if defined(DGR_AVX2)
   if constexpr (std::is_same_v<S, float> && N == 8) return (typename Vec<S, N>::Native)_mm256_sqrt_ps((__m256)a.v);
 #endif
   for (int i = 0; i < N; ++i) a.v[i] = root(S(a.v[i]));
@@ -80,9 +78,9 @@ template <class S, int N> DGR_HD Vec<S, N> root(Vec<S, N> a) {
 // In float a table look-up and a Newton step where the machine has them, relative error below 2e-7: a division takes
 // as long as all else at a pixel.
 template <class S, int N> DGR_HD Vec<S, N> reciprocal(Vec<S, N> a) {
-#if defined(__AVX__)
+#if defined(DGR_AVX2)
   if constexpr (std::is_same_v<S, float> && N == 8) {
-#if defined(__AVX512VL__)
+#if defined(DGR_AVX512)
     const Vec<S, N> r = (typename Vec<S, N>::Native)_mm256_rcp14_ps((__m256)a.v);
 #else
     const Vec<S, N> r = (typename Vec<S, N>::Native)_mm256_rcp_ps((__m256)a.v);
@@ -125,11 +123,30 @@ template <int N> DGR_HD Vec<double, N> power_of_two(Vec<double, N> x) {
   return x;
 }
 
+#if defined(DGR_AVX2) && !defined(DGR_AVX512)
+// For every mask of 8 lanes the numbers of those that it names, packed, a byte each.
+struct PackTable {
+  uint64_t lanes[256] = {};
+  constexpr PackTable() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, packed = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) lanes[mask] |= uint64_t(lane) << 8 * packed++;
+  }
+};
+constexpr PackTable kPackTable;
+#endif
+
 // Writes the values of the lanes that `keep` (0 or -1) names, packed; returns how many. May write N values.
 DGR_HD int pack(NativeOf<float, 8>::Bits values, NativeOf<float, 8>::Bits keep, uint32_t* out) {
-#if defined(__AVX512VL__)
+#if defined(DGR_AVX512)
   const __mmask8 mask = _mm256_movepi32_mask((__m256i)keep);
   const __m256i packed = _mm256_maskz_compress_epi32(mask, (__m256i)values);
+#elif defined(DGR_AVX2)
+  const unsigned mask = unsigned(_mm256_movemask_ps((__m256)keep));
+  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(kPackTable.lanes[mask])));
+  const __m256i packed = _mm256_permutevar8x32_epi32((__m256i)values, lanes);
+#endif
+#if defined(DGR_AVX2)
   std::memcpy(out, &packed, sizeof(packed));
   return __builtin_popcount(mask);
 #else
@@ -144,7 +161,7 @@ DGR_HD int pack(NativeOf<float, 8>::Bits values, NativeOf<float, 8>::Bits keep, 
 
 // The sums of the lanes of four vectors.
 template <class S, int N> DGR_HD void sum_lanes(const Vec<S, N>* v, S* out) {
-#if defined(__AVX__)
+#if defined(DGR_AVX2)
   if constexpr (std::is_same_v<S, float> && N == 8) {
     const __m256 both = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[0].v, (__m256)v[1].v), _mm256_hadd_ps((__m256)v[2].v, (__m256)v[3].v));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
@@ -209,4 +226,5 @@ template <class V, int M> DGR_HD Group<V, M> power_of_two(const Group<V, M>& a) 
 }
 #undef DGR_EACH
 
+}  // namespace DGR_VARIANT
 }  // namespace dgr

@@ -1,13 +1,15 @@
-// Vectors of the machine's width, by the extension that GCC and Clang share: + - * / work lane by lane.
+// Vectors of the variant's width, by the extension that GCC and Clang share: + - * / work lane by lane.
 #pragma once
 
-#include <cstring>
+#include "../../common/ssim.h"
+#include "standard.h"
 
-namespace simple_knn {
+namespace fused_ssim {
+inline namespace FUSED_SSIM_VARIANT {
 
-#if defined(__AVX512F__)
+#if defined(FUSED_SSIM_AVX512)
 constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
+#elif defined(FUSED_SSIM_AVX2)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
@@ -26,4 +28,5 @@ struct Simd {
   static void store(T* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 };
 
-}  // namespace simple_knn
+}  // namespace FUSED_SSIM_VARIANT
+}  // namespace fused_ssim

@@ -1,0 +1,23 @@
+// The kernels for x86-64-v4. Of its features those that choose.h tests for.
+#include "cpu_variants.h"
+#include "kernels.h"
+
+#if defined(CPU_KERNELS_BY_CPU)
+#include "kernels/standard.h"
+
+#define DGR_VARIANT v4
+#define DGR_TABLE kernels_v4
+#define DGR_AVX2
+#define DGR_AVX512
+#if defined(__clang__)
+#undef DGR_LAMBDA
+#define DGR_LAMBDA __attribute__((target("avx2,fma,bmi,bmi2,popcnt,avx512f,avx512cd,avx512bw,avx512dq,avx512vl")))
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2,popcnt,avx512f,avx512cd,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,bmi,bmi2,popcnt,avx512f,avx512cd,avx512bw,avx512dq,avx512vl")
+#endif
+#include "kernels/table.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,40 @@
+// What the driver calls: the sweep over bands of rows, compiled once for each instruction set (kernels/bands.h by v3.cpp,
+// v4.cpp and plain.cpp). Plain pointers and numbers: no torch, no threads, and no type whose layout or code depends on
+// the instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_variants.h"
+
+namespace fused_ssim {
+
+template <typename T>
+struct Images {
+  const T *x, *y;  // [planes,H,W]
+  int64_t height, width;
+  bool valid;
+  T scale;
+  T* grad;  // [planes,H,W], of `scale` times the sum; null: only values are wanted
+};
+
+// Tasks are bands of rows of the planes, counted plane by plane. A band repeats 10 rows of its neighbours' work: 64 rows
+// cost a sixth more and still give enough tasks to share.
+constexpr int64_t kBandRows = 64;
+
+struct Kernels {
+  // Writes the sum of SSIM over each of the tasks [begin, end) to its place in `sums`.
+  void (*sum_float)(const Images<float>&, int64_t begin, int64_t end, double* sums);
+  void (*sum_double)(const Images<double>&, int64_t begin, int64_t end, double* sums);
+
+  auto of(float) const { return sum_float; }
+  auto of(double) const { return sum_double; }
+};
+
+#if defined(CPU_KERNELS_BY_CPU)
+extern const Kernels kernels_v3, kernels_v4;
+#else
+extern const Kernels kernels_plain;
+#endif
+
+}  // namespace fused_ssim
