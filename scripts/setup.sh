@@ -2,22 +2,34 @@
 # Makes the environment: .venv with torch, this package and its three compiled extensions. Run it as often as you like;
 # it only does what is missing or has changed.
 #
-#   bash scripts/setup.sh
+#   bash scripts/setup.sh                                             what training, rendering and scoring need
+#   bash scripts/setup.sh --dev                                       also all extras, and what the tests need
 #   PYTHON=python3.11 VENV=/somewhere/.venv bash scripts/setup.sh     another Python, another place
 #   NATIVE=1 bash scripts/setup.sh                                    extensions for this very CPU alone
+#   FORCE_CUDA=1 bash scripts/setup.sh                                with the GPU's part, or an error
 #
-# A torch >= 2.4 that is already there is kept, also one that PYTHON brings (as in the CUDA images).
+# A torch >= 2.11 that is already there is kept, also one that PYTHON brings (as in the CUDA images). The program is
+# installed as editable and the extensions as packages of their own, as copies (setup.py has the one wheel of all).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 TORCH=2.13.0
+OLDEST_MINOR=11  # of torch 2, that was tried
+LOCK=requirements-lock.txt
 EXTENSIONS=(diff-gaussian-rasterization simple-knn fused-ssim)
 export NATIVE=${NATIVE:-0}
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
+
+dev=
+case ${1:-} in
+    --dev) dev=-dev ;;
+    "") ;;
+    *) fail "unknown word $1, expected --dev or nothing" ;;
+esac
 
 # version PYTHON PACKAGE: the installed version, or nothing.
 version() {
@@ -34,7 +46,7 @@ PY
 torch_of() {
     local found
     found=$(version "$1" torch)
-    if [[ $found =~ ^([0-9]+)\.([0-9]+) ]] && ((BASH_REMATCH[1] > 2 || BASH_REMATCH[1] == 2 && BASH_REMATCH[2] >= 4)); then
+    if [[ $found =~ ^([0-9]+)\.([0-9]+) ]] && ((BASH_REMATCH[1] > 2 || BASH_REMATCH[1] == 2 && BASH_REMATCH[2] >= OLDEST_MINOR)); then
         echo "$found"
     fi
 }
@@ -42,7 +54,7 @@ torch_of() {
 pip_install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 # What a finished step was made from lies in $VENV/stamps/NAME: up_to_date NAME FINGERPRINT, done_with NAME FINGERPRINT.
-up_to_date() { [[ -n $(version "$VENV/bin/python" "$1") && $(cat "$VENV/stamps/$1" 2>/dev/null) == "$2" ]]; }
+up_to_date() { [[ -n $(version "$VENV/bin/python" "${1%-dev}") && $(cat "$VENV/stamps/$1" 2>/dev/null) == "$2" ]]; }
 done_with() { mkdir -p "$VENV/stamps" && echo "$2" >"$VENV/stamps/$1"; }
 fingerprint() { sha256sum | cut -d' ' -f1; }
 
@@ -69,21 +81,29 @@ else
 fi
 
 # --- this package ---
-# Constraints, because torchvision would otherwise pull its own torch: torch 2.m.p goes with torchvision 0.(m+15).p.
+# Constraints: the versions of the lock where Python and torch are the lock's. Elsewhere those of torch and torchvision,
+# which would otherwise pull its own torch: torch 2.m.p goes with torchvision 0.(m+15).p.
 [[ $torch =~ ^2\.([0-9]+)\.([0-9]+) ]] || fail "torch $torch, expected 2.x"
 torchvision=0.$((BASH_REMATCH[1] + 15)).${BASH_REMATCH[2]}
-made_from=$({ cat pyproject.toml; echo "$torch $PWD"; } | fingerprint)
-if up_to_date momentum-gs "$made_from"; then
+made_from=$({ cat pyproject.toml setup.py "$LOCK"; echo "$torch $PWD"; } | fingerprint)
+if up_to_date momentum-gs-dev "$made_from" || { [[ -z $dev ]] && up_to_date momentum-gs "$made_from"; }; then
     say "momentum-gs is up to date"
 else
-    installed=$(version "$VENV/bin/python" torchvision)
     constraints=$(mktemp)
     trap 'rm -f "$constraints"' EXIT
-    printf 'torch==%s\ntorchvision==%s\n' "${torch%%+*}" "${installed:-$torchvision}" >"$constraints"
+    python=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    if [[ $(head -n 1 "$LOCK") == "# Python $python, torch ${torch%%+*}" ]]; then
+        cat "$LOCK" >"$constraints"
+    else
+        installed=$(version "$VENV/bin/python" torchvision)
+        printf 'torch==%s\ntorchvision==%s\n' "${torch%%+*}" "${installed:-$torchvision}" >"$constraints"
+    fi
+    extras=plot
+    if [[ -n $dev ]]; then extras=eval,las,log,plot,sfm,dev; fi
     pip_install -c "$constraints" "setuptools>=77" wheel ninja
-    pip_install -c "$constraints" --no-build-isolation -e ".[eval,log,plot,dev]"
-    done_with momentum-gs "$made_from"
-    say "momentum-gs installed"
+    pip_install -c "$constraints" --no-build-isolation -e ".[$extras]"
+    done_with "momentum-gs$dev" "$made_from"
+    say "momentum-gs installed${dev:+, with what the tests need}"
 fi
 
 # --- the extensions ---
@@ -93,7 +113,7 @@ machine=$(uname -m; echo "${FORCE_CUDA:-}"; command -v nvcc || true; grep -m1 -E
 for name in "${EXTENSIONS[@]}"; do
     files=$(cd "submodules/$name" && find . -type f -not -path './build/*' -not -path '*/__pycache__/*' \
         -not -path './*.egg-info/*' -not -path './tests/*' -not -name '*.so' -not -name '*.md' | LC_ALL=C sort)
-    made_from=$({ cd "submodules/$name" && sha256sum $files; echo "$torch $NATIVE $machine"; } | fingerprint)
+    made_from=$({ cd "submodules/$name" && sha256sum ../build_rules.py $files; echo "$torch $NATIVE $machine"; } | fingerprint)
     if up_to_date "$name" "$made_from"; then
         say "$name is up to date"
         continue
@@ -103,8 +123,8 @@ for name in "${EXTENSIONS[@]}"; do
     mkdir -p "$VENV/src/$name"
     # Only the compiler's objects outlive a build: a file that the checkout no longer has must not be installed.
     find "$VENV/src/$name" -mindepth 1 -maxdepth 2 -not -name build -not -path '*/build/temp*' -exec rm -rf {} +
-    tar -C submodules --exclude=build --exclude='*.egg-info' --exclude=__pycache__ --exclude='*.so' -cf - "$name" |
-        tar -C "$VENV/src" -xf -
+    tar -C submodules --exclude=build --exclude='*.egg-info' --exclude=__pycache__ --exclude='*.so' -cf - "$name" \
+        build_rules.py | tar -C "$VENV/src" -xf -
     pip_install --no-build-isolation --no-deps --force-reinstall "$VENV/src/$name"
     done_with "$name" "$made_from"
     say "$name built in $((SECONDS - start)) s"

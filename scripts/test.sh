@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash scripts/setup.sh
+bash scripts/setup.sh --dev
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
 
 ruff check .

@@ -3,7 +3,7 @@
 The CPU's part is always built; the GPU's where torch is a CUDA build and nvcc is there. FORCE_CUDA=1 makes their
 absence an error, FORCE_CUDA=0 builds for CPUs only. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
 
-The CPU's part runs on any x86-64 with AVX2 and chooses its kernels there; NATIVE=1 builds for this very machine instead.
+The CPU part runs on any x86-64 with AVX2 and chooses its kernels there; NATIVE=1 builds for this machine alone.
 """
 
 import json

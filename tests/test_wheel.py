@@ -1,0 +1,133 @@
+"""The wheel: built here, installed where there is neither a compiler nor a checkout, it does the whole job.
+
+Nothing is downloaded: what the wheel requires, and nothing else, is linked from the environment of the tests.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="the wheel is built with a compiler"),
+]
+TINY = [
+    "steps=24", "scene.resolution=1", "model.voxel_size=0.2", "growth.interval=4", "log.tensorboard=false",
+    "weighting.view_stride=2", "device=cpu",
+]  # fmt: skip
+
+
+def required(wheel: str) -> Iterator[metadata.Distribution]:
+    """What a distribution needs without any extra, and what that needs. The versions that are here must be allowed."""
+    todo, seen = [Requirement(text) for text in metadata.requires(wheel) or []], set()
+    while todo:
+        need = todo.pop()
+        if need.name in seen or (need.marker and not need.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(need.name)
+        found = metadata.distribution(need.name)
+        assert need.specifier.contains(found.version, prereleases=True), f"{need}, but here is {found.version}"
+        todo += map(Requirement, found.requires or [])
+        yield found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh wheel. Compiled objects are kept beside the environment: another checkout has a folder of its own."""
+    out = tmp_path_factory.mktemp("dist")
+    build = Path(sys.prefix) / "wheels" / hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    env = {**os.environ, "OUT": str(out), "BUILD": str(build), "PYTHON": sys.executable}
+    env.pop("PYTHONPATH", None)
+    command = ["bash", str(ROOT / "scripts" / "build_wheels.sh"), "momentum-gs"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (found,) = out.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``momentum-gs`` of an environment that has the wheel and what it requires."""
+    folder = tmp_path_factory.mktemp("environment")
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, str(wheel)], check=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    sys.path.insert(0, str(site))  # Its metadata, not those of the editable install.
+    try:
+        dependencies = list(required("momentum-gs"))
+    finally:
+        sys.path.remove(str(site))
+    for dependency in dependencies:
+        for name in {file.parts[0] for file in dependency.files or []} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(str(dependency.locate_file(name)))
+    return folder / "bin" / "momentum-gs"
+
+
+def call(program: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder, without checkout, compiler or anything else on the path."""
+    env = {"PATH": str(folder / "nothing"), "CC": "false", "CXX": "false", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(program), *argv], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_whole_job_runs_from_the_wheel(program: Path, tmp_path: Path) -> None:
+    def run(*argv: str) -> str:
+        done = call(program, tmp_path, *argv)
+        assert done.returncode == 0, f"{' '.join(argv)}\n{done.stderr}"
+        return done.stdout
+
+    settings = ["-c", "own", "-c", "modes/full", "-s", "scene", *TINY]
+    run("synth", "scene", "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
+    said = run("train", *settings, "-m", "out/coarse", "stage=coarse")
+    assert re.match(r"device   cpu, 1 thread, kernels .*, built for", said)
+    run("partition", "scene", "-c", "own", *TINY, "-m", "out", "partition.blocks=2")
+    run("train", *settings, "-m", "out", "partition.blocks=2", "blocks.active=1")
+    run("merge", "out")
+    assert run("render", "out").startswith("device   cpu")
+    run("eval", "out", "out/coarse" if (tmp_path / "out/coarse/test").exists() else "out", "--lpips", "none")
+    run("report", "out")
+    assert {"results.json", "report.html", "partition.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_shipped_settings_are_those_of_the_checkout(program: Path, tmp_path: Path) -> None:
+    python = program.with_name("python")
+    code = (
+        "import momentum_gs.eval.published as published\n"
+        "from momentum_gs.config.load import load_settings\n"
+        "from momentum_gs.config.shipped import find_sweep, shipped_folder\n"
+        "from momentum_gs.config.sweep import load_sweep\n"
+        "assert published.scene_keys()\n"
+        "for file in sorted(shipped_folder().rglob('*.yaml')):\n"
+        "    name = file.relative_to(shipped_folder()).with_suffix('').as_posix()\n"
+        "    if name.startswith('sweeps/'): load_sweep(find_sweep(name))\n"
+        "    else: load_settings(name)\n"
+        "    print(name)\n"
+    )
+    done = call(python, tmp_path, "-I", "-c", code)
+    assert done.returncode == 0, done.stderr
+    here = {file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in ROOT.glob("configs/**/*.yaml")}
+    assert set(done.stdout.split()) == here
+
+
+def test_nothing_of_the_checkout_is_used(program: Path, tmp_path: Path) -> None:
+    python = program.with_name("python")
+    names = ["momentum_gs", "diff_gaussian_rasterization", "simple_knn", "fused_ssim"]
+    done = call(
+        python, tmp_path, "-I", "-c", f"import {', '.join(names)}\nfor m in [{', '.join(names)}]: print(m.__file__)"
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert Path(line).is_relative_to(program.parents[1]), line
