@@ -1,14 +1,64 @@
-"""What holds for all tests: property tests draw the same examples every time."""
+"""What holds for all tests: the same examples every time, no GPU unless asked for, and a word on what was skipped."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
+import fused_ssim
 import pytest
 import torch
 from hypothesis import settings
+from skip_table import GPU_REASON, SkipTable
 
 # derandomize: a failure on one machine is a failure on all. No deadline: a busy machine is slow, not wrong.
 settings.register_profile("momentum-gs", derandomize=True, deadline=None)
 settings.load_profile("momentum-gs")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--check-skips", action="store_true", help="fail for skips that tests/skip_table.py lacks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # Of several processes (pytest-xdist), the one that hears of all tests.
+        config.pluginmanager.register(SkipTable(config.getoption("check_skips")))
+
+
+def why_no_gpu() -> str | None:
+    """Why tests with the marker ``gpu`` cannot run; None where they can. As momentum_gs/core/device.py decides."""
+    if not torch.cuda.is_available():
+        return f"{GPU_REASON}: torch finds none that it can use"
+    if not fused_ssim.has_cuda():
+        return f"{GPU_REASON}: there is one, but the extensions were built without CUDA"
+    return None
+
+
+# Asked once, before any test hides the GPUs: CUDA remembers which ones it saw first.
+WHY_NO_GPU = why_no_gpu()
+GPUS = 0 if WHY_NO_GPU else torch.cuda.device_count()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Without the marker ``gpu`` a test, its fixtures and every process it starts find no GPU: ``auto`` is the CPU.
+
+    So the tests that compare bits, or start more ranks than there are GPUs, mean the same on every machine.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("gpu") is None:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return (yield)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """``gpu`` asks for one GPU, ``gpu(n)`` for n of them."""
+    marker = item.get_closest_marker("gpu")
+    if marker is None:
+        return
+    needed = marker.args[0] if marker.args else 1
+    if WHY_NO_GPU is not None:
+        pytest.skip(WHY_NO_GPU)
+    if needed > GPUS:
+        pytest.skip(f"{GPU_REASON}: {needed} of them, found {GPUS}")
 
 
 @pytest.fixture

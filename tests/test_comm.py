@@ -1,7 +1,6 @@
-"""Two real gloo processes: sums, flat buffers, and blocks of tensors that travel."""
+"""Two real processes: sums, flat buffers, and blocks of tensors that travel."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from momentum_gs.core.comm import Comm, LocalComm, connect, launched
+from momentum_gs.core.device import pick_device
 from momentum_gs.core.watch import Stop
 
 
@@ -26,21 +27,23 @@ def blocks() -> dict[str, torch.Tensor]:
     }
 
 
-def check_rank(comm: Comm) -> None:
-    """What each of the two ranks runs."""
+def check_rank(comm: Comm, device: torch.device) -> None:
+    """What each of the two ranks runs: sums on its device and on the host, blocks through the host."""
     assert comm.world_size == 2
-    flat = torch.tensor([1.0, 10.0]) * (comm.rank + 1)
-    comm.all_reduce_sum_(flat)
-    assert flat.tolist() == [3.0, 30.0]
+    for place in (device, torch.device("cpu")):
+        flat = torch.tensor([1.0, 10.0], device=place) * (comm.rank + 1)
+        comm.all_reduce_sum_(flat)
+        assert flat.tolist() == [3.0, 30.0]
 
     # A row of each rank: adding zeros keeps every bit.
-    rows = torch.zeros(2, 3)
-    rows[comm.rank] = torch.tensor([0.1, 1e-30, -7.0]) * (comm.rank + 1)
+    rows = torch.zeros(2, 3, device=device)
+    rows[comm.rank] = torch.tensor([0.1, 1e-30, -7.0], device=device) * (comm.rank + 1)
     comm.all_reduce_sum_(rows)
-    assert torch.equal(rows, torch.tensor([0.1, 1e-30, -7.0]) * torch.tensor([[1], [2]]))
+    assert torch.equal(rows.cpu(), torch.tensor([0.1, 1e-30, -7.0]) * torch.tensor([[1], [2]]))
 
     if comm.rank == 0:
-        comm.send(blocks(), '{"block": 4, "name": "häuser"}', to=1)
+        there = {name: tensor.to(device) for name, tensor in blocks().items()}
+        comm.send(there, '{"block": 4, "name": "häuser"}', to=1)
         tensors, meta = comm.recv(1)
         assert (tensors, meta) == ({}, "")
     else:
@@ -84,19 +87,22 @@ def check_transfers_beside_sums(comm: Comm) -> None:
     assert len(done) == rounds
 
 
-def test_two_gloo_ranks() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
+def test_two_ranks(device: str) -> None:
+    """gloo between CPUs, NCCL between GPUs."""
+    # The launcher's store; it chooses a port that nobody has.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     # Plain subprocesses with torchrun's variables: its agent costs seconds and adds nothing here.
     ranks = []
     for rank in range(2):
         world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        env = os.environ | world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        env["PYTHONPATH"] = str(Path(__file__).parents[1])
-        ranks.append(subprocess.Popen([sys.executable, __file__], env=env, stderr=subprocess.PIPE, text=True))
+        env = os.environ | world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, __file__, device]
+        ranks.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     try:
-        errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+        errors = [rank.communicate()[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -120,4 +126,5 @@ def test_one_rank_is_the_same_code_without_traffic(monkeypatch: pytest.MonkeyPat
 
 if __name__ == "__main__":
     with Stop() as stop, launched(stop) as launch:
-        check_rank(connect(torch.device("cpu"), launch))
+        device = pick_device(sys.argv[1])
+        check_rank(connect(device, launch), device)

@@ -420,11 +420,11 @@ def test_a_job_waits_for_what_it_needs_and_fails_with_it(tmp_path: Path) -> None
 
 
 def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
-    """Either job ends only once it has seen the other one: one after the other, they would fail."""
+    """Either job ends only once it has seen the other one: one after the other, they would hang."""
     wait = (
-        "name = os.environ['SLOT']; open({!r} + name, 'w'); end = time.time() + 60\n"
+        "name = os.environ['SLOT']; open({!r} + name, 'w')\n"
         "while len([f for f in os.listdir({!r}) if f.startswith('slot')]) < 2:\n"
-        "    time.sleep(0.01)\n    assert time.time() < end"
+        "    time.sleep(0.01)"
     ).format(str(tmp_path / "slot"), str(tmp_path))
     jobs = [job(tmp_path / name, wait) for name in ("one", "two")]
     assert run_jobs(jobs, [{"SLOT": "0"}, {"SLOT": "1"}], never) == {}
@@ -432,10 +432,12 @@ def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
 
 def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> None:
     """The new sweep neither starts the job beside the old command nor forgets it: it goes on where that ends."""
-    folder, started = tmp_path / "x", tmp_path / "x" / "a"
+    folder, started, go, order = tmp_path / "x", tmp_path / "x" / "a", tmp_path / "go", tmp_path / "order"
+    note = f"open({str(order)!r}, 'a').write"
+    old = f"pass\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n{note}('old ')"
     script = (
         "from pathlib import Path; from test_sweep import job, never, run_jobs\n"
-        f"run_jobs([job(Path({str(folder)!r}), 'time.sleep(3)')], [{{}}], never)"
+        f"run_jobs([job(Path({str(folder)!r}), {old!r})], [{{}}], never)"
     )
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     sweep = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": places})
@@ -444,25 +446,31 @@ def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> No
         time.sleep(0.02)
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
-    begin = time.monotonic()
-    assert run_jobs([job(folder, "pass")], [{}], never) == {}
-    assert time.monotonic() - begin > 1  # Of the 3 s that the old command sleeps.
+    asked = 0
+
+    def let_the_old_one_end() -> bool:
+        """Asked at every look for work: the new sweep finds the lock taken twice, then the old command may end."""
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            go.touch()
+        return False
+
+    assert run_jobs([job(folder, f"{note}('new ')")], [{}], let_the_old_one_end) == {}
+    assert order.read_text() == "old new "
     assert (folder / "sweep.log").read_text().count("== a") == 2
 
 
 def test_stopping_ends_the_commands_and_keeps_what_is_done(tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    listen = f"import signal; signal.signal(15, lambda *_: (open({str(told)!r}, 'w'), sys.exit(0))); time.sleep(60)"
+    told, listening = tmp_path / "told", tmp_path / "listening"
+    listen = (
+        f"import signal; signal.signal(15, lambda *_: (open({str(told)!r}, 'w'), sys.exit(0)))\n"
+        f"open({str(listening)!r}, 'w')\n"
+        "while True: signal.pause()"
+    )
     jobs = [job(tmp_path / "x", "pass", listen), job(tmp_path / "y", "pass")]
-
-    def stop() -> bool:
-        if (tmp_path / "x" / "b").exists():
-            time.sleep(0.2)  # The handler is set after the file.
-            return True
-        return False
-
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, [{}], stop)
+        run_jobs(jobs, [{}], listening.exists)
     assert told.exists() and stages_done(tmp_path / "x") == ["a"] and not (tmp_path / "y").exists()
 
 

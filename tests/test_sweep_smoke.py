@@ -158,9 +158,8 @@ def test_a_sweep_survives_a_kill_and_never_trains_twice(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "momentum_gs", *words], env=environment)
     try:
-        deadline = time.monotonic() + 120
         while not list(out.glob("runs/*/checkpoint/step_*")):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
             time.sleep(0.05)
     finally:
         for pid in (process.pid, *children(process.pid)):

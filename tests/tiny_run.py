@@ -61,8 +61,8 @@ def write_table(config: Config) -> PartitionTable:
     return table
 
 
-def train(config: Config, *, resume: bool = False) -> Outcome:
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, resume=resume)
+def train(config: Config, *, resume: bool = False, device: torch.device = CPU) -> Outcome:
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), device, resume=resume)
     return training.run(Observers())
 
 
@@ -98,13 +98,30 @@ class InterruptAfter:
         pass
 
 
-def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str) -> dict[str, torch.Tensor]:
-    """Trains with torchrun, as a user would."""
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Waits for the end of a process, however long; returns what it said on stdout and stderr.
+
+    What ends the wait (Ctrl-C, or pytest where a test hangs) ends the process, and a launcher's ranks with it.
+    """
+    try:
+        said, errors = process.communicate()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return said, errors
+
+
+def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Trains with torchrun, as a user would, and returns the model. ``device``: of all ranks."""
     config = make_config(scene, out)
     write_table(config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "momentum_gs", "train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS, *overrides]
+    command += ["-m", "momentum_gs", "train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS]
+    command += [f"device={device}", *overrides]
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors = finish(process)[1]
+    assert process.returncode == 0, errors
     return model_of(out)

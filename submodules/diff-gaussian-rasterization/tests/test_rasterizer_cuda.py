@@ -38,9 +38,9 @@ def on_emulator() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def gpu() -> Backend:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
+        pytest.skip("needs a GPU: torch finds none that it can use")
     if not ops._HAS_CUDA:
-        pytest.skip("the rasterizer is built for CPUs only; FORCE_CUDA=1 builds its CUDA drivers")
+        pytest.skip("needs a GPU: there is one, but the rasterizer was built for CPUs only (FORCE_CUDA=1 builds both)")
     return on_gpu
 
 
@@ -58,7 +58,7 @@ def emulator() -> Backend:
     return on_emulator
 
 
-@pytest.fixture(params=["gpu", "emulator"])
+@pytest.fixture(params=[pytest.param("gpu", marks=pytest.mark.gpu), "emulator"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.getfixturevalue(request.param)
 
@@ -246,6 +246,7 @@ def test_more_pairs_than_an_int32_counts_are_refused(backend: Backend) -> None:
             torch.ops.diff_gaussian_rasterization.composite(*arguments, size, size)
 
 
+@pytest.mark.gpu
 def test_runs_have_the_same_bits(gpu: Backend) -> None:
     scene = make_scene(5000, width=400, height=300, dtype=torch.float32)
     first, second = (run(scene, "cuda") for _ in range(2))
@@ -264,6 +265,7 @@ def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeyp
             assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.gpu
 def test_one_wait_a_step(gpu: Backend) -> None:
     # The number of pairs, which the allocation needs; nothing else may wait for the device.
     scene = moved(make_scene(500, dtype=torch.float32), "cuda")

@@ -10,7 +10,12 @@ from simple_knn._C import has_cuda
 CSRC = Path(__file__).parents[1] / "csrc"
 
 
-@pytest.fixture(params=["cpu", "emulated", "cuda"])
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: runs on a GPU, and is skipped where there is none")
+    config.addinivalue_line("markers", "slow: takes seconds on a quiet machine")
+
+
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "emulated":
         emulator = pytest.importorskip("cuda_emulator", reason="the CUDA emulator is in the repository's tests/")
@@ -21,7 +26,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
             yield "cpu"
         return
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
+        pytest.skip("needs a GPU: torch finds none that it can use")
     if request.param == "cuda" and not has_cuda():
-        pytest.skip("simple_knn was built without CUDA")
+        pytest.skip("needs a GPU: there is one, but simple_knn was built without CUDA")
     yield request.param

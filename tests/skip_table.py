@@ -1,0 +1,94 @@
+"""Which tests may be skipped, how many of them and why; what a run says of its skips, and when they fail it."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("MOMENTUM_GS_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A reason that is known."""
+
+    pattern: str
+    """Found in the reason that a test gives."""
+    at_most: int
+    """Tests of the whole suite; whoever adds one raises it."""
+    where: Callable[[], bool] = lambda: True
+    """Whether the reason holds on this machine."""
+
+
+ALLOWED = (
+    Allowed("set MOMENTUM_GS_SHARED|below MOMENTUM_GS_SHARED", 12, lambda: not SHARED.is_dir()),
+    # The original's way, which the extra 'scatter' compiles for minutes.
+    Allowed("torch_scatter is not installed", 1),
+    Allowed("network namespaces are not permitted here", 1),
+    Allowed(r"no C\+\+ compiler", 200),
+)
+"""Beside these, a test with the marker ``gpu`` may be skipped because it needs a GPU: its marker states the reason."""
+
+GPU_REASON = "needs a GPU"
+
+
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """What a skipped test, or a file of tests, says."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+def unexplained(found: dict[str, list[bool]], allowed: tuple[Allowed, ...] = ALLOWED) -> list[str]:
+    """One sentence for each kind of skip that no entry covers.
+
+    Args:
+        found: reason -> of each test that gave it, whether it has the marker ``gpu``.
+    """
+    complaints = []
+    counts: dict[Allowed, int] = defaultdict(int)
+    for reason, tests in found.items():
+        left = [gpu for gpu in tests if not (gpu and reason.startswith(GPU_REASON))]
+        entry = next((a for a in allowed if re.search(a.pattern, reason) and a.where()), None)
+        if left and entry is None:
+            complaints.append(f"{len(left)} skipped without a reason that is known here: {reason}")
+        elif left and entry is not None:
+            counts[entry] += len(left)
+    for entry, count in counts.items():
+        if count > entry.at_most:
+            complaints.append(f"{count} skipped for '{entry.pattern}', expected at most {entry.at_most}")
+    return complaints
+
+
+class SkipTable:
+    """Listens to a run: prints a table of its skips; with ``--check-skips``, fails it for those not allowed."""
+
+    def __init__(self, check: bool) -> None:
+        self._check = check
+        self._found: dict[str, list[bool]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._found[reason_of(report)].append("gpu" in report.keywords)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self._found[reason_of(report)].append(False)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._check and session.exitstatus == pytest.ExitCode.OK and unexplained(self._found):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self._found:
+            return
+        total = sum(map(len, self._found.values()))
+        terminalreporter.section(f"{total} skipped, by reason")
+        for reason, tests in sorted(self._found.items(), key=lambda item: -len(item[1])):
+            terminalreporter.line(f"{len(tests):5d}  {reason}")
+        for complaint in unexplained(self._found) if self._check else ():
+            terminalreporter.line(f"error: {complaint}; give the reason in tests/skip_table.py", red=True)
