@@ -4,7 +4,7 @@ import fused_ssim
 import pytest
 import torch
 
-from momentum_gs.core.device import kernels_use, pick_device
+from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
 
 
@@ -52,15 +52,3 @@ def test_without_a_gpu(no_gpu: None) -> None:
 def test_unknown_setting_is_refused() -> None:
     with pytest.raises(UserError, match="device: 'tpu', expected auto, cpu or cuda"):
         pick_device("tpu")
-
-
-def test_kernels_say_what_they_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_ssim, "has_cuda", lambda: True)
-    assert kernels_use() == f"CPU kernels {fused_ssim.cpu_kernels()}, with CUDA"
-
-    def refuse() -> str:
-        raise RuntimeError("fused_ssim: the kernels for CPUs need AVX2 and FMA")
-
-    monkeypatch.setattr(fused_ssim, "cpu_kernels", refuse)
-    with pytest.raises(UserError, match="need AVX2 and FMA"):
-        kernels_use()

@@ -18,7 +18,8 @@ FLOORS = {
 DOORS = {
     "diff_gaussian_rasterization": {"momentum_gs/render/rasterize.py"},
     "simple_knn": {"momentum_gs/model/init.py"},
-    "fused_ssim": {"momentum_gs/core/image.py", "momentum_gs/core/device.py"},  # device.py asks what was built.
+    # device.py and kernels.py ask what was built.
+    "fused_ssim": {"momentum_gs/core/image.py", "momentum_gs/core/device.py", "momentum_gs/core/kernels.py"},
     # (core/kernels.py loads all three by name, to say what is wrong with them.)
 }
 # Formats that run code when they are read.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fused_ssim
 import pytest
 import torch
 
@@ -28,7 +29,16 @@ def with_package(folder: Path, files: dict[str, str]) -> str:
 
 def test_ours_are_in_order() -> None:
     kernels.check_kernels()
-    assert kernels.cpu_kernels()
+    assert kernels.cpu_kernels() == fused_ssim.cpu_kernels()
+
+
+def test_a_cpu_that_they_do_not_run_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise RuntimeError("fused_ssim: the kernels for CPUs need AVX2 and FMA")
+
+    monkeypatch.setattr(fused_ssim, "cpu_kernels", refuse)
+    with pytest.raises(UserError, match="need AVX2 and FMA"):
+        kernels.cpu_kernels()
 
 
 def test_a_package_of_the_same_name_is_recognised(tmp_path: Path) -> None:

@@ -99,20 +99,6 @@ def device_use(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def kernels_use() -> str:
-    """What the compiled kernels of this installation run on, for people: ``CPU kernels x86-64-v4, without CUDA``.
-
-    Raises:
-        UserError: for a CPU that the kernels do not run on, or a MOMENTUM_GS_CPU that is not there.
-    """
-    from fused_ssim import cpu_kernels, has_cuda  # the three extensions choose alike and are built together
-
-    try:
-        return f"CPU kernels {cpu_kernels()}, {'with' if has_cuda() else 'without'} CUDA"
-    except RuntimeError as error:
-        raise UserError(str(error)) from error
-
-
 def to_host(tensor: Tensor) -> Tensor:
     """The tensor in host memory, page-locked where it comes from a GPU; itself where it is there already."""
     if not pins_memory(tensor.device):

@@ -59,12 +59,17 @@ def build_record(package: str) -> dict[str, str | None]:
 
 
 def cpu_kernels() -> str:
-    """The instruction set of the CPU's kernels in words, as the packages themselves say or as they were compiled."""
-    found = []
-    for package, (module, _) in PACKAGES.items():
-        says = getattr(_module(package, module), "cpu_kernels", None)
-        found.append(str(says()) if says else build_record(package).get("cpu") or "of unknown instruction set")
-    return ", ".join(dict.fromkeys("for this very CPU" if name == "native" else name for name in found))
+    """The instruction set of the CPU's kernels, which the three packages choose alike: ``x86-64-v4``.
+
+    Raises:
+        UserError: for a CPU that they do not run on, or a MOMENTUM_GS_CPU that is not there.
+    """
+    from fused_ssim import cpu_kernels as chosen
+
+    try:
+        return str(chosen())
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def repair(with_gpu: bool = False) -> str:
