@@ -72,6 +72,19 @@ def test_help_lists_the_verbs_and_does_not_import_torch() -> None:
     assert [command for command in cli.COMMANDS if f"  {command} " not in done.stdout] == []
 
 
+def test_every_verb_is_in_one_group() -> None:
+    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(cli.COMMANDS)
+
+
+def test_without_a_verb_all_are_listed_by_purpose() -> None:
+    done = python("-m", "momentum_gs")
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert [purpose for purpose in cli.GROUPS if f"{purpose}:" not in lines] == []
+    assert [name for name, text in cli.COMMANDS.items() if f"  {name:<11}{text}" not in lines] == []
+    assert max(map(len, lines)) <= 120
+
+
 @pytest.mark.parametrize("argv", [["trian"], [], ["--nonsense"]])
 def test_a_verb_that_is_not_there(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -140,7 +153,7 @@ def test_the_scene_may_be_the_first_word() -> None:
     assert (config.scene.path, config.partition.blocks) == ("/scene", 4)
 
 
-@pytest.mark.parametrize("name", ["null", "1e-4", " a: b # c", "it's \"q\"", "[x", "päth"])
+@pytest.mark.parametrize("name", ["null", "1e-4", " a: b # c", 'it\'s "q"', "[x", "päth"])
 def test_a_path_keeps_its_characters(name: str) -> None:
     assert parse("-s", f"/{name}").scene.path == f"/{name}"
     assert parse("-i", name).scene.images == name

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "core": 1, "config": 2, "data": 3, "model": 4, "render": 5, "partition": 6, "train": 6, "eval": 7, "merge": 7,
-    "export": 7, "viewer": 7, "doctor": 8, "experiments": 9, "bench": 9, "cli": 10, "__main__": 11,
+    "export": 7, "viewer": 7, "api": 8, "doctor": 8, "experiments": 9, "bench": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 # The files through which the package reaches each extension.
 DOORS = {
@@ -56,6 +56,8 @@ def imports_point_down(path: str, tree: ast.Module) -> Iterator[Violation]:
         if not within(name, "momentum_gs") or target not in FLOORS or target == here:
             continue
         if here == "__init__":
+            if target == "api":  # For type checkers alone: tests/test_api.py holds that torch is not loaded.
+                continue
             yield line, f"the root imports {name}; it must stay importable without any floor"
         elif FLOORS[target] >= FLOORS[here]:
             yield line, f"{here} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[target]})"

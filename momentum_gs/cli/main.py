@@ -30,6 +30,20 @@ COMMANDS = {
     "bench": "timings of a training step, of growth, of swapping blocks and of the kernels",
 }
 
+GROUPS = {
+    "all at once": ("run",),
+    "make a scene": ("prepare", "synth"),
+    "check it": ("doctor",),
+    "train": ("partition", "train", "merge"),
+    "look and score": ("render", "eval", "report"),
+    "compare methods": ("sweep",),
+    "measure the program": ("bench",),
+}
+"""What a person wants to do, and the commands for it in the usual order."""
+
+USUAL_ORDER = """\
+The usual order: prepare, doctor, partition, train, merge, render, eval, report. 'run' does all of it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own); returns the exit status: 0, 2 user error, 130 interrupted."""
@@ -45,16 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     begun = time.perf_counter()
-    listed = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
+    overview = _overview()
     parser = argparse.ArgumentParser(
         prog="momentum-gs",
         usage="momentum-gs COMMAND ...",
         description="Large scenes as blocks of anchored 3D Gaussians that share one decoder.",
-        epilog=f"commands:\n{listed}\n\n'momentum-gs COMMAND --help' explains a command.",
+        epilog=overview,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"momentum-gs {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="what to do, see below")
+    if not argv:
+        parser.exit(2, f"usage: {parser.usage}\n\n{parser.description}\n\n{overview}\n")
     name = parser.parse_args(argv[:1]).command
 
     # OpenMP's threads spin while they wait for each other. That gains a little on an idle machine (53 against 66 ms a
@@ -76,3 +92,11 @@ def _run(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv[1:])
     args.seconds_to_start = time.perf_counter() - begun
     return module.run(args) or 0
+
+
+def _overview() -> str:
+    """All commands by what they are for, one line each."""
+    lines = []
+    for purpose, names in GROUPS.items():
+        lines += [f"{purpose}:", *(f"  {name:<11}{COMMANDS[name]}" for name in names), ""]
+    return "\n".join([*lines, USUAL_ORDER, "'momentum-gs COMMAND --help' explains a command."])

@@ -21,7 +21,7 @@ from momentum_gs.eval.metrics import error_map
 from momentum_gs.eval.results import code_version, png_names, write_json
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder_bank import Decoder
-from momentum_gs.model.io import load_model
+from momentum_gs.model.io import load_model, model_file
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.view import ViewRender, render_view
 
@@ -39,10 +39,7 @@ class ModelPart:
 
 def merged_part(folder: Path, cameras: list[Camera]) -> list[ModelPart]:
     """The merged (or coarse) model with every view."""
-    ply = folder / "point_cloud.ply"
-    if not ply.exists():
-        raise UserError(f"{ply}: missing, the blocks are not merged yet; run 'momentum-gs merge' first")
-    return [ModelPart(ply, cameras)]
+    return [ModelPart(model_file(folder), cameras)]
 
 
 def block_parts(folder: Path, table: PartitionTable, cameras: list[Camera]) -> list[ModelPart]:
@@ -50,10 +47,8 @@ def block_parts(folder: Path, table: PartitionTable, cameras: list[Camera]) -> l
     owners = [table.owner(camera) for camera in cameras]
     parts = []
     for block in sorted(set(owners)):
-        ply = folder / f"point_cloud_block{block}.ply"
-        if not ply.exists():
-            raise UserError(f"{ply}: missing; --blocks needs the models that block training leaves there")
-        parts.append(ModelPart(ply, [camera for camera, owner in zip(cameras, owners, strict=True) if owner == block]))
+        owned = [camera for camera, owner in zip(cameras, owners, strict=True) if owner == block]
+        parts.append(ModelPart(model_file(folder, block), owned))
     return parts
 
 

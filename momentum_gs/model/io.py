@@ -50,6 +50,24 @@ def model_folder(out: Path, iteration: int = -1) -> Path:
     return folders[chosen]
 
 
+def model_file(folder: Path, block: int | None = None) -> Path:
+    """The PLY in ``point_cloud/iteration_<N>``: of the merged or coarse model, or of one block before the merge.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if block is None:
+        ply = folder / "point_cloud.ply"
+        if not ply.exists():
+            raise UserError(f"{ply}: missing, the blocks are not merged yet; run 'momentum-gs merge' first")
+        return ply
+    ply = folder / f"{_BLOCK}{block}.ply"
+    if not ply.exists():
+        found = len(list(folder.glob(f"{_BLOCK}*.ply")))
+        raise UserError(f"{ply}: missing, found {found} blocks; expected what the training of blocks leaves there")
+    return ply
+
+
 def save_model(path: Path, model: Model) -> None:
     """Write the rows of a model as a PLY, anchors or splats each in their layout."""
     if isinstance(model, Splats):
