@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 
 def lines_of(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
     assert cli.main(["bench", *argv, "--repeats", "1", "--threads", "1", "device=cpu"]) == 0
-    return capsys.readouterr().out.splitlines()
+    machine, *lines = capsys.readouterr().out.splitlines()
+    assert machine.startswith("device   cpu, 1 thread, kernels ")
+    return lines
 
 
 def test_raster_prints_ours_the_reference_and_why_not_the_others(capsys: pytest.CaptureFixture[str]) -> None:
