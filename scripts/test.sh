@@ -1,13 +1,28 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is done: lint, types, tests. Arguments go to pytest.
+# Everything that must hold before a change is done: lint, types, CUDA sources, tests.
+#
+#   bash scripts/test.sh [PYTEST ARGUMENT...]         all of it, as CI does
+#   bash scripts/test.sh fast [PYTEST ARGUMENT...]    while editing: no CUDA sources, no tests with the marker 'slow'
+#
+# Ends with what was skipped and why; a skip that tests/skip_table.py does not know is a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+tier=all
+if [[ ${1:-} == fast ]]; then
+    tier=fast
+    shift
+fi
 
 bash scripts/setup.sh --dev
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
 
 ruff check .
 mypy
-bash scripts/compile_cuda.sh
+if [[ $tier == fast ]]; then
+    set -- -m "not slow" "$@"
+else
+    bash scripts/compile_cuda.sh
+fi
 # One run over the package's tests and those of every extension, so that the last line speaks for all of them.
-pytest --durations=15 tests submodules/*/tests "$@"
+pytest --check-skips --durations=15 tests submodules/*/tests "$@"

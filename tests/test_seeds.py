@@ -37,7 +37,7 @@ def test_a_number_depends_on_key_and_index_alone() -> None:
     assert keyed_uniform(INDEX[:0], 0).shape == (0,)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_same_bits_on_a_gpu() -> None:
     assert torch.equal(keyed_uniform(INDEX.cuda(), 5, "x").cpu(), keyed_uniform(INDEX, 5, "x"))
 
