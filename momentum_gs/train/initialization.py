@@ -26,9 +26,9 @@ def load_initialization(config: Config) -> Splats:
         folder = model_folder(coarse)
     except UserError as error:
         raise UserError(
-            f"{coarse}: no coarse model, expected one for the blocks to start from (gaussians.prior); run "
+            f"{coarse}: no coarse model, expected one for the blocks to start from (gaussians.from_coarse); run "
             f"'momentum-gs train -c ... -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
-            "gaussians.prior=false"
+            "gaussians.from_coarse=false"
         ) from error
     splats = load_splats(folder / "point_cloud.ply")
     if splats.sh_degree != config.gaussians.sh_degree:
