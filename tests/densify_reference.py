@@ -8,7 +8,8 @@ import torch
 
 from momentum_gs.config.schema import GrowthConfig
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.train.growth.anchors import Draw, GrowthStats
+from momentum_gs.train.growth.anchors import GrowthStats
+from momentum_gs.train.growth.report import Draw
 
 Rows = dict[str, np.ndarray]
 

@@ -3,7 +3,7 @@
 import torch
 from anchor_scene import random_anchors
 
-from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.anchors import Anchors
 
 
 def test_rows_and_back_are_the_same_tensors() -> None:
@@ -17,7 +17,7 @@ def test_only_the_learnable_rows_ask_for_a_gradient() -> None:
     for made in (anchors, anchors.to("cpu"), anchors.subset(torch.tensor([0, 3])), Anchors.cat([anchors, anchors])):
         for name, row in made.rows().items():
             assert row.is_leaf
-            assert row.requires_grad == (name in LEARNABLE)
+            assert row.requires_grad == (name in Anchors.LEARNABLE)
 
 
 def test_cut_apart_and_joined_is_the_same() -> None:

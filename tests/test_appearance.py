@@ -318,10 +318,13 @@ def test_blocks_start_from_the_coarse_runs_corrections(scene_folder: Path, learn
 MODES = {
     "shared": (),
     "bilateral": ("appearance.model=bilateral",),
-    "own": ("blocks.decoder=own", "teacher.enabled=false", "blocks.settle=false", "blocks.decoder_freeze_rounds=0"),
+    "own": (
+        *("blocks.decoder=per_block", "teacher.enabled=false", "blocks.boundary_finetuning=false"),
+        "blocks.decoder_freeze_rounds=0",
+    ),
     "gaussians": (
-        *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "gaussians.prior=false"),
-        *("blocks.settle=false", "blocks.confine=false", "blocks.decoder_freeze_rounds=0"),
+        *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "gaussians.from_coarse=false"),
+        *("blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder_freeze_rounds=0"),
     ),
 }  # fmt: skip
 

@@ -165,8 +165,18 @@ def test_a_block_is_missed_by_what_shows_behind_it() -> None:
 @pytest.mark.parametrize(
     "others",
     [
-        ["model.primitive=gaussians", "teacher.enabled=false", "blocks.settle=false", "blocks.confine=false"],
-        ["blocks.decoder=own", "teacher.enabled=false", "blocks.settle=false", "blocks.decoder_freeze_rounds=0"],
+        [
+            "model.primitive=gaussians",
+            "teacher.enabled=false",
+            "blocks.boundary_finetuning=false",
+            "blocks.offset_clamping=false",
+        ],
+        [
+            "blocks.decoder=per_block",
+            "teacher.enabled=false",
+            "blocks.boundary_finetuning=false",
+            "blocks.decoder_freeze_rounds=0",
+        ],
     ],
 )
 def test_it_needs_the_shared_decoder(tmp_path: Path, others: list[str]) -> None:

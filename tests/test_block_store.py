@@ -13,7 +13,7 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.data.scene import load_scene
-from momentum_gs.train.blocks.anchor_block import BlockState, init_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.file import read_block, read_rows, write_block, write_tensors
 from momentum_gs.train.blocks.packed import PackedBlock, pack
 from momentum_gs.train.blocks.schedule import Schedule
@@ -29,12 +29,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return load_config(None, [f"scene.path={folder}", "model.voxel_size=0.3", "model.n_offsets=2"])
 
 
-def first_state(config: Config, block: int) -> BlockState:
+def first_state(config: Config, block: int) -> AnchorBlock:
     scene = load_scene(config.scene)
-    return init_block(block, scene.points, scene.train, config, CPU)
+    return AnchorBlock.from_points(block, scene.points, scene.train, config, CPU)
 
 
-def train_a_little(state: BlockState, config: Config) -> None:
+def train_a_little(state: AnchorBlock, config: Config) -> None:
     """An Adam step, statistics and a growth of their own: everything that a block carries changes."""
     generator = keyed_generator(state.block, state.step)
     for group in state.optimizer.param_groups:

@@ -125,6 +125,51 @@ def test_other_name_of_a_setting(tmp_path: Path) -> None:
     assert "partition.blocks is 'many', expected a whole number or one of auto" in error_of(None, "blocks.n=many")
 
 
+OLD = "blocks: {settle: false, confine: false, decoder: own}\ngaussians: {prior: false, sh_lr: 0.0025}"
+
+
+def test_names_of_the_release_before_are_read_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    off = ["teacher.enabled=false", "blocks.decoder_freeze_rounds=0"]
+    path = write(tmp_path, "old.yaml", OLD)
+    now = [*off, "blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder=per_block"]
+    wanted = load_config(None, [*now, "gaussians.from_coarse=false"])
+    assert capsys.readouterr().err == ""
+    assert load_config(path, off) == wanted
+    (line,) = capsys.readouterr().err.splitlines()
+    for old in ("blocks.settle", "blocks.confine", "blocks.decoder=own", "gaussians.prior", "gaussians.sh_lr"):
+        assert f"{path}: {old} is " in line
+    before = ["blocks.settle=false", "blocks={confine: false}", "blocks.decoder=own", "gaussians.prior=false"]
+    assert load_config(None, [*off, *before]) == wanted
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "command line: blocks.settle is now blocks.boundary_finetuning" in line
+    assert load_config(path, off, quiet=True) == wanted
+    assert capsys.readouterr().err == ""
+
+
+def test_old_names_are_refused_where_they_mean_something_else(tmp_path: Path) -> None:
+    both = write(tmp_path, "both.yaml", "blocks: {settle: true, boundary_finetuning: false}")
+    assert "blocks.settle and blocks.boundary_finetuning are one setting" in error_of(both)
+    assert "gaussians.sh_lr is 0.1" in error_of(write(tmp_path, "gone.yaml", "gaussians: {sh_lr: 0.1}"))
+    assert "blocks.offset_clamping is 3" in error_of(None, "blocks.confine=3")
+
+
+def test_settings_for_developers_come_last_in_their_section() -> None:
+    import yaml
+
+    text = (CONFIGS / "base.yaml").read_text()
+    marked = {}
+    for section in yaml.safe_load(text):
+        if dataclasses.is_dataclass(cls := getattr(Config(), section, None)):
+            flags = {field.name: bool(field.metadata.get("developers")) for field in dataclasses.fields(cls)}
+            assert list(flags.values()) == sorted(flags.values()), section
+            found = re.search(rf"^{section}:.*?(?=^\S)", text, re.M | re.S)
+            assert found is not None
+            last = found[0].partition("# for developers:")[2]
+            marked[section] = set(re.findall(r"^  (\w+):", last, re.M))
+            assert marked[section] == {name for name, flag in flags.items() if flag}, section
+    assert any(marked.values())
+
+
 def test_a_file_may_choose_its_stage(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", "stage: coarse\nstages: {coarse: {steps: 7}}")
     assert load_config(path).steps == 7

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from momentum_gs.config.schema import GrowthConfig, OptimConfig
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import RenderOutput
-from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import decode
-from momentum_gs.train.growth.anchors import Draw, GrowthReport, GrowthStats, grow_and_prune
+from momentum_gs.train.growth.anchors import GrowthStats, grow_and_prune
+from momentum_gs.train.growth.report import Draw, GrowthReport
 from momentum_gs.train.optim import anchor_optimizer
 
 # interval * success = 8: offsets need more than 4 views, anchors more than 8.
@@ -235,7 +236,7 @@ def test_a_block_above_its_cap_is_pruned_but_not_grown() -> None:
 def test_moments_follow_and_the_step_after_rests_every_anchor() -> None:
     anchors = random_anchors(60, seed=1)
     optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
-    sum(row.square().sum() for name, row in anchors.rows().items() if name in LEARNABLE).backward()
+    sum(row.square().sum() for name, row in anchors.rows().items() if name in Anchors.LEARNABLE).backward()
     optimizer.step()
     moments = optimizer.state[anchors.feature]["exp_avg"].clone()
     position = anchors.position.clone()
@@ -244,11 +245,13 @@ def test_moments_follow_and_the_step_after_rests_every_anchor() -> None:
     kept = (position[:, None] == grown.position[None, :n_kept]).all(2).any(1)
     assert torch.equal(optimizer.state[grown.feature]["exp_avg"][:n_kept], moments[kept])
     assert not optimizer.state[grown.feature]["exp_avg"][n_kept:].any()
-    assert {id(group["params"][0]) for group in optimizer.param_groups} == {id(grown.rows()[k]) for k in LEARNABLE}
+    assert {id(group["params"][0]) for group in optimizer.param_groups} == {
+        id(grown.rows()[k]) for k in Anchors.LEARNABLE
+    }
     before = grown.offset.detach().clone()
     optimizer.step()
     assert torch.equal(grown.offset, before)
-    assert len(optimizer.state) == len(LEARNABLE)
+    assert len(optimizer.state) == len(Anchors.LEARNABLE)
 
 
 def test_anchors_rest_the_step_even_where_nothing_changed() -> None:
@@ -256,7 +259,7 @@ def test_anchors_rest_the_step_even_where_nothing_changed() -> None:
     optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
     anchors.feature.sum().backward()
     grown, _, _ = grow_and_prune(anchors, optimizer, GrowthStats.zeros(anchors), 0.01, CONFIG, draws(0))
-    assert all(grown.rows()[name].grad is None for name in LEARNABLE)
+    assert all(grown.rows()[name].grad is None for name in Anchors.LEARNABLE)
 
 
 def test_every_anchor_may_go() -> None:

@@ -8,7 +8,7 @@ from anchor_scene import parity, parity_anchors, parity_decoder, random_anchors,
 from torch import Tensor
 
 from momentum_gs.core.types import Gaussians
-from momentum_gs.model.anchors import LEARNABLE
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import decode, decode_with_teacher, expand_reference
 
 CENTER = torch.tensor([0.3, -0.2, 4.0])
@@ -52,7 +52,7 @@ def test_value_and_gradient_are_those_of_the_readable_form(visible: list[int], f
     anchors = random_anchors(40, dtype=torch.float64)
     decoder = random_decoder(**flags).double()
     rows = torch.tensor(visible, dtype=torch.int64)
-    inputs = [*(anchors.rows()[name] for name in LEARNABLE), *decoder.parameters()]
+    inputs = [*(anchors.rows()[name] for name in Anchors.LEARNABLE), *decoder.parameters()]
 
     found = decode(anchors, decoder, CENTER, rows).gaussians
     expected = expand_reference(anchors, decoder, CENTER.double(), rows)

@@ -20,7 +20,7 @@ EXTENT = 20.0
 """Splats above 0.2 are split, above 0.4 pruned; the largest scales of ``random_splats`` are around 0.2."""
 
 
-def draw(index: Tensor) -> Tensor:
+def draw(level: int, index: Tensor) -> Tensor:
     return keyed_uniform(index, 0, "test")
 
 
@@ -46,7 +46,7 @@ def one_by_one(splats: Splats, stats: SplatStats, prune_large: bool) -> dict[str
         hot = stats.denom[i] > 0 and stats.gradient_accum[i] / stats.denom[i] >= CONFIG.grad_threshold
         if hot and row["log_scale"].exp().max() > CONFIG.percent_dense * EXTENT:
             for c, family in enumerate(children):
-                uniform = draw(6 * i + 3 * c + torch.arange(3)).double() + 2.0**-25
+                uniform = draw(0, 6 * i + 3 * c + torch.arange(3)).double() + 2.0**-25
                 normal = 2**0.5 * torch.erfinv(2 * uniform - 1).float()
                 apart = quat_to_matrix(row["rotation"]) @ (normal * row["log_scale"].exp())
                 shrunk = (row["log_scale"].exp() / 1.6).log()

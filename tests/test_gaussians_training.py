@@ -20,7 +20,9 @@ from tiny_run import (
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli.main import main
-from momentum_gs.config.load import load_config
+from momentum_gs.config.load import config_to_dict, flat_settings, load_config, load_settings
+from momentum_gs.config.run import OWN_FILE
+from momentum_gs.config.schema import NEEDS_ANCHORS
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
@@ -29,7 +31,7 @@ from momentum_gs.data.scene import load_scene
 from momentum_gs.eval.results import read_json
 from momentum_gs.model.splat_io import load_splats
 from momentum_gs.train.blocks.packed import unpack
-from momentum_gs.train.blocks.splat_block import SplatBlock
+from momentum_gs.train.blocks.splat_block import SplatBlock, sh_degree_at
 from momentum_gs.train.blocks.views import plan_blocks
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODE = Path(__file__).parents[1] / "configs" / "modes" / "gaussians.yaml"
 GAUSSIANS = (
     *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "weighting.enabled=false"),
-    *("blocks.settle=false", "blocks.confine=false", "blocks.decoder_freeze_rounds=0"),
+    *("blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder_freeze_rounds=0"),
     # Densified at steps 10, 20 and 30, opacities reset at 20, with a rate at which they recover until 60.
     *("gaussians.sh_every=10", "gaussians.from_step=5", "gaussians.interval=10", "gaussians.until=31"),
     *("gaussians.reset_every=20", "gaussians.opacity_lr=0.4", "gaussians.grad_threshold=1e-3"),
@@ -75,10 +77,27 @@ def test_the_mode_loads_over_a_scene_in_both_stages() -> None:
     assert (blocks.partition, blocks.steps) == (load_config(demo).partition, load_config(demo).steps)
 
 
-@pytest.mark.parametrize("name", ["teacher.enabled", "blocks.settle", "blocks.confine"])
-def test_what_speaks_of_anchors_is_refused(scene_folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=rf"{name} is True, expected false with model.primitive=gaussians"):
-        make_config(scene_folder, tmp_path, *GAUSSIANS, f"{name}=true")
+@pytest.mark.parametrize("path", [None, *sorted(MODE.parents[1].glob("scenes/*.yaml")), OWN_FILE], ids=str)
+def test_the_primitive_alone_switches_off_what_needs_anchors(path: Path | None) -> None:
+    on = ["teacher.enabled=true", "blocks.boundary_finetuning=true", "model.background=constant"]
+    for stage in ("coarse", "blocks"):
+        settings = load_settings(path, ["model.primitive=gaussians", *on, f"stage={stage}"])
+        config = settings.config({"steps": 9, "scene.resolution": 1.0, "model.voxel_size": 0.1})
+        flat = flat_settings(config_to_dict(config))
+        assert {name: flat[name] for name in NEEDS_ANCHORS} == NEEDS_ANCHORS
+        assert all(name in config.switched_off for name in NEEDS_ANCHORS)
+    assert not load_config(None).switched_off
+
+
+def test_what_is_switched_off_is_said_once_and_recorded(
+    scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["steps=2", "model.primitive=gaussians", "stage=coarse", "scene.resolution=1", "log.tensorboard=false"]
+    assert main(["train", *BASE, "-s", str(scene_folder), "-m", str(tmp_path), *settings]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "teacher.enabled=false" in line]
+    assert len(said) == 1
+    assert said[0].removeprefix("train: ") in (tmp_path / "config.yaml").read_text()
+    assert not load_config(tmp_path / "config.yaml").teacher.enabled
 
 
 def test_blocks_start_from_what_they_see_of_the_coarse_model(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
@@ -89,7 +108,7 @@ def test_blocks_start_from_what_they_see_of_the_coarse_model(scene_folder: Path,
     for block, cameras in enumerate(plan_blocks(scene, table).train):
         seen = in_any_view(coarse.position.detach().double(), cameras)
         state = unpack(training._store.packed(block), config, CPU)
-        assert isinstance(state, SplatBlock) and state.sh_degree(config) == 3
+        assert isinstance(state, SplatBlock) and sh_degree_at(state.step, config) == 3
         assert 0 < int(seen.sum()) < len(coarse)
         for name, row in coarse.rows().items():
             assert torch.equal(state.model.rows()[name], row[seen]), name
@@ -102,14 +121,14 @@ def test_a_coarse_model_of_other_harmonics_is_refused(scene_folder: Path, whole:
 
 
 def test_without_a_coarse_model_blocks_start_from_points_if_told_to(scene_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no coarse model.*gaussians.prior=false"):
+    with pytest.raises(UserError, match=r"no coarse model.*gaussians.from_coarse=false"):
         train(make_config(scene_folder, tmp_path, *GAUSSIANS))
-    config = make_config(scene_folder, tmp_path, *GAUSSIANS, "gaussians.prior=false")
+    config = make_config(scene_folder, tmp_path, *GAUSSIANS, "gaussians.from_coarse=false")
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     state = unpack(training._store.packed(0), config, CPU)
-    assert isinstance(state, SplatBlock) and state.sh_degree(config) == 0
+    assert isinstance(state, SplatBlock) and sh_degree_at(state.step, config) == 0
     state.step = 25
-    assert state.sh_degree(config) == 2
+    assert sh_degree_at(state.step, config) == 2
 
 
 def test_training_learns_densifies_and_raises_the_degree(whole: Path) -> None:

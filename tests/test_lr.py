@@ -9,7 +9,7 @@ from anchor_scene import parity, random_anchors, random_decoder
 from momentum_gs.config.schema import Config, OptimConfig
 from momentum_gs.train.decoders.learner import DecoderLearner
 from momentum_gs.train.lr import exponential
-from momentum_gs.train.optim import anchor_optimizer, clip_gradients, decoder_optimizer, set_learning_rates
+from momentum_gs.train.optim import anchor_optimizer, clip_gradients, decoder_optimizer, set_anchor_lr, set_decoder_lr
 
 
 def rates(optimizer: torch.optim.Adam) -> dict[str, float]:
@@ -24,7 +24,8 @@ def test_parity_of_the_schedules() -> None:
         decoder_optimizer(random_decoder(), OptimConfig()),
     )
     for i, step in enumerate(figures["iteration"].tolist()):
-        set_learning_rates(anchor_opt, decoder_opt, OptimConfig(), step, step, float(figures["spatial_lr_scale"]))
+        set_anchor_lr(anchor_opt, OptimConfig(), step, float(figures["spatial_lr_scale"]))
+        set_decoder_lr(decoder_opt, OptimConfig(), step)
         found = rates(anchor_opt) | rates(decoder_opt)
         for ours, theirs in [("offset", "offset"), *((h, f"mlp_{h}") for h in ("opacity", "cov", "color"))]:
             # float64 on both sides, with logarithms and exponentials of their own.
@@ -45,19 +46,11 @@ def test_constant_pairs_may_be_zero() -> None:
     assert exponential(0.004, 0.004, 10)(7) == 0.004
 
 
-def test_a_frozen_decoder_keeps_its_rates() -> None:
-    anchor_opt = anchor_optimizer(random_anchors(2), OptimConfig(), 2.0)
-    assert rates(anchor_opt)["offset"] == pytest.approx(0.02)
-    set_learning_rates(anchor_opt, None, OptimConfig(), 30_000, 0, 2.0)
-    assert rates(anchor_opt)["offset"] == pytest.approx(2e-4)
-
-
-def test_the_decoder_has_its_own_clock() -> None:
-    anchor_opt = anchor_optimizer(random_anchors(2), OptimConfig(), 1.0)
-    decoder_opt = decoder_optimizer(random_decoder(), OptimConfig())
-    set_learning_rates(anchor_opt, decoder_opt, OptimConfig(), 0, 30_000, 1.0)
-    assert rates(anchor_opt)["offset"] == pytest.approx(0.01)
-    assert rates(decoder_opt)["color"] == pytest.approx(5e-5)
+def test_rates_of_offsets_scale_with_the_cameras() -> None:
+    optimizer = anchor_optimizer(random_anchors(2), OptimConfig(), 2.0)
+    assert rates(optimizer)["offset"] == pytest.approx(0.02)
+    set_anchor_lr(optimizer, OptimConfig(), 30_000, 2.0)
+    assert rates(optimizer)["offset"] == pytest.approx(2e-4)
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:

@@ -21,7 +21,7 @@ from momentum_gs.data.masks import find_masks, read_mask
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.render.score import score_views
-from momentum_gs.train.blocks.anchor_block import BlockState, init_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.decoders.shared import SharedDecoder
 from momentum_gs.train.losses import reconstruction
 from momentum_gs.train.step import StepInputs, train_step
@@ -202,10 +202,10 @@ def masked_scene(root: Path) -> Scene:
     return load(root)
 
 
-def train_block(scene: Scene, config, steps: int) -> tuple[BlockState, int]:
+def train_block(scene: Scene, config, steps: int) -> tuple[AnchorBlock, int]:
     """A block after some steps, and how many anchors it began with."""
-    block = init_block(0, scene.points, scene.train, config, CPU)
-    before = len(block.anchors)
+    block = AnchorBlock.from_points(0, scene.points, scene.train, config, CPU)
+    before = len(block.model)
     shared, order = SharedDecoder(config, CPU, 1.0), ViewOrder([scene.train], config.seed)
     with Views(scene, 1 << 24, CPU) as views:
         inputs = StepInputs(config, LocalComm(), torch.zeros(3), lambda b, step: order.show(b, step, views))
@@ -220,8 +220,8 @@ def test_anchors_seen_through_ignored_pixels_alone_do_not_grow(tmp_path: Path) -
     # Farther from the border than any Gaussian reaches: they are 0.3 wide at the start and cut off at 3 deviations.
     reach = 1.5
     block, _ = train_block(masked, config, 25)
-    behind = (block.anchors.position[:, 0] > reach).repeat_interleave(block.anchors.n_offsets)
-    before = (block.anchors.position[:, 0] < -reach).repeat_interleave(block.anchors.n_offsets)
+    behind = (block.model.position[:, 0] > reach).repeat_interleave(block.model.n_offsets)
+    before = (block.model.position[:, 0] < -reach).repeat_interleave(block.model.n_offsets)
     seen = block.stats.offset_denom.squeeze(1) > 0
     gradient = block.stats.offset_gradient_accum.squeeze(1)
     assert (seen & behind).any(), "they are drawn"
@@ -231,7 +231,7 @@ def test_anchors_seen_through_ignored_pixels_alone_do_not_grow(tmp_path: Path) -
     grown = {}
     for name, scene in (("masked", masked), ("plain", replace(masked, mask_paths={}))):
         block, count = train_block(scene, growing, 30)
-        new = block.anchors.position[count:] if len(block.anchors) >= count else block.anchors.position[:0]
+        new = block.model.position[count:] if len(block.model) >= count else block.model.position[:0]
         grown[name] = (int((new[:, 0] > reach).sum()), int((new[:, 0] < -reach).sum()))
     assert grown["masked"][0] == 0 and grown["masked"][1] > 0, grown
     assert grown["plain"][0] > 0, "nothing but the mask holds them back"
@@ -252,7 +252,7 @@ def test_without_masks_training_is_bit_for_bit_what_it_was(tmp_path: Path) -> No
 def test_scores_leave_out_what_is_ignored(tmp_path: Path) -> None:
     scene = masked_scene(tmp_path)
     config = make_config(tmp_path, tmp_path / "out", "stage=coarse")
-    block = init_block(0, scene.points, scene.train, config, CPU)
+    block = AnchorBlock.from_points(0, scene.points, scene.train, config, CPU)
     student = SharedDecoder(config, CPU, 1.0).student
 
     class Painted(Views):
@@ -266,8 +266,8 @@ def test_scores_leave_out_what_is_ignored(tmp_path: Path) -> None:
     found = []
     for kind in (Views, Painted):
         with kind(scene, 0, CPU) as views:
-            found.append(score_views(block.anchors, student, scene.train, views, torch.zeros(3)))
+            found.append(score_views(block.model, student, scene.train, views, torch.zeros(3)))
     assert found[0] == found[1] and found[0] is not None
     black = [camera for camera in scene.train if float(camera.center[0]) > 3]
     with Views(scene, 0, CPU) as views:
-        assert score_views(block.anchors, student, black, views, torch.zeros(3)) is None, "nothing counts in them"
+        assert score_views(block.model, student, black, views, torch.zeros(3)) is None, "nothing counts in them"

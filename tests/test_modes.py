@@ -22,7 +22,7 @@ from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import DecoderBank
 from momentum_gs.model.io import load_model
 from momentum_gs.render.view import render_image
-from momentum_gs.train.blocks.anchor_block import init_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.running_score import RunningScore
 from momentum_gs.train.blocks.views import initial_points, plan_blocks
 from momentum_gs.train.events import BlocksMeasured, Event, Observers
@@ -33,10 +33,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODES = ("single", "independent", "parallel", "alternating", "momentum", "full")
 OWN = (
-    "blocks.decoder=own", "teacher.enabled=false", "weighting.enabled=false", "blocks.settle=false",
+    "blocks.decoder=per_block", "teacher.enabled=false", "weighting.enabled=false", "blocks.boundary_finetuning=false",
     "blocks.decoder_freeze_rounds=0",
     # Offsets are also confined whenever a round ends, and rounds depend on k.
-    "blocks.confine=false",
+    "blocks.offset_clamping=false",
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_a_mode_says_which_blocks_train_around_which_decoder(scene: Path) -> Non
         "single": (False, False), "independent": (False, False), "parallel": (False, False),
         "alternating": (False, False), "momentum": (True, False), "full": (True, True),
     }  # fmt: skip
-    assert {mode for mode, c in found.items() if c.blocks.decoder == "own"} == {"independent"}
+    assert {mode for mode, c in found.items() if c.blocks.decoder == "per_block"} == {"independent"}
     assert found["single"].partition.dim == (1, 1, 1)
     assert found["parallel"].blocks.active == "all"
     for mode in ("independent", "alternating", "momentum", "full"):
@@ -84,9 +84,11 @@ def test_later_files_win_and_the_stages_settings_too(tmp_path: Path) -> None:
     assert load_config([first, second], ["steps=9"]).steps == 9
 
 
-@pytest.mark.parametrize("setting", ["teacher.enabled=true", "blocks.settle=true", "blocks.decoder_freeze_rounds=1"])
+@pytest.mark.parametrize(
+    "setting", ["teacher.enabled=true", "blocks.boundary_finetuning=true", "blocks.decoder_freeze_rounds=1"]
+)
 def test_what_needs_a_shared_decoder_is_refused_without(setting: str) -> None:
-    with pytest.raises(UserError, match=setting.split("=")[0] + r".*blocks\.decoder=own"):
+    with pytest.raises(UserError, match=setting.split("=")[0] + r".*blocks\.decoder=per_block"):
         load_config(None, [*OWN, setting])
     # The coarse model has one decoder, so a config for blocks serves its stage too.
     assert not load_config(None, [*OWN, setting, "stage=coarse"]).per_block_decoders
@@ -177,7 +179,10 @@ def test_a_block_starts_from_the_same_decoder_as_all_others(scene_folder: Path, 
     config = make_config(scene_folder, tmp_path, *OWN)
     scene = load_scene(config.scene)
     plan = plan_blocks(scene, write_table(config))
-    states = [init_block(b, initial_points(scene, plan.train[b], config), plan.train[b], config, CPU) for b in (0, 3)]
+    states = [
+        AnchorBlock.from_points(b, initial_points(scene, plan.train[b], config), plan.train[b], config, CPU)
+        for b in (0, 3)
+    ]
     first, last = (state.own.module.state_dict() for state in states if state.own is not None)
     assert_same_bits(first, last)
 

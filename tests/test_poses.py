@@ -282,8 +282,8 @@ def test_poses_in_other_coordinates_are_refused(
 
 
 GAUSSIANS = (
-    *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "gaussians.prior=false"),
-    *("blocks.settle=false", "blocks.confine=false", "blocks.decoder_freeze_rounds=0"),
+    *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "gaussians.from_coarse=false"),
+    *("blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder_freeze_rounds=0"),
 )
 
 

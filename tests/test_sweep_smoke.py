@@ -62,7 +62,8 @@ def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
             config = row_config(arguments(path), row, 0)
             if row.paper or row.name == sweep.reference:
                 b = config.blocks
-                assert not b.confine and not b.settle and b.decoder_freeze_rounds == 0 and config.teacher.detach
+                assert not b.offset_clamping and not b.boundary_finetuning and b.decoder_freeze_rounds == 0
+                assert config.teacher.detach
             if row.name == sweep.reference and row.mode is not None and row.mode.stem == "full":
                 full.add(run_folder(Path("out"), config))
     assert len(full) == 1

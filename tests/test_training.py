@@ -12,7 +12,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_ply
-from momentum_gs.train.blocks.anchor_block import init_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.packed import pack, unpack
 from momentum_gs.train.blocks.schedule import Schedule
 from momentum_gs.train.blocks.store import BlockStore
@@ -122,7 +122,7 @@ def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> No
 def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path)
     scene = load_scene(config.scene)
-    state = init_block(0, scene.points, scene.train, config, CPU)
+    state = AnchorBlock.from_points(0, scene.points, scene.train, config, CPU)
     for parameter in state.optimizer.param_groups:
         parameter["params"][0].grad = torch.randn_like(parameter["params"][0])
     state.optimizer.step()

@@ -25,7 +25,7 @@ RETIRED = {
 }
 ALLOWED = {
     # What old files and other programs call things.
-    "anchor_demon", "read_all_pose_priors",
+    "anchor_demon", "read_all_pose_priors", "gaussians.prior",
 }  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from momentum_gs.core.log import info
 from momentum_gs.core.rows import append_rows, keep_rows, scatter_max
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.voxels import cell_centers, cells_of
-from momentum_gs.model.anchors import LEARNABLE, Anchors
-from momentum_gs.train.growth.anchors import GrowthReport, GrowthStats, grow_and_prune
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.train.growth.anchors import GrowthStats, grow_and_prune
+from momentum_gs.train.growth.report import GrowthReport
 from momentum_gs.train.optim import anchor_optimizer
 
 SIZES = (250_000, 1_000_000, 4_000_000)
@@ -46,15 +47,17 @@ class Load:
     def copy(self) -> "Load":
         """What one judgement may consume. Rows and moments are shared: a judgement that adds or drops copies them."""
         rows, anchors = self.anchors.rows(), self.anchors.as_leaves()
-        optimizer = Adam([{"params": [anchors.rows()[name]], "name": name} for name in LEARNABLE])
-        optimizer.state.update({anchors.rows()[name]: dict(self.optimizer.state[rows[name]]) for name in LEARNABLE})
+        optimizer = Adam([{"params": [anchors.rows()[name]], "name": name} for name in Anchors.LEARNABLE])
+        optimizer.state.update(
+            {anchors.rows()[name]: dict(self.optimizer.state[rows[name]]) for name in Anchors.LEARNABLE}
+        )
         return Load(anchors, optimizer, GrowthStats.from_rows({k: v.clone() for k, v in self.stats.rows().items()}))
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a judgement changes, by name."""
         moments = {
             f"{name}.{key}": value
-            for name in LEARNABLE
+            for name in Anchors.LEARNABLE
             for key, value in self.optimizer.state[self.anchors.rows()[name]].items()
         }
         return self.anchors.rows() | self.stats.rows() | moments
@@ -149,10 +152,10 @@ def judge_plainly(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]
     seen = {name: torch.cat([row, fresh[name][len(row) :]]) for name, row in stats.rows().items()}
     seen["offset_denom"][: len(eligible)][eligible] = 0
     seen["offset_gradient_accum"][: len(eligible)][eligible] = 0
-    faint = (seen["opacity_accum"] < growth.min_opacity * seen["anchor_demon"]).squeeze(1)
-    weighed = (seen["anchor_demon"] > enough).squeeze(1)
+    faint = (seen["opacity_accum"] < growth.min_opacity * seen["anchor_denom"]).squeeze(1)
+    weighed = (seen["anchor_denom"] > enough).squeeze(1)
     seen["opacity_accum"][weighed] = 0
-    seen["anchor_demon"][weighed] = 0
+    seen["anchor_denom"][weighed] = 0
     keep = ~(faint & weighed)
     anchors = Anchors.from_rows(keep_rows(anchors.rows(), keep, optimizer))
     for name, row in seen.items():
@@ -211,7 +214,7 @@ def city_load(n: int, config: Config, device: torch.device) -> Load:
     anchors.log_scale.sub_(1.5).add_(torch.tensor(cell).log())
     anchors = anchors.to(device)
     optimizer = anchor_optimizer(anchors, config.optim, 1.0)
-    for name in LEARNABLE:
+    for name in Anchors.LEARNABLE:
         anchors.rows()[name].grad = torch.ones_like(anchors.rows()[name])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -222,6 +225,6 @@ def city_load(n: int, config: Config, device: torch.device) -> Load:
     gradient = growth.grad_threshold * LIKELY / (1 - uniform(n * n_offsets, 1))
     rows = {
         "offset_gradient_accum": gradient * views, "offset_denom": views,
-        "opacity_accum": opacity * anchor_views, "anchor_demon": anchor_views,
+        "opacity_accum": opacity * anchor_views, "anchor_denom": anchor_views,
     }  # fmt: skip
     return Load(anchors, optimizer, GrowthStats.from_rows({name: row.to(device) for name, row in rows.items()}))

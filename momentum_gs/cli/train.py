@@ -108,6 +108,8 @@ def train(
         config = replace(config, scene=recorded_frame(config.scene, table.meta))
     elif resume:
         config = replace(config, scene=frame_of_run(config.scene, folder))
+    if config.switched_off:
+        info(f"train: {config.switched_off}")
     scene = load_scene(config.scene)
     # Found once: whoever continues, renders or exports this run uses the same, whatever becomes of the scene.
     config = replace(config, scene=scene.frame.recorded(config.scene))
@@ -212,6 +214,7 @@ def _write_settings(folder: Path, config: Config, choices: Sequence[Choice]) -> 
     why = [f"# chosen: {replace(choice, value=values[choice.key])}" for choice in choices]
     if not why and file.is_file():
         why = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# chosen: ")]
+    why += [f"# {config.switched_off}"] if config.switched_off else []
     file.write_text("".join(f"{line}\n" for line in why) + dump_config(config), encoding="utf-8")
 
 

@@ -27,9 +27,11 @@ from typing import Any, Literal
 
 import yaml
 
-from momentum_gs.config.schema import Config
+from momentum_gs.config.renamed import REMOVED, current_name, current_settings
+from momentum_gs.config.schema import NEEDS_ANCHORS, Config
 from momentum_gs.config.shipped import find_settings, instead_of, is_path
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import warn
 
 # The scalars of YAML 1.2: PyYAML follows 1.1, in which 1e-4 is text, 'no' is false and 2024-01-01 a date.
 _SCALARS = (
@@ -39,9 +41,6 @@ _SCALARS = (
     ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
 )
 
-
-_ALIASES = {"blocks.n": "partition.blocks"}
-"""Other names under which settings are known."""
 
 _SHARES = frozenset([
     "optim.lr_steps", "growth.start_stat", "growth.from_step", "growth.until", "weighting.every", "blocks.interval",
@@ -80,12 +79,14 @@ for _name, _pattern, _first in _SCALARS:
 _Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
 
 
-def load_config(path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = (), *, quiet: bool = False
+) -> Config:
     """The experiment that a file (None: the defaults) and overrides such as ``growth.interval=50`` describe.
 
     Raises UserError as ``load_settings`` does, for a value out of range, and for one that is ``auto``.
     """
-    return load_settings(path, overrides).config()
+    return load_settings(path, overrides, quiet=quiet).config()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Settings:
         return tuple(sorted(key for key in flat if key in _AUTO and flat[key] == "auto"))
 
     def config(self, choices: Mapping[str, Any] | None = None) -> Config:
-        """The experiment.
+        """The experiment. With Gaussians in the place of anchors, what needs anchors is off (``NEEDS_ANCHORS``).
 
         Args:
             choices: Dotted name -> value, for the settings of ``auto``. Others are not changed.
@@ -119,27 +120,36 @@ class Settings:
         for key, value in flat_settings(values).items():
             if key in _SHARES and isinstance(value, str):
                 values = _merged(values, _nested(key, max(1, round(steps * float(value[:-1]) / 100))))
+        if flat_settings(values).get("model.primitive") == "gaussians":
+            for key, off in NEEDS_ANCHORS.items():
+                values = _merged(values, _nested(key, off))
         return _build(Config, values)
 
 
-def load_settings(path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(
+    path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = (), *, quiet: bool = False
+) -> Settings:
     """The settings that files and overrides give.
 
     Of several files the later win, as if each were based on the one before.
 
     An override's value is YAML; where the setting is text it is taken as typed, and the brackets of a list may be left
-    out (``partition.dim=2,2,1``).
+    out (``partition.dim=2,2,1``). Names of earlier versions (``config/renamed.py``) are read, with one line of warning
+    unless ``quiet``.
 
     Raises UserError for an unreadable file, an unknown key (naming the nearest valid one), a value of the wrong type.
     """
     given: dict[str, Any] = {}
     stages: dict[str, Any] = {}
+    old: list[str] = []
     for file in [path] if isinstance(path, str | Path) else path or ():
-        settings, by_stage = _read(find_settings(file), ())
+        settings, by_stage = _read(find_settings(file), (), old)
         given, stages = _merged(given, settings), _merged(stages, by_stage)
     asked: dict[str, Any] = {}
     for override in overrides:
-        asked = _merged(asked, _parse_override(override))
+        asked = _merged(asked, _parse_override(override, old))
+    if old and not quiet:
+        warn(f"config: {'; '.join(dict.fromkeys(old))}; the next release will not know the old names")
     stage = asked.get("stage", given.get("stage", Config.stage))
     return Settings(_merged(_merged(given, stages.get(stage, {})), asked))
 
@@ -167,8 +177,9 @@ def dump_config(config: Config) -> str:
     return yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, settings by stage) of a file and its bases; ``children`` are the files that led here."""
+def _read(path: Path, children: tuple[Path, ...], old: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, settings by stage) of a file and its bases; ``children`` are the files that led here, ``old`` takes
+    warnings about old names."""
     if path.resolve() in children:
         raise UserError(f"config: {path} is its own base; remove 'base:' from one of the files")
     try:
@@ -180,7 +191,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
         raise UserError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict | None):
         raise UserError(f"config: {path} holds {_shown(data)}, expected settings as 'key: value' lines")
-    data = _renamed(data or {}, str(path))
+    data = _current(data or {}, str(path), old)
 
     base, stages = data.pop("base", None), data.pop("stages", None) or {}
     if not isinstance(base, str | None):
@@ -190,24 +201,23 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
         raise UserError(f"config: {path}: stages is {_shown(stages)}, expected settings under {' and '.join(names)}")
     settings = _typed(data, Config, "", str(path))
     stages = {
-        name: _typed(_renamed(values, str(path)), Config, "", f"{path}: stages.{name}")
+        name: _typed(_current(values, f"{path}: stages.{name}", old), Config, "", f"{path}: stages.{name}")
         for name, values in stages.items()
     }
     if base is None:
         return settings, stages
     file = path.parent / base if is_path(base) else find_settings(base)
-    base_settings, base_stages = _read(file, (*children, path.resolve()))
+    base_settings, base_stages = _read(file, (*children, path.resolve()), old)
     return _merged(base_settings, settings), _merged(base_stages, stages)
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(text: str, old: list[str]) -> dict[str, Any]:
     """``a.b=value`` as nested settings {a: {b: value}}."""
     name, equals, raw = text.partition("=")
     if not equals:
         raise UserError(f"config: {text!r} is not a setting, expected key=value such as growth.interval=50")
-    name = _ALIASES.get(name, name)
     hint: Any = Config
-    for part in name.split("."):
+    for part in () if name in REMOVED else current_name(name).split("."):
         fields = typing.get_type_hints(hint) if is_dataclass(hint) else {}
         if part not in fields:
             raise _unknown_key(name, "command line")
@@ -223,7 +233,7 @@ def _parse_override(text: str) -> dict[str, Any]:
             value = yaml.load(f"[{raw}]" if is_list and not null and raw[0] != "[" else raw, _Loader)
         except yaml.YAMLError:
             value = raw  # The type check below says what was expected.
-    return _nested(name, _typed(value, hint, name, "command line"))
+    return _typed(_current(_nested(name, value), "command line", old), Config, "", "command line")
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
@@ -233,18 +243,10 @@ def _nested(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _renamed(data: Any, where: str) -> Any:
-    """The settings of a file with ``_ALIASES`` under their own names; what is no settings is left to the type check."""
-    for alias, name in _ALIASES.items():
-        (section, key), (own, own_key) = alias.split("."), name.split(".")
-        there = data.get(section) if isinstance(data, dict) else None
-        if not isinstance(there, dict) or key not in there:
-            continue
-        beside = data.get(own) or {}
-        if isinstance(beside, dict) and own_key in beside:
-            raise UserError(f"config: {where}: {alias} and {name} are one setting; remove one of them")
-        rest = {k: v for k, v in there.items() if k != key}
-        data = _merged({**data, section: rest}, {own: {own_key: there[key]}})
+def _current(data: Any, where: str, old: list[str]) -> Any:
+    """Settings under the names that they have now; warnings about old ones go to ``old``."""
+    data, said = current_settings(data, where)
+    old += [f"{where}: {text}" for text in said]
     return data
 
 

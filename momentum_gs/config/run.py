@@ -35,7 +35,7 @@ def load_run_config(out: str | Path) -> Config:
     file = Path(out) / "config.yaml"
     if not file.is_file():
         raise UserError(f"run: {file} is missing, expected the output folder of 'momentum-gs train -m OUT'")
-    return replace(load_config(file), out=os.path.abspath(out))
+    return replace(load_config(file, quiet=True), out=os.path.abspath(out))
 
 
 def frame_of_run(scene: SceneConfig, out: Path) -> SceneConfig:

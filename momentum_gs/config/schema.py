@@ -7,12 +7,26 @@ files, "training unit" the one of ``scene.unit``.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from momentum_gs.core.errors import UserError
 
+NEEDS_ANCHORS = {
+    "teacher.enabled": False, "blocks.boundary_finetuning": False, "blocks.offset_clamping": False,
+    "model.background": "fixed",
+}  # fmt: skip
+"""What needs anchors or a decoder, and its value without: ``model.primitive=gaussians`` switches it off."""
+
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 """A signed axis of the scene's coordinates."""
+
+
+T = TypeVar("T")
+
+
+def _developers(default: T) -> T:
+    """A setting that only who works on the program turns; such settings come last in their section."""
+    return field(default=default, metadata={"developers": True})
 
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
@@ -47,8 +61,6 @@ class SceneConfig:
     scores and in growth. Empty: masks are not looked for [ours]."""
     undistort: bool = False
     """Undistort images of cameras with distortion into ``undistort_folder``; otherwise they are refused [ours]."""
-    undistort_folder: str = "undistorted"
-    """Where undistorted copies are kept, relative to the scene; may be deleted at any time [ours]."""
     points: str | None = None
     """Initial points instead of the scene's own: a PLY, LAS or LAZ file in the scene's coordinates, or ``random``
     (100,000 where the cameras look) [ours]."""
@@ -65,6 +77,8 @@ class SceneConfig:
     """Axes of the scene that become x, y and z of the training coordinates, e.g. ``[x, -z, y]``. Default: the scene's
     own; with ``unit: auto`` those that point up (z) and from the cameras to the points (x). ``config.yaml`` of a run
     holds the ones used [ours]."""
+    undistort_folder: str = _developers("undistorted")
+    """Where undistorted copies are kept, relative to the scene; may be deleted at any time [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.resolution == -1 or self.resolution > 0, "scene.resolution", self.resolution, "-1 or above 0")
@@ -83,14 +97,6 @@ class ModelConfig:
     """Gaussians that one anchor spawns, K [MGS]."""
     voxel_size: float = 1e-4
     """Edge of the voxel that holds one initial anchor, training units [MGS]; 0: median nearest distance [SGS]."""
-    use_feature_bank: bool = False
-    """Blend three strides of the feature by view [SGS, off in MGS]."""
-    add_opacity_dist: bool = False
-    """Feed the distance to the camera to the opacity head [SGS, off in MGS]."""
-    add_cov_dist: bool = False
-    """The same for the covariance head."""
-    add_color_dist: bool = False
-    """The same for the colour head."""
     primitive: Literal["anchors", "gaussians"] = "anchors"
     """What a block learns: anchors with a decoder, or Gaussians with colours of their own, as 3DGS has them
     (``gaussians``; docs/baseline_3dgs.md)."""
@@ -101,6 +107,14 @@ class ModelConfig:
     """What shows where no Gaussian hides it: black, or white with ``scene.white_background`` [MGS]; one colour, learned
     and shared by all blocks as the decoder is [ours]; or such a colour by direction, spherical harmonics of degree 2
     [ours]."""
+    use_feature_bank: bool = _developers(False)
+    """Blend three strides of the feature by view [SGS, off in MGS]."""
+    add_opacity_dist: bool = _developers(False)
+    """Feed the distance to the camera to the opacity head [SGS, off in MGS]."""
+    add_cov_dist: bool = _developers(False)
+    """The same for the covariance head."""
+    add_color_dist: bool = _developers(False)
+    """The same for the colour head."""
 
     def __post_init__(self) -> None:
         _check(self.feature_dim >= 4 and self.feature_dim % 4 == 0, "model.feature_dim", self.feature_dim,
@@ -120,31 +134,29 @@ class OptimConfig:
     """Multiplies the rates of offsets and positions, training units. Default: the radius of the block's cameras
     (``spatial_lr_scale``), which grows with the survey [MGS]. With normalized coordinates (``scene.unit: auto``) 5, the
     viewing distance, suits every scene [ours]."""
-    feature_lr: float = 0.0075
-    """[MGS]"""
     scaling_lr: float = 0.007
     """[MGS]"""
-    opacity_mlp_lr: tuple[float, float] = (0.002, 2e-5)
-    """[MGS]"""
-    cov_mlp_lr: tuple[float, float] = (0.004, 0.004)
-    """[MGS]"""
-    color_mlp_lr: tuple[float, float] = (0.008, 5e-5)
-    """[MGS]"""
-    feature_bank_lr: tuple[float, float] = (0.01, 1e-5)
-    """[SGS]"""
     lr_steps: int = 30_000
     """Block steps after which the pairs stay at their second value [MGS]."""
     max_scale: float | None = None
     """Bound on the scales of an anchor's Gaussians at all times, training units, so that none runs away; default: no
     bound, [SGS] has one only while anchors grow (``growth.max_log_scale``) [ours]."""
-    eps: float = 1e-15
-    """Adam's epsilon [MGS]."""
     decoder_clip: float | None = None
     """Longest gradient of one of the decoder's heads, times the usual (root of Adam's second moment); what is longer is
     scaled down. None: no bound [MGS]."""
     pose: float | None = None
     """First learning rate of the training images' poses, radians and training units; it falls to a hundredth of that
     over ``lr_steps``. Suited to ``scene.unit: auto`` (docs/poses.md). Null: poses stay as given [MGS]."""
+    feature_lr: float = _developers(0.0075)
+    """[MGS]"""
+    opacity_mlp_lr: tuple[float, float] = _developers((0.002, 2e-5))
+    """[MGS]"""
+    cov_mlp_lr: tuple[float, float] = _developers((0.004, 0.004))
+    """[MGS]"""
+    color_mlp_lr: tuple[float, float] = _developers((0.008, 5e-5))
+    """[MGS]"""
+    eps: float = _developers(1e-15)
+    """Adam's epsilon [MGS]."""
 
     def __post_init__(self) -> None:
         _check(self.pose is None or self.pose > 0, "optim.pose", self.pose, "a number above 0, or null")
@@ -202,24 +214,24 @@ class GrowthConfig:
     """Last step that counts and grows [MGS; 15,000 for the coarse model]."""
     interval: int = 25
     """Steps between growths [MGS; 100 in SGS]."""
-    success_threshold: float = 0.8
-    """Share of the interval in which an anchor must have been seen to be eligible [SGS]."""
     grad_threshold: float = 2e-4
     """Mean norm of the screen gradient (NDC) above which an offset grows [SGS]."""
     min_opacity: float = 0.005
     """Anchors with a smaller mean opacity are pruned [SGS]."""
-    depth: int = 3
-    """Number of voxel levels [SGS]."""
     init_factor: int = 128
     """Edge of the coarsest growth voxel over ``model.voxel_size`` [MGS; 16 in SGS]."""
-    hierarchy_factor: int = 4
-    """Ratio of the edges of neighbouring levels [SGS]."""
     birth_scale: float = 1.0
     """Largest scale of a new anchor's Gaussians over the edge of its voxel [SGS: 1]. New anchors draw over what is
     there already; small ones enter the images softly and grow where they are needed [ours]."""
     max_log_scale: float | None = 0.05
     """Bound that each growth puts on the natural log of the Gaussians' scales, training units [SGS: e^0.05 = 1.05
     units]. It cuts down the few large Gaussians that stand for what nothing else covers; null: no bound [ours]."""
+    success_threshold: float = _developers(0.8)
+    """Share of the interval in which an anchor must have been seen to be eligible [SGS]."""
+    depth: int = _developers(3)
+    """Number of voxel levels [SGS]."""
+    hierarchy_factor: int = _developers(4)
+    """Ratio of the edges of neighbouring levels [SGS]."""
 
     def __post_init__(self) -> None:
         _check(self.interval >= 1, "growth.interval", self.interval, "at least 1")
@@ -239,16 +251,12 @@ class GaussiansConfig:
     sh_degree: int = 3
     """Highest degree of the colours' spherical harmonics, 0 to 3 [3DGS]."""
     sh_every: int = 1000
-    """Steps after which one more degree is evaluated [3DGS]; with ``prior`` blocks begin with all."""
+    """Steps after which one more degree is evaluated [3DGS]; with ``from_coarse`` blocks begin with all."""
     position_lr: tuple[float, float] = (1.6e-4, 1.6e-6)
     """Times ``optim.lr_scale``; decays like the pairs of ``optim`` [3DGS]."""
-    sh_lr: float = 0.0025
-    """Of degree 0; a twentieth for the others [3DGS]."""
     opacity_lr: float = 0.05
     """[3DGS as published; 0.025 in its later code]"""
     scaling_lr: float = 0.005
-    """[3DGS]"""
-    rotation_lr: float = 0.001
     """[3DGS]"""
     from_step: int = 500
     """Last step that never densifies [3DGS]."""
@@ -258,22 +266,22 @@ class GaussiansConfig:
     """Steps between densifications [3DGS]."""
     grad_threshold: float = 2e-4
     """Mean norm of the screen gradient (NDC) from which a Gaussian is cloned or split [3DGS]."""
-    percent_dense: float = 0.01
-    """Largest scale that is cloned, over ``optim.lr_scale``; larger ones are split [3DGS]."""
     min_opacity: float = 0.005
     """Gaussians with less are pruned [3DGS]."""
     reset_every: int = 3000
     """Steps between resets of all opacities to 0.01 at most; 0: none [3DGS]."""
-    max_world_size: float = 0.1
-    """Largest scale over ``optim.lr_scale``; larger ones are pruned after the first ``reset_every`` steps
-    [3DGS]."""
-    max_screen_radius: int | None = None
-    """The same for the radius on the screen, pixels. 3DGS has 20 here, but clears the radii before it looks at them."""
     max_per_block: int | None = None
     """Densification stops at so many Gaussians in a block, those with the largest gradients first; default: no bound
     [ours]."""
-    prior: bool = True
+    from_coarse: bool = True
     """A block starts from the coarse model's Gaussians that its cameras see [CityGaussian], or else from points."""
+    percent_dense: float = _developers(0.01)
+    """Largest scale that is cloned, over ``optim.lr_scale``; larger ones are split [3DGS]."""
+    max_world_size: float = _developers(0.1)
+    """Largest scale over ``optim.lr_scale``; larger ones are pruned after the first ``reset_every`` steps
+    [3DGS]."""
+    max_screen_radius: int | None = _developers(None)
+    """The same for the radius on the screen, pixels. 3DGS has 20 here, but clears the radii before it looks at them."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.sh_degree <= 3, "gaussians.sh_degree", self.sh_degree, "0, 1, 2 or 3")
@@ -330,19 +338,19 @@ class WeightingConfig:
     enabled: bool = True
     sigma: float = 10.0
     """[MGS; 9 to 13 by scene]"""
-    ssim_scale: float = 10.0
-    """SSIM differences are multiplied by this before squaring, so lambda of eq. 7 is its square, 100 [MGS]; 0: the
-    weights go by PSNR alone (Table 4)."""
-    psnr_scale: float = 1.0
-    """The same for PSNR differences in dB [MGS: 1]; 0: the weights go by SSIM alone."""
     every: int = 1000
     """Block steps between measurements; the weight is 1 before the first [MGS]."""
     source: Literal["measured", "running"] = "measured"
     """What a measurement is: renders of every ``view_stride``-th training view [MGS], or the mean over the views that
     the block has trained since the last one, which costs no render [ours]."""
-    view_stride: int = 10
+    ssim_scale: float = _developers(10.0)
+    """SSIM differences are multiplied by this before squaring, so lambda of eq. 7 is its square, 100 [MGS]; 0: the
+    weights go by PSNR alone (Table 4)."""
+    psnr_scale: float = _developers(1.0)
+    """The same for PSNR differences in dB [MGS: 1]; 0: the weights go by SSIM alone."""
+    view_stride: int = _developers(10)
     """Every n-th training view of the block is measured [MGS]."""
-    smoothing: float = 0.9
+    smoothing: float = _developers(0.9)
     """Share of the old score kept at a measurement [MGS]."""
 
     def __post_init__(self) -> None:
@@ -359,9 +367,9 @@ class BlocksConfig:
     active: int | Literal["all"] | None = None
     """k, blocks that train in a round, or ``all``; default: the number of ranks. A setting of the experiment, not the
     machine."""
-    decoder: Literal["shared", "own"] = "shared"
+    decoder: Literal["shared", "per_block"] = "shared"
     """One decoder for all blocks [paper], or one of its own for each, as blocks that train independently have it
-    (Tables 5 and 7); then without teacher and without settling."""
+    (Tables 5 and 7); then without teacher and without ``boundary_finetuning``."""
     interval: int = 500
     """Block steps of a round [MGS]."""
     schedule: Literal["permutation", "sequential", "random", "lagging"] = "permutation"
@@ -373,10 +381,10 @@ class BlocksConfig:
     """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
     init: Literal["visible", "full"] = "visible"
     """Initial points of a block: those that one of its cameras sees [ours], or the whole cloud [MGS]."""
-    settle: bool = True
+    boundary_finetuning: bool = True
     """In the rounds with a frozen decoder a block trains its own cell amid the other cells as they are, held fixed,
     instead of anchors of its own that the merge drops [ours; MGS: false]."""
-    confine: bool = True
+    offset_clamping: bool = True
     """Gaussians stay on their anchor's side of the cell's border, so the merge leaves no seam [ours; MGS: false]."""
 
     def __post_init__(self) -> None:
@@ -464,12 +472,12 @@ class LogConfig:
     """Minutes after which a checkpoint is written anyway; 0: none by time."""
     keep_checkpoints: int = 2
     """The newest so many are kept."""
-    link_checkpoints: bool = False
-    """Blocks that did not train between two checkpoints are one file with two names. Saves most of the time and space
-    where n is much larger than k; but harm to such a file harms both."""
     test_every: int = 0
     """Steps between scores of the held-out views; 0 scores none while training."""
-    stop_psnr_ssim: tuple[float, float] | None = None
+    link_checkpoints: bool = _developers(False)
+    """Blocks that did not train between two checkpoints are one file with two names. Saves most of the time and space
+    where n is much larger than k; but harm to such a file harms both."""
+    stop_psnr_ssim: tuple[float, float] | None = _developers(None)
     """Stop once the held-out views pass both (used by the time-to-quality script)."""
 
     def __post_init__(self) -> None:
@@ -508,12 +516,20 @@ class Config:
     @property
     def per_block_decoders(self) -> bool:
         """Whether each block has a decoder of its own; the coarse model is one block with one decoder."""
-        return self.stage == "blocks" and self.model.primitive == "anchors" and self.blocks.decoder == "own"
+        return self.stage == "blocks" and self.model.primitive == "anchors" and self.blocks.decoder == "per_block"
 
     @property
     def starts_from_coarse(self) -> bool:
         """Whether blocks go on with the coarse model's Gaussians."""
-        return self.stage == "blocks" and self.model.primitive == "gaussians" and self.gaussians.prior
+        return self.stage == "blocks" and self.model.primitive == "gaussians" and self.gaussians.from_coarse
+
+    @property
+    def switched_off(self) -> str:
+        """In words, what is off because there are Gaussians in the place of anchors; empty where there are anchors."""
+        if self.model.primitive == "anchors":
+            return ""
+        off = ", ".join(f"{name}={str(value).lower()}" for name, value in NEEDS_ANCHORS.items())
+        return f"with model.primitive=gaussians there are neither anchors nor a decoder, so {off}"
 
     @property
     def idle_sections(self) -> tuple[str, ...]:
@@ -528,16 +544,14 @@ class Config:
             _check(False, "scene.unit", "auto", "a number with partition.aabb, which is in training units: 1 for an "
                    "aabb in the scene's own coordinates")  # fmt: skip
         if self.model.primitive == "gaussians":
-            why = "with model.primitive=gaussians, which has neither anchors nor decoder (configs/modes/gaussians.yaml)"
-            _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
-            _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
-            _check(not self.blocks.confine, "blocks.confine", True, f"false {why}")
-            _check(self.partition.blocks != "auto", "partition.blocks", "auto", f"a number {why}")
-            _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")
+            for name, off in NEEDS_ANCHORS.items():
+                section, _, key = name.partition(".")
+                value = getattr(getattr(self, section), key)
+                _check(value == off, name, value, f"{off} with model.primitive=gaussians: no anchors, no decoder")
         if self.per_block_decoders:
-            why = "without a shared decoder (blocks.decoder=own, see configs/modes/independent.yaml)"
+            why = "without a shared decoder (blocks.decoder=per_block, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
-            _check(not self.blocks.settle, "blocks.settle", True, f"false {why}")
+            _check(not self.blocks.boundary_finetuning, "blocks.boundary_finetuning", True, f"false {why}")
             freeze = self.blocks.decoder_freeze_rounds
             _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")
             _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")

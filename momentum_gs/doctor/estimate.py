@@ -38,13 +38,11 @@ from momentum_gs.partition.assign import assign_cameras
 from momentum_gs.partition.budget import GROWTH, with_block_count
 from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
-from momentum_gs.train.blocks.anchor_block import BlockState, trained_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock, trained_block
 from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor, max_anchors
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.store import ram_bound
 from momentum_gs.train.decoders.shared import SharedDecoder
-from momentum_gs.train.growth.anchors import GrowthStats
-from momentum_gs.train.optim import anchor_optimizer
 from momentum_gs.train.resume import begin
 from momentum_gs.train.step import StepInputs, train_step
 
@@ -131,9 +129,7 @@ def _shares(scene: Scene, table: PartitionTable) -> list[float]:
     """Share of the points that each block starts from."""
     sample = scene.points.xyz[:: max(1, -(-len(scene.points) // MAX_POINTS))]
     by_name = {camera.name: camera for camera in scene.train}
-    return [
-        float(in_any_view(sample, [by_name[name] for name in names]).double().mean()) for names in table.views
-    ]
+    return [float(in_any_view(sample, [by_name[name] for name in names]).double().mean()) for names in table.views]
 
 
 def probe(
@@ -169,8 +165,7 @@ def _probe(
     n = min(wanted, MAX_PROBE)
     anchors = resized(anchors, n).to(device)
     lr_scale = camera_radius(torch.stack([camera.center for camera in scene.train]))
-    state = BlockState(0, anchors, anchor_optimizer(anchors, config.optim, lr_scale), GrowthStats.zeros(anchors),
-                       voxel_size, lr_scale)  # fmt: skip
+    state = AnchorBlock.of(0, anchors, config, lr_scale=lr_scale, voxel_size=voxel_size)
     shared, weights = SharedDecoder(config, device, 1.0), torch.ones(1)
     background = torch.zeros(3, device=device)
     spread = [scene.train[i * len(scene.train) // PROBE_STEPS] for i in range(PROBE_STEPS)]
@@ -270,7 +265,7 @@ def estimates(
     view = max((measured.bytes for measured in probes), default=0)
     train_bytes = k * block + view
     host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)
-    ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).anchors.rows().values()) + 3)
+    ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).model.rows().values()) + 3)
     checkpoints = (config.log.keep_checkpoints + 1) * all_inactive
     spilled = all_inactive - in_ram
     disk = checkpoints + spilled + 2 * expected.total * ply

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
+from momentum_gs.config.renamed import current_name, earlier_settings
 from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import SweepRow
@@ -60,9 +61,9 @@ def row_config(request: Request, row: SweepRow, seed: int) -> Config:
     Raises:
         UserError: for a setting of the command line that the row sets itself.
     """
-    given = {text.partition("=")[0] for text in request.overrides}
+    given = {current_name(text.partition("=")[0]) for text in request.overrides}
     for text in row.settings:
-        if (key := text.partition("=")[0]) in given:
+        if (key := current_name(text.partition("=")[0])) in given:
             raise UserError(
                 f"sweep: {key} is given on the command line, but row {row.name!r} sets it to {text.partition('=')[2]}; "
                 "leave it out, or change the sweep file"
@@ -124,12 +125,21 @@ def n_blocks(config: Config) -> int | str:
 
 
 def run_folder(out: Path, config: Config) -> Path:
-    """Where the run of an experiment lies; the readable part repeats what most sweeps vary."""
+    """Where the run of an experiment lies; the readable part repeats what most sweeps vary.
+
+    A run that a sweep of version 0.1.0 has left stays where it is, under the hash of the names that settings had then.
+    """
+    own, settings = ["own"] * (config.blocks.decoder == "per_block"), experiment(config)
+    earlier = _run_folder(out, config, own, earlier_settings(settings))
+    return earlier if earlier.is_dir() else _run_folder(out, config, ["per-block"] * len(own), settings)
+
+
+def _run_folder(out: Path, config: Config, decoder: list[str], settings: Mapping[str, Any]) -> Path:
     parts = [f"n{n_blocks(config)}", f"k{config.blocks.active or 1}"]
     parts += [config.model.primitive] * (config.model.primitive != "anchors")
-    parts += ["own"] * (config.blocks.decoder == "own") + ["teacher"] * config.teacher.enabled
+    parts += decoder + ["teacher"] * config.teacher.enabled
     parts += ["weighting"] * config.weighting.enabled
-    return out / "runs" / "-".join([*parts, f"seed{config.seed}", short_hash(experiment(config))])
+    return out / "runs" / "-".join([*parts, f"seed{config.seed}", short_hash(settings)])
 
 
 def partition_folder(out: Path, config: Config) -> Path:

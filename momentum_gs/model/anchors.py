@@ -4,27 +4,23 @@ An anchor holds a place in the world, a feature, and K offsets at which it spawn
 feature and the scales learn; positions, rotations and opacities are kept because the files of 3DGS codebases have them.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-LEARNABLE = ("offset", "feature", "log_scale")
-"""Rows that an optimizer moves; Momentum-GS freezes the position (learning rate 0) and the other two."""
-
-INITIAL_OPACITY = 0.1
-"""Of every new anchor [SGS]."""
+from momentum_gs.model.row_model import RowModel, initial_rows
 
 
 @dataclass
-class Anchors:
+class Anchors(RowModel):
     """N anchors as row-aligned tensors."""
 
-    position: Float[Tensor, "n 3"]
-    """World, training units."""
+    # Momentum-GS freezes the position (learning rate 0) and the other two.
+    LEARNABLE: ClassVar[tuple[str, ...]] = ("offset", "feature", "log_scale")
+    NOUN: ClassVar[str] = "anchors"
+
     offset: Float[Tensor, "n k 3"]
     """Of the K Gaussians, in units of the anchor's first three scales. Learnable."""
     feature: Float[Tensor, "n f"]
@@ -35,9 +31,6 @@ class Anchors:
     """Quaternion (w, x, y, z); the identity in every model of 3DGS codebases."""
     opacity: Float[Tensor, "n 1"]
     """Logit; only files and the view test of the anchors themselves read it."""
-
-    def __len__(self) -> int:
-        return self.position.shape[0]
 
     @property
     def n_offsets(self) -> int:
@@ -54,15 +47,6 @@ class Anchors:
         """The six scales in training units, positive."""
         return self.log_scale.exp()
 
-    def rows(self) -> dict[str, Tensor]:
-        """The tensors by name; not copies."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_rows(cls, rows: Mapping[str, Tensor]) -> "Anchors":
-        """The inverse of ``rows``; other names in ``rows`` are left aside."""
-        return cls(**{field.name: rows[field.name] for field in fields(cls)})
-
     @classmethod
     def fresh(
         cls,
@@ -72,32 +56,10 @@ class Anchors:
         n_offsets: int,
     ) -> "Anchors":
         """New anchors: all offsets at the centre, no rotation, opacity 0.1."""
-        n = len(position)
-        rotation = position.new_zeros(n, 4)
-        rotation[:, 0] = 1
         return cls(
             position=position,
-            offset=position.new_zeros(n, n_offsets, 3),
+            offset=position.new_zeros(len(position), n_offsets, 3),
             feature=feature,
             log_scale=log_scale,
-            rotation=rotation,
-            opacity=position.new_full((n, 1), math.log(INITIAL_OPACITY / (1 - INITIAL_OPACITY))),
+            **initial_rows(position),
         )
-
-    def as_leaves(self) -> "Anchors":
-        """The same values cut from any graph, with the learnable rows as leaves that ask for a gradient."""
-        return Anchors(**{name: row.detach().requires_grad_(name in LEARNABLE) for name, row in self.rows().items()})
-
-    def to(self, device: torch.device | str) -> "Anchors":
-        """Leaves on another device; rows that are there already are shared, not copied."""
-        return Anchors.from_rows({name: row.detach().to(device) for name, row in self.rows().items()}).as_leaves()
-
-    def subset(self, rows: Bool[Tensor, "n"] | Int[Tensor, "m"]) -> "Anchors":
-        """Leaves that copy the chosen rows: by mask in their order, or by index."""
-        return Anchors.from_rows({name: row.detach()[rows] for name, row in self.rows().items()}).as_leaves()
-
-    @classmethod
-    def cat(cls, parts: Sequence["Anchors"]) -> "Anchors":
-        """Leaves that hold the rows of all parts, one after another; the parts share K and F."""
-        rows = [part.rows() for part in parts]
-        return cls(**{name: torch.cat([row[name].detach() for row in rows]) for name in rows[0]}).as_leaves()

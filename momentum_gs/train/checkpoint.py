@@ -18,12 +18,14 @@ import torch
 from safetensors.torch import load_file
 
 from momentum_gs.config.load import config_to_dict, flat_settings
+from momentum_gs.config.renamed import current_settings
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.file import FileRecord, enough_space, write_block, write_tensors
-from momentum_gs.train.blocks.packed import Block, pack
+from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.scores import ScoreTable
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.corrections.tables import Corrections
@@ -79,7 +81,7 @@ class Checkpoint:
             UserError: naming them.
         """
         # A setting that is newer than the checkpoint was at its default.
-        found = _as_read(Config()) | flat_settings(self.config)
+        found = _as_read(Config()) | flat_settings(current_settings(self.config, str(self.path))[0])
         wanted = _as_read(config)
         differing = [
             f"{key} = {found[key]!r} there, {value!r} now"

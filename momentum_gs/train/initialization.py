@@ -26,9 +26,9 @@ def load_initialization(config: Config) -> Splats:
         folder = model_folder(coarse)
     except UserError as error:
         raise UserError(
-            f"{coarse}: no coarse model, expected one for the blocks to start from (gaussians.prior); run "
+            f"{coarse}: no coarse model, expected one for the blocks to start from (gaussians.from_coarse); run "
             f"'momentum-gs train -c ... -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
-            "gaussians.prior=false"
+            "gaussians.from_coarse=false"
         ) from error
     splats = load_splats(folder / "point_cloud.ply")
     if splats.sh_degree != config.gaussians.sh_degree:
@@ -39,16 +39,16 @@ def load_initialization(config: Config) -> Splats:
     return splats
 
 
-def seen_by(prior: Splats, block: int, cameras: Sequence[Camera]) -> Splats:
+def seen_by(initial: Splats, block: int, cameras: Sequence[Camera]) -> Splats:
     """A copy of the splats whose centres lie in at least one of the block's views: few others ever get a gradient.
 
     Raises:
         UserError: there are none.
     """
-    seen = in_any_view(prior.position.detach().double(), cameras)
+    seen = in_any_view(initial.position.detach().double(), cameras)
     if not seen.any():
         raise UserError(
-            f"block {block}: none of the coarse model's {len(prior)} Gaussians is inside one of its {len(cameras)} "
+            f"block {block}: none of the coarse model's {len(initial)} Gaussians is inside one of its {len(cameras)} "
             "views, expected some; give the coarse model of this scene (partition.coarse)"
         )
-    return prior.subset(seen)
+    return initial.subset(seen)

@@ -19,15 +19,15 @@ from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.render.score import score_views
-from momentum_gs.train.blocks.anchor_block import BlockState
-from momentum_gs.train.blocks.packed import Block, pack
+from momentum_gs.train.blocks.block import Block
+from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.schedule import Round, ranks_of
 from momentum_gs.train.blocks.scores import ScoreTable
 from momentum_gs.train.blocks.start import FirstBlocks
 from momentum_gs.train.blocks.store import BlockStore, ram_bound
 from momentum_gs.train.blocks.views import BlockPlan, plan_blocks
+from momentum_gs.train.boundary_finetuning import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
-from momentum_gs.train.confine import clamp_offsets_
 from momentum_gs.train.corrections.tables import make_corrections
 from momentum_gs.train.decoders.choice import make_decoders
 from momentum_gs.train.events import (
@@ -43,7 +43,6 @@ from momentum_gs.train.events import (
 from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
 from momentum_gs.train.model_files import write_model
 from momentum_gs.train.resume import begin, go_on, schedule_of
-from momentum_gs.train.settle import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
@@ -213,7 +212,8 @@ class Training:
             for block in turn.blocks:
                 self._block_steps[block] += 1
             if self._step % BOUND_EVERY == 0 or self._step == end:
-                self._bound(active)
+                for state in active:
+                    state.keep_bounds(self._config, None if self._table is None else self._table.cell_of)
             self._tell(report, active, turn)
             self._measure(active, turn, views)
             if self._score_held_out(active, views):
@@ -257,7 +257,7 @@ class Training:
     def _activate(self, turn: Round) -> list[Block]:
         """This rank's blocks of a round; where they settle, with the other blocks around them."""
         table, comm = self._table, self._comm
-        if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.settle:
+        if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.boundary_finetuning:
             return self._store.activate(turn.blocks)
         if self._boxes is None:
             self._boxes = cell_boxes(self._store, table.cell_of, comm)
@@ -270,7 +270,6 @@ class Training:
             )
         active = self._store.activate(turn.blocks)
         for state in active:
-            assert isinstance(state, BlockState), "only anchors settle"
             if state.block in surroundings:
                 surround(state, surroundings[state.block], table.cell_of)
             hold_surroundings(state, table.cell_of)
@@ -283,28 +282,15 @@ class Training:
                 self._observers.on_event(GrowthCapped(self._step, state.block, len(state.model), growth.refused))
                 if state.block not in self._capped:
                     self._capped.add(state.block)
-                    splats = self._config.model.primitive == "gaussians"
-                    bound = "gaussians.max_per_block" if splats else "anchors.max_per_block or max_gb_per_block"
                     warn(
-                        f"train: block {state.block} stops growing at {len(state.model)} "
-                        f"{'Gaussians' if splats else 'anchors'} ({growth.refused} more were wanted): {bound}"
+                        f"train: block {state.block} stops growing at {len(state.model)} {state.model.NOUN} "
+                        f"({growth.refused} more were wanted): {state.CAP}"
                     )
         if self._due(self._config.log.every):
             losses, anchors = self._gather(report, active, turn)
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds, losses, anchors))
         else:
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
-
-    def _bound(self, active: Sequence[Block]) -> None:
-        """Keeps offsets on their side of the border, and scales below their bound."""
-        table, largest = self._table, self._config.optim.max_scale
-        for state in active:
-            if largest is not None and isinstance(state, BlockState):
-                state.bound_scales(largest)
-        if table is not None and self._config.blocks.confine:
-            for state in active:
-                assert isinstance(state, BlockState), "only anchors have offsets"
-                clamp_offsets_(state.anchors, table.cell_of, state.block)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0

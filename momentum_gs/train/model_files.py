@@ -1,7 +1,6 @@
 """What a run leaves: ``point_cloud/iteration_<steps>/`` with a PLY for each block, the decoder, the corrections of the
 images and the partition."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -9,10 +8,8 @@ import torch
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.io import block_decoder_folder, save_decoder, save_model
-from momentum_gs.model.splats import Splats
-from momentum_gs.train.blocks.packed import unpack
+from momentum_gs.train.blocks.packed import block_kind, unpack
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.corrections.tables import Corrections
 from momentum_gs.train.decoders.choice import Decoders
@@ -41,11 +38,10 @@ def write_model(
     """
     folder = out / "point_cloud" / f"iteration_{steps}"
     folder.mkdir(parents=True, exist_ok=True)
-    kind = Splats if config.model.primitive == "gaussians" else Anchors
+    kind = block_kind(config).MODEL
     for block in store.held():
-        rows = store.rows(block, [field.name for field in fields(kind)])
         name = "point_cloud.ply" if table is None else f"point_cloud_block{block}.ply"
-        save_model(folder / name, kind.from_rows(rows))
+        save_model(folder / name, kind.from_rows(store.rows(block)))
         if isinstance(decoders, PerBlockDecoders):
             own = block_decoder_folder(folder, block)
             own.mkdir(exist_ok=True)

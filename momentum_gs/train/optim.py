@@ -9,21 +9,30 @@ import torch
 from torch.optim import Adam
 
 from momentum_gs.config.schema import GaussiansConfig, OptimConfig
-from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.row_model import RowModel
 from momentum_gs.model.splats import Splats
 from momentum_gs.train.lr import exponential
 
 BACKGROUND_LR = 0.01
 """Rate of a learned background's coefficients: 100 steps cross the range of colours."""
-SH_REST_SHARE = 20
-"""Rate of degree 0 over that of the higher ones [3DGS]."""
+SH_LR, SH_REST_SHARE = 0.0025, 20
+"""Rate of the spherical harmonics of degree 0, and that rate over the one of the higher degrees [3DGS]."""
+ROTATION_LR = 0.001
+"""Of splats [3DGS]."""
+FEATURE_BANK_LR = 0.01, 1e-5
+"""Pair of the decoder's feature bank [SGS]."""
+
+
+def row_optimizer(model: RowModel, eps: float) -> Adam:
+    """One group for each learnable row, named like it; the rates are to be set."""
+    return Adam([{"params": [model.rows()[name]], "name": name} for name in model.LEARNABLE], eps=eps, fused=True)
 
 
 def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
-    """One group for each learnable row, named like it, at the rates of step 0."""
-    groups = [{"params": [anchors.rows()[name]], "name": name} for name in LEARNABLE]
-    optimizer = Adam(groups, eps=config.eps, fused=True)
+    """``row_optimizer`` at the rates of step 0."""
+    optimizer = row_optimizer(anchors, config.eps)
     set_anchor_lr(optimizer, config, 0, lr_scale)
     return optimizer
 
@@ -64,9 +73,8 @@ def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float | int,
 
 
 def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig, lr_scale: float) -> Adam:
-    """One group for each row, named like it, at the rates of step 0."""
-    groups = [{"params": [row], "name": name} for name, row in splats.rows().items()]
-    optimizer = Adam(groups, eps=optim.eps, fused=True)
+    """``row_optimizer`` at the rates of step 0."""
+    optimizer = row_optimizer(splats, optim.eps)
     set_splat_lr(optimizer, optim, config, 0, lr_scale)
     return optimizer
 
@@ -77,11 +85,11 @@ def set_splat_lr(
     """The rates of the splats at a block's own step."""
     rates = {
         "position": exponential(*config.position_lr, optim.lr_steps)(block_step) * lr_scale,
-        "sh_dc": config.sh_lr,
-        "sh_rest": config.sh_lr / SH_REST_SHARE,
+        "sh_dc": SH_LR,
+        "sh_rest": SH_LR / SH_REST_SHARE,
         "opacity": config.opacity_lr,
         "log_scale": config.scaling_lr,
-        "rotation": config.rotation_lr,
+        "rotation": ROTATION_LR,
     }
     _set(optimizer, rates)
 
@@ -92,24 +100,10 @@ def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | i
         "opacity": config.opacity_mlp_lr,
         "cov": config.cov_mlp_lr,
         "color": config.color_mlp_lr,
-        "feature_bank": config.feature_bank_lr,
+        "feature_bank": FEATURE_BANK_LR,
     }
     rates = {name: exponential(*pair, config.lr_steps)(decoder_step) for name, pair in pairs.items()}
     _set(optimizer, rates | {"background": BACKGROUND_LR})
-
-
-def set_learning_rates(
-    anchor_opt: Adam,
-    decoder_opt: Adam | None,
-    config: OptimConfig,
-    block_step: float | int,
-    decoder_step: float | int,
-    lr_scale: float,
-) -> None:
-    """Both at once; ``decoder_opt`` is None where the decoder is frozen."""
-    set_anchor_lr(anchor_opt, config, block_step, lr_scale)
-    if decoder_opt is not None:
-        set_decoder_lr(decoder_opt, config, decoder_step)
 
 
 def _set(optimizer: Adam, rates: dict[str, float]) -> None:

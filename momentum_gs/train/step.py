@@ -15,7 +15,7 @@ from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.render.view import render_view
-from momentum_gs.train.blocks.packed import Block
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.corrections.tables import NO_CORRECTIONS, Corrections
 from momentum_gs.train.decoders.choice import Decoders
 from momentum_gs.train.growth.anchors import GrowthReport

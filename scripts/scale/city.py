@@ -36,15 +36,13 @@ from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
-from momentum_gs.model.anchors import LEARNABLE, Anchors
-from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.model.anchors import Anchors
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.file import read_block, write_block
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.schedule import Round
 from momentum_gs.train.events import Event, Observers, RoundEnded
-from momentum_gs.train.growth.anchors import GrowthStats
 from momentum_gs.train.loop import Training
-from momentum_gs.train.optim import anchor_optimizer
 
 PITCH = 25.0
 """Side of a block's ground, scene units; that of the inner cells."""
@@ -89,7 +87,7 @@ def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
     return Scene(folder, cameras, [], points, paths), table
 
 
-def synthetic_block(table: PartitionTable, block: int, n: int, config: Config) -> BlockState:
+def synthetic_block(table: PartitionTable, block: int, n: int, config: Config) -> AnchorBlock:
     """A block at step 0 with n anchors."""
     model = config.model
     position = ground(table, block, n).float()
@@ -100,8 +98,7 @@ def synthetic_block(table: PartitionTable, block: int, n: int, config: Config) -
         torch.full((n, 6), spacing).log(),
         model.n_offsets,
     ).as_leaves()
-    optimizer = anchor_optimizer(anchors, config.optim, 1.0)
-    return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), spacing, 1.0)
+    return AnchorBlock.of(block, anchors, config, lr_scale=1.0, voxel_size=spacing)
 
 
 class Stopwatch:
@@ -130,8 +127,8 @@ def measure(args: argparse.Namespace, settings: list[str], work: Path) -> Parts:
     scene, table = make_city(4, work / "small" / "images")
     state = synthetic_block(table, 0, args.anchors, config)
     fresh = pack(state).nbytes
-    for name in LEARNABLE:
-        state.anchors.rows()[name].grad = torch.ones_like(state.anchors.rows()[name])
+    for name in Anchors.LEARNABLE:
+        state.model.rows()[name].grad = torch.ones_like(state.model.rows()[name])
     state.optimizer.step()
     state.optimizer.zero_grad()
     packed = pack(state)
@@ -159,7 +156,7 @@ def measure(args: argparse.Namespace, settings: list[str], work: Path) -> Parts:
         training.run(Observers([watch]))
     finally:
         shutil.rmtree(work / "small")
-    rows = sum(row.nbytes for row in state.anchors.rows().values())
+    rows = sum(row.nbytes for row in state.model.rows().values())
     alone = statistics.median(watch.rounds[i] for i in live)
     more = sum(watch.rounds[i] - alone for i in frozen)
     return Parts(

@@ -1,64 +1,58 @@
-"""Everything that belongs to one block and must survive while other blocks train."""
+"""A block of anchors in training."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
-from torch.optim import Adam
 
 from momentum_gs.config.schema import Config
-from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.init import init_anchors
 from momentum_gs.render.view import ViewRender
 from momentum_gs.train.blocks.anchor_budget import max_anchors
-from momentum_gs.train.blocks.running_score import RunningScore
-from momentum_gs.train.decoders.learner import DecoderLearner
-from momentum_gs.train.growth.anchors import GrowthReport, GrowthStats, grow_and_prune
-from momentum_gs.train.optim import anchor_optimizer, set_anchor_lr
+from momentum_gs.train.blocks.block import Block, CellOf, lr_scale_of
+from momentum_gs.train.growth.anchors import GrowthStats, grow_and_prune
+from momentum_gs.train.growth.report import GrowthReport
+from momentum_gs.train.offset_clamping import clamp_offsets_
+from momentum_gs.train.optim import set_anchor_lr
 
 
 @dataclass
-class BlockState:
-    """One block of anchors in training. Views, growth draws and schedules are keyed by (seed, block, step), so no
-    generator or cursor has to be carried: ``step`` is all of them."""
+class AnchorBlock(Block):
+    """One block of anchors, decoded by the shared decoder or by its own."""
 
-    block: int
-    anchors: Anchors
-    optimizer: Adam
+    MODEL: ClassVar = Anchors
+    STATS: ClassVar = GrowthStats
+    NUMBERS: ClassVar[tuple[str, ...]] = ("lr_scale", "voxel_size")
+    CAP: ClassVar[str] = "anchors.max_per_block or max_gb_per_block"
+
+    model: Anchors
     stats: GrowthStats
-    voxel_size: float
+    voxel_size: float = field(kw_only=True)
     """Edge of the finest voxel, training units."""
-    lr_scale: float
-    """``optim.lr_scale``, or the radius of the block's cameras."""
-    step: int = 0
-    """Block steps done."""
-    fixed: Bool[Tensor, "n"] | None = None
-    """Anchors that are drawn but do not learn (``train/settle.py``); None: all learn. Follows from the round."""
-    own: DecoderLearner | None = None
-    """The block's decoder where each has its own (``blocks.decoder=own``)."""
-    score: RunningScore = field(default_factory=RunningScore)
-    """Of the views trained since the last measurement (``weighting.source=running``)."""
 
-    @property
-    def model(self) -> Anchors:
-        """What the block is made of."""
-        return self.anchors
+    @classmethod
+    def from_points(
+        cls, block: int, points: PointCloud, cameras: Sequence[Camera], config: Config, device: torch.device
+    ) -> "AnchorBlock":
+        """An anchor in every voxel that holds a point."""
+        anchors, voxel_size = init_anchors(points, config.model)
+        lr_scale = lr_scale_of(cameras, config)
+        return cls.of(block, anchors.to(device), config, lr_scale=lr_scale, voxel_size=voxel_size)
 
     def set_rates(self, config: Config) -> None:
         """The learning rates of the block's step."""
         set_anchor_lr(self.optimizer, config.optim, self.step, self.lr_scale)
 
-    def after_backward(self, view: ViewRender, config: Config) -> GrowthReport | None:
-        """Counts the view's gradients and grows where the step is due; anchors that are held fixed rest instead."""
+    def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
+        """Counts the view's gradients and grows where the step is due."""
         growth = config.growth
-        if self.fixed is not None:
-            self.rest_fixed()
-        elif growth.start_stat < self.step < growth.until:
+        if growth.start_stat < self.step < growth.until:
             self.stats.observe(view.decoded, view.output)
             if self.step > growth.from_step and self.step % growth.interval == 0:
                 return self.grow(config)
@@ -70,41 +64,22 @@ class BlockState:
         def draw(level: int, offsets: Tensor) -> Tensor:
             return keyed_uniform(offsets, config.seed, "growth", self.block, self.step, level)
 
-        self.anchors, self.stats, report = grow_and_prune(
-            self.anchors, self.optimizer, self.stats, self.voxel_size, config.growth, draw,
+        self.model, self.stats, report = grow_and_prune(
+            self.model, self.optimizer, self.stats, self.voxel_size, config.growth, draw,
             max_anchors(config.anchors, config.model),
         )  # fmt: skip
         return report
 
     @torch.no_grad()
-    def bound_scales(self, largest: float) -> None:
-        """Puts a bound on the scales of the Gaussians, training units."""
-        self.anchors.log_scale[:, 3:].clamp_(max=math.log(largest))
-
-    def rest_fixed(self) -> None:
-        """Takes the gradient from the anchors that do not learn, after the backward pass.
-
-        They have no moments, so Adam leaves them where they are.
-        """
-        for name in LEARNABLE:
-            grad = self.anchors.rows()[name].grad
-            if self.fixed is not None and grad is not None:
-                grad[self.fixed] = 0
+    def keep_bounds(self, config: Config, cell_of: CellOf | None) -> None:
+        """Keeps the Gaussians' scales below ``optim.max_scale``, and offsets on their side of the cell's border."""
+        if config.optim.max_scale is not None:
+            self.model.log_scale[:, 3:].clamp_(max=math.log(config.optim.max_scale))
+        if cell_of is not None and config.blocks.offset_clamping:
+            clamp_offsets_(self.model, cell_of, self.block)
 
 
-def init_block(
-    block: int, points: PointCloud, cameras: list[Camera], config: Config, device: torch.device
-) -> BlockState:
-    """A block at step 0 from its initial points, with its learning-rate scale from its own cameras [MGS]."""
-    anchors, voxel_size = init_anchors(points, config.model)
-    anchors = anchors.to(device)
-    lr_scale = config.optim.lr_scale or camera_radius(torch.stack([c.center for c in cameras]))
-    optimizer = anchor_optimizer(anchors, config.optim, lr_scale)
-    own = DecoderLearner(config, device) if config.per_block_decoders else None
-    return BlockState(block, anchors, optimizer, GrowthStats.zeros(anchors), voxel_size, lr_scale, own=own)
-
-
-def trained_block(n: int, config: Config, device: torch.device) -> BlockState:
+def trained_block(n: int, config: Config, device: torch.device) -> AnchorBlock:
     """A block of n anchors at random, with moments and statistics."""
     model, generator = config.model, torch.Generator().manual_seed(0)
 
@@ -112,10 +87,11 @@ def trained_block(n: int, config: Config, device: torch.device) -> BlockState:
         return torch.rand(*shape, generator=generator)
 
     anchors = Anchors.fresh(rand(n, 3), rand(n, model.feature_dim), rand(n, 6), model.n_offsets).to(device)
-    optimizer = anchor_optimizer(anchors, config.optim, 1.0)
-    for name in LEARNABLE:
+    state = AnchorBlock.of(0, anchors, config, lr_scale=1.0, voxel_size=0.01)
+    for name in anchors.LEARNABLE:
         row = anchors.rows()[name]
         row.grad = torch.rand_like(row)
-    optimizer.step()
-    optimizer.zero_grad()
-    return BlockState(0, anchors, optimizer, GrowthStats.zeros(anchors), 0.01, 1.0, 1)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step = 1
+    return state

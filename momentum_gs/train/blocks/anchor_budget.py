@@ -5,7 +5,7 @@ import torch
 from momentum_gs.config.schema import AnchorsConfig, Config, ModelConfig
 from momentum_gs.core.device import free_device_memory
 from momentum_gs.core.rows import MOMENTS
-from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.train.growth.anchors import GrowthStats
 
 MEMORY_SHARE = 0.5
@@ -17,7 +17,7 @@ def bytes_per_anchor(model: ModelConfig) -> int:
     zeros = torch.zeros
     anchors = Anchors.fresh(zeros(1, 3), zeros(1, model.feature_dim), zeros(1, 6), model.n_offsets)
     rows = anchors.rows()
-    learn = sum(rows[name].nbytes for name in LEARNABLE)
+    learn = sum(rows[name].nbytes for name in anchors.LEARNABLE)
     kept = sum(row.nbytes for row in (*rows.values(), *GrowthStats.zeros(anchors).rows().values()))
     return kept + (1 + len(MOMENTS)) * learn
 

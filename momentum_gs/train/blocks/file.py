@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.blocks.packed import PackedBlock
+from momentum_gs.train.blocks.packed import ROWS, PackedBlock, current_name
 
 # Names of the format's element types (safetensors specification).
 _DTYPES = {
@@ -95,14 +95,15 @@ def read_block(path: Path, pin: bool = False) -> PackedBlock:
     with _opened(path) as file:
         meta: dict[str, int | float] = json.loads(file.metadata()["meta"])
         # The library maps the file; what it hands out would be read from the disk page by page while training.
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a handle, not a dict
+        found = {current_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a handle, not a dict
         return PackedBlock({k: v.pin_memory() if pin else v.clone() for k, v in found.items()}, meta)
 
 
-def read_rows(path: Path, prefix: str, names: Collection[str]) -> dict[str, Tensor]:
-    """Some tensors of a block by name without ``prefix``; the rest of the file is not read."""
+def read_rows(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Some rows of a block's model by name; the rest of the file is not read."""
     with _opened(path) as file:
-        return {name: file.get_tensor(prefix + name).clone() for name in names}
+        there = {current_name(name): name for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(there[ROWS + name]).clone() for name in names}
 
 
 def link(source: Path, target: Path) -> Path | None:

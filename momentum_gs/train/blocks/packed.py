@@ -4,24 +4,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import to_host
-from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.splats import Splats
-from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.running_score import RunningScore
 from momentum_gs.train.blocks.splat_block import SplatBlock
-from momentum_gs.train.decoders.learner import DecoderLearner
-from momentum_gs.train.growth.anchors import GrowthStats
-from momentum_gs.train.growth.splats import SplatStats
-from momentum_gs.train.optim import anchor_optimizer, splat_optimizer
 
-Block = BlockState | SplatBlock
-"""A block in training, whatever it is made of."""
-ROWS = "anchors."
-"""What the names of a inactive block's rows begin with, of anchors and of splats."""
+ROWS = "rows."
+"""What the names of an inactive block's rows begin with."""
+_RENAMED = (("anchors.", ROWS), ("stats.anchor_demon", "stats.anchor_denom"))
+"""(Beginning of a tensor's name in files of version 0.1, what it is now)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,20 @@ class PackedBlock:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+def block_kind(config: Config) -> type[Block]:
+    """The blocks of an experiment, as ``model.primitive`` says."""
+    return SplatBlock if config.model.primitive == "gaussians" else AnchorBlock
+
+
+def current_name(name: str) -> str:
+    """What a tensor of a block's file is called now. Files of earlier versions are read with their names as they are,
+    and only here is known what these were."""
+    for old, new in _RENAMED:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
 def pack(state: Block) -> PackedBlock:
     """Takes a block apart. On the CPU the tensors are the block's own: drop the state, or copy, before training on."""
     tensors = {f"stats.{k}": v for k, v in state.stats.rows().items()}
@@ -44,11 +52,9 @@ def pack(state: Block) -> PackedBlock:
         tensors[f"{ROWS}{name}"] = row.detach()
         tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(row, {}).items()}
     tensors["score"] = state.score.sums
-    meta = {"block": state.block, "step": state.step, "lr_scale": state.lr_scale}
-    if isinstance(state, BlockState):
-        meta["voxel_size"] = state.voxel_size
-        if state.own is not None:
-            tensors |= {f"decoder.{k}": v.detach() for k, v in state.own.to_tensors().items()}
+    if state.own is not None:
+        tensors |= {f"decoder.{k}": v.detach() for k, v in state.own.to_tensors().items()}
+    meta = {"block": state.block, "step": state.step} | {name: getattr(state, name) for name in state.NUMBERS}
     return PackedBlock({k: to_host(v) for k, v in tensors.items()}, meta)
 
 
@@ -58,28 +64,18 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in packed.tensors.items() if k.startswith(prefix)}
 
-    def with_moments(optimizer: Adam) -> Adam:
-        for group in optimizer.param_groups:
-            state = part(f"adam.{group['name']}.")
-            if state:
-                optimizer.state[group["params"][0]] = {k: v.to(device) for k, v in state.items()}
-        return optimizer
-
-    block, step, lr_scale = int(packed.meta["block"]), int(packed.meta["step"]), float(packed.meta["lr_scale"])
-    stats = {k: v.to(device) for k, v in part("stats.").items()}
-    # A file of an earlier version has no score, which nothing had been added to.
-    score = RunningScore(packed.tensors["score"]) if "score" in packed.tensors else RunningScore()
-    if config.model.primitive == "gaussians":
-        splats = Splats.from_rows(part(ROWS)).to(device)
-        optimizer = with_moments(splat_optimizer(splats, config.optim, config.gaussians, lr_scale))
-        return SplatBlock(block, splats, optimizer, SplatStats.from_rows(stats), lr_scale, step, score)
-    anchors = Anchors.from_rows(part(ROWS)).to(device)
-    optimizer = with_moments(anchor_optimizer(anchors, config.optim, lr_scale))
-    own = None
-    if config.per_block_decoders:
-        own = DecoderLearner(config, device)
-        own.load_tensors(part("decoder."))
-    return BlockState(
-        block, anchors, optimizer, GrowthStats.from_rows(stats), float(packed.meta["voxel_size"]), lr_scale, step,
-        own=own, score=score,
-    )  # fmt: skip
+    kind = block_kind(config)
+    model = kind.MODEL.from_rows(part(ROWS)).to(device)
+    stats = kind.STATS.from_rows({k: v.to(device) for k, v in part("stats.").items()})
+    numbers = {name: float(packed.meta[name]) for name in kind.NUMBERS}
+    state = kind.of(int(packed.meta["block"]), model, config, stats=stats, **numbers)
+    state.step = int(packed.meta["step"])
+    for group in state.optimizer.param_groups:
+        if moments := part(f"adam.{group['name']}."):
+            state.optimizer.state[group["params"][0]] = {k: v.to(device) for k, v in moments.items()}
+    # A file of version 0.1 has no score, which nothing had been added to.
+    if "score" in packed.tensors:
+        state.score = RunningScore(packed.tensors["score"])
+    if state.own is not None:
+        state.own.load_tensors(part("decoder."))
+    return state

@@ -1,48 +1,54 @@
-"""A block of splats in training: what ``BlockState`` is for anchors."""
+"""A block of splats in training."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from momentum_gs.config.schema import Config
-from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.seeds import keyed_uniform
-from momentum_gs.core.types import Camera
+from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.model.init import init_splats
 from momentum_gs.model.splats import Splats
 from momentum_gs.render.view import ViewRender
-from momentum_gs.train.blocks.running_score import RunningScore
-from momentum_gs.train.growth.anchors import GrowthReport
+from momentum_gs.train.blocks.block import Block, CellOf, lr_scale_of
+from momentum_gs.train.growth.report import GrowthReport
 from momentum_gs.train.growth.splats import SplatStats, densify_and_prune, reset_opacity
-from momentum_gs.train.optim import set_splat_lr, splat_optimizer
+from momentum_gs.train.optim import set_splat_lr
 
 
 @dataclass
-class SplatBlock:
-    """One block in training. As for anchors, ``step`` is all that random draws and schedules depend on."""
+class SplatBlock(Block):
+    """One block of Gaussians with colours of their own."""
 
-    block: int
+    MODEL: ClassVar = Splats
+    STATS: ClassVar = SplatStats
+    CAP: ClassVar[str] = "gaussians.max_per_block"
+
     model: Splats
-    optimizer: Adam
     stats: SplatStats
-    lr_scale: float
-    """``optim.lr_scale``, or the radius of the block's cameras."""
-    step: int = 0
-    """Block steps done."""
-    score: RunningScore = field(default_factory=RunningScore)
-    """Of the views trained since the last measurement (``weighting.source=running``)."""
+
+    @classmethod
+    def from_points(
+        cls, block: int, points: PointCloud, cameras: Sequence[Camera], config: Config, device: torch.device
+    ) -> "SplatBlock":
+        """A splat at every point."""
+        return cls.from_splats(block, init_splats(points, config.gaussians.sh_degree), cameras, config, device)
+
+    @classmethod
+    def from_splats(
+        cls, block: int, splats: Splats, cameras: Sequence[Camera], config: Config, device: torch.device
+    ) -> "SplatBlock":
+        """What ``from_points`` gives, from splats that are there already."""
+        return cls.of(block, splats.to(device), config, lr_scale=lr_scale_of(cameras, config))
 
     def set_rates(self, config: Config) -> None:
         """The learning rates of the block's step."""
         set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale)
 
-    def sh_degree(self, config: Config) -> int:
-        """Highest degree that is evaluated at the block's step. What starts from a trained model starts with all."""
-        highest = config.gaussians.sh_degree
-        return highest if config.starts_from_coarse else min(self.step // config.gaussians.sh_every, highest)
-
-    def after_backward(self, view: ViewRender, config: Config) -> GrowthReport | None:
+    def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
         """Counts the view's gradients; densifies, prunes and resets opacities where the step is due."""
         settings = config.gaussians
         if self.step >= settings.until:
@@ -51,7 +57,7 @@ class SplatBlock:
         report = None
         if self.step > settings.from_step and self.step % settings.interval == 0:
 
-            def draw(index: Tensor) -> Tensor:
+            def draw(level: int, index: Tensor) -> Tensor:
                 return keyed_uniform(index, config.seed, "split", self.block, self.step)
 
             self.model, self.stats, report = densify_and_prune(
@@ -62,12 +68,11 @@ class SplatBlock:
             reset_opacity(self.model, self.optimizer)
         return report
 
+    def keep_bounds(self, config: Config, cell_of: CellOf | None) -> None:
+        """Nothing: pruning is what bounds Gaussians."""
 
-def init_splat_block(
-    block: int, splats: Splats, cameras: list[Camera], config: Config, device: torch.device
-) -> SplatBlock:
-    """A block at step 0, with its learning-rate scale from its own cameras as for anchors."""
-    splats = splats.to(device)
-    lr_scale = config.optim.lr_scale or camera_radius(torch.stack([c.center for c in cameras]))
-    optimizer = splat_optimizer(splats, config.optim, config.gaussians, lr_scale)
-    return SplatBlock(block, splats, optimizer, SplatStats.zeros(splats), lr_scale)
+
+def sh_degree_at(step: int, config: Config) -> int:
+    """Highest degree that is evaluated at a block's step. What starts from a trained model starts with all."""
+    highest = config.gaussians.sh_degree
+    return highest if config.starts_from_coarse else min(step // config.gaussians.sh_every, highest)

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -22,8 +22,9 @@ from momentum_gs.config.schema import Config, StoreConfig
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.device import pins_memory
 from momentum_gs.core.memory import free_memory, return_freed_memory
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.file import FileRecord, copy, link, link_or_copy, read_block, read_rows, write_block
-from momentum_gs.train.blocks.packed import ROWS, Block, PackedBlock, pack, unpack
+from momentum_gs.train.blocks.packed import ROWS, PackedBlock, block_kind, pack, unpack
 from momentum_gs.train.blocks.schedule import ranks_of
 
 
@@ -115,14 +116,15 @@ class BlockStore:
         inactive = self._inactive[block]
         return inactive.packed or self._read(inactive)
 
-    def rows(self, block: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Rows of the anchors (or splats) of a block that rests on this rank; not to be written to."""
+    def rows(self, block: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Rows of the model (None: all) of a block that rests on this rank; not to be written to."""
         self.join()
+        names = [field.name for field in fields(block_kind(self._config).MODEL)] if names is None else names
         inactive = self._inactive[block]
         if inactive.packed is not None:
             return {name: inactive.packed.tensors[ROWS + name] for name in names}
         assert inactive.file is not None
-        return read_rows(inactive.file, ROWS, names)
+        return read_rows(inactive.file, names)
 
     def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
         """Writes a block that rests on this rank to ``path``.
@@ -148,9 +150,7 @@ class BlockStore:
         self.join()
         self._move(blocks)
         mine = []
-        for block, rank in zip(
-            blocks, ranks_of(blocks, self._config.blocks.groups, self._comm.world_size), strict=True
-        ):
+        for block, rank in self._trainers(blocks):
             self._active.add(block)
             if rank == self._comm.rank:
                 inactive = self._inactive.pop(block)
@@ -213,9 +213,7 @@ class BlockStore:
         All ranks walk the blocks in the same order, so the blocking transfers cannot wait for each other in a circle.
         """
         rank = self._comm.rank
-        for block, target in zip(
-            blocks, ranks_of(blocks, self._config.blocks.groups, self._comm.world_size), strict=True
-        ):
+        for block, target in self._trainers(blocks):
             source = self._holder[block]
             if block in self._active or source == target:
                 continue

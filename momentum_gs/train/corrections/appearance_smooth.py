@@ -22,7 +22,7 @@ def neighbours_in_time(where: Path, names: Sequence[str], times: Mapping[str, fl
     taken to come from one camera, as ``momentum-gs prepare`` takes them to.
 
     Args:
-        where: The scene, for what is said.
+        where: The scene, for messages.
         names: All training images.
         times: Seconds, of the images whose time is known; the others have no neighbours.
 

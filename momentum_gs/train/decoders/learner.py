@@ -57,10 +57,6 @@ class DecoderLearner:
         )
         for name, parameter in self.module.named_parameters():
             prefix = f"adam.{name}."
-            # Adam keeps its step counter on the host unless capturable; moments live with the parameter.
             state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
             if state:
-                self._optimizer.state[parameter] = {
-                    k: v if k == "step" and parameter.device.type == "cpu" else v.to(parameter.device)
-                    for k, v in state.items()
-                }
+                self._optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}

@@ -5,8 +5,8 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.splats import Harmonics
-from momentum_gs.train.blocks.packed import Block
-from momentum_gs.train.blocks.splat_block import SplatBlock
+from momentum_gs.train.blocks.block import Block
+from momentum_gs.train.blocks.splat_block import sh_degree_at
 
 
 class NoDecoder:
@@ -20,8 +20,7 @@ class NoDecoder:
 
     def student_of(self, block: Block) -> Harmonics:
         """What draws a block at its step."""
-        assert isinstance(block, SplatBlock)
-        return Harmonics(block.sh_degree(self._config))
+        return Harmonics(sh_degree_at(block.step, self._config))
 
     def begin_step(self, live: bool, n_active: int) -> None:
         """Nothing to move."""

@@ -1,6 +1,6 @@
 """Decoders of one block each, as blocks have them that train independently (Tables 5 and 7).
 
-A block carries its decoder with it (``BlockState.own``) and nothing is averaged. The face is ``SharedDecoder``'s.
+A block carries its decoder with it (``Block.own``) and nothing is averaged. The face is ``SharedDecoder``'s.
 """
 
 from torch import Tensor
@@ -8,8 +8,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.blocks.anchor_block import BlockState
-from momentum_gs.train.blocks.packed import Block
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.decoders.learner import DecoderLearner
 
 
@@ -50,5 +49,5 @@ class PerBlockDecoders:
 
 
 def _own(block: Block) -> DecoderLearner:
-    assert isinstance(block, BlockState) and block.own is not None, f"block {block.block} has no decoder of its own"
+    assert block.own is not None, f"block {block.block} has no decoder of its own"
     return block.own

@@ -12,7 +12,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.train.blocks.packed import Block
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.decoders.learner import DecoderLearner
 
 EXACT_BLOCKS = 64

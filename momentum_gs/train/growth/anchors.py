@@ -5,11 +5,10 @@ Source: training_statis, adjust_anchor and anchor_growing of Scaffold-GS, scene/
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import Adam
 
@@ -17,15 +16,13 @@ from momentum_gs.config.schema import GrowthConfig
 from momentum_gs.core.rows import edit_rows, scatter_max
 from momentum_gs.core.types import RenderOutput
 from momentum_gs.core.voxels import cell_centers, cells_of, free_cells
-from momentum_gs.model.anchors import LEARNABLE, Anchors
+from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import Decoded
-
-Draw = Callable[[int, Int[Tensor, "m"]], Float[Tensor, "m"]]
-"""(Level, offsets among the N*K before growth) -> a uniform number in [0, 1) for each of these offsets."""
+from momentum_gs.train.growth.report import Draw, GrowthReport, RowStats
 
 
 @dataclass
-class GrowthStats:
+class GrowthStats(RowStats):
     """What the views since the last judgement said about every anchor and offset."""
 
     offset_gradient_accum: Float[Tensor, "nk 1"]
@@ -35,24 +32,13 @@ class GrowthStats:
     opacity_accum: Float[Tensor, "n 1"]
     """Sum over views and offsets of the positive neural opacities."""
     anchor_denom: Float[Tensor, "n 1"]
-    """Views in which the anchor was decoded. (The original's spelling, which files keep.)"""
+    """Views in which the anchor was decoded."""
 
     @classmethod
     def zeros(cls, anchors: Anchors) -> "GrowthStats":
         """Nothing seen yet."""
         n, k, like = len(anchors), anchors.n_offsets, anchors.position
         return cls(like.new_zeros(n * k, 1), like.new_zeros(n * k, 1), like.new_zeros(n, 1), like.new_zeros(n, 1))
-
-    def rows(self) -> dict[str, Tensor]:
-        """The tensors by name; not copies."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_rows(cls, rows: Mapping[str, Tensor]) -> "GrowthStats":
-        """The inverse of ``rows``; also of those that version 0.1 wrote, whose ``anchor_demon`` was a typo."""
-        if "anchor_demon" in rows:
-            rows = {**rows, "anchor_denom": rows["anchor_demon"]}
-        return cls(**{field.name: rows[field.name] for field in fields(cls)})
 
     @torch.no_grad()
     def observe(self, decoded: Decoded, output: RenderOutput) -> None:
@@ -74,17 +60,6 @@ class GrowthStats:
             gradient = output.screen_means.grad[:, :2].norm(dim=1, keepdim=True)
             self.offset_gradient_accum.index_add_(0, offset, torch.where(drawn, gradient, 0.0))
         self.offset_denom.index_add_(0, offset, drawn.to(self.offset_denom))
-
-
-@dataclass(frozen=True)
-class GrowthReport:
-    """What one judgement changed."""
-
-    grown: tuple[int, ...]
-    """Anchors added, by level from coarse to fine."""
-    pruned: int
-    refused: int
-    """Anchors that would have been added had there been no cap."""
 
 
 @torch.no_grad()
@@ -118,9 +93,8 @@ def grow_and_prune(
         and a report. All learnable rows come without a gradient, even where nothing changed, so the optimizer step that
         follows moves no anchor: so it is in the original, which re-creates every row here.
     """
-    rows = anchors.rows()
-    for name in LEARNABLE:
-        rows[name].grad = None  # First, as its memory is about what the new rows need.
+    for name in anchors.LEARNABLE:
+        anchors.rows()[name].grad = None  # First, as its memory is about what the new rows need.
     interval_seen = config.interval * config.success_threshold
     eligible_offset = stats.offset_denom > interval_seen * 0.5
     eligible_anchor = stats.anchor_denom > interval_seen
@@ -138,11 +112,11 @@ def grow_and_prune(
     if pruned or len(new):
         kept_or_all = kept if pruned else None
         seen = edit_rows(_by_anchor(stats, anchors), kept_or_all, _by_anchor(GrowthStats.zeros(new), new), None)
-        rows = edit_rows(rows, kept_or_all, new.rows(), optimizer)
+        anchors = anchors.edited(kept_or_all, new.rows(), optimizer)
         stats = GrowthStats.from_rows({name: row.view(-1, 1) for name, row in seen.items()})
     if config.max_log_scale is not None:
-        rows["log_scale"][:, 3:].clamp_(max=config.max_log_scale)
-    return Anchors.from_rows(rows), stats, GrowthReport(grown, pruned, refused)
+        anchors.log_scale[:, 3:].clamp_(max=config.max_log_scale)
+    return anchors, stats, GrowthReport(grown, pruned, refused)
 
 
 def _by_anchor(stats: GrowthStats, anchors: Anchors) -> dict[str, Tensor]:

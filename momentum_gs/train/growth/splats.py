@@ -3,7 +3,6 @@
 Source: densify_and_prune, reset_opacity and add_densification_stats of 3DGS, scene/gaussian_model.py.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,13 +12,11 @@ from torch.optim import Adam
 
 from momentum_gs.config.schema import GaussiansConfig
 from momentum_gs.core.geometry import quat_to_matrix
-from momentum_gs.core.rows import MOMENTS, edit_rows
+from momentum_gs.core.rows import MOMENTS
 from momentum_gs.core.types import RenderOutput
-from momentum_gs.model.splats import Splats, logit
-from momentum_gs.train.growth.anchors import GrowthReport
-
-Draw = Callable[[Int[Tensor, "m"]], Float[Tensor, "m"]]
-"""Index -> a uniform number in [0, 1), a multiple of 2^-24, that depends on the index alone."""
+from momentum_gs.model.row_model import logit
+from momentum_gs.model.splats import Splats
+from momentum_gs.train.growth.report import Draw, GrowthReport, RowStats
 
 _CHILDREN = 2
 _SHRINK = 0.8 * _CHILDREN
@@ -29,7 +26,7 @@ _RESET_OPACITY = 0.01
 
 
 @dataclass
-class SplatStats:
+class SplatStats(RowStats):
     """What the views since the last densification said about every splat."""
 
     gradient_accum: Float[Tensor, "n 1"]
@@ -43,15 +40,6 @@ class SplatStats:
     def zeros(cls, splats: Splats) -> "SplatStats":
         """Nothing seen yet."""
         return cls(*(splats.position.new_zeros(len(splats), 1) for _ in fields(cls)))
-
-    def rows(self) -> dict[str, Tensor]:
-        """The tensors by name; not copies."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_rows(cls, rows: Mapping[str, Tensor]) -> "SplatStats":
-        """The inverse of ``rows``."""
-        return cls(**{field.name: rows[field.name] for field in fields(cls)})
 
     @torch.no_grad()
     def observe(self, output: RenderOutput) -> None:
@@ -95,8 +83,7 @@ def densify_and_prune(
         and a report: ``grown`` counts clones and splits, ``pruned`` what left without children. All rows come without
         a gradient, so the optimizer step that follows moves no splat: so it is in 3DGS, which re-creates them here.
     """
-    rows = splats.rows()
-    for row in rows.values():
+    for row in splats.rows().values():
         row.grad = None  # First, as its memory is about what the new rows need.
     size = splats.log_scale.amax(dim=1).exp()
     faint = splats.opacity.squeeze(1).sigmoid() < config.min_opacity
@@ -125,7 +112,7 @@ def densify_and_prune(
     kept, cloned, parents = (mask.nonzero().squeeze(1) for mask in (lasting & ~split, clone, split))
     report = GrowthReport((len(cloned), len(parents)), len(splats) - len(kept) - len(parents), refused)
     new = Splats.cat([splats.subset(cloned), _children(splats, parents, draw)])
-    edited = Splats.from_rows(edit_rows(rows, kept, new.rows(), optimizer))
+    edited = splats.edited(kept, new.rows(), optimizer)
     return edited, SplatStats.zeros(edited), report
 
 
@@ -135,7 +122,7 @@ def _children(splats: Splats, parents: Int[Tensor, "m"], draw: Draw) -> Splats:
     index = 3 * _CHILDREN * parents[None, :, None] + 3 * torch.arange(_CHILDREN, device=parents.device)[:, None, None]
     index = index + torch.arange(3, device=parents.device)
     # The middles of the cells in which uniform numbers fall, in double precision: 0 and 1 have no finite quantile.
-    uniform = draw(index.flatten()).double() + 2.0**-25
+    uniform = draw(0, index.flatten()).double() + 2.0**-25
     normal = torch.special.ndtri(uniform).view(_CHILDREN, len(parents), 3).to(parent.position)
     apart = torch.einsum("pij,cpj->cpi", quat_to_matrix(parent.rotation), normal * parent.scales)
     rows = {name: row.detach().repeat(_CHILDREN, *[1] * (row.ndim - 1)) for name, row in parent.rows().items()}

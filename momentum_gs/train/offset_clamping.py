@@ -17,9 +17,7 @@ HALVINGS = 6
 
 
 @torch.no_grad()
-def clamp_offsets_(
-    anchors: Anchors, cell_of: Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]], block: int
-) -> int:
+def clamp_offsets_(anchors: Anchors, cell_of: Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]], block: int) -> int:
     """Shortens, in place, every offset whose Gaussian is not on its anchor's side of the border.
 
     Args:

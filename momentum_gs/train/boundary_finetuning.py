@@ -5,24 +5,17 @@ the rounds with a frozen decoder they give way to the anchors that the merged mo
 but held fixed; only the cell's own anchors learn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.geometry import box_in_any_view, in_any_view
-from momentum_gs.core.rows import edit_rows
 from momentum_gs.core.types import Camera
-from momentum_gs.model.anchors import Anchors
-from momentum_gs.train.blocks.anchor_block import BlockState
+from momentum_gs.train.blocks.block import Block, CellOf
 from momentum_gs.train.blocks.store import BlockStore
-from momentum_gs.train.growth.anchors import GrowthStats
-
-CellOf = Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]]
-"""The block whose cell holds a world point, float64."""
 
 
 def cell_boxes(store: BlockStore, cell_of: CellOf, comm: Comm) -> Float[Tensor, "b 6"]:
@@ -79,7 +72,7 @@ def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf, com
     rows: dict[str, Tensor] = {}
     holder = store.holder(block)
     if ranks and holder == comm.rank:
-        rows = store.rows(block, [field.name for field in fields(Anchors)])
+        rows = store.rows(block)
         inside = cell_of(rows["position"].double()) == block
         rows = {name: row[inside] for name, row in rows.items()}
     for rank in ranks:
@@ -90,18 +83,18 @@ def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf, com
     return rows
 
 
-def surround(state: BlockState, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
+def surround(state: Block, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
     """Puts ``rows`` (none: nothing) in the place of the block's anchors outside its cell."""
     own = (~_outside(state, cell_of)).nonzero().squeeze(1)
-    here = {name: row.to(state.anchors.position.device) for name, row in rows.items()}
-    state.anchors = Anchors.from_rows(edit_rows(state.anchors.rows(), own, here or None, state.optimizer))
-    state.stats = GrowthStats.zeros(state.anchors)
+    here = {name: row.to(own.device) for name, row in rows.items()}
+    state.model = state.model.edited(own, here or None, state.optimizer)
+    state.stats = state.STATS.zeros(state.model)
 
 
-def hold_surroundings(state: BlockState, cell_of: CellOf) -> None:
+def hold_surroundings(state: Block, cell_of: CellOf) -> None:
     """Lets only the anchors inside the block's cell learn, until the block rests."""
     state.fixed = _outside(state, cell_of)
 
 
-def _outside(state: BlockState, cell_of: CellOf) -> Bool[Tensor, "n"]:
-    return cell_of(state.anchors.position.double()) != state.block
+def _outside(state: Block, cell_of: CellOf) -> Bool[Tensor, "n"]:
+    return cell_of(state.model.position.double()) != state.block

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from momentum_gs.data.blocks import BlockGrid
 from momentum_gs.model.anchors import Anchors
-from momentum_gs.train.confine import HALVINGS, clamp_offsets_
+from momentum_gs.train.offset_clamping import HALVINGS, clamp_offsets_
 
 GRID = BlockGrid((-1, -1, -1, 1, 1, 1), (2, 2, 1))
 
