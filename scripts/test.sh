@@ -8,6 +8,7 @@ PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
 
 ruff check .
 mypy
+bash scripts/docs.sh
 bash scripts/compile_cuda.sh
 # One run over the package's tests and those of every extension, so that the last line speaks for all of them.
 pytest --durations=15 tests submodules/*/tests "$@"
