@@ -22,6 +22,7 @@ mypy
 if [[ $tier == fast ]]; then
     set -- -m "not slow" "$@"
 else
+    bash scripts/docs.sh
     bash scripts/compile_cuda.sh
 fi
 # One run over the package's tests and those of every extension, so that the last line speaks for all of them.

@@ -27,6 +27,10 @@ from momentum_gs.train.loop import Training
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = Path(os.environ.get("MOMENTUM_GS_SHARED", ROOT.parent / "shared")) / "weights"
+GAUSSIANS = [
+    *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "weighting.enabled=false"),
+    *("blocks.settle=false", "blocks.confine=false", "blocks.decoder_freeze_rounds=0"),
+]
 CORRECTED = ["appearance.model=affine", "optim.pose=0.001"]
 
 
@@ -125,7 +129,7 @@ def test_a_file_alone_is_rendered_as_in_its_run(run: Path) -> None:
 
 def test_explicit_gaussians(tmp_path: Path) -> None:
     scene = write_tiny_scene(tmp_path / "scene")
-    config = make_config(scene, tmp_path / "out", "stage=coarse", "steps=5", "model.primitive=gaussians", "device=cpu")
+    config = make_config(scene, tmp_path / "out", "stage=coarse", "steps=5", "device=cpu", *GAUSSIANS)
     Training(config, load_scene(config.scene), None, LocalComm(), CPU).run(Observers())
     (tmp_path / "out" / "config.yaml").write_text(dump_config(config))
     model = mgs.load_model(tmp_path / "out", device="cpu")
@@ -148,7 +152,7 @@ def test_errors_say_what_to_do(run: Path, tmp_path: Path) -> None:
     with pytest.raises(mgs.UserError, match="expected a view of"):
         mgs.load_image(scene, replace(scene.test[0], name="other"))
     with pytest.raises(mgs.UserError, match="the image is 24x18, expected 48x36"):
-        mgs.score_image(torch.zeros(3, 18, 24), torch.zeros(3, 36, 48))
+        mgs.score_image(torch.zeros(3, 18, 24), mgs.TargetImage(torch.zeros(3, 36, 48)))
 
 
 def test_the_documented_example_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
