@@ -33,7 +33,7 @@ REQUIRES = [
     "numpy>=2.2,<2.5",
     "opencv-python-headless>=4.11,<5.1",
     "plyfile>=1.1,<1.2",
-    "pyyaml>=6.0,<7",
+    "pyyaml>=6.0.1,<7",
     "safetensors>=0.5,<0.9",
     "tqdm>=4.67,<5",
 ]
