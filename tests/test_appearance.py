@@ -237,6 +237,7 @@ def learnt(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.mark.slow
 def test_exposures_are_recovered_and_held_out_views_have_the_mean(scene_folder: Path, learnt: Path) -> None:
     table = table_of(learnt)
     grey = torch.full((3, 1, 1), 0.4)
@@ -259,6 +260,7 @@ def test_exposures_are_recovered_and_held_out_views_have_the_mean(scene_folder: 
     assert (records["train"]["corrected"], records["test"]["corrected"]) == (True, False)
 
 
+@pytest.mark.slow
 def test_scores_of_training_views_are_of_corrected_renders(scene_folder: Path, learnt: Path) -> None:
     """Else a dark image would count as one that its blocks do badly on (eq. 7)."""
     scene = load_scene(coarse(scene_folder, learnt).scene)
@@ -301,6 +303,7 @@ def test_one_message_a_step_with_the_decoders_gradient_or_alone() -> None:
         assert comm.messages == wanted
 
 
+@pytest.mark.slow
 def test_blocks_start_from_the_coarse_runs_corrections(scene_folder: Path, learnt: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, AFFINE, f"partition.coarse={learnt}")
     names = [camera.name for camera in load_scene(config.scene).train]
@@ -329,6 +332,7 @@ MODES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "ranks"), [("shared", 2), ("shared", 3), ("own", 2), ("gaussians", 2), ("bilateral", 2)]
 )
@@ -340,6 +344,7 @@ def test_ranks_do_not_change_model_or_corrections(scene_folder: Path, tmp_path: 
     assert table_of(tmp_path / "one").rows.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "ranks"), [(37, 1), (37, 2), (97, 1)])
 def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: int, ranks: int) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -356,6 +361,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: i
     assert_same_bits(everything(whole), everything(parts))
 
 
+@pytest.mark.slow
 def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path, AFFINE))
     before = table_of(tmp_path)
@@ -377,6 +383,7 @@ def test_a_checkpoint_of_other_images_is_refused(scene_folder: Path, tmp_path: P
         Training(off, scene, None, LocalComm(), CPU, resume=True)
 
 
+@pytest.mark.slow
 def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path) -> None:
     """Rates of zero leave the identity, which is what there was before."""
     train(make_config(scene_folder, tmp_path / "off"))

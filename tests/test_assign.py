@@ -158,6 +158,7 @@ def write_coarse(folder: Path) -> None:
     save_decoder(iteration, DECODER)
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     command = ["partition", *BASE, str(scene), "-m", str(out), "partition.blocks=4", "device=cpu"]

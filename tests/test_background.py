@@ -100,6 +100,7 @@ def test_files_hold_it(tmp_path: Path) -> None:
     assert_same_bits(decoder.state_dict(), load_decoder(tmp_path).state_dict())
 
 
+@pytest.mark.slow
 def test_a_sky_is_learned_where_no_anchor_hides_it(tmp_path: Path) -> None:
     """The plane ends at x = 0; beyond it every image shows one colour."""
     scene = write_tiny_scene(tmp_path / "scene")
@@ -137,6 +138,7 @@ def test_a_hidden_one_still_learns_the_images_usual_colour() -> None:
     assert float(terms["background"].detach()) < 1e-6
 
 
+@pytest.mark.slow
 def test_ranks_and_resume_do_not_change_it(tmp_path: Path) -> None:
     scene = write_tiny_scene(tmp_path / "scene")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -18,6 +18,7 @@ SKIP = ["scene.bad_images=skip", "steps=30"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_bad_images_change_neither_resume_nor_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = write_tiny_scene(tmp_path / "scene")
     table = write_table(make_config(scene, tmp_path / "one"))

@@ -25,6 +25,7 @@ def lines_of(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_raster_prints_ours_the_reference_and_why_not_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     head, *rows = lines_of(capsys, "raster", "--gaussians", "500", "--size", "80x60", "--original", "no_such_module")

@@ -36,6 +36,7 @@ def test_what_fits_as_a_whole_is_not_cut() -> None:
     assert blocks_within(total(points) - 1, CAMERAS, points, CONFIG)[0] > 1
 
 
+@pytest.mark.slow
 def test_largest_block_is_within_the_bound_and_as_expected() -> None:
     points = ground()
     limits = [total(points) * share // 100 for share in (60, 30, 15)]

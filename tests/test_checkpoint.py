@@ -61,6 +61,7 @@ def stop_after(config: Config, step: int) -> None:
         training.run(Observers([InterruptAfter(step)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [True, False])
 def test_as_many_as_wanted_are_kept(scene_folder: Path, tmp_path: Path, link: bool) -> None:
     overrides = ["log.checkpoint_every=5", "log.keep_checkpoints=3", f"log.link_checkpoints={link}"]
@@ -75,6 +76,7 @@ def test_as_many_as_wanted_are_kept(scene_folder: Path, tmp_path: Path, link: bo
     assert sum(map(same, range(4))) == (2 if link else 0), "two of the four rest from step 105 on"
 
 
+@pytest.mark.slow
 def test_time_brings_one_too(scene_folder: Path, tmp_path: Path) -> None:
     # 6e-6 minutes are over at once, so every agreement of the ranks, each 10th step, writes one.
     config = make_config(scene_folder, tmp_path, "log.checkpoint_minutes=6e-6", "log.keep_checkpoints=100")
@@ -82,6 +84,7 @@ def test_time_brings_one_too(scene_folder: Path, tmp_path: Path) -> None:
     assert steps(tmp_path) == list(range(120, 0, -10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "changed", "missing", "state"])
 def test_a_damaged_one_gives_way_to_the_one_before(
     scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str], harm: str
@@ -118,6 +121,7 @@ def test_nothing_whole_is_said(scene_folder: Path, tmp_path: Path) -> None:
         train(config, resume=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_was(
     scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(
     assert_same_bits(model_of(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_a_wish_to_stop_is_a_checkpoint(scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     config = make_config(scene_folder, tmp_path)
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
@@ -149,6 +154,7 @@ def test_a_wish_to_stop_is_a_checkpoint(scene_folder: Path, tmp_path: Path, whol
     assert_same_bits(model_of(tmp_path), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ram_gb", [0, 1e-4])
 def test_little_memory_changes_nothing(
     scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], ram_gb: float
@@ -157,6 +163,7 @@ def test_little_memory_changes_nothing(
     assert_same_bits(model_of(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_little_memory_on_two_ranks_changes_nothing(
     scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
 ) -> None:
@@ -168,6 +175,7 @@ def train_on(config: Config, only: list[int]) -> Outcome:
     return training.run(Observers())
 
 
+@pytest.mark.slow
 def test_chosen_blocks_train_on_and_the_others_stay(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path))
     before = model_of(tmp_path)
@@ -184,6 +192,7 @@ def test_chosen_blocks_train_on_and_the_others_stay(scene_folder: Path, tmp_path
     assert train_on(config, [0]).step == 180
 
 
+@pytest.mark.slow
 def test_training_on_changes_the_merged_model_inside_its_cell_only(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path)
     table = write_table(config)
@@ -199,6 +208,7 @@ def test_training_on_changes_the_merged_model_inside_its_cell_only(scene_folder:
     assert set(table.cell_of(moved).tolist()) == {2}
 
 
+@pytest.mark.slow
 def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
     stop_after(config, 30)
@@ -215,6 +225,7 @@ def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path:
         train(longer, resume=True)
 
 
+@pytest.mark.slow
 def test_other_ranks_go_on_with_the_k_of_the_experiment(scene_folder: Path, tmp_path: Path) -> None:
     # Without blocks.active k is the number of ranks that began.
     config = make_config(scene_folder, tmp_path / "one", "blocks.active=null", "log.checkpoint_every=25")
@@ -239,6 +250,7 @@ class Listener:
     def close(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_full_block_is_reported_and_goes_on(
     scene_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_verb_that_is_not_there(argv: list[str], capsys: pytest.CaptureFixture
     assert "COMMAND" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_for_the_user_is_one_line_without_a_traceback() -> None:
     done = python("-m", "momentum_gs", "train", "growth.intervall=5")
     assert done.returncode == 2

@@ -271,6 +271,7 @@ def test_empty_files_and_sections_change_nothing(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "a.yaml", "growth:\nsteps: 60000")) == Config()
 
 
+@pytest.mark.slow
 @given(path=st.text(), list_name=st.none() | st.text(), lr=st.floats(0, 1), steps=st.integers(1, 10**12))
 def test_dump_and_load_give_the_same_config(
     tmp_path_factory: pytest.TempPathFactory, path: str, list_name: str | None, lr: float, steps: int

@@ -10,7 +10,10 @@ import pytest
 PROBE = Path(cuda_emulator.__file__).parent / "probe.cu"
 ORDERS = ["forward", "reverse", "1", "2"]
 
-pytestmark = pytest.mark.skipif(cuda_emulator.why_not() is not None, reason=cuda_emulator.why_not() or "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(cuda_emulator.why_not() is not None, reason=cuda_emulator.why_not() or ""),
+]
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,7 @@ def test_train_and_val_folders(scene: Path, tmp_path: Path, capsys: pytest.Captu
     assert missing["where"] == str(both / "val" / "images") and missing["names"] == ["003.png"]
 
 
+@pytest.mark.slow
 def test_transforms_file(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cameras = read_model(scene / "sparse" / "0").cameras
     shutil.rmtree(scene / "sparse")

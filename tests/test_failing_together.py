@@ -91,12 +91,14 @@ def ranks(tmp_path: Path) -> Ranks:
     return Ranks(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_error_ends_all_ranks_with_one_line(ranks: Ranks) -> None:
     ended = ranks("user")
     assert ended.said == ["", "momentum-gs: [rank 1] step 5: it is empty\n", ""]
     assert ended.statuses == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_crash_ends_all_ranks_with_one_traceback(ranks: Ranks) -> None:
     ended = ranks("crash")
     assert (ended.said[0], ended.said[2]) == ("", "")
@@ -105,12 +107,14 @@ def test_a_crash_ends_all_ranks_with_one_traceback(ranks: Ranks) -> None:
     assert ended.statuses == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_an_error_that_all_ranks_meet_is_said_once(ranks: Ranks) -> None:
     ended = ranks("all")
     assert "".join(ended.said).count("all ranks meet this") == 1
     assert sorted(ended.statuses) == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_once(ranks: Ranks) -> None:
     # No launcher ends the others here, so they must find out who is gone.
     ended = ranks("SIGKILL")
@@ -121,6 +125,7 @@ def test_a_killed_rank_is_named_once(ranks: Ranks) -> None:
     assert "is gone" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("silence", "terminate"), [(SILENCE, False), (PATIENT, True)])
 def test_a_frozen_rank_is_named_once(ranks: Ranks, silence: float, terminate: bool) -> None:
     # A rank that is asked to stop has less patience: it hears of it although its main thread waits in a sum, where
@@ -152,6 +157,7 @@ def test_a_stop_is_noted_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_at_once() -> None:
     code = (
         "import os, signal\n"
@@ -262,6 +268,7 @@ def undisturbed(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return model_of(out)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks' processes in /proc")
 def test_a_run_that_is_killed_then_stopped_ends_the_same(
     scene: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
@@ -286,6 +293,7 @@ def test_a_run_that_is_killed_then_stopped_ends_the_same(
     assert_same_bits(model_of(out), undisturbed)
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_ends_all_with_block_and_name(scene: Path, tmp_path: Path) -> None:
     images = shutil.copytree(scene, tmp_path / "scene")
     target = images / "images" / "005.png"
@@ -324,6 +332,7 @@ def machines() -> Iterator[tuple[list[str], list[str]]]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
+@pytest.mark.slow
 def test_two_machines(
     machines: tuple[list[str], list[str]], scene: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

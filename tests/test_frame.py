@@ -129,6 +129,7 @@ def test_a_scene_that_nobody_sees_has_no_distance() -> None:
         view_distance(behind, PointCloud(torch.tensor([[0.0, 0, -5]], dtype=torch.float64), points().rgb[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("scale", "shift", "turns"),
@@ -148,6 +149,7 @@ def test_a_moved_scene_trains_to_the_same_model(tmp_path: Path, scale: float, sh
     assert_same_bits(before, after)
 
 
+@pytest.mark.slow
 def test_a_coarse_model_in_other_coordinates_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:

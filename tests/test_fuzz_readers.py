@@ -162,6 +162,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     check()
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.sampled_from(MODELS), st.data())
 def test_any_lens_has_a_window_or_is_refused(name: str, data: st.DataObject) -> None:

@@ -100,6 +100,7 @@ def test_what_is_switched_off_is_said_once_and_recorded(
     assert not load_config(tmp_path / "config.yaml").teacher.enabled
 
 
+@pytest.mark.slow
 def test_blocks_start_from_what_they_see_of_the_coarse_model(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, *GAUSSIANS, f"partition.coarse={whole / 'coarse'}")
     scene, table = load_scene(config.scene), write_table(config)
@@ -114,6 +115,7 @@ def test_blocks_start_from_what_they_see_of_the_coarse_model(scene_folder: Path,
             assert torch.equal(state.model.rows()[name], row[seen]), name
 
 
+@pytest.mark.slow
 def test_a_coarse_model_of_other_harmonics_is_refused(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
     prior = f"partition.coarse={whole / 'coarse'}"
     with pytest.raises(UserError, match=r"of degree 3, expected gaussians.sh_degree = 1"):
@@ -131,6 +133,7 @@ def test_without_a_coarse_model_blocks_start_from_points_if_told_to(scene_folder
     assert sh_degree_at(state.step, config) == 2
 
 
+@pytest.mark.slow
 def test_training_learns_densifies_and_raises_the_degree(whole: Path) -> None:
     coarse = load_splats(whole / "coarse/point_cloud/iteration_60/point_cloud.ply")
     assert len(coarse) > 400, "more than the points that it began with"
@@ -145,6 +148,7 @@ def test_training_learns_densifies_and_raises_the_degree(whole: Path) -> None:
     assert model.keys() == {f"point_cloud_block{b}.{name}" for b in range(4) for name in coarse.rows()}, "no decoder"
 
 
+@pytest.mark.slow
 def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
     # 37 lies within a round: half-trained blocks, between two densifications and after a reset.
     prior = f"partition.coarse={whole / 'coarse'}"
@@ -156,6 +160,7 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, whole: 
     assert_same_bits(model_of(tmp_path), model_of(whole))
 
 
+@pytest.mark.slow
 def test_ranks_do_not_change_the_model(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
     many = run_ranks(scene_folder, tmp_path, 2, *GAUSSIANS, f"partition.coarse={whole / 'coarse'}")
     assert_same_bits(many, model_of(whole))
@@ -168,6 +173,7 @@ def test_a_cap_holds(scene_folder: Path, tmp_path: Path) -> None:
     assert len(load_splats(tmp_path / "point_cloud/iteration_60/point_cloud.ply")) == 450
 
 
+@pytest.mark.slow
 def test_merged_rendered_and_scored(whole: Path) -> None:
     assert main(["merge", str(whole)]) == 0
     folder = whole / "point_cloud" / "iteration_60"
@@ -187,6 +193,7 @@ def test_merged_rendered_and_scored(whole: Path) -> None:
     assert "decoder" not in " ".join(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assign", ["ssim", "contribution"])
 def test_a_coarse_model_of_gaussians_cuts_the_scene(
     scene_folder: Path, whole: Path, tmp_path: Path, assign: str

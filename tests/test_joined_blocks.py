@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_run import CPU, assert_same_bits, make_config, model_of
 from tiny_scene import write_tiny_scene
@@ -16,6 +17,7 @@ from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 
 
+@pytest.mark.slow
 def test_joined_cells_train_and_merge_as_the_block_that_they_make(tmp_path: Path) -> None:
     """Both rows of 2 x 2 cells joined are a grid of 1 x 2: the same models and the same merge, bit for bit."""
     config = make_config(write_tiny_scene(tmp_path / "scene"), tmp_path / "out", "steps=40", "blocks.interval=10")

@@ -214,6 +214,7 @@ def train_block(scene: Scene, config, steps: int) -> tuple[AnchorBlock, int]:
     return block, before
 
 
+@pytest.mark.slow
 def test_anchors_seen_through_ignored_pixels_alone_do_not_grow(tmp_path: Path) -> None:
     masked = masked_scene(tmp_path)
     config = make_config(tmp_path, tmp_path / "out", "stage=coarse", "growth.interval=50")

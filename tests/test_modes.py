@@ -94,6 +94,7 @@ def test_what_needs_a_shared_decoder_is_refused_without(setting: str) -> None:
     assert not load_config(None, [*OWN, setting, "stage=coarse"]).per_block_decoders
 
 
+@pytest.mark.slow
 def test_independent_blocks_do_not_know_of_each_other(scene_folder: Path, independent: Path, tmp_path: Path) -> None:
     """Which blocks train beside a block, and when, changes not one bit of it."""
     train(make_config(scene_folder, tmp_path / "all", *OWN, "blocks.active=all"))
@@ -103,6 +104,7 @@ def test_independent_blocks_do_not_know_of_each_other(scene_folder: Path, indepe
     assert_same_bits(model_of(independent), model_of(tmp_path / "turn"))
 
 
+@pytest.mark.slow
 def test_independent_decoders_differ_and_shared_ones_do_not(independent: Path) -> None:
     tensors = model_of(independent)
     heads = [tensors[f"decoder_block{block}.color.0.weight"] for block in range(4)]
@@ -110,6 +112,7 @@ def test_independent_decoders_differ_and_shared_ones_do_not(independent: Path) -
     assert not any(name.startswith("decoder.") for name in tensors), "there is one for all blocks"
 
 
+@pytest.mark.slow
 def test_independent_training_resumes_to_the_same_bits(scene_folder: Path, independent: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, *OWN, "log.checkpoint_every=20")
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
@@ -119,12 +122,14 @@ def test_independent_training_resumes_to_the_same_bits(scene_folder: Path, indep
     assert_same_bits(model_of(independent), model_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_independent_training_on_two_ranks_gives_the_same_bits(
     scene_folder: Path, independent: Path, tmp_path: Path
 ) -> None:
     assert_same_bits(model_of(independent), run_ranks(scene_folder, tmp_path, 2, *OWN))
 
 
+@pytest.mark.slow
 def test_a_merged_model_keeps_each_blocks_decoder(
     scene_folder: Path, independent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +227,7 @@ def _measured(config: Config, **more: bool) -> list[BlocksMeasured]:
     return weights.seen
 
 
+@pytest.mark.slow
 def test_running_scores_weigh_blocks_and_survive_an_interruption(scene_folder: Path, tmp_path: Path) -> None:
     settings = ("weighting.source=running", "weighting.every=10", "log.checkpoint_every=17")
     whole = _measured(make_config(scene_folder, tmp_path / "whole", *settings))

@@ -232,6 +232,7 @@ def pixel_errors(found: list[Camera], true: list[Camera]) -> float:
     return float(torch.cat(squares).mean().sqrt())
 
 
+@pytest.mark.slow
 def test_errors_of_poses_are_found(learnt: tuple[Path, list[Camera], list[Camera]]) -> None:
     out, wrong, true = learnt
     table = poses_of(out)
@@ -241,6 +242,7 @@ def test_errors_of_poses_are_found(learnt: tuple[Path, list[Camera], list[Camera
     assert table.shown.all() and table.rows.mean(0).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_training_views_are_rendered_from_where_they_were_taken(
     learnt: tuple[Path, list[Camera], list[Camera]],
 ) -> None:
@@ -252,6 +254,7 @@ def test_training_views_are_rendered_from_where_they_were_taken(
     assert (record["train"]["refined_poses"], record["test"]["refined_poses"]) == (True, False)
 
 
+@pytest.mark.slow
 def test_blocks_start_from_the_coarse_runs_poses(
     scene_folder: Path, learnt: tuple[Path, list[Camera], list[Camera]], tmp_path: Path
 ) -> None:
@@ -287,6 +290,7 @@ GAUSSIANS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), GAUSSIANS, ("appearance.model=affine",)], ids=["anchors", "gaussians", "both"])
 def test_ranks_do_not_change_model_or_poses(scene_folder: Path, tmp_path: Path, mode: tuple[str, ...]) -> None:
     overrides = [POSES, "blocks.active=3", *mode]
@@ -296,6 +300,7 @@ def test_ranks_do_not_change_model_or_poses(scene_folder: Path, tmp_path: Path, 
     assert poses_of(tmp_path / "one").rows.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "ranks"), [(37, 1), (37, 2), (97, 1)])
 def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: int, ranks: int) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -311,6 +316,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: i
     assert_same_bits(everything(whole), everything(parts))
 
 
+@pytest.mark.slow
 def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path, POSES))
     before = poses_of(tmp_path)
@@ -320,6 +326,7 @@ def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
     assert after is not None and torch.equal(after.rows, before.rows)
 
 
+@pytest.mark.slow
 def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate of zero leaves the poses as given, and the model as it was without, so the gradient's way adds nothing."""
     train(make_config(scene_folder, tmp_path / "off"))

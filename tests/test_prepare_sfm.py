@@ -132,6 +132,7 @@ def turn_between(a: Tensor, b: Tensor) -> float:
     return float(torch.rad2deg(torch.arccos((((a @ b.T).trace() - 1) / 2).clamp(-1, 1))))
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_photographs_become_a_scene_in_metres_that_stands_upright(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
@@ -176,6 +177,7 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
         assert (camera.center - views[camera.name].center).norm() < 1e-9
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_without_gps_the_ground_is_level(tmp_path: Path, flight: tuple[Path, dict[str, Camera]]) -> None:
     photos, truth = flight
@@ -202,6 +204,7 @@ def test_without_gps_the_ground_is_level(tmp_path: Path, flight: tuple[Path, dic
     assert all((out / "images" / path.name).read_bytes() == path.read_bytes() for path in plain.iterdir())
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
     """Every point lies on the ground or on a roof, and the poses are bit for bit what they were."""
@@ -323,6 +326,7 @@ def test_features_of_a_reduced_image_are_in_pixels_of_the_whole(
     assert len(sift(tmp_path / "discs.png", 2)[0]) == 2
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_a_second_scene_is_left_out_by_name_and_told_from_the_first(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
@@ -365,6 +369,7 @@ def test_three_images_make_a_scene_and_strangers_none(
     assert error.count("\n") == 1 and "no two of 3 images show the same place" in error
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_an_interrupted_stage_goes_on(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], monkeypatch: pytest.MonkeyPatch

@@ -233,6 +233,7 @@ def test_what_is_missing_is_named_before_anything_is_rendered(
     assert not (out / "test").exists()
 
 
+@pytest.mark.slow
 def test_script_renders_and_scores(run: tuple[Path, Scene]) -> None:
     out, _ = run
     script = Path(__file__).parents[1] / "scripts" / "eval.sh"

@@ -64,6 +64,7 @@ def state_of(out: Path) -> dict:
     return json.loads((out / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_from_a_scene_to_a_page(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert cli.main(["run", str(city), str(out), *FAST]) == 0
@@ -97,6 +98,7 @@ def test_from_a_scene_to_a_page(city: Path, tmp_path: Path, capsys: pytest.Captu
     assert "quality: 'normal' there, 'draft' now" in error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interrupted_after_each", "one_thread")
 def test_interrupted_after_every_stage(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
@@ -107,6 +109,7 @@ def test_interrupted_after_every_stage(city: Path, tmp_path: Path, capsys: pytes
     assert cli.main(["run", str(city), str(out), *FAST]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_interrupted_in_training(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -129,6 +132,7 @@ def test_interrupted_in_training(city: Path, tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_images_are_prepared_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the stage does is tested with prepare; here it only has to come first, and once."""
     images, out, words = tmp_path / "images", tmp_path / "out", []
@@ -147,6 +151,7 @@ def test_images_are_prepared_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_run_config(out).scene.path == str(out / "scene")
 
 
+@pytest.mark.slow
 def test_more_blocks_are_cut_trained_and_merged(city: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     settings = [*FAST, "partition.blocks=2", "partition.assign=visibility", "blocks.active=1"]
@@ -157,6 +162,7 @@ def test_more_blocks_are_cut_trained_and_merged(city: Path, tmp_path: Path) -> N
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "MIN_STEPS", 20)
     out = tmp_path / "out"
@@ -165,6 +171,7 @@ def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: py
     assert "time allows" in next(c["reason"] for c in state_of(out)["choices"] if c["key"] == "steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -189,6 +196,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_scene_with_errors_stops_at_the_doctor(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +212,7 @@ def test_a_scene_with_errors_stops_at_the_doctor(
     assert cli.main(["run", str(scene), str(tmp_path / "out"), *FAST]) == 0
 
 
+@pytest.mark.slow
 def test_verbs_choose_where_no_file_is_given(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "-s", str(city), "-m", str(tmp_path / "out"), "stage=coarse", "steps=4", FAST[1]]
     assert cli.main(command) == 0

@@ -430,6 +430,7 @@ def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
     assert run_jobs(jobs, [{"SLOT": "0"}, {"SLOT": "1"}], never) == {}
 
 
+@pytest.mark.slow
 def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> None:
     """The new sweep neither starts the job beside the old command nor forgets it: it goes on where that ends."""
     folder, started, go, order = tmp_path / "x", tmp_path / "x" / "a", tmp_path / "go", tmp_path / "order"

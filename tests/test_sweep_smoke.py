@@ -93,6 +93,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_tiny_scene(tmp_path_factory.mktemp("scene")), tmp_path_factory.mktemp("out")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_row_runs_small(path: Path, tiny: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +110,7 @@ def test_every_row_runs_small(path: Path, tiny: tuple[Path, Path], monkeypatch: 
     assert all(math.isfinite(float(row[f"{key}_mean"])) for row in table for key in ("PSNR", "worst_block_PSNR"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_all_rows_are_sorted_by_the_cells_of_the_reference(
     tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +144,7 @@ def test_all_rows_are_sorted_by_the_cells_of_the_reference(
     assert sorted((log.count("== train"), log.count("== render:")) for log in logs) == [(1, 1), (1, 2), (1, 2)]
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_a_kill_and_never_trains_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

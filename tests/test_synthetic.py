@@ -184,6 +184,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     small = {"blocks_x": 1, "blocks_y": 1, "views": 5, "width": 48, "height": 32}
     write_city(tmp_path / "a", CitySettings(**small, seed=1))

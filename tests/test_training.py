@@ -47,6 +47,7 @@ class _Learning:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int) -> None:
     """Of seeds 0 to 4 and all blocks, at worst the loss falls to 0.55 of what it was, and the PSNR ends at 12.8 dB."""
@@ -68,6 +69,7 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int
     assert min(psnr[-1] for psnr in learning.psnr.values()) > 11.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "checkpoint"), [(1, 37), (2, 37), (1, 97), (2, 97)])
 def test_resume_is_bit_for_bit_the_uninterrupted_run(
     scene_folder: Path, tmp_path: Path, ranks: int, checkpoint: int
@@ -88,6 +90,7 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(
     assert_same_bits(model_of(whole), model_of(parts))
 
 
+@pytest.mark.slow
 def test_blocks_settle_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, "blocks.active=1")
     scene, table = load_scene(config.scene), write_table(config)
@@ -108,6 +111,7 @@ def test_blocks_settle_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: P
     assert not inside[last].all()
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path))
     config = make_config(scene_folder, tmp_path, "loss.dssim=0.5")
@@ -139,6 +143,7 @@ def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Pa
     assert unpack(packed, config, CPU).step == 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "ranks"), [(2, 2), (3, 2), (4, 4)])
 def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path, k: int, ranks: int) -> None:
     # 150 steps of every block, growth included, also where k does not divide n nor R divide k. Every op has one thread,
@@ -163,6 +168,7 @@ class _Consistency:
         pass
 
 
+@pytest.mark.slow
 def test_the_teacher_starts_when_it_is_told_to(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path / "alone", "teacher.enabled=false"))
     train(make_config(scene_folder, tmp_path / "never", "teacher.start=1"))
@@ -174,6 +180,7 @@ def test_the_teacher_starts_when_it_is_told_to(scene_folder: Path, tmp_path: Pat
     assert consistency.seen == {step: step > 30 for step in range(1, 61)}
 
 
+@pytest.mark.slow
 def test_no_scale_exceeds_its_bound(scene_folder: Path, tmp_path: Path) -> None:
     free, bound = tmp_path / "free", tmp_path / "bound"
     train(make_config(scene_folder, free, "growth.max_log_scale=null"))

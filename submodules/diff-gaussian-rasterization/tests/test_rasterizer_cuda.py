@@ -58,7 +58,8 @@ def emulator() -> Backend:
     return on_emulator
 
 
-@pytest.fixture(params=[pytest.param("gpu", marks=pytest.mark.gpu), "emulator"])
+# The emulator compiles the CUDA sources first.
+@pytest.fixture(params=[pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("emulator", marks=pytest.mark.slow)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.getfixturevalue(request.param)
 
@@ -254,6 +255,7 @@ def test_runs_have_the_same_bits(gpu: Backend) -> None:
         assert torch.equal(value, second[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["reverse", "1", "2"])
 def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The emulator runs threads between two waits in the order it is told: a missing barrier shows as other bits.

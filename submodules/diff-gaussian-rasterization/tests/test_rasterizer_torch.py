@@ -71,6 +71,7 @@ def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", operators())
 def test_opcheck(name: str) -> None:
     operator, arguments = operators()[name]
@@ -83,6 +84,7 @@ def test_every_operator_is_checked() -> None:
     assert registered - {"cpu_kernels", "cpu_kernels_for"} == set(operators())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_as_one_graph(backend: str) -> None:
     """What is around the operators is compiled with them; the operators themselves keep their bits."""

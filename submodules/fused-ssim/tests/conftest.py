@@ -15,7 +15,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds on a quiet machine")
 
 
-@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+# The emulator compiles the CUDA sources first.
+EMULATED = pytest.param("emulated", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["cpu", EMULATED, pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "emulated":
         emulator = pytest.importorskip("cuda_emulator", reason="the CUDA emulator is in the repository's tests/")
