@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 VENV=${DOCS_VENV:-.venv-docs}
 # The versions of the extra 'docs' in pyproject.toml.
-made_from=$(sed -n '/^docs = \[/,/\]/p' pyproject.toml)
+made_from=$(grep '^docs = \[' pyproject.toml)  # One line.
 if [[ $(cat "$VENV/stamp" 2>/dev/null) != "$made_from" ]]; then
     "$PYTHON" -m venv "$VENV"
     readarray -t packages < <(grep -o '"[^"]*"' <<<"$made_from" | tr -d '"')
