@@ -1,6 +1,6 @@
 """Structure from motion as 'momentum-gs prepare' does it beside pycolmap's defaults, on one folder of images.
 
-  python scripts/sfm_speed.py PHOTOS OUT [--rounds N] [--only prepare|defaults]
+  python scripts/sfm_speed.py IMAGES OUT [--rounds N] [--only prepare|defaults]
 
 The defaults are those of pycolmap 4.2.1: 8192 features, every pair, incremental mapping; both with one OPENCV camera
 and the same number of threads. It prints the seconds of each stage, on the clock and of all cores (other work on the

@@ -23,7 +23,7 @@ HELP = "images, or a published data set, to a scene that trains"
 DESCRIPTION = """\
 Images:
 
-  momentum-gs prepare PHOTOS OUT
+  momentum-gs prepare IMAGES OUT
 
 finds out where each was taken from (features, matching, mapping; needs pycolmap), removes the lens' distortion, turns
 the scene upright, scales it to metres where the images have GPS, and writes a COLMAP scene: OUT/images,
@@ -33,7 +33,7 @@ complete is not repeated.
 Published data sets, from their original folders (docs/prepare_data.md says where to get them):
 
   momentum-gs prepare mill19       SRC OUT        Mega-NeRF's Building and Rubble
-  momentum-gs prepare urbanscene3d SRC OUT --photos PHOTOS
+  momentum-gs prepare urbanscene3d SRC OUT --photos FOLDER
                                                   Mega-NeRF's poses of Residence, Sci-Art and Campus
   momentum-gs prepare matrixcity   SRC OUT        small_city/aerial, 1600 pixels wide
 
@@ -44,7 +44,7 @@ SETS = ("mill19", "urbanscene3d", "matrixcity")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    parser.usage = "momentum-gs prepare PHOTOS OUT [flags] | prepare {" + ",".join(SETS) + "} SRC OUT [flags]"
+    parser.usage = "momentum-gs prepare IMAGES OUT [flags] | prepare {" + ",".join(SETS) + "} SRC OUT [flags]"
     add = parser.add_argument
     add("words", nargs="+", metavar="WORD", help="the folders, after the data set's name where it is one")
     add("-r", "--resolution", type=float, metavar="R",
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         _reconstruct(Path(args.words[0]), Path(args.words[1]), args)
     else:
         raise UserError(
-            f"prepare: {' '.join(args.words)!r}, expected 'PHOTOS OUT' or one of {', '.join(SETS)} with 'SRC OUT'; see "
+            f"prepare: {' '.join(args.words)!r}, expected 'IMAGES OUT' or one of {', '.join(SETS)} with 'SRC OUT'; see "
             "momentum-gs prepare --help"
         )
 
