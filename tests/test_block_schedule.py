@@ -87,7 +87,7 @@ def test_lagging_blocks_come_up_in_proportion_to_their_weight() -> None:
     # What a block has had differs from what it has earned by less than one interval, and less than k at the end.
     assert all(abs(done[b] - share[b]) <= 2 for b in range(6)), (done, share)
     frozen = [b for turn in schedule if not turn.decoder_live for b in turn.blocks]
-    assert sorted(frozen) == list(range(6)), "every block settles once"
+    assert sorted(frozen) == list(range(6)), "every block is fine-tuned once"
 
 
 @settings(max_examples=30)

@@ -87,6 +87,23 @@ def test_swaps_through_memory_disk_or_both_are_no_swaps(
     assert not (tmp_path / "store").exists(), "nothing is left behind"
 
 
+def test_a_file_of_version_0_1_is_read_under_the_names_of_now(config: Config, tmp_path: Path) -> None:
+    wanted = pack(first_state(config, 0))
+    old = {
+        name.replace("rows.", "anchors.").replace("anchor_denom", "anchor_demon"): value
+        for name, value in wanted.tensors.items()
+    }
+    assert old.keys() - wanted.tensors.keys() == {*(n for n in old if n.startswith("anchors.")), "stats.anchor_demon"}
+    record = write_block(tmp_path / "old.safetensors", PackedBlock(old, wanted.meta))
+    store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store")
+    store.adopt(0, tmp_path / "old.safetensors", record)
+    rows = store.rows(0)
+    assert all(torch.equal(rows[name], wanted.tensors[f"rows.{name}"]) for name in rows)
+    assert store.rows(0, ["position"]).keys() == {"position"}
+    assert_same(store.packed(0), wanted)
+    assert_same(pack(store.activate((0,))[0]), wanted)
+
+
 def test_a_round_finds_its_blocks_in_memory(config: Config, tmp_path: Path) -> None:
     store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store", 0)
     states = [first_state(config, block) for block in range(N)]

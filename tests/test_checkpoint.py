@@ -203,7 +203,7 @@ def test_training_on_changes_the_merged_model_inside_its_cell_only(scene_folder:
         assert main(["merge", str(tmp_path)]) == 0
         merged.append(load_ply(tmp_path / "point_cloud" / f"iteration_{90 if extra else 60}" / "point_cloud.ply"))
     before, after = ({tuple(p): f for p, f in zip(m.position.tolist(), m.feature, strict=True)} for m in merged)
-    assert before.keys() == after.keys(), "settled blocks do not grow"
+    assert before.keys() == after.keys(), "blocks do not grow while their borders are fine-tuned"
     moved = torch.tensor([p for p in before if not torch.equal(before[p], after[p])], dtype=torch.float64)
     assert set(table.cell_of(moved).tolist()) == {2}
 

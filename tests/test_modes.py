@@ -35,7 +35,7 @@ MODES = ("single", "independent", "parallel", "alternating", "momentum", "full")
 OWN = (
     "blocks.decoder=per_block", "teacher.enabled=false", "weighting.enabled=false", "blocks.boundary_finetuning=false",
     "blocks.decoder_freeze_rounds=0",
-    # Offsets are also confined whenever a round ends, and rounds depend on k.
+    # Offsets are also clamped whenever a round ends, and rounds depend on k.
     "blocks.offset_clamping=false",
 )  # fmt: skip
 

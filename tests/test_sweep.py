@@ -148,6 +148,30 @@ def test_a_run_is_known_by_what_makes_it_what_it_is(tmp_path: Path) -> None:
     assert len({run_folder(tmp_path, config) for config in [same[0], *others]}) == 1 + len(others)
 
 
+@pytest.mark.parametrize(
+    ("settings", "earlier"),
+    [  # Names of folders as version 0.1.0 made them, when the settings were called settle, confine and decoder=own.
+        (
+            ("blocks.boundary_finetuning=false", "blocks.offset_clamping=false"),
+            "n8-k1-teacher-weighting-seed0-65fbaa943c",
+        ),
+        (
+            ("blocks.decoder=per_block", "teacher.enabled=false", "blocks.boundary_finetuning=false",
+             "blocks.decoder_freeze_rounds=0"),
+            "n8-k1-own-weighting-seed0-db639bd3c6",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_of_the_release_before_is_found_where_it_lies(
+    tmp_path: Path, settings: tuple[str, ...], earlier: str
+) -> None:
+    config = config_of(*settings)
+    assert run_folder(tmp_path, config).name != earlier
+    (tmp_path / "runs" / earlier).mkdir(parents=True)
+    assert run_folder(tmp_path, config).name == earlier
+    assert run_folder(tmp_path, config_of(*settings, seed=1)).name != earlier
+
+
 def test_seeds_and_training_share_a_partition(tmp_path: Path) -> None:
     base = partition_folder(tmp_path, config_of())
     assert partition_folder(tmp_path, config_of("teacher.enabled=false", "blocks.active=3", seed=5)) == base

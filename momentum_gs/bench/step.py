@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
+from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.data.scene import load_scene
@@ -113,5 +113,6 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     info(f"{models[-1].name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
     for part, value in medians.items():
         info(f"  {part:<17} {1000 * value:8.2f} ms {100 * value / whole:5.1f} %")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    info(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {args.steps} steps; peak memory {peak:.2f} GiB")
+    use = device_use(device)
+    peak = f"peak memory {int(use['peak_memory_bytes']) / 2**30:.2f} GiB ({use['peak_memory_of']})"
+    info(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {args.steps} steps; {peak}")

@@ -12,7 +12,8 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
-from momentum_gs.doctor.estimate import Estimate, estimates, expect, own_memory, probe
+from momentum_gs.core.memory import peak_memory
+from momentum_gs.doctor.estimate import Estimate, estimates, expect, probe
 from momentum_gs.doctor.findings import SEVERITIES, Finding
 from momentum_gs.doctor.fix import Fix, apply_fixes
 from momentum_gs.doctor.scene import Examination, examine
@@ -85,7 +86,7 @@ def _estimate(
         return [], []
     if config.model.primitive == "gaussians":
         return Finding("info", "estimates", "model.primitive", "gaussians; memory and time are estimated for anchors")
-    device, own = pick_device(config.device), own_memory()
+    device, own = pick_device(config.device), peak_memory()
     try:
         expected = expect(config, scene, scale, examination.table)
         probes = [] if quick else probe(config, scene, (expected.start, expected.largest), device)

@@ -1,9 +1,7 @@
 """Which device this process works on. No other file of the package names one."""
 
 import os
-import resource
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.kernels import build_record, cpu_kernels, repair
 from momentum_gs.core.log import info, warn
-from momentum_gs.core.memory import free_memory, total_memory
+from momentum_gs.core.memory import free_memory, peak_memory, total_memory
 
 
 def pick_device(setting: str) -> torch.device:
@@ -90,11 +88,9 @@ def device_use(device: torch.device) -> dict[str, str | int]:
             "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
             "peak_memory_of": "tensors on the GPU",
         }
-    # ru_maxrss: Linux counts KiB, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "device": f"CPU, {torch.get_num_threads()} threads",
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_memory(),
         "peak_memory_of": "process, resident, since its start",
     }
 

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+import resource
+import sys
 
 
 def free_memory() -> int:
@@ -22,6 +24,12 @@ def total_memory() -> int:
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
         return min(installed, int(file.read()))
     return installed
+
+
+def peak_memory() -> int:
+    """Bytes of host memory that this process has had at most so far."""
+    # Linux counts KiB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

@@ -6,10 +6,8 @@ train, with as many anchors as at first and as at most.
 """
 
 import math
-import resource
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -199,11 +197,6 @@ def _probe(
     return Probe(statistics.median(steps) * ratio, int(2 * kept * ratio), basis)
 
 
-def own_memory() -> int:
-    """Bytes of host memory that this process has had at most so far: the program, the points, images in decoding."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _showing(camera: Camera, target: TargetImage) -> Callable[[int, int], tuple[Camera, TargetImage]]:
     return lambda block, step: (camera, target)
 
@@ -250,7 +243,7 @@ def estimates(
 
     Args:
         probes: With the anchors at first and at most; none leave out time and the views' memory.
-        own: ``own_memory`` before the probe.
+        own: ``peak_memory`` before the probe.
     """
     n, k, model = expected.blocks, expected.active, config.model
     training = bytes_per_anchor(model)

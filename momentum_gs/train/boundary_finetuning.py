@@ -21,7 +21,7 @@ from momentum_gs.train.blocks.store import BlockStore
 def cell_boxes(store: BlockStore, cell_of: CellOf, comm: Comm) -> Float[Tensor, "b 6"]:
     """The box of every block's anchors inside its own cell, NaN where it has none; all ranks take part.
 
-    Anchors inside their cell neither move nor come nor go once blocks settle, so the boxes hold from then on.
+    Anchors inside their cell neither move nor come nor go from then on, so the boxes hold.
     """
     table = torch.zeros(store.n, 7, dtype=torch.float64)
     for block in store.held():

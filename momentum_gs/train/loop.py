@@ -255,7 +255,7 @@ class Training:
         return bool(flags[0]), bool(flags[1])
 
     def _activate(self, turn: Round) -> list[Block]:
-        """This rank's blocks of a round; where they settle, with the other blocks around them."""
+        """This rank's blocks of a round; with boundary fine-tuning, with the other blocks around them."""
         table, comm = self._table, self._comm
         if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.boundary_finetuning:
             return self._store.activate(turn.blocks)

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Length of a turn, without and with momentum. Scenes, folders and flags: _table.sh.
-exec bash "$(dirname "${BASH_SOURCE[0]}")/_table.sh" turns "$@"
+# Length of a round, without and with momentum. Scenes, folders and flags: _table.sh.
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_table.sh" rounds "$@"

@@ -4,7 +4,8 @@
 
 What is tested is the store, the schedule and the checkpoints, so blocks are synthetic (anchors spread over their cells,
 random features), images are small, and rounds are short: a few steps, where a real round has hundreds. That makes it
-the worst case for the store. Every block is trained, moved, settled and saved by the same code as in any run.
+the worst case for the store. Every block is trained, moved, fine-tuned at its borders and saved by the same code as in
+any run.
 
 Before it runs, the time is predicted from
 - a small city of the same blocks that stays in memory: what a round computes, with a live and with a frozen decoder;
@@ -166,7 +167,7 @@ def measure(args: argparse.Namespace, settings: list[str], work: Path) -> Parts:
 
 
 def neighbours(schedule: list[Round], table: PartitionTable, views: list[Camera]) -> list[int]:
-    """For every round in which blocks settle, how often one of them sees another block's cell."""
+    """For every round with boundary fine-tuning, how often one of them sees another block's cell."""
     boxes = []
     for block in range(table.n):
         places = ground(table, block, 1000)
@@ -229,7 +230,7 @@ def main() -> None:
     outcome = training.run(Observers([watch]), stop=watch)
     seconds = time.perf_counter() - begin
     live = sum(turn.decoder_live for turn in schedule)
-    for name, part in (("live", slice(0, live)), ("settling", slice(live, len(schedule)))):
+    for name, part in (("live", slice(0, live)), ("boundary fine-tuning", slice(live, len(schedule)))):
         if predicted[part]:
             info(f"  {name:<9} {len(predicted[part]):4d} rounds: predicted {sum(predicted[part]):7.1f} s, took "
                 f"{sum(watch.rounds[part]):7.1f} s")  # fmt: skip

@@ -13,7 +13,7 @@ class Parts:
     compute: float
     """A round whose blocks are all in memory."""
     neighbour: float
-    """What a round takes longer for each other block that one of its settling blocks sees."""
+    """What a round takes longer for each other block that a block sees which is fine-tuned at its borders."""
     fresh: int
     """Bytes of a block before it has trained."""
     trained: int
@@ -37,35 +37,35 @@ class StoreModel:
         self._memory = set(range(min(n, int(ram_bytes // parts.fresh))))
         self._on_disk = set(range(n)) - self._memory
 
-    def round(self, turn: Round, later: Sequence[Round], near: int, checkpoint: bool) -> float:
+    def round(self, of: Round, later: Sequence[Round], near: int, checkpoint: bool) -> float:
         """Seconds of a round.
 
         Args:
             later: The rounds after it.
-            near: How often a block of it sees another block while it settles.
+            near: How often a block of it sees another block while its borders are fine-tuned.
             checkpoint: One is written in it, which shares the files of blocks that have not trained.
         """
         parts = self._parts
         place: dict[int, int] = {}
         for i, block in enumerate(b for other in later for b in other.blocks):
             place.setdefault(block, i)
-        wait = sum(self._read(self._size[b]) for b in turn.blocks if b not in self._memory)
+        wait = sum(self._read(self._size[b]) for b in of.blocks if b not in self._memory)
         wait += self._read(near * parts.rows * (1 - len(self._memory) / self._n))
-        self._memory -= set(turn.blocks)
-        self._on_disk -= set(turn.blocks)
+        self._memory -= set(of.blocks)
+        self._on_disk -= set(of.blocks)
 
         background = self._make_room(0, (), place)
         following = later[0].blocks if later else ()
         for block in following:
-            if block not in self._memory and block not in turn.blocks:
+            if block not in self._memory and block not in of.blocks:
                 background += self._make_room(self._size[block], following, place) + self._read(self._size[block])
                 self._memory.add(block)
-        self._size |= dict.fromkeys(turn.blocks, parts.trained)
+        self._size |= dict.fromkeys(of.blocks, parts.trained)
         if checkpoint:
-            unsaved = (self._memory - self._on_disk) | set(turn.blocks)
+            unsaved = (self._memory - self._on_disk) | set(of.blocks)
             wait += self._write(sum(self._size[b] for b in unsaved))
             self._on_disk |= self._memory
-        self._memory |= set(turn.blocks)
+        self._memory |= set(of.blocks)
         return max(parts.compute, background) + near * parts.neighbour + wait
 
     def _make_room(self, wanted: int, spare: Sequence[int], place: dict[int, int]) -> float:

@@ -29,7 +29,7 @@ class Round:
     first_step: int
     """Global steps before this round."""
     decoder_live: bool
-    """False in the last epoch, where anchors settle against the decoder that is saved."""
+    """False in the last epoch, where anchors are fine-tuned against the decoder that is saved."""
 
 
 # A weight moves by less than this between runs that differ in rounding alone, and by more where blocks really differ.
