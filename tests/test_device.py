@@ -7,7 +7,7 @@ import fused_ssim
 import pytest
 import torch
 
-from momentum_gs.core.device import pick_device, say_device
+from momentum_gs.core.device import pick_device, print_device
 from momentum_gs.core.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_unknown_setting_is_refused() -> None:
 
 
 def test_the_first_line_says_what_is_worked_on(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
-    say_device("cpu")
+    print_device("cpu")
     said = capsys.readouterr()
     assert re.fullmatch(r"device   cpu, \d+ threads?, kernels .+, built for (CPUs only|GPUs, too)\n", said.out)
     assert said.err == ""
@@ -68,11 +68,11 @@ def test_a_gpu_that_the_kernels_leave_idle_is_told(
     two_gpus: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two_gpus.setattr(fused_ssim, "has_cuda", lambda: False)
-    say_device("auto")
+    print_device("auto")
     said = capsys.readouterr()
     assert said.out.startswith("device   cpu, ")
     assert "a GPU is visible but not used" in said.err and "; run: FORCE_CUDA=1 bash " in said.err
-    say_device("cpu")  # Who names the CPU knows.
+    print_device("cpu")  # Who names the CPU knows.
     assert capsys.readouterr().err == ""
 
 
@@ -82,10 +82,10 @@ def test_a_gpu_that_torch_leaves_idle_is_told(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    say_device("auto")
+    print_device("auto")
     assert (
         "is built without CUDA, so it is not used; install a CUDA build of torch, then run: " in capsys.readouterr().err
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # It was hidden on purpose.
-    say_device("auto")
+    print_device("auto")
     assert capsys.readouterr().err == ""
