@@ -33,7 +33,7 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions
-from momentum_gs.train.blocks.anchor_block import BlockState, init_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock, init_block
 from momentum_gs.train.blocks.packed import ROWS, PackedBlock, pack, unpack
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.decoders.shared import SharedDecoder
@@ -62,7 +62,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
 
 
-def first_block(config: Config, scene: Scene, device: torch.device) -> BlockState:
+def first_block(config: Config, scene: Scene, device: torch.device) -> AnchorBlock:
     return init_block(0, scene.points, scene.train, config, device)
 
 
@@ -76,7 +76,7 @@ def as_type(packed: PackedBlock, dtype: torch.dtype) -> PackedBlock:
 def gradients_of_a_step(config: Config, scene: Scene, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Losses, statistics, and the gradients of all that learns in the first step of a block, on the host."""
     block = unpack(as_type(pack(first_block(config, scene, CPU)), dtype), config, device)
-    assert isinstance(block, BlockState)
+    assert isinstance(block, AnchorBlock)
     decoders = SharedDecoder(config, device, 1.0)
     decoders.student.to(dtype)
     decoders.teacher.to(dtype)
