@@ -25,7 +25,7 @@ from momentum_gs.cli import sweep as command
 from momentum_gs.config.sweep import load_sweep
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.experiments import runner as sweep_run
-from momentum_gs.experiments.plan import n_blocks, row_config, run_folder
+from momentum_gs.experiments.plan import Request, n_blocks, row_config, run_folder
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -35,18 +35,18 @@ SMOKE = [
 ]  # fmt: skip
 
 
-def arguments(path: Path, *words: str) -> argparse.Namespace:
+def request(path: Path, *words: str) -> Request:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return parser.parse_intermixed_args([str(path), "-s", "scene", "-m", "out", *words])
+    return command.request_of(parser.parse_intermixed_args([str(path), "-s", "scene", "-m", "out", *words]))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("config", ["demo", "caliterra", "ablations/city", "ablations/caliterra", "scenes/building"])
 def test_every_row_is_an_experiment_of_its_own_with_equal_steps(path: Path, config: str) -> None:
-    args = arguments(path, "-c", str(ROOT / f"configs/{config}.yaml"))
+    asked = request(path, "-c", str(ROOT / f"configs/{config}.yaml"))
     sweep = load_sweep(path)
-    rows = {row.name: row_config(args, row, 0) for row in sweep.rows}
+    rows = {row.name: row_config(asked, row, 0) for row in sweep.rows}
     assert len({rows[row.name].steps / row.stretch for row in sweep.rows}) == 1
     for c in rows.values():
         assert c.blocks.active == "all" or isinstance(n := n_blocks(c), int) and c.blocks.active <= n
@@ -59,7 +59,7 @@ def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
     for path in SWEEPS:
         sweep = load_sweep(path)
         for row in sweep.rows:
-            config = row_config(arguments(path), row, 0)
+            config = row_config(request(path), row, 0)
             if row.paper or row.name == sweep.reference:
                 b = config.blocks
                 assert not b.offset_clamping and not b.boundary_finetuning and b.decoder_freeze_rounds == 0

@@ -86,7 +86,7 @@ def test_a_line_that_is_no_track_is_refused(tmp_path, line):
         read_tracks(model)
 
 
-@pytest.mark.skipif(not (REAL_SCENES / "caliterra").is_dir(), reason="the real scenes are not here")
+@pytest.mark.skipif(not (REAL_SCENES / "caliterra").is_dir(), reason=f"no {REAL_SCENES}; set MOMENTUM_GS_SHARED")
 def test_points_lie_in_the_images_that_observe_them():
     model = REAL_SCENES / "caliterra" / "sparse" / "0"
     tracks = read_tracks(model)
