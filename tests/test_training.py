@@ -45,8 +45,8 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
 def test_resume_is_bit_for_bit_the_uninterrupted_run(
     scene_folder: Path, tmp_path: Path, ranks: int, checkpoint: int
 ) -> None:
-    # 37 lies within a round, so half-trained blocks are in the checkpoint, and so does 97, where borders are fine-tuned.
-    # With 2 ranks, one process began the run and two go on with it; bits survive that too, as a sum of two gradients does not
+    # 37 lies within a round, so half-trained blocks are in the checkpoint, and 97 where borders are fine-tuned. With 2
+    # ranks, one process began the run and two go on with it; bits survive that too, as a sum of two gradients does not
     # depend on its order.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene_folder, whole))
