@@ -32,7 +32,7 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path)
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     store = training._store
-    before = {b: len(store.packed(b).tensors["anchors.position"]) for b in store.held()}
+    before = {b: len(store.packed(b).tensors["rows.position"]) for b in store.held()}
     outcome = training.run(Observers())
     assert outcome.step == 120, "4 blocks, 2 at a time, 60 steps each"
     model = model_of(tmp_path)
