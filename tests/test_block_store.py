@@ -165,9 +165,9 @@ def test_files_are_what_the_library_reads(config: Config, tmp_path: Path) -> Non
     assert_same(read_block(tmp_path / "block"), packed)
     assert_same(PackedBlock(load_file(tmp_path / "block"), packed.meta), packed)
     assert record.size == (tmp_path / "block").stat().st_size
-    rows = read_rows(tmp_path / "block", "anchors.", ["position"])
+    rows = read_rows(tmp_path / "block", ["position"])
     assert rows.keys() == {"position"}
-    assert torch.equal(rows["position"], packed.tensors["anchors.position"])
+    assert torch.equal(rows["position"], packed.tensors["rows.position"])
 
 
 def test_harm_to_a_file_is_found(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int
     config = make_config(scene_folder, tmp_path, f"seed={seed}", "log.every=1", "weighting.smoothing=0")
     training, learning = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU), _Learning()
     store = training._store
-    before = {b: len(store.packed(b).tensors["anchors.position"]) for b in store.held()}
+    before = {b: len(store.packed(b).tensors["rows.position"]) for b in store.held()}
     outcome = training.run(Observers([learning]))
     assert outcome.step == 120, "4 blocks, 2 at a time, 60 steps each"
     model = model_of(tmp_path)
