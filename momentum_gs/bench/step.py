@@ -30,23 +30,14 @@ COMMUNICATION = "all-reduce"
 
 def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Comm) -> None:
     """Prints the table."""
-    if config.out is None:
-        raise UserError("bench: no run folder; give -m OUT")
-    models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))
-    if not models:
-        raise UserError(f"{config.out}: holds no point_cloud/iteration_*/point_cloud*.ply; train first")
-    anchors, student = load_model(models[-1])
-    if not isinstance(anchors, Anchors):
-        raise UserError(f"{models[-1]}: holds Gaussians, expected anchors; measure a run of the method")
-    if not isinstance(student, GaussianDecoder):
-        raise UserError(f"{models[-1]}: merged from blocks with a decoder each, expected one of its blocks' files")
+    file, anchors, student = _trained(config)
     anchors, student = anchors.to(device), student.to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     anchor_adam, decoder_adam = anchor_optimizer(anchors, config.optim, 1.0), decoder_optimizer(student, config.optim)
     # As ``SharedDecoder`` sends them, a row for each active block.
     active = config.blocks.active
     if active == "all":
-        active = len(list(models[-1].parent.glob("point_cloud_block*.ply")))
+        active = len(list(file.parent.glob("point_cloud_block*.ply")))
     rows = active or comm.world_size
     gradients = torch.zeros(rows, sum(p.numel() for p in student.parameters()))
     gradients = gradients.to(device)
@@ -107,12 +98,36 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
                 comm.all_reduce_sum_(gradients)
                 mark(COMMUNICATION)
             gaussians.append(len(decoded.gaussians))
+    size = f"{scene.train[0].width}x{scene.train[0].height}"
+    info(f"{file.name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
+    _print(seconds, args.steps, device)
+
+
+def _trained(config: Config) -> tuple[Path, Anchors, GaussianDecoder]:
+    """The model of a run, and its file.
+
+    Raises:
+        UserError: for a run that has none, or one without anchors or a shared decoder.
+    """
+    if config.out is None:
+        raise UserError("bench: no run folder; give -m OUT")
+    models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))
+    if not models:
+        raise UserError(f"{config.out}: holds no point_cloud/iteration_*/point_cloud*.ply; train first")
+    anchors, student = load_model(models[-1])
+    if not isinstance(anchors, Anchors):
+        raise UserError(f"{models[-1]}: holds Gaussians, expected anchors; measure a run of the method")
+    if not isinstance(student, GaussianDecoder):
+        raise UserError(f"{models[-1]}: merged from blocks with a decoder each, expected one of its blocks' files")
+    return models[-1], anchors, student
+
+
+def _print(seconds: dict[str, list[float]], steps: int, device: torch.device) -> None:
+    """A line for each part, without the first five steps, which allocate and tune."""
     medians = {part: statistics.median(values[5:]) for part, values in seconds.items()}
     whole = sum(medians.values())
-    size = f"{scene.train[0].width}x{scene.train[0].height}"
-    info(f"{models[-1].name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
     for part, value in medians.items():
         info(f"  {part:<17} {1000 * value:8.2f} ms {100 * value / whole:5.1f} %")
     use = device_use(device)
     peak = f"peak memory {int(use['peak_memory_bytes']) / 2**30:.2f} GiB ({use['peak_memory_of']})"
-    info(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {args.steps} steps; {peak}")
+    info(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {steps} steps; {peak}")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,18 @@ def render_parts(
     if cells is not None:
         labels = CellLabels(cells, device)
         cells.save(folder / "cells" / "partition.json")
-    n_anchors, n_splats, n_decoded, n_drawn = 0, 0, 0, 0
-    seconds = []
-    masked: list[str] = []
+    tally = _Tally()
     with progress(len(names), f"rendering {folder}") as bar:
         for part in parts:
-            anchors, decoder = load_model(part.ply)
-            anchors, decoder = anchors.to(device), decoder.to(device).eval()
-            if isinstance(anchors, Splats):
-                n_splats += len(anchors)
-            else:
-                n_anchors += len(anchors)
+            model, decoder = load_model(part.ply)
+            model, decoder = model.to(device), decoder.to(device).eval()
+            tally.add_model(model)
             for camera in part.cameras:
-                view, elapsed = _timed_render(anchors, decoder, camera, background)
-                seconds.append(elapsed)
-                n_decoded += len(view.decoded.gaussians)
-                n_drawn += int((view.output.radii > 0).sum())
+                name = names[camera.name]
+                view, elapsed = _timed_render(model, decoder, camera, background)
+                tally.add_view(view, elapsed)
                 if labels is not None:
-                    write_cells(folder / "cells" / names[camera.name], labels.of(view.output, camera))
+                    write_cells(folder / "cells" / name, labels.of(view.output, camera))
                 image = view.output.image
                 if appearance is not None:
                     image = appearance.correct(image, camera.name)
@@ -120,29 +114,19 @@ def render_parts(
                 del view  # or its Gaussians would be in memory with those of the next one
                 target = views.target(camera.name)
                 if target.mask is not None:
-                    masked.append(names[camera.name])
-                _write_images(folder, names[camera.name], image, target, errors)
+                    tally.masked.append(name)
+                _write_images(folder, name, image, target, errors)
                 bar.update()
-            del anchors  # or two blocks would be in memory while the next one loads
-    timed = seconds[min(WARM_UP, len(seconds) - 1) :]
+            del model  # or two blocks would be in memory while the next one loads
     result = {
         **record,
         "complete": True,
         "code": code_version(),
-        # A model is made of one or the other.
-        "anchors": n_anchors or None,
-        "gaussians": n_splats or None,
-        "gaussians_per_view": n_decoded / len(names),
-        "gaussians_drawn_per_view": n_drawn / len(names),
+        **tally.record(),
         "storage_bytes": _storage([part.ply for part in parts]),
-        "seconds_per_view": sum(timed) / len(timed),
-        "views_per_second": len(timed) / sum(timed),
-        "timed_views": len(timed),
         **device_use(device),
         "corrected": appearance is not None,
         "names": list(names.values()),
-        # Of the views that have a mask: what lies in masks/ may be of an earlier rendering.
-        "masked": masked,
         # Of these blocks; None: what lies in cells/ is of an earlier rendering.
         "cells": None
         if cells is None
@@ -150,6 +134,44 @@ def render_parts(
     }
     write_json(folder / "render.json", result)
     return result
+
+
+@dataclass
+class _Tally:
+    """What is counted and timed on the way."""
+
+    anchors: int = 0
+    gaussians: int = 0
+    decoded: int = 0
+    drawn: int = 0
+    seconds: list[float] = field(default_factory=list)
+    masked: list[str] = field(default_factory=list)
+    """Names of the views that have a mask: what lies in masks/ may be of an earlier rendering."""
+
+    def add_model(self, model: Model) -> None:
+        if isinstance(model, Splats):
+            self.gaussians += len(model)
+        else:
+            self.anchors += len(model)
+
+    def add_view(self, view: ViewRender, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.decoded += len(view.decoded.gaussians)
+        self.drawn += int((view.output.radii > 0).sum())
+
+    def record(self) -> dict[str, Any]:
+        views, timed = len(self.seconds), self.seconds[min(WARM_UP, len(self.seconds) - 1) :]
+        return {
+            # A model is made of one or the other.
+            "anchors": self.anchors or None,
+            "gaussians": self.gaussians or None,
+            "gaussians_per_view": self.decoded / views,
+            "gaussians_drawn_per_view": self.drawn / views,
+            "seconds_per_view": sum(timed) / len(timed),
+            "views_per_second": len(timed) / sum(timed),
+            "timed_views": len(timed),
+            "masked": self.masked,
+        }
 
 
 def _timed_render(
