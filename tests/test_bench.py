@@ -11,7 +11,7 @@ import torch
 from diff_gaussian_rasterization import reference
 
 from momentum_gs.bench import grow as bench_grow
-from momentum_gs.bench.kernels import gsplat_draw, raster_load, official_draw, surface_points
+from momentum_gs.bench.kernels import gsplat_draw, official_draw, raster_load, reference_draw, surface_points
 from momentum_gs.cli import main as cli
 from momentum_gs.render.rasterize import rasterize
 
@@ -77,7 +77,7 @@ def test_step_still_asks_for_its_run_folder(capsys: pytest.CaptureFixture[str]) 
     assert "bench: no run folder; give -m OUT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("draw", [official_draw(diff_gaussian_rasterization), official_draw(reference)])
+@pytest.mark.parametrize("draw", [official_draw(diff_gaussian_rasterization), reference_draw(reference)])
 def test_others_are_asked_for_our_picture(draw: object) -> None:
     gaussians, camera = raster_load(400, 60, 45, CPU)
     expected = rasterize(gaussians, camera, torch.zeros(3)).image
