@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh [PYTEST ARGUMENT...]         all of it, as CI does
 #   bash scripts/test.sh fast [PYTEST ARGUMENT...]    while editing: no CUDA sources, no tests with the marker 'slow'
+#   WORKERS=4 bash scripts/test.sh                    with more processes than two
 #
 # Ends with what was skipped and why; a skip that tests/skip_table.py does not know is a failure.
 set -euo pipefail
@@ -25,5 +26,6 @@ else
     bash scripts/docs.sh
     bash scripts/compile_cuda.sh
 fi
-# One run over the package's tests and those of every extension, so that the last line speaks for all of them.
-pytest --check-skips --durations=15 tests submodules/*/tests "$@"
+# One run over the package's tests and those of every extension, so that the last line speaks for all of them. Two
+# workers, and a file's tests in one of them, as they share what the first of them makes.
+pytest -n "${WORKERS:-2}" --dist loadfile --check-skips --durations=15 tests submodules/*/tests "$@"
