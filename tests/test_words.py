@@ -13,7 +13,7 @@ RETIRED = {
     r"(in|by) turns\b|\b(each|every|last|first|own|next) turn\b": "round",
     r"(?<!depth )(?<!normal )(?<!pose_)priors?\b(?! to\b)": "initialization",
     r"resting|at rest\b": "inactive, offloaded",
-    r"the family|family's": "3DGS codebases",
+    r"(the|3DGS) family|family's": "3DGS codebases",
     r"(is|are|was|were|been|be|has|have) said\b": "printed, reported",
     r"judged": "eligible",
     r"(of one|one|its|same) face\b": "interface",

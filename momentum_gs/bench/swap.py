@@ -55,13 +55,13 @@ def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Pa
     file = place / "block.pt"
     state = dict(pack(trained_block(n, config, device)).tensors)
 
-    def family() -> None:
+    def through_torch() -> None:
         torch.save(state, file)
         loaded = torch.load(file, weights_only=True)
         assert {name: tensor.to(device) for name, tensor in loaded.items()}.keys() == state.keys()
 
     ways: dict[str, Callable[[], None]] = {
-        "torch.save + torch.load": family,
+        "torch.save + torch.load": through_torch,
         "store, in memory": lambda: through(stores["memory"]),
         "store, on disk (hashed, synced)": lambda: through(stores["disk"]),
     }

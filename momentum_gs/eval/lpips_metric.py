@@ -1,4 +1,4 @@
-"""LPIPS as the whole 3DGS family reports it: the ``lpips`` package, its trunk's weights from torchvision.
+"""LPIPS as 3DGS papers report it: the ``lpips`` package, its trunk's weights from torchvision.
 
 The trunk is looked for in a folder that the user names, then in ``$TORCH_HOME/hub/checkpoints``, and only then
 downloaded. Where it cannot be had the metric is missing: another network gives another number, so none stands in.
