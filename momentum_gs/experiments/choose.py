@@ -29,7 +29,7 @@ REFERENCE_STEPS, REFERENCE_VIEWS, REFERENCE_PIXELS = 1500, 66, 500 * 375
 megapixels lie between 'normal' and 'high' of the same rule."""
 QUALITIES: dict[Quality, tuple[float, int]] = {"draft": (0.5, 600), "normal": (1.0, 1000), "high": (3.0, 1600)}
 """Steps over those of the reference's rule, and the width that images are reduced to, pixels. 1600 is where the
-3DGS codebases stop; half of it takes a quarter of the time a step."""
+3DGS stops; half of it takes a quarter of the time a step."""
 COARSEST = 100
 """Pixels that images are wide at least: SSIM's window alone is 11."""
 MIN_STEPS = 300
