@@ -51,7 +51,7 @@ def test_demo_installs_less_than_the_tests() -> None:
 
 
 def test_every_version_is_bounded_and_the_lock_is_within() -> None:
-    """Upper bounds are what was tried, and the lock says what that was. The documentation has an environment of its own,
+    """Upper bounds are what was tried, and the lock says what that was. The documentation has its own environment,
     and torch_scatter no wheel for the lock's torch."""
     locked, elsewhere = lock(), [Requirement(text).name for text in EXTRAS["docs"]] + ["torch_scatter"]
     for text in [*required_by_setup(), *(text for extra in EXTRAS.values() for text in extra)]:
