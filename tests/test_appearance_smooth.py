@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from scene_files import camera, image, write_image
+from scene_files import camera, random_image, write_image
 from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
 from tiny_scene import write_tiny_scene
 
@@ -47,7 +47,7 @@ def exif(taken: str, digits: str = "", order: str = "<") -> bytes:
 
 
 def write_jpeg(path: Path, segment: bytes) -> Path:
-    write_image(path, image(path.name, 40, 30))
+    write_image(path, random_image(path.name, 40, 30))
     path.write_bytes(path.read_bytes()[:2] + segment + path.read_bytes()[2:])
     return path
 
@@ -62,8 +62,8 @@ def test_a_camera_says_when_an_image_was_taken(tmp_path: Path, order: str) -> No
     ]
     assert times == pytest.approx([times[0], times[0] + 1.25, times[0] + 1.75 + 86400], abs=1e-6)
     assert capture_time(write_jpeg(tmp_path / "zeros.jpg", exif("0000:00:00 00:00:00"))) is None
-    write_image(tmp_path / "none.jpg", image("none.jpg", 40, 30))
-    write_image(tmp_path / "none.png", image("none.png", 40, 30))
+    write_image(tmp_path / "none.jpg", random_image("none.jpg", 40, 30))
+    write_image(tmp_path / "none.png", random_image("none.png", 40, 30))
     assert all(capture_time(tmp_path / name) is None for name in ("none.jpg", "none.png", "missing.jpg"))
 
 
@@ -86,7 +86,7 @@ def test_images_that_are_written_anew_keep_their_time(tmp_path: Path) -> None:
     for path in (tmp_path / "straight.jpg", tmp_path / "out" / "images" / "a.jpg"):
         assert capture_time(path) == time is not None
         assert cv2.imread(str(path)) is not None
-    png = cv2.imencode(".png", image("a", 4, 4))[1].tobytes()
+    png = cv2.imencode(".png", random_image("a", 4, 4))[1].tobytes()
     assert with_exif(png, source) == png
 
 

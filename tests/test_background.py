@@ -164,23 +164,12 @@ def test_a_block_is_missed_by_what_shows_behind_it() -> None:
     assert all(abs(plain[b] - black[b]) < 1e-5 for b in plain)
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        [
-            "model.primitive=gaussians",
-            "teacher.enabled=false",
-            "blocks.boundary_finetuning=false",
-            "blocks.offset_clamping=false",
-        ],
-        [
-            "blocks.decoder=per_block",
-            "teacher.enabled=false",
-            "blocks.boundary_finetuning=false",
-            "blocks.decoder_freeze_rounds=0",
-        ],
-    ],
-)
-def test_it_needs_the_shared_decoder(tmp_path: Path, others: list[str]) -> None:
+def test_it_needs_the_shared_decoder(tmp_path: Path) -> None:
+    others = ["blocks.decoder=per_block", "teacher.enabled=false", "blocks.boundary_finetuning=false",
+              "blocks.decoder_freeze_rounds=0"]  # fmt: skip
     with pytest.raises(UserError, match=r"model.background is 'directional', expected fixed"):
         make_config(tmp_path, tmp_path, *others, ON)
+
+
+def test_explicit_gaussians_go_without(tmp_path: Path) -> None:
+    assert make_config(tmp_path, tmp_path, "model.primitive=gaussians", ON).model.background == "fixed"

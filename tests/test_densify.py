@@ -49,7 +49,9 @@ def test_parity() -> None:
     figures = parity("densify")
     names = ("anchor", "offset", "anchor_feat", "scaling", "rotation", "opacity")
     anchors = Anchors(*(figures[f"before_{name}"] for name in names)).as_leaves()
-    stats = GrowthStats.from_rows({k.removeprefix("stat_"): v for k, v in figures.items() if k.startswith("stat_")})
+    # The original's name for anchor_denom is a typo.
+    seen = {k.removeprefix("stat_").replace("demon", "denom"): v for k, v in figures.items() if k.startswith("stat_")}
+    stats = GrowthStats.from_rows(seen)
     config = GrowthConfig(
         interval=int(figures["check_interval"]),
         success_threshold=float(figures["success_threshold"]),
@@ -70,7 +72,7 @@ def test_parity() -> None:
             row.detach(), figures[f"after_{name}"], rtol=2e-7, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
     for name, row in after.rows().items():
-        theirs = name.replace("denom", "demon") if name == "anchor_denom" else name  # The original's typo.
+        theirs = name.replace("denom", "demon") if name == "anchor_denom" else name
         assert torch.equal(row, figures[f"after_stat_{theirs}"]), name
 
 

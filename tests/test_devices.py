@@ -33,7 +33,7 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions
-from momentum_gs.train.blocks.anchor_block import AnchorBlock, init_block
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.packed import ROWS, PackedBlock, pack, unpack
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.decoders.shared import SharedDecoder
@@ -63,7 +63,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_block(config: Config, scene: Scene, device: torch.device) -> AnchorBlock:
-    return init_block(0, scene.points, scene.train, config, device)
+    return AnchorBlock.from_points(0, scene.points, scene.train, config, device)
 
 
 def as_type(packed: PackedBlock, dtype: torch.dtype) -> PackedBlock:
@@ -89,7 +89,7 @@ def gradients_of_a_step(config: Config, scene: Scene, device: torch.device, dtyp
         report = train_step(inputs, decoders, [block], (0,), torch.ones(1), decoder_live=True)
     found = {f"loss {name}": value for name, value in report.losses[0].items()}
     found |= {f"seen {name}": value for name, value in block.stats.rows().items()}
-    for name, row in block.anchors.rows().items():
+    for name, row in block.model.rows().items():
         if moments := block.optimizer.state.get(row):
             found[f"gradient of {name}"] = moments["exp_avg"] / FIRST_MOMENT
     for name, value in decoders.to_tensors().items():
@@ -214,7 +214,7 @@ def test_cameras_are_assigned_to_the_same_blocks(scene_folder: Path, tmp_path: P
     """By what a block changes in an image and by its contribution: both within 1e-4 of the CPU's."""
     config = make_config(scene_folder, tmp_path, "model.voxel_size=0.5")
     scene, table = load_scene(config.scene), write_table(config)
-    anchors, decoder = first_block(config, scene, CPU).anchors, random_decoder(config.model.feature_dim)
+    anchors, decoder = first_block(config, scene, CPU).model, random_decoder(config.model.feature_dim)
     with torch.no_grad():  # An untrained decoder sees nothing in features of zero.
         anchors.feature.copy_(10 * torch.randn(anchors.feature.shape, generator=keyed_generator("features")))
     block_of_row = table.cell_of(anchors.position.detach().double())
@@ -256,7 +256,7 @@ def test_a_run_repeats_and_resumes_to_the_bit(scene_folder: Path, tmp_path: Path
     assert train(config, resume=True, device=device).step == steps == 40
     first, second = model_of(whole), model_of(parts)
     assert_same_bits(first, second)
-    begun = len(first_block(config, load_scene(config.scene), CPU).anchors)
+    begun = len(first_block(config, load_scene(config.scene), CPU).model)
     assert any(len(v) > begun / 4 for k, v in first.items() if k.endswith(".position")), "it has grown"
 
 

@@ -330,17 +330,17 @@ def test_estimates_add_up(scene: Path) -> None:
     assert found["of it images"] == 16 * 48 * 36 * 3
     assert found["time, one process, anchors as at first"] == 6 * 700 * 0.5
     assert found["time, one process, anchors as at most"] == 6 * 700 * 2
-    assert found["host memory"] == found["of it images"] + found["of it resting blocks"] + 2 * 4000 * training + 300
+    assert found["host memory"] == found["of it images"] + found["of it inactive blocks"] + 2 * 4000 * training + 300
     # 2 of 6 blocks go and come: of 20,000 anchors, 4,000 in the largest. A block's step counters weigh bytes.
-    inactive = found["of it resting blocks"] / 20_000
+    inactive = found["of it inactive blocks"] / 20_000
     assert found["swapped between two rounds"] == pytest.approx(2 * 2 * 4000 * inactive, rel=1e-9)
     assert inactive < training, "gradients do not rest"
     # What memory must not hold lies on the disk instead, once; the models do not change.
     spilled = values([*common, "store.ram_gb=0"], scene)
-    assert spilled["of it resting blocks"] == 0
-    assert spilled["disk"] - found["disk"] == pytest.approx(found["of it resting blocks"], rel=1e-9)
+    assert spilled["of it inactive blocks"] == 0
+    assert spilled["disk"] - found["disk"] == pytest.approx(found["of it inactive blocks"], rel=1e-9)
     more = values([*common, "log.keep_checkpoints=5"], scene)
-    assert more["disk"] - found["disk"] == pytest.approx(3 * found["of it resting blocks"], rel=1e-9)
+    assert more["disk"] - found["disk"] == pytest.approx(3 * found["of it inactive blocks"], rel=1e-9)
 
 
 def test_what_the_machine_does_not_have_is_said(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
