@@ -11,10 +11,10 @@ from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_a
 HELP = "cut a scene into blocks and give each block its cameras"
 DESCRIPTION = """\
 Lays a grid of blocks over the scene (partition.aabb, partition.dim and partition.balance, found from cameras and points
-where they are not given) and decides which cameras train which block: those inside its cell, and those for whose
-image it counts more than partition.threshold. What counts, partition.assign says:
+where they are not given) and decides which cameras train which block: those inside its cell, and those to whose image
+it contributes more than partition.threshold. partition.assign chooses the measure:
 
-  ssim          1 - SSIM of the coarse image with and without the block
+  ssim          1 - SSIM of the coarse model's render with and without the block
   contribution  the same number, estimated for all blocks from one render of each camera
   visibility    the share of the image that the box around the block's points covers; needs no coarse model
 
