@@ -21,7 +21,7 @@ from momentum_gs.doctor.scene import Examination, examine
 HELP = "what is wrong with a scene before it trains, and what training it will take"
 DESCRIPTION = """\
 Checks a scene before any training: files, images, poses, points, settings, partition. Every finding names the place,
-what is there, what was expected and what to do. Then estimates memory, disk and time for the settings, measured by a few
+what is there, what was expected and what to do. Then estimates memory, disk and time for the settings from a few
 training steps on the scene's own images.
 
   momentum-gs doctor SCENE -c base -m OUT -r 4

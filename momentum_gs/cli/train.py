@@ -34,9 +34,9 @@ from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wan
 
 HELP = "train the coarse model, or the blocks of a partitioned scene"
 DESCRIPTION = """\
-Trains the stage that is set: stage=coarse, the whole scene as one block, or stage=blocks (the default), k of n blocks at
-a time around one shared decoder. Several processes: torchrun --standalone --nproc_per_node=R -m momentum_gs train ...;
-the model does not depend on R, only on blocks.active (k).
+Trains the stage that is set: stage=coarse, the whole scene as one block, or stage=blocks (the default), k of n blocks
+at a time around one shared decoder. In several processes: torchrun --standalone --nproc_per_node=R -m momentum_gs train
+...; the model does not depend on R, only on blocks.active (k).
 
   momentum-gs train -c demo -s SCENE -m OUT/coarse stage=coarse
   momentum-gs partition SCENE -c demo -m OUT
