@@ -30,6 +30,7 @@ from momentum_gs.cli import train
 from momentum_gs.core.comm import Launch, LocalComm
 from momentum_gs.core.errors import UserError, blame
 from momentum_gs.core.watch import Stop
+from momentum_gs.experiments import training
 
 ROOT = Path(__file__).parents[1]
 SILENCE = 2.0
@@ -186,7 +187,7 @@ def train_arguments(*argv: str) -> argparse.Namespace:
 def test_only_restarted_ranks_of_the_same_launch_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def resumes(restarts: int, *argv: str) -> bool:
         args = train_arguments(*argv)
-        return train._resumes(args.resume, bool(args.only_blocks), tmp_path, Launch(restarts), LocalComm())
+        return training._resumes(args.resume, bool(args.only_blocks), tmp_path, Launch(restarts), LocalComm())
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     assert not resumes(0)
@@ -208,15 +209,15 @@ def test_only_restarted_ranks_of_the_same_launch_continue(tmp_path: Path, monkey
 
 def test_ranks_refuse_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As seen from each of two ranks, the other one being as it should."""
-    monkeypatch.setattr(train, "_SHARED_SECONDS", 0.1)
+    monkeypatch.setattr(training, "_SHARED_SECONDS", 0.1)
     comm = LocalComm()
     comm.world_size = 2
-    train._check_shared(tmp_path / "rank0", comm)
+    training._check_shared(tmp_path / "rank0", comm)
     assert list(tmp_path.iterdir()) == [tmp_path / "rank0"]
     assert list((tmp_path / "rank0").iterdir()) == [], "nothing is left behind"
     comm.rank = 1
     with pytest.raises(UserError, match=rf"rank1: {socket.gethostname()} does not find there"):
-        train._check_shared(tmp_path / "rank1", comm)
+        training._check_shared(tmp_path / "rank1", comm)
 
 
 # Training runs: two ranks, 60 steps, checkpoints every 10.

@@ -12,13 +12,14 @@ from tiny_run import model_of
 from tiny_scene import write_tiny_scene
 
 import momentum_gs.cli.eval
+import momentum_gs.cli.prepare
 import momentum_gs.experiments.run_time
 from momentum_gs.cli import main as cli
-from momentum_gs.cli import run as command
 from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.synthetic.scene import CitySettings, write_city
 from momentum_gs.eval.lpips_metric import LpipsMissing
+from momentum_gs.experiments import pipeline
 from momentum_gs.experiments.choose import Choice
 from momentum_gs.experiments.run_state import RunState
 from momentum_gs.train.loop import Training
@@ -48,15 +49,15 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def interrupted_after_each(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever stage a command does, it is the last one before Ctrl-C."""
-    stage = command._Run.stage
+    stage = pipeline.Pipeline.stage
 
-    def once(self: command._Run, name: str, do: Callable[[], None]) -> None:
+    def once(self: pipeline.Pipeline, name: str, do: Callable[[], None]) -> None:
         over = self._state.done(name)
         stage(self, name, do)
         if not over:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(command._Run, "stage", once)
+    monkeypatch.setattr(pipeline.Pipeline, "stage", once)
     yield
 
 
@@ -143,7 +144,7 @@ def test_images_are_prepared_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         words.append((args.words, args.resolution))
         write_tiny_scene(Path(args.words[1]))
 
-    monkeypatch.setattr(command.prepare, "run", prepare)
+    monkeypatch.setattr(momentum_gs.cli.prepare, "run", prepare)
     for _ in range(2):
         assert cli.main(["run", str(images), str(out), "steps=30", "log.tensorboard=false"]) == 0
     assert words == [([str(images), str(out / "scene")], -1.0)]
@@ -164,7 +165,7 @@ def test_more_blocks_are_cut_trained_and_merged(city: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "MIN_STEPS", 20)
+    monkeypatch.setattr(pipeline, "MIN_STEPS", 20)
     out = tmp_path / "out"
     assert cli.main(["run", str(city), str(out), "--minutes", "0.01", "log.tensorboard=false"]) == 0
     assert load_run_config(out).steps == 20

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from momentum_gs.cli.common import add_run_arguments, resolve_config
 from momentum_gs.config.schema import Config
-from momentum_gs.core.device import pick_device
-from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
-from momentum_gs.core.memory import peak_memory
-from momentum_gs.doctor.estimate import Estimate, estimates, expect, probe
+from momentum_gs.doctor.estimate import Estimate
 from momentum_gs.doctor.findings import SEVERITIES, Finding
 from momentum_gs.doctor.fix import Fix, apply_fixes
-from momentum_gs.doctor.scene import Examination, examine
+from momentum_gs.doctor.look import estimate
+from momentum_gs.doctor.scene import examine
 
 HELP = "what is wrong with a scene before it trains, and what training it will take"
 DESCRIPTION = """\
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             fixes, config = apply_fixes(config, examination)
             if fixes:
                 examination = examine(config, quick=args.quick)
-        found = _estimate(config, examination, args.quick)
+        found = estimate(config, examination, args.quick)
     rows, more = ([], [found]) if isinstance(found, Finding) else found
     findings = [*examination.findings, *more]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -64,35 +62,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(config, fixes, findings, rows)
     return int(any(finding.severity == "error" for finding in findings))
-
-
-def look(config: Config, *, quick: bool = False) -> list[Finding]:
-    """What there is to say of a scene and its settings, the worst first; ``quick``: images are not decoded.
-
-    Nothing is measured: memory and disk are estimated without a view in work.
-    """
-    examination = examine(config, quick=quick)
-    found = _estimate(config, examination, quick=True)
-    more = [found] if isinstance(found, Finding) else found[1]
-    return sorted([*examination.findings, *more], key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-def _estimate(
-    config: Config, examination: Examination, quick: bool
-) -> tuple[list[Estimate], list[Finding]] | Finding:
-    """Of a scene that trains; a finding where the numbers of blocks do not."""
-    scene, scale = examination.scene, examination.scale
-    if scene is None or scale is None or examination.refused:
-        return [], []
-    if config.model.primitive == "gaussians":
-        return Finding("info", "estimates", "model.primitive", "gaussians; memory and time are estimated for anchors")
-    device, own = pick_device(config.device), peak_memory()
-    try:
-        expected = expect(config, scene, scale, examination.table)
-        probes = [] if quick else probe(config, scene, (expected.start, expected.largest), device)
-    except UserError as error:
-        return Finding.of_error("settings", error)
-    return estimates(config, scene, expected, probes, own, device)
 
 
 def _print(config: Config, fixes: list[Fix], findings: list[Finding], rows: list[Estimate]) -> None:

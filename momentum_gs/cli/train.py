@@ -1,36 +1,11 @@
 """``momentum-gs train``: the coarse model, or the blocks of a partitioned scene, alone or under torchrun."""
 
 import argparse
-import os
-import socket
-import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from momentum_gs.cli.common import add_run_arguments, resolve_choices
-from momentum_gs.config.cfg_args import write_cfg_args
-from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
-from momentum_gs.config.run import frame_of_run, out_folder
-from momentum_gs.config.schema import Config
-from momentum_gs.core.comm import Comm, Launch, connect, launched
-from momentum_gs.core.device import device_use, pick_device
-from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import info, warn
+from momentum_gs.core.comm import launched
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
-from momentum_gs.data.frame import recorded_frame
-from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.data.scene import Scene, load_scene
-from momentum_gs.data.viewer_files import write_cameras_json, write_input_ply
-from momentum_gs.eval.results import code_version, write_json
-from momentum_gs.experiments.choose import Choice
-from momentum_gs.train.checkpoint import checkpoints
-from momentum_gs.train.events import Observers
-from momentum_gs.train.loop import Outcome, Training
-from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wandb
+from momentum_gs.experiments.training import train
 
 HELP = "train the coarse model, or the blocks of a partitioned scene"
 DESCRIPTION = """\
@@ -49,12 +24,6 @@ A finished run can train some of its blocks on; merge again afterwards:
 SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it. Under torchrun --max-restarts=N the ranks
 continue from the last checkpoint by themselves. For several machines see scripts/launch.
 """
-
-# Names the launch that began the run in a folder, so that its restarted ranks continue this run and no other.
-_LAUNCH_FILE = ".launch"
-# What another machine has just written shows up on a network disk within seconds.
-_SHARED_SECONDS = 10.0
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
@@ -76,167 +45,3 @@ def run(args: argparse.Namespace) -> None:
     with Stop() as stop, launched(stop, args.max_silence) as launch:
         config, choices = resolve_choices(args, own=True, announce=True)
         train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices)
-
-
-def train(
-    config: Config,
-    launch: Launch,
-    stop: Stop,
-    *,
-    resume: bool = False,
-    only: Sequence[int] = (),
-    choices: Sequence[Choice] = (),
-    pace: Callable[[int, int], Config | None] | None = None,
-) -> Outcome:
-    """Trains and writes the model, or where ``stop`` says so a checkpoint.
-
-    Args:
-        config: With absolute paths.
-        resume: Continue from the last checkpoint of the output folder.
-        only: Blocks to train on after a finished run.
-        choices: What of the settings was chosen, for the record.
-        pace: Revises the number of steps on the way (``Training``).
-    """
-    device = pick_device(config.device)
-    comm = connect(device, launch)
-    folder = out_folder(config)
-    _check_shared(folder, comm)
-    resume = _resumes(resume, bool(only), folder, launch, comm)
-    table = None
-    if config.stage == "blocks":
-        table = PartitionTable.load(Path(config.partition.file or folder / "partition.json"))
-        config = replace(config, scene=recorded_frame(config.scene, table.meta))
-    elif resume:
-        config = replace(config, scene=frame_of_run(config.scene, folder))
-    if config.switched_off:
-        info(f"train: {config.switched_off}")
-    scene = load_scene(config.scene)
-    # Found once: whoever continues, renders or exports this run uses the same, whatever becomes of the scene.
-    config = replace(config, scene=scene.frame.recorded(config.scene))
-    if table is not None:
-        table.check(config.partition, scene)
-    training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
-    code = code_version()  # Now: who trains for hours may have committed by the end.
-    # Only now does anything in the folder change: what is wrong has been reported by here.
-    observers = Observers(_observers(config, choices, folder, scene, comm))
-    try:
-        outcome = training.run(observers, stop=stop)
-    finally:
-        observers.close()
-    if training.config != config:
-        _write_settings(folder, training.config, choices)
-    if outcome.interrupted:
-        # Another rank may have been asked.
-        by = stop.signal.name if stop() and stop.signal else "a signal"
-        info(f"train: stopped by {by} at step {outcome.step}, saved; continue with --resume")
-    else:
-        use = device_use(device)
-        if comm.rank == 0:
-            times = {"seconds": outcome.seconds, "waited": outcome.waited}
-            write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **times, **use})
-        peak = int(use["peak_memory_bytes"]) / 2**30
-        info(
-            f"train: {outcome.step} steps in {outcome.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
-            + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")
-        )
-    if outcome.bad_images:
-        warn(f"train: {len(outcome.bad_images)} images could not be read and were left out (scene.bad_images=skip)")
-    comm.close()
-    return outcome
-
-
-def _check_shared(folder: Path, comm: Comm) -> None:
-    """Makes sure that the output folder is one folder for all ranks.
-
-    Raises:
-        UserError: naming the machine that has another.
-    """
-    if comm.world_size == 1:
-        return
-    # The file is named by rank 0 at random: one that an earlier run left behind proves nothing.
-    number = torch.tensor([uuid.uuid4().int % 2**62 if comm.rank == 0 else 0])
-    comm.all_reduce_sum_(number)
-    token = folder / f".shared_{int(number)}"
-    if comm.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        token.touch()
-    comm.barrier()
-    deadline = time.monotonic() + _SHARED_SECONDS
-    while not (found := token.exists()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    comm.barrier()
-    if comm.rank == 0:
-        token.unlink()
-    if not found:
-        raise UserError(
-            f"{folder}: {socket.gethostname()} does not find there what rank 0 has written, expected one folder that "
-            "all machines share; mount it at the same path everywhere, or name another with -m"
-        )
-    comm.barrier()  # None goes on where one has failed: the folder stays as it was.
-
-
-def _resumes(asked: bool, only: bool, folder: Path, launch: Launch, comm: Comm) -> bool:
-    """Whether to continue from a checkpoint: where told to, and where the launcher has started the ranks again.
-
-    ``only``: some blocks of a finished run are to be trained on.
-
-    Raises:
-        UserError: where a new run would overwrite another.
-    """
-    restarts = torch.tensor([launch.restarts])  # Each machine counts its own; a new one begins at 0.
-    comm.all_reduce_sum_(restarts)
-    verdict = torch.zeros(1)
-    if comm.rank == 0:
-        saved = [path for _, path in checkpoints(folder / "checkpoint")]
-        mark = folder / _LAUNCH_FILE
-        again = bool(restarts) and mark.is_file() and mark.read_text() == _launch_name()
-        if again:
-            how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
-            info(f"train: the ranks were started again; {how}")
-        elif not (asked or only) and (saved or (folder / "point_cloud").exists()):
-            mark.unlink(missing_ok=True)  # Launches may share a name: this one, tried again, is refused again.
-            raise UserError(
-                f"{folder}: holds a {'run' if saved else 'trained model'}; continue it with --resume, or choose "
-                "another folder with -m"
-            )
-        verdict += bool(saved) if again else asked
-    comm.all_reduce_sum_(verdict)
-    return bool(verdict)
-
-
-def _launch_name() -> str:
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
-
-
-def _write_settings(folder: Path, config: Config, choices: Sequence[Choice]) -> None:
-    """config.yaml: what was chosen and why as comments, then every setting. A run that goes on keeps its comments."""
-    file, values = folder / "config.yaml", flat_settings(config_to_dict(config))
-    why = [f"# chosen: {replace(choice, value=values[choice.key])}" for choice in choices]
-    if not why and file.is_file():
-        why = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# chosen: ")]
-    why += [f"# {config.switched_off}"] if config.switched_off else []
-    file.write_text("".join(f"{line}\n" for line in why) + dump_config(config), encoding="utf-8")
-
-
-def _observers(config: Config, choices: Sequence[Choice], folder: Path, scene: Scene, comm: Comm) -> list:
-    """Rank 0 writes the run's records and shows progress; the others are silent."""
-    if comm.rank != 0:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_settings(folder, config, choices)
-    (folder / _LAUNCH_FILE).write_text(_launch_name())
-    write_cfg_args(folder, config)
-    write_cameras_json(folder / "cameras.json", scene)
-    write_input_ply(folder / "input.ply", scene.points)
-    observers: list = [JsonLines(folder / "events.jsonl"), ProgressBar()]
-    if config.log.tensorboard:
-        try:
-            observers.append(TensorBoard(folder))
-        except ImportError:
-            info("train: tensorboard is not installed, so its records are left out (pip install 'momentum-gs[log]')")
-    if config.log.wandb:
-        try:
-            observers.append(Wandb(folder, config_to_dict(config)))
-        except ImportError as error:
-            raise UserError("train: log.wandb is on but wandb is missing; pip install 'momentum-gs[log]'") from error
-    return observers

@@ -1,0 +1,214 @@
+"""The stages of ``momentum-gs run``: which there are, what is chosen for them, and what each does."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from momentum_gs.config.load import load_settings
+from momentum_gs.config.run import OWN_FILE
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import launched
+from momentum_gs.core.device import pick_device, print_device
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import info, warn
+from momentum_gs.core.watch import SILENCE_SECONDS, Stop
+from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.doctor.look import look
+from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality
+from momentum_gs.experiments.resolve import Choosing
+from momentum_gs.experiments.run_state import RunState
+from momentum_gs.experiments.run_time import Times
+from momentum_gs.experiments.training import train
+from momentum_gs.partition.cut import cut
+from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor
+from momentum_gs.train.checkpoint import checkpoints
+from momentum_gs.train.pace import Pace
+
+SET_BY_RUN = ("stage", "out", "scene.path")
+"""Settings that follow from the command."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the command line asks of a run."""
+
+    source: Path
+    """Folder of images, or of a scene."""
+    out: Path
+    minutes: float | None = None
+    """Time for all stages together; None: as ``quality`` says."""
+    quality: Quality = "normal"
+    resolution: float | None = None
+    """``scene.resolution``; None: chosen."""
+    files: tuple[str, ...] = ()
+    """Settings files; none: those for one's own images."""
+    overrides: tuple[str, ...] = ()
+
+
+class Pipeline:
+    """The stages of ``momentum-gs run``."""
+
+    def __init__(self, request: RunRequest, scene: Path, state: RunState, command: Callable[..., None]) -> None:
+        """``command``: (name, words...) -> runs another command as its command line would."""
+        self._request, self._scene, self._state, self._out = request, scene, state, request.out
+        self._command = command
+        # Now, so that a wrong setting is reported before an hour of preparation.
+        choosing = self._choosing("coarse", self._out)
+        auto = choosing.auto
+        if request.minutes is not None and "steps" not in auto:
+            raise UserError("run: --minutes and steps are both given, and each says how long to train; leave one out")
+        print_device(choosing.provisional.device)
+        self._note: Callable[[], float] = lambda: state.seconds
+
+    def stage(self, name: str, do: Callable[[], None]) -> None:
+        """Does a stage, unless it is over."""
+        if self._state.done(name):
+            info(f"== {name}: done before ({self._state.stages[name].seconds:.1f} s)")
+            return
+        with self._state.stage(name) as self._note:
+            do()
+
+    def prepare(self) -> None:
+        """Images to a scene."""
+        # Training never takes wider images than 1600, unless told to.
+        size = [] if self._request.resolution is not None else ["-r", "-1"]
+        self._command("prepare", str(self._request.source), str(self._scene), *size)
+
+    def doctor(self) -> None:
+        """Chooses what is to be chosen, and stops at what training would refuse."""
+        state, refusal = self._state, None
+        choosing = self._choosing("coarse", self._out)
+        try:
+            state.choices = choosing.choose(self._goal)
+            for choice in state.choices:
+                info(f"chosen   {choice}")
+        except UserError as error:
+            refusal = error  # The doctor may know more of it.
+        config = choosing.config(state.choices)
+        findings = look(config, quick=self._request.minutes is not None)
+        for finding in findings:
+            info(f"{finding.severity:<8} {finding}")
+        errors = [finding for finding in findings if finding.severity == "error"]
+        state.warnings = sum(finding.severity == "warning" for finding in findings)
+        if errors:
+            raise UserError(f"run: the doctor found {len(errors)} errors in {self._scene}, listed above, expected "
+                            "none; correct them, then repeat the command")  # fmt: skip
+        if refusal is not None:
+            raise refusal
+
+    def after_doctor(self) -> list[tuple[str, Callable[[], None]]]:
+        """The stages from training on, now that the number of blocks is known."""
+        config = self._config("blocks", self._out)
+        many = config.partition.blocks != 1 or (config.partition.dim or (1, 1, 1)) != (1, 1, 1)
+        stages: list[tuple[str, Callable[[], None]]] = [("train", self._train)]
+        if many:
+            blocks = [("partition", self._partition), ("blocks", self._blocks), ("merge", self._merge)]
+            stages = [("coarse", self._coarse), *blocks] if _wants_coarse(config) else blocks
+        return [*stages, ("render", self._render), ("eval", self._eval), ("report", self._report)]
+
+    def finish(self) -> None:
+        """Where the time went, and where to look."""
+        out, warnings = self._out, self._state.warnings
+        info(f"\n{self._state.table()}")
+        asked = self._request.minutes
+        if asked is not None:
+            info(f"{self._state.seconds / 60:.1f} of the {asked:g} minutes asked for")
+        info(f"\nLook at\n  {out / 'report.html'}   the run on one page")
+        renders = sorted(path for path in (out / self._split).glob("ours_*") if path.is_dir())
+        if renders:
+            info(f"  {renders[-1]}/   rendered views beside the images")
+        info(f"  {out / 'point_cloud'}/   the model\n  {out / 'config.yaml'}   every setting")
+        if warnings:
+            info(f"the doctor had {warnings} warnings: momentum-gs doctor {self._scene} -c {out / 'config.yaml'}")
+
+    def _choosing(self, stage: str, out: Path) -> Choosing:
+        request = self._request
+        size = [] if request.resolution is None else [f"scene.resolution={request.resolution}"]
+        values = (stage, out, self._scene)
+        ours = [f"{key}={json.dumps(str(value))}" for key, value in zip(SET_BY_RUN, values, strict=True)]
+        return Choosing(load_settings(request.files or [OWN_FILE], [*size, *request.overrides, *ours]), blocks=True)
+
+    def _config(self, stage: str, out: Path) -> Config:
+        return self._choosing(stage, out).config(self._state.choices)
+
+    def _goal(self, config: Config, scene: Scene, facts: Facts) -> Goal:
+        """What steps to choose: by the quality, or by what is left of the time."""
+        if self._request.minutes is None:
+            return Goal(self._request.quality)
+        times = Times(config, scene, facts, pick_device(config.device))
+
+        def steps_within(resolution: float | int) -> int:
+            self._state.reserve = times.after_training(resolution)
+            return int(self._seconds_left() / times.step(resolution))
+
+        return Goal(self._request.quality, steps_within)
+
+    def _seconds_left(self) -> float:
+        """For training."""
+        assert self._request.minutes is not None
+        return max(0.0, 60 * self._request.minutes - self._note() - self._state.reserve)
+
+    def _train(self) -> None:
+        config = self._config("coarse", self._out)
+        if self._request.minutes is None:
+            self._fit(config)
+            return
+        left = self._seconds_left()
+        if left < 0.1 * 60 * self._request.minutes:
+            warn(f"run: {self._note() / 60:.1f} of {self._request.minutes:g} minutes are over and rendering and "
+                 f"scoring will take {self._state.reserve / 60:.1f}: training gets {MIN_STEPS} steps or what fits the "
+                 f"remaining {left:.0f} s")  # fmt: skip
+
+        def config_of(steps: int) -> Config:
+            # Noted, so that the same command goes on with them.
+            self._state.choices = [replace(c, value=steps) if c.key == "steps" else c for c in self._state.choices]
+            self._note()
+            return self._config("coarse", self._out)
+
+        self._fit(config, Pace(left, config_of, MIN_STEPS))
+
+    def _fit(self, config: Config, pace: Pace | None = None) -> None:
+        """Trains, or trains on.
+
+        Raises:
+            KeyboardInterrupt: where it was asked to stop; a checkpoint was written.
+        """
+        assert config.out is not None
+        resume, choices = bool(checkpoints(Path(config.out) / "checkpoint")), self._state.choices
+        with Stop() as stop, launched(stop, SILENCE_SECONDS) as launch:
+            outcome = train(config, launch, stop, resume=resume, choices=choices, pace=pace)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+
+    def _coarse(self) -> None:
+        self._fit(self._config("coarse", self._out / "coarse"))
+
+    def _partition(self) -> None:
+        config = self._config("blocks", self._out)
+        limit = anchors_that_fit(config, pick_device(config.device))
+        cut(config, limit, bytes_per_anchor(config.model))
+
+    def _blocks(self) -> None:
+        self._fit(self._config("blocks", self._out))
+
+    def _merge(self) -> None:
+        self._command("merge", str(self._out))
+
+    @property
+    def _split(self) -> str:
+        """Held-out views, or where none is held out the training views."""
+        return "test" if load_scene(self._config("blocks", self._out).scene).test else "train"
+
+    def _render(self) -> None:
+        self._command("render", str(self._out), "--split", self._split)
+
+    def _eval(self) -> None:
+        self._command("eval", str(self._out), "--split", self._split)
+
+    def _report(self) -> None:
+        self._command("report", str(self._out), "--split", self._split)
+
+
+def _wants_coarse(config: Config) -> bool:
+    return config.partition.assign != "visibility" or config.starts_from_coarse
