@@ -25,6 +25,8 @@ from momentum_gs.eval.results import read_json
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 WEIGHTS = Path(os.environ.get("MOMENTUM_GS_SHARED", ROOT.parent / "shared")) / "weights"
 GAUSSIANS = [

@@ -27,7 +27,7 @@ from momentum_gs.train.corrections.appearance_smooth import neighbours_in_time
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMOOTH = ("appearance.model=affine", "appearance.smooth=10")
 HERE = Path("scene")

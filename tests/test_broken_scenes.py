@@ -21,6 +21,8 @@ from momentum_gs.cli.main import main
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap.model import read_model, write_model
 
+pytestmark = pytest.mark.slow
+
 # 16 steps show each of the 14 training views.
 TRAIN = ["stage=coarse", "steps=16", "scene.resolution=1", "model.voxel_size=0.3", "log.tensorboard=false"]
 SECONDS = 60

@@ -26,6 +26,8 @@ from momentum_gs.data.point_files import read_point_file
 from momentum_gs.data.transforms import read_transforms
 from momentum_gs.data.undistort import pinhole_window
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 FUZZ = settings(
     max_examples=EXAMPLES, derandomize="FUZZ_SEED" not in os.environ, database=None, deadline=None,

@@ -133,6 +133,7 @@ def test_a_gradient_with_nothing_to_compare_to_passes_whole(earlier: int) -> Non
     assert lengths(optimizer)["cov"] == before["cov"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [None, 4.0])
 def test_with_the_bound_one_gradient_does_not_shorten_the_steps_that_follow(clip: float | None) -> None:
     learner = DecoderLearner(Config(optim=OptimConfig(decoder_clip=clip)), torch.device("cpu"))

@@ -84,6 +84,7 @@ def test_seldom_revised() -> None:
     assert machine.revisions <= 45
 
 
+@pytest.mark.slow
 class TestPacedTraining:
     """A run of one block whose number of steps changes on the way."""
 

@@ -404,6 +404,7 @@ with views.Views(scene, 1 << 20, torch.device("cpu")) as opened:
 # Many images.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is measured through /proc")
 def test_ten_thousand_images_leave_no_trace(tmp_path: Path) -> None:
     """Mixed sizes in random order under a bound that holds few of them."""

@@ -13,6 +13,8 @@ from diff_gaussian_rasterization.reference import rasterize_reference
 from rasterizer_scenes import Scene, make_scene
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 ROWS = ("means", "scales", "quats", "opacities", "colors")
 SIZES = [(1, 1), (7919, 3), (3, 1009), (33, 31), (64, 64), (100, 75)]
 SEEDS = 30  # every count with every size
