@@ -187,6 +187,7 @@ def test_without_a_coarse_model_by_visibility(tmp_path: Path) -> None:
     assert PartitionTable.load(out / "partition.json").n == 4
 
 
+@pytest.mark.slow
 def test_starved_blocks_are_joined_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     write_coarse(out / "coarse")

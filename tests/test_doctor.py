@@ -123,6 +123,7 @@ def test_all_bad_poses_are_named_and_the_rest_is_looked_at(scene: Path, capsys: 
 # Fixes.
 
 
+@pytest.mark.slow
 def test_images_of_another_case_are_linked_into_place(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in sorted((scene / "images").glob("*.png"))[:5]:
         path.rename(path.with_suffix(".PNG"))
@@ -414,6 +415,7 @@ def test_resized_anchors_lie_where_the_others_do(scene: Path, n: int) -> None:
     assert float(nearest.max()) <= float(anchors.log_scale.detach().exp().max()) * math.sqrt(3) / 2
 
 
+@pytest.mark.slow
 def test_json_stands_alone_where_loading_speaks(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(scene / "images", scene / "masks")
     record = doctor(capsys, str(scene), *COARSE)[1]

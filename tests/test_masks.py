@@ -250,6 +250,7 @@ def test_without_masks_training_is_bit_for_bit_what_it_was(tmp_path: Path) -> No
     assert torch.equal(terms["dssim"], 0.2 * (1 - ssim(image, target.image)))
 
 
+@pytest.mark.slow
 def test_scores_leave_out_what_is_ignored(tmp_path: Path) -> None:
     scene = masked_scene(tmp_path)
     config = make_config(tmp_path, tmp_path / "out", "stage=coarse")

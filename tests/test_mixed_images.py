@@ -43,6 +43,7 @@ def write_mixed_scene(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_everything_at_once_trains_renders_and_is_scored(tmp_path: Path) -> None:
     scene, out = write_mixed_scene(tmp_path / "scene"), tmp_path / "out"
     settings = ["stage=coarse", "steps=10", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]

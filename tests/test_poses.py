@@ -269,6 +269,7 @@ def test_blocks_start_from_the_coarse_runs_poses(
     assert make_poses(make_config(scene_folder, tmp_path), names, CPU, 1.0, fresh=True) is NO_POSES
 
 
+@pytest.mark.slow
 def test_poses_in_other_coordinates_are_refused(
     scene_folder: Path, learnt: tuple[Path, list[Camera], list[Camera]], tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ def scored(out: Path, *options: str) -> dict[str, object]:
     return read_json(out / "results.json")["ours_10"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("primitive", ["anchors", "gaussians"])
 def test_models_of_either_kind_give_maps(primitive: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
     out = Path(shutil.copytree(trained(primitive), tmp_path / "run"))
@@ -275,6 +276,7 @@ def test_wrong_maps_are_named_before_anything_is_rendered(out: Path, capsys: pyt
         main(["render", str(out), "--covered", "--covered-by", str(out)])
 
 
+@pytest.mark.slow
 def test_ignored_pixels_of_training_images_see_nothing(out: Path, scene: Path, tmp_path: Path) -> None:
     plain = scored(out, "--covered")["covered_share"]
     masked = Path(shutil.copytree(scene, tmp_path / "masked"))

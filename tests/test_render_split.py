@@ -145,6 +145,7 @@ def test_older_iteration_both_splits_and_error_maps(run: tuple[Path, Scene]) -> 
     assert torch.equal(png(out / "test/ours_7/renders" / name), expected(model, scene, name))
 
 
+@pytest.mark.slow
 def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytest.CaptureFixture[str]) -> None:
     out, scene = run
     for options in ([], ["--blocks"]):

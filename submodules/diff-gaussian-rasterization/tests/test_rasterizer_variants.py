@@ -49,6 +49,7 @@ def called(variant: str, target: Path) -> tuple[str, list[list[Tensor]]]:
     return name, results
 
 
+@pytest.mark.slow
 @by_cpu
 def test_the_variants_agree(tmp_path: Path) -> None:
     name, narrow = called("v3", tmp_path / "v3.pt")

@@ -41,6 +41,7 @@ def called(variant: str, target: Path) -> tuple[str, list[Tensor]]:
     return name, tensors
 
 
+@pytest.mark.slow
 @by_cpu
 def test_the_variants_have_the_same_bits(tmp_path: Path) -> None:
     name, narrow = called("v3", tmp_path / "v3.pt")
