@@ -22,10 +22,11 @@ RETIRED = {
     r"(?<!_)verbs?\b": "command",
     r"the house\b|house_": "the code",
     r"demon\b": "denom",
+    r"confin(e|es|ed|ing)\b": "offset clamping",
 }
 ALLOWED = {
     # What old files and other programs call things.
-    "anchor_demon", "read_all_pose_priors", "gaussians.prior",
+    "anchor_demon", "read_all_pose_priors", "gaussians.prior", "blocks.confine",
 }  # fmt: skip
 
 
