@@ -16,7 +16,7 @@ from rasterizer_scenes import Scene, make_scene
 
 
 def settings_of(scene: Scene, shift: float = 0.0) -> GaussianRasterizationSettings:
-    """The view of a scene in the terms of 3DGS codebases; ``shift`` moves the principal point by so many half images."""
+    """The view of a scene in the terms of 3DGS; ``shift`` moves the principal point by so many half images."""
     width, height = scene["width"], scene["height"]
     tan_x, tan_y = width / (2 * scene["fx"]), height / (2 * scene["fy"])
     view = scene["world_view"].T
