@@ -13,6 +13,8 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import DECODER_FILE, load_decoder, load_model
+from momentum_gs.partition.cover import block_boxes
+from momentum_gs.partition.windows import weights_by_boxes, with_windows
 from momentum_gs.train.events import Event, Observers
 from momentum_gs.train.loop import Outcome, Training
 
@@ -56,6 +58,7 @@ def write_table(config: Config) -> PartitionTable:
     views = [[c.name for c in scene.train if empty.owner(c) == b] for b in range(4)]
     views = [own + views[(b + 1) % 4][:1] for b, own in enumerate(views)]
     table = PartitionTable(bounds, (2, 2, 1), torch.eye(3, dtype=torch.float64), views, {})
+    table = with_windows(table, scene.train, weights_by_boxes(table, block_boxes(table, scene.points.xyz)))
     Path(config.out).mkdir(parents=True, exist_ok=True)
     table.save(Path(config.out) / "partition.json")
     return table

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
             output = rasterize(type(decoded.gaussians)(**inputs), camera, background)
             mark("raster")
             image = output.image.detach().requires_grad_()
-            terms = loss_terms(image, target.image, decoded, targets, config, target.mask)
+            terms = loss_terms(image, target, decoded, targets, config)
             total = torch.stack(list(terms.values())).sum()
             mark("loss")
             leaves = [image, *(getattr(decoded.gaussians, n) for n in names)]

@@ -381,6 +381,9 @@ class BlocksConfig:
     """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
     init: Literal["visible", "full"] = "visible"
     """Initial points of a block: those that one of its cameras sees [ours], or the whole cloud [MGS]."""
+    windows: bool = False
+    """A block trains only the pixels that its own cell makes up, amid the other blocks' anchors as they were when the
+    round began, held fixed; so no block repeats another's work and the merge drops nothing [ours; MGS: false]."""
     boundary_finetuning: bool = True
     """In the rounds with a frozen decoder a block trains its own cell amid the other cells as they are, held fixed,
     instead of anchors of its own that the merge drops [ours; MGS: false]."""
@@ -552,6 +555,7 @@ class Config:
             why = "without a shared decoder (blocks.decoder=per_block, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
             _check(not self.blocks.boundary_finetuning, "blocks.boundary_finetuning", True, f"false {why}")
+            _check(not self.blocks.windows, "blocks.windows", True, f"false {why}")
             freeze = self.blocks.decoder_freeze_rounds
             _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")
             _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")

@@ -106,8 +106,11 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
 def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool[Tensor, "n"]:
     """Which points fall into at least one of the images."""
     seen = torch.zeros(len(points), dtype=torch.bool)
+    left = torch.arange(len(points))
     for camera in cameras:
-        seen |= in_view(points, camera)
+        found = in_view(points[left], camera)
+        seen[left[found]] = True
+        left = left[~found]
     return seen
 
 

@@ -58,6 +58,11 @@ class TargetImage:
     image: Float[Tensor, "3 h w"]
     mask: Float[Tensor, "1 h w"] | None = None
     """1 where a pixel counts, 0 where it is ignored; None: all count."""
+    weights: Float[Tensor, "h w"] | None = None
+    """How much a pixel counts in the loss of a block that owns only some of them; None: all count alike. Unlike
+    ignored ones, pixels of weight 0 are shown to their neighbours' SSIM."""
+    share: Float[Tensor, ""] | float = 1.0
+    """Of the whole view's loss: pixels that count here, as a share of all that count."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from momentum_gs.config.schema import PartitionConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.types import Camera
+from momentum_gs.core.window import unpack_owned
 from momentum_gs.data.blocks import BlockGrid, Cuts
 from momentum_gs.data.frame import Frame
 from momentum_gs.data.scene import Scene
@@ -47,6 +48,9 @@ class PartitionTable:
     """Where the axes are cut; None: equal cells in contracted space."""
     joined: tuple[int, ...] | None = None
     """Block of every cell, in the order of the grid's ids; None: each cell is a block of its own."""
+    windows: list[list[str]] | None = None
+    """What each block owns of each of its views (``core.window.pack_owned``), in the order of ``views``; None: not
+    known, as in files of earlier versions."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts do not fit together."""
@@ -133,6 +137,7 @@ class PartitionTable:
             "joined": self.joined,
             "meta": self.meta,
             "views": self.views,
+            "windows": self.windows,
         }
         text = json.dumps(record, indent=1, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +236,13 @@ def _from_record(record: dict[str, Any]) -> PartitionTable:
         x, y, z = cuts
         cuts = (tuple(x), tuple(y), tuple(z))
     joined = None if joined is None else tuple(joined)
-    return PartitionTable((x0, y0, z0, x1, y1, z1), (dx, dy, dz), matrix, views, meta, cuts, joined)
+    windows = record.get("windows")
+    if windows is not None:
+        if list(map(len, windows)) != list(map(len, views)):
+            raise ValueError("windows must have an entry for each view")
+        for text in (text for texts in windows for text in texts):
+            unpack_owned(text)
+    return PartitionTable((x0, y0, z0, x1, y1, z1), (dx, dy, dz), matrix, views, meta, cuts, joined, windows)
 
 
 def _same_box(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

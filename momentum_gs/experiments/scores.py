@@ -41,6 +41,8 @@ METRICS = (
     Metric("merge_gap_PSNR", "merge gap", 2, 1),
     Metric("anchors", "anchors", 0, 0),
     Metric("storage_MB", "MB", 1, 0),
+    Metric("cpu_seconds", "CPU s", 0, 0),
+    Metric("megapixels", "megapixels", 1, 0),
 )
 
 _BY_BLOCK = ("worst_block_PSNR", "border_PSNR")
@@ -113,7 +115,19 @@ def read_scores(out: Path) -> RunScores | None:
     numbers["anchors"] = entry["protocol"].get("anchors")
     if (size := entry["protocol"].get("storage_bytes")) is not None:
         numbers["storage_MB"] = size / 1e6
+    numbers |= _work(out)
     return RunScores({key: float(value) for key, value in numbers.items() if value is not None}, entry["protocol"])
+
+
+def _work(out: Path) -> dict[str, float]:
+    """What the training cost: CPU seconds of all threads, and millions of pixels that counted in a loss."""
+    times = read_json(out / "train.json")
+    found = {}
+    if "cpu_seconds" in times and times.get("ranks") == 1:
+        found["cpu_seconds"] = float(times["cpu_seconds"])
+    if "pixels" in times:
+        found["megapixels"] = times["pixels"] / 1e6
+    return found
 
 
 def check_protocols(runs: Mapping[str, RunScores]) -> None:

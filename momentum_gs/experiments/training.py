@@ -77,6 +77,7 @@ def train(
     code = code_version()  # Now: who trains for hours may have committed by the end.
     # Only now does anything in the folder change: what is wrong has been reported by here.
     observers = Observers(_observers(config, choices, folder, scene, comm))
+    begun = time.process_time()
     try:
         outcome = training.run(observers, stop=stop)
     finally:
@@ -90,7 +91,12 @@ def train(
     else:
         use = device_use(device)
         if comm.rank == 0:
-            times = {"seconds": outcome.seconds, "waited": outcome.waited}
+            times = {
+                "seconds": outcome.seconds,
+                "waited": outcome.waited,
+                "cpu_seconds": time.process_time() - begun,
+                "pixels": outcome.pixels,
+            }
             write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **times, **use})
         peak = int(use["peak_memory_bytes"]) / 2**30
         info(

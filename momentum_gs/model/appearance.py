@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.window import Window
 from momentum_gs.model.image_table import ImageTable, load_table, save_table
 
 APPEARANCE_FILE = "appearance.safetensors"
@@ -31,25 +32,32 @@ class AppearanceTable(ImageTable):
         return correct(image, self.rows[self.names.index(name)].to(image)) if name in self.names else image
 
 
-def correct(image: Float[Tensor, "3 h w"], row: Float[Tensor, "..."]) -> Float[Tensor, "3 h w"]:
+def correct(
+    image: Float[Tensor, "3 h w"], row: Float[Tensor, "..."], window: Window | None = None
+) -> Float[Tensor, "3 h w"]:
     """Adds to every colour c of a render what ``row`` makes of (c, 1): c + row @ (c, 1). Not clamped.
 
     Of a bilateral grid (Chen, Paris and Durand 2007) every pixel takes the map at its place and its brightness.
+    ``window``: the part of the whole render that ``image`` is.
     """
     if row.dim() == 4:
-        maps = sliced(row, image).unflatten(0, (3, 4))
+        maps = sliced(row, image, window).unflatten(0, (3, 4))
         return image + torch.einsum("cdhw,dhw->chw", maps[:, :3], image) + maps[:, 3]
     return image + (row[:, :3] @ image.flatten(1) + row[:, 3:]).view_as(image)
 
 
-def sliced(grid: Float[Tensor, "c l y x"], image: Float[Tensor, "3 h w"]) -> Float[Tensor, "c h w"]:
+def sliced(
+    grid: Float[Tensor, "c l y x"], image: Float[Tensor, "3 h w"], window: Window | None = None
+) -> Float[Tensor, "c h w"]:
     """The grid's values at every pixel's place and brightness, between its neighbours in a straight line.
 
     The outermost values stand at the image's edges, those for brightness at 0 and 1; beyond, they go on.
     """
     _, height, width = image.shape
     brightness = torch.einsum("c,chw->hw", image.new_tensor(_LUMA), image)
-    y, x = ((torch.arange(n, device=image.device) + 0.5) / n for n in (height, width))
+    left, top, (of_width, of_height) = (0, 0, (width, height)) if window is None else (window.x, window.y, window.image_size)
+    x = (torch.arange(left, left + width, device=image.device) + 0.5) / of_width
+    y = (torch.arange(top, top + height, device=image.device) + 0.5) / of_height
     where = torch.stack([x.expand(height, width), y[:, None].expand(height, width), brightness], dim=-1)
     found = F.grid_sample(grid[None], 2 * where[None, None] - 1, padding_mode="border", align_corners=True)
     return found[0, :, 0]

@@ -6,7 +6,6 @@ every camera and block; here a view is decoded once, and the blocks are left out
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +19,9 @@ from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded
 from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.partition.join import block_place
-from momentum_gs.render.rasterize import rasterize
+from momentum_gs.render.ownership import block_weights
 from momentum_gs.render.view import decode_view, draw, render_view
 
-CHANNELS = 64
-"""Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of images."""
 MIN_VIEWS = 2
 """A block seen by fewer has no parallax, so nothing holds its depths."""
 
@@ -91,14 +88,9 @@ def view_contributions(
     weight are left out; the others' sum is the mean alpha.
     """
     decoded = decode_view(model, decoder, camera)
-    block_of_gaussian = block_of_row[_rows(decoded, model)]
-    contributions: dict[int, float] = {}
-    for blocks in block_of_gaussian.unique().split(CHANNELS):
-        is_of = (block_of_gaussian[:, None] == blocks).to(model.position)
-        drawn = rasterize(replace(decoded.gaussians, colors=is_of), camera, torch.zeros_like(is_of[0]))
-        mean = drawn.image.mean(dim=(1, 2)).tolist()
-        contributions |= {block: weight for block, weight in zip(blocks.tolist(), mean, strict=True) if weight > 0}
-    return contributions
+    weights = block_weights(decoded, camera, block_of_row[_rows(decoded, model)])
+    means = {block: float(weight.mean()) for block, weight in weights.items()}
+    return {block: mean for block, mean in means.items() if mean > 0}
 
 
 def weak_blocks(table: PartitionTable, minimum: int = MIN_VIEWS) -> list[str]:

@@ -5,15 +5,14 @@ image's rays is tested against the boxes instead, which needs no clipping where 
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from momentum_gs.core.types import Camera
+from momentum_gs.core.window import RASTER
 from momentum_gs.data.partition_table import PartitionTable
 
-RAYS = 32
-"""Along each side of an image: rows of a block's border are known to a 32nd, so a share of 0.05 to about 0.01."""
-STRAYS = 0.01
+STRASTER = 0.01
 """Share of a block's points left out at either end of each axis: one stray point would stretch its box."""
 
 
@@ -29,7 +28,7 @@ def block_boxes(table: PartitionTable, points: Float[Tensor, "n 3"]) -> Float[Te
     boxes = torch.full((table.n, 6), torch.nan, dtype=torch.float64)
     for b in block.unique().tolist():
         ordered = places[block == b].sort(dim=0).values
-        out = int(STRAYS * len(ordered))
+        out = int(STRASTER * len(ordered))
         boxes[b] = torch.cat([ordered[out], ordered[-1 - out]])
     return boxes
 
@@ -41,10 +40,16 @@ def view_cover(camera: Camera, table: PartitionTable, boxes: Float[Tensor, "b 6"
     image, is for large cells; measured against the SSIM test, the same threshold as there finds nearly all of its
     cameras, and more where cameras look towards the horizon.
     """
-    steps = (torch.arange(RAYS, dtype=torch.float64) + 0.5) / RAYS
+    share = boxes_behind(camera, table, boxes).double().mean(dim=1)
+    return {b: float(share[b]) for b in share.nonzero()[:, 0].tolist()}
+
+
+def boxes_behind(camera: Camera, table: PartitionTable, boxes: Float[Tensor, "b 6"]) -> Bool[Tensor, "b rays"]:
+    """Which boxes lie behind the centre of each square of the image's raster, row by row from the top."""
+    steps = (torch.arange(RASTER, dtype=torch.float64) + 0.5) / RASTER
     x = (steps * camera.width - camera.cx) / camera.fx
     y = (steps * camera.height - camera.cy) / camera.fy
-    rays = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(RAYS, RAYS, dtype=torch.float64)], dim=-1)
+    rays = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(RASTER, RASTER, dtype=torch.float64)], dim=-1)
     turn = table.rotation.double() @ camera.rotation.T
     direction, center = rays.reshape(-1, 3) @ turn.T, table.to_grid(camera.center[None])[0]
     # The ray is inside of a slab between two depths; inside of the box between the last entry and the first exit.
@@ -56,6 +61,4 @@ def view_cover(camera: Camera, table: PartitionTable, boxes: Float[Tensor, "b 6"
         high = (boxes[:, axis + 3, None] - center[axis]) / direction[:, axis]
         # fmax and fmin pass over a NaN, minimum and maximum do not.
         enters, leaves = torch.fmax(enters, torch.minimum(low, high)), torch.fmin(leaves, torch.maximum(low, high))
-    hit = (enters <= leaves) & (leaves > 0) & ~boxes.isnan().any(dim=1, keepdim=True)
-    share = hit.double().mean(dim=1)
-    return {b: float(share[b]) for b in share.nonzero()[:, 0].tolist()}
+    return (enters <= leaves) & (leaves > 0) & ~boxes.isnan().any(dim=1, keepdim=True)

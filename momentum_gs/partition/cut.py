@@ -17,7 +17,9 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.frame import same_frame
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.io import load_model, model_folder
+from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
 from momentum_gs.partition.budget import with_block_count
 from momentum_gs.partition.cover import block_boxes, view_cover
@@ -26,6 +28,7 @@ from momentum_gs.partition.figure import draw_partition
 from momentum_gs.partition.join import block_place, join_starved
 from momentum_gs.partition.layout import automatic_layout
 from momentum_gs.partition.published_masks import read_camera_masks
+from momentum_gs.partition.windows import weights_by_boxes, weights_by_model, with_windows
 
 
 def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None = None) -> None:
@@ -42,8 +45,11 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
     config = with_block_count(config, scene, limit, bytes_each)
     settings = config.partition
     table = automatic_layout(scene.train, scene.points.xyz, settings).table()
+    coarse = None
     if camera_masks is None:
-        table = _with_views(table, scene, config)
+        if table.n > 1 and settings.assign != "visibility":
+            coarse = _load_coarse(scene, config)
+        table = _with_views(table, scene, config, coarse)
     else:
         views = read_camera_masks(camera_masks, [camera.name for camera in scene.train], table.n)
         table = replace(table, views=views, meta={"assign": camera_masks.name})
@@ -57,6 +63,12 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
         "coverage": [asdict(block) for block in covered],
     }
     table = replace(table, meta={**table.meta, **meta})
+    if table.n > 1:
+        if coarse is None:
+            weights = weights_by_boxes(table, block_boxes(table, scene.points.xyz))
+        else:
+            weights = weights_by_model(coarse[0], coarse[1], table.cell_of(coarse[0].position))
+        table = with_windows(table, scene.train, weights)
     table.save(path)
     _print(table, covered, len(scene.train))
     for line in joined:
@@ -74,24 +86,37 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
         info(f"warning: {line}")
 
 
-def _with_views(table: PartitionTable, scene: Scene, config: Config) -> PartitionTable:
+def _with_views(
+    table: PartitionTable, scene: Scene, config: Config, coarse: tuple[Model, Decoder | Harmonics, str] | None
+) -> PartitionTable:
     """The table with its cameras; one block takes them all and needs no model."""
     settings = config.partition
-    meta: dict[str, Any] = {"assign": settings.assign, "threshold": settings.threshold}
-    changes: Callable[[Camera], Mapping[int, float]]
     if table.n == 1:
         return replace(table, views=[[camera.name for camera in scene.train]])
-    if settings.assign == "visibility":
+    meta: dict[str, Any] = {"assign": settings.assign, "threshold": settings.threshold}
+    changes: Callable[[Camera], Mapping[int, float]]
+    if coarse is None:
         changes = partial(view_cover, table=table, boxes=block_boxes(table, scene.points.xyz))
     else:
-        changes = _coarse_changes(table, scene, config, meta)
+        model, decoder, name = coarse
+        meta.update(coarse_anchors=len(model), coarse_model=name)
+        rows = table.cell_of(model.position)
+        background = torch.full((3,), float(config.scene.white_background), device=rows.device)
+        if settings.assign == "contribution":
+            changes = lambda camera: view_contributions(model, decoder, camera, rows)  # noqa: E731
+        else:
+            changes = lambda camera: view_changes(  # noqa: E731
+                model, decoder, camera, rows, background, table.owner(camera)
+            )
     return replace(table, views=assign_cameras(scene.train, table, changes, settings.threshold), meta=meta)
 
 
-def _coarse_changes(
-    table: PartitionTable, scene: Scene, config: Config, meta: dict[str, Any]
-) -> Callable[[Camera], Mapping[int, float]]:
-    """What the coarse model says of the blocks in a camera's image; ``meta`` gets its name and size."""
+def _load_coarse(scene: Scene, config: Config) -> tuple[Model, Decoder | Harmonics, str]:
+    """The coarse model with its decoder, on the device that renders, and its folder's name.
+
+    Raises:
+        UserError: there is none, or it was trained in other coordinates.
+    """
     coarse = coarse_folder(config)
     try:
         folder = model_folder(coarse)
@@ -110,14 +135,8 @@ def _coarse_changes(
                 "partition.assign=visibility"
             )
     device = pick_device(config.device)
-    anchors, decoder = load_model(folder / "point_cloud.ply")
-    anchors, decoder = anchors.to(device), decoder.to(device)
-    background = torch.full((3,), float(config.scene.white_background), device=device)
-    meta.update(coarse_anchors=len(anchors), coarse_model=folder.name)
-    block_of_anchor = table.cell_of(anchors.position)
-    if config.partition.assign == "contribution":
-        return lambda camera: view_contributions(anchors, decoder, camera, block_of_anchor)
-    return lambda camera: view_changes(anchors, decoder, camera, block_of_anchor, background, table.owner(camera))
+    model, decoder = load_model(folder / "point_cloud.ply")
+    return model.to(device), decoder.to(device), folder.name
 
 
 def _print(table: PartitionTable, covered: list[BlockCoverage], cameras: int) -> None:

@@ -8,34 +8,53 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from momentum_gs.core.types import Camera, Gaussians, RenderOutput
+from momentum_gs.core.window import Window
 from momentum_gs.model.anchors import Anchors
 
 
-def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c"]) -> RenderOutput:
+def rasterize(
+    gaussians: Gaussians,
+    camera: Camera,
+    background: Float[Tensor, "c"],
+    window: Window | None = None,
+    around: Gaussians | None = None,
+) -> RenderOutput:
     """Draws Gaussians into the camera's pixel grid, differentiable in every field of ``gaussians``.
 
     Args:
         gaussians: What to draw; its device and dtype are those of the image.
         camera: The view.
         background: Colour behind everything, [C].
+        window: Part of the view to draw: bit for bit that part of the whole one, but for squares of its rectangle that
+            it leaves out. None: all.
+        around: More Gaussians to draw, of which ``radii`` and ``screen_means`` say nothing.
 
     Returns:
-        The image. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC.
+        The image. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC of
+        the whole view.
     """
     screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
+    means2d, everything = screen_means, gaussians
+    if around is not None:
+        means2d = torch.cat([screen_means, torch.zeros_like(around.means)])
+        pairs = ((getattr(gaussians, name), getattr(around, name)) for name in gaussians.__dataclass_fields__)
+        everything = Gaussians(*(torch.cat(pair) for pair in pairs))
     drawn = ops.rasterize(
-        gaussians.means,
-        gaussians.opacities,
-        gaussians.colors,
-        scales=gaussians.scales,
-        quats=gaussians.quats,
+        everything.means,
+        everything.opacities,
+        everything.colors,
+        scales=everything.scales,
+        quats=everything.quats,
         cov3d=None,
         background=background,
-        means2d=screen_means,
+        means2d=means2d,
+        window=None if window is None else window.rectangle,
+        tiles=None if window is None else window.tiles,
         **_pinhole(camera, gaussians.means),
     )
+    radii = drawn.radii[: len(gaussians)]
     return RenderOutput(
-        image=drawn.image, alpha=drawn.alpha, depth=drawn.depth, radii=drawn.radii, screen_means=screen_means
+        image=drawn.image, alpha=drawn.alpha, depth=drawn.depth, radii=radii, screen_means=screen_means
     )
 
 
@@ -54,8 +73,8 @@ def spherical_harmonics(
 
 
 @torch.no_grad()
-def visible_anchors(anchors: Anchors, camera: Camera) -> Int[Tensor, "m"]:
-    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the image.
+def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
+    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the image or its window.
 
     The others are not decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
 
@@ -66,6 +85,7 @@ def visible_anchors(anchors: Anchors, camera: Camera) -> Int[Tensor, "m"]:
         anchors.position,
         anchors.scales[:, :3].contiguous(),
         anchors.rotation,
+        window=None if window is None else window.rectangle,
         **_pinhole(camera, anchors.position),
     )
     return radii.nonzero()[:, 0]

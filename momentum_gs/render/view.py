@@ -8,6 +8,7 @@ from torch import Tensor
 
 from momentum_gs.core.geometry import pixel_directions
 from momentum_gs.core.types import Camera, Gaussians, RenderOutput
+from momentum_gs.core.window import Window
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder import GaussianDecoder
@@ -32,13 +33,15 @@ class ViewRender:
     """The learned background alone, where there is one."""
 
 
-def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera) -> Decoded:
-    """The Gaussians of a view: of the anchors in it, or all splats."""
+def decode_view(
+    model: Model, decoder: Decoder | Harmonics, camera: Camera, window: Window | None = None
+) -> Decoded:
+    """The Gaussians of a view: of the anchors in it (or in a part of it), or all splats."""
     if isinstance(model, Splats):
         assert isinstance(decoder, Harmonics), "splats have colours of their own"
         return decode_splats(model, decoder, camera)
     assert not isinstance(decoder, Harmonics), "anchors have a decoder"
-    return decode(model, decoder, camera.center.to(model.position), visible_anchors(model, camera))
+    return decode(model, decoder, camera.center.to(model.position), visible_anchors(model, camera, window))
 
 
 def render_view(
@@ -49,6 +52,8 @@ def render_view(
     teacher: GaussianDecoder | None = None,
     detach_teacher: bool = True,
     nudge: Float[Tensor, "6"] | None = None,
+    around: Model | None = None,
+    window: Window | None = None,
 ) -> ViewRender:
     """Decodes what is in view and draws it.
 
@@ -60,17 +65,25 @@ def render_view(
         teacher: Decodes the same anchors for the consistency loss; it draws nothing.
         detach_teacher: The teacher's outputs carry no gradient to the anchors.
         nudge: Zeros that take the gradient of the camera's pose (``nudged``).
+        around: Drawn together with the model, but held fixed: what is returned beside the images is the model's alone.
+        window: Part of the view to draw; None: all of it.
     """
     targets = None
     if teacher is None:
-        decoded = decode_view(model, decoder, camera)
+        decoded = decode_view(model, decoder, camera, window)
     else:
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
-        center, visible = camera.center.to(model.position), visible_anchors(model, camera)
+        center, visible = camera.center.to(model.position), visible_anchors(model, camera, window)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
     behind = learned_background(decoder, camera, background)
-    gaussians = decoded.gaussians if nudge is None else nudged(decoded.gaussians, camera, nudge)
-    return ViewRender(draw(gaussians, camera, background, behind), decoded, targets, behind)
+    if behind is not None and window is not None:
+        behind = window.crop(behind)
+    parts = [decoded.gaussians]
+    if around is not None:
+        parts.append(decode_view(around, decoder, camera, window).gaussians)
+    if nudge is not None:
+        parts = [nudged(part, camera, nudge) for part in parts]
+    return ViewRender(draw(parts[0], camera, background, behind, window, *parts[1:]), decoded, targets, behind)
 
 
 def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
@@ -89,11 +102,13 @@ def draw(
     camera: Camera,
     background: Float[Tensor, "3"],
     behind: Float[Tensor, "3 h w"] | None = None,
+    window: Window | None = None,
+    around: Gaussians | None = None,
 ) -> RenderOutput:
-    """Draws Gaussians over ``behind``, or without one over ``background``."""
+    """Draws Gaussians over ``behind``, or without one over ``background``; arguments as for ``rasterize``."""
     if behind is None:
-        return rasterize(gaussians, camera, background)
-    output = rasterize(gaussians, camera, torch.zeros_like(background))
+        return rasterize(gaussians, camera, background, window, around)
+    output = rasterize(gaussians, camera, torch.zeros_like(background), window, around)
     return replace(output, image=output.image + (1 - output.alpha) * behind)
 
 

@@ -14,6 +14,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
+from momentum_gs.core.window import Window, window_of
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
@@ -68,6 +69,8 @@ class Outcome:
     """Training time, scoring of held-out views not counted."""
     waited: float
     """Seconds of it in which this rank waited for blocks."""
+    pixels: float
+    """Pixels that counted in a loss since this process began, over all blocks and ranks."""
     stopped_early: bool
     """The wanted quality was reached (``log.stop_psnr_ssim``)."""
     interrupted: bool
@@ -113,7 +116,7 @@ class Training:
         self._observers = Observers()
         self._folder = Path(config.out)
         self._table = table
-        self._plan: BlockPlan = plan_blocks(scene, table)
+        self._plan: BlockPlan = plan_blocks(scene, table, config.blocks.windows)
         n = len(self._plan)
         saved = find_checkpoint(self._folder / "checkpoint", comm) if resume or only else None
         self._progress = (
@@ -133,9 +136,11 @@ class Training:
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
         self._order = ViewOrder(self._plan.train, config.seed)
+        self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in self._plan.train]
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
         self._untimed = 0.0
+        self._pixels = 0.0
         self._boxes: Tensor | None = None
         self._capped: set[int] = set()
         if saved is None:
@@ -184,16 +189,19 @@ class Training:
                 self._save_model()
         finally:
             self._store.close()
+        pixels = torch.tensor([self._pixels], dtype=torch.float64)
+        self._comm.all_reduce_sum_(pixels)
         return Outcome(
-            self._step, self.seconds, self._store.waited, ending == "good enough", ending == "interrupted", bad
-        )
+            self._step, self.seconds, self._store.waited, float(pixels), ending == "good enough",
+            ending == "interrupted", bad,
+        )  # fmt: skip
 
     def _run_round(self, index: int, views: Views) -> Ending:
         """Trains one round, or what is left of it; why it ended before its last step, if it did."""
         turn = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
         show = partial(self._order.show, views=views)
-        inputs = StepInputs(self._config, self._comm, self._background, show, self._depths)
+        inputs = StepInputs(self._config, self._comm, self._background, show, self._window, self._depths)
         active = self._activate(turn)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
         end = turn.first_step + turn.steps
@@ -209,6 +217,7 @@ class Training:
                 inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live, self._corrections
             )
             self._step += 1
+            self._pixels += report.pixels
             for block in turn.blocks:
                 self._block_steps[block] += 1
             if self._step % BOUND_EVERY == 0 or self._step == end:
@@ -223,6 +232,8 @@ class Training:
                 ending = "interrupted"
             if (stop or save or self._due(self._config.log.checkpoint_every)) and self._step < self.schedule.total:
                 self._checkpoint(active)
+        for state in active:
+            state.around = None
         self._store.rest(active)
         self._observers.on_event(RoundEnded(self._step, self._store.waited, self.seconds))
         if self._step == self.schedule.total:
@@ -255,11 +266,13 @@ class Training:
         return bool(flags[0]), bool(flags[1])
 
     def _activate(self, turn: Round) -> list[Block]:
-        """This rank's blocks of a round; with boundary fine-tuning, with the other blocks around them."""
+        """This rank's blocks of a round, with the other blocks around them where they train amid these."""
         table, comm = self._table, self._comm
-        if table is None or table.n == 1 or turn.decoder_live or not self._config.blocks.boundary_finetuning:
+        windows = self._plan.windows is not None
+        finetuning = not turn.decoder_live and self._config.blocks.boundary_finetuning
+        if table is None or table.n == 1 or not (windows or finetuning):
             return self._store.activate(turn.blocks)
-        if self._boxes is None:
+        if self._boxes is None or windows:  # Those of growing blocks change.
             self._boxes = cell_boxes(self._store, table.cell_of, comm)
         surroundings = {}
         if self._step == turn.first_step:  # A resumed round has them already.
@@ -270,10 +283,23 @@ class Training:
             )
         active = self._store.activate(turn.blocks)
         for state in active:
+            if windows:
+                state.cell_of = table.cell_of
+                if surroundings.get(state.block):
+                    state.around = state.MODEL.from_rows(
+                        {name: row.to(self._device) for name, row in surroundings[state.block].items()}
+                    )
+                continue
             if state.block in surroundings:
                 surround(state, surroundings[state.block], table.cell_of)
             hold_surroundings(state, table.cell_of)
         return active
+
+    def _window(self, state: Block, camera: Camera) -> Window | None:
+        """The part of a view that a block trains on; None: all of it."""
+        if state.windows is None:
+            return None
+        return window_of(state.windows[self._place[state.block][camera.name]], camera, self._device)
 
     def _tell(self, report: StepReport, active: Sequence[Block], turn: Round) -> None:
         for state in active:

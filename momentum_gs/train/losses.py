@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.config.schema import Config, LossConfig
-from momentum_gs.core.image import Mask, l1, ssim
+from momentum_gs.core.image import l1, ssim
+from momentum_gs.core.types import TargetImage
 from momentum_gs.model.expand import Decoded, TeacherTargets
 
 IMAGE_TERMS = ("l1", "dssim", "volume")
@@ -29,34 +30,36 @@ def image_terms(config: Config) -> tuple[str, ...]:
 
 def loss_terms(
     image: Float[Tensor, "3 h w"],
-    target: Float[Tensor, "3 h w"],
+    target: TargetImage,
     decoded: Decoded,
     targets: TeacherTargets | None,
     config: Config,
-    mask: Mask = None,
     behind: Float[Tensor, "3 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """All terms of one view, each times its weight: ``IMAGE_TERMS``, and with a teacher ``CONSISTENCY_TERMS``.
 
-    Pixels that ``mask`` ignores give no gradient to the image, so none to growth's statistics either.
+    Pixels that the target's mask ignores give no gradient to the image, so none to growth's statistics either. Of a
+    part of a view the terms are multiplied by its share, so that the blocks' image terms sum to the whole view's.
     """
-    terms = reconstruction(image, target, config.loss, mask)
+    terms = reconstruction(image, target, config.loss)
     terms["volume"] = config.loss.volume * volume(decoded.gaussians.scales)
     if behind is not None:
-        terms["background"] = BACKGROUND * l1(behind, target, mask)
+        terms["background"] = BACKGROUND * l1(behind, target.image, target.mask, target.weights)
     if targets is not None:
         parts = consistency(decoded, targets)
         terms |= {f"consistency_{name}": config.teacher.consistency * part for name, part in parts.items()}
-    return terms
+    if target.weights is None:
+        return terms
+    return {name: target.share * term for name, term in terms.items()}
 
 
 def reconstruction(
-    image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], config: LossConfig, mask: Mask = None
+    image: Float[Tensor, "3 h w"], target: TargetImage, config: LossConfig
 ) -> dict[str, Float[Tensor, ""]]:
     """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` (eq. 3 with the weights of the official code)."""
     return {
-        "l1": (1 - config.dssim) * l1(image, target, mask),
-        "dssim": config.dssim * (1 - ssim(image, target, mask)),
+        "l1": (1 - config.dssim) * l1(image, target.image, target.mask, target.weights),
+        "dssim": config.dssim * (1 - ssim(image, target.image, target.mask, target.weights)),
     }
 
 

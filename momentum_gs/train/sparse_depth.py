@@ -9,6 +9,7 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import project
 from momentum_gs.core.types import Camera, RenderOutput
+from momentum_gs.core.window import Window
 from momentum_gs.data.colmap.model import find_model
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.tracks import Tracks, read_tracks
@@ -47,8 +48,19 @@ class SparseDepths:
         self._xyz = scene.frame.points(self._tracks.points.xyz)
         self._trust = trust(self._tracks)
 
-    def of(self, camera: Camera) -> ViewDepths:
-        """The depths of one image, on the device."""
+    def of(self, camera: Camera, window: Window | None = None) -> ViewDepths:
+        """The depths of one image, or of the pixels of its window that count, on the device."""
+        whole = self._whole(camera)
+        if window is None:
+            return whole
+        x, y, width, height = window.rectangle
+        row, column = whole.pixel // camera.width - y, whole.pixel % camera.width - x
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        pixel = (row * width + column)[inside]
+        weight = whole.weight[inside] * window.weights.flatten().index_select(0, pixel)
+        return ViewDepths(pixel, whole.depth[inside], weight)
+
+    def _whole(self, camera: Camera) -> ViewDepths:
         if camera.name not in self._known:
             none = torch.empty(0, dtype=torch.int64)
             seen = self._tracks.seen

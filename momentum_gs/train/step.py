@@ -14,6 +14,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.errors import blame
 from momentum_gs.core.types import Camera, TargetImage
+from momentum_gs.core.window import Window
 from momentum_gs.render.view import render_view
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.corrections.tables import NO_CORRECTIONS, Corrections
@@ -32,6 +33,8 @@ class StepInputs:
     background: Tensor
     show: Callable[[int, int], tuple[Camera, TargetImage]]
     """(block, block step) -> the view that the block shows, and its image on the device."""
+    window: Callable[[Block, Camera], Window | None] = lambda block, camera: None
+    """The part of a view that a block trains on; None: all of it."""
     depths: SparseDepths | None = None
     """What the images know of their depth (``loss.depth``)."""
 
@@ -43,6 +46,8 @@ class StepReport:
     losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Block -> term -> scalar, before the block's weight."""
     grown: dict[int, GrowthReport] = field(default_factory=dict)
+    pixels: float = 0.0
+    """That counted in the losses."""
 
 
 def train_step(
@@ -74,17 +79,18 @@ def train_step(
         inputs.comm.doing(where)
         with blame(where):
             block.set_rates(config)
+            window = inputs.window(block, camera)
+            target = target if window is None else window.target(target)
+            report.pixels += camera.width * camera.height * (1.0 if window is None else window.share)
             posed, nudge = corrections.poses.pose(camera)
             view = render_view(
                 block.model, decoders.student_of(block), posed, inputs.background,
-                teacher if block.step >= teacher_from else None, config.teacher.detach, nudge,
+                teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
             )  # fmt: skip
-            image = corrections.appearance.correct(view.output.image, camera.name)
-            terms = loss_terms(
-                image, target.image, view.decoded, view.targets, config, target.mask, view.behind
-            )  # fmt: skip
+            image = corrections.appearance.correct(view.output.image, camera.name, window)
+            terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
             if inputs.depths is not None:
-                terms["depth"] = config.loss.depth * depth_loss(view.output, inputs.depths.of(camera))
+                terms["depth"] = config.loss.depth * target.share * depth_loss(view.output, inputs.depths.of(camera, window))
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))

@@ -66,7 +66,7 @@ class AnchorBlock(Block):
 
         self.model, self.stats, report = grow_and_prune(
             self.model, self.optimizer, self.stats, self.voxel_size, config.growth, draw,
-            max_anchors(config.anchors, config.model),
+            max_anchors(config.anchors, config.model), self.inside,
         )  # fmt: skip
         return report
 

@@ -50,9 +50,15 @@ class Block(ABC):
     """``optim.lr_scale``, or the radius of the block's cameras."""
     step: int = 0
     """Block steps done."""
+    cell_of: CellOf | None = None
+    """The block of a place, where rows may only be added inside the block's own cell; None: anywhere."""
     fixed: Bool[Tensor, "n"] | None = None
     """Rows that are drawn but do not learn (``train/boundary_finetuning.py``); None: all learn. Follows from the
     round."""
+    windows: Bool[Tensor, "v 32 32"] | None = None
+    """Squares that the block owns in each of its training views (``blocks.windows``); None: it trains all pixels."""
+    around: Model | None = None
+    """The other blocks' rows that its windows see, as they were when the round began: drawn, held fixed."""
     own: DecoderLearner | None = None
     """The block's decoder where each has its own (``blocks.decoder=per_block``)."""
     score: RunningScore = field(default_factory=RunningScore)
@@ -101,6 +107,12 @@ class Block(ABC):
     @abstractmethod
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
         """Counts the view's gradients; adds and removes rows where the step is due."""
+
+    @property
+    def inside(self) -> Callable[[Tensor], Tensor] | None:
+        """Which places [M,3] rows may be added at; None: all."""
+        cell_of = self.cell_of
+        return None if cell_of is None else lambda places: cell_of(places.double()) == self.block
 
     def after_backward(self, view: ViewRender, config: Config) -> GrowthReport | None:
         """What a block does between backward pass and optimizer step: it grows, or lets its fixed rows rest."""

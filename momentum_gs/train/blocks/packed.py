@@ -52,6 +52,10 @@ def pack(state: Block) -> PackedBlock:
         tensors[f"{ROWS}{name}"] = row.detach()
         tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(row, {}).items()}
     tensors["score"] = state.score.sums
+    if state.windows is not None:
+        tensors["windows"] = state.windows
+    if state.around is not None:
+        tensors |= {f"around.{k}": v for k, v in state.around.rows().items()}
     if state.own is not None:
         tensors |= {f"decoder.{k}": v.detach() for k, v in state.own.to_tensors().items()}
     meta = {"block": state.block, "step": state.step} | {name: getattr(state, name) for name in state.NUMBERS}
@@ -76,6 +80,9 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     # A file of version 0.1 has no score, which nothing had been added to.
     if "score" in packed.tensors:
         state.score = RunningScore(packed.tensors["score"])
+    state.windows = packed.tensors.get("windows")
+    if around := part("around."):
+        state.around = kind.MODEL.from_rows({k: v.to(device) for k, v in around.items()})
     if state.own is not None:
         state.own.load_tensors(part("decoder."))
     return state

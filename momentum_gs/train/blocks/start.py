@@ -32,10 +32,13 @@ class FirstBlocks:
         if self._initialization is not None:
             splats = seen_by(self._initialization, block, cameras)
             return SplatBlock.from_splats(block, splats, cameras, config, device)
-        points = initial_points(self._scene, cameras, config)
+        points = initial_points(self._scene, self._plan, block, config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(
                 f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
                 f"{len(cameras)} views, expected points that they see; check the poses in sparse/0"
             )
-        return block_kind(config).from_points(block, points, cameras, config, device)
+        state = block_kind(config).from_points(block, points, cameras, config, device)
+        if self._plan.windows is not None:
+            state.windows = self._plan.windows[block]
+        return state

@@ -8,6 +8,7 @@ from torch import Tensor
 from momentum_gs.config.run import coarse_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.window import Window
 from momentum_gs.model.appearance import ROW_SHAPES, AppearanceTable, correct, load_appearance, roughness
 from momentum_gs.train.corrections.appearance_smooth import Neighbours
 from momentum_gs.train.corrections.image_rows import ImageRows, NoRows, first_table
@@ -22,7 +23,7 @@ class NoAppearance(NoRows):
 
     table: AppearanceTable | None = None
 
-    def correct(self, image: Tensor, name: str) -> Tensor:
+    def correct(self, image: Tensor, name: str, window: Window | None = None) -> Tensor:
         """The render itself."""
         return image
 
@@ -54,12 +55,12 @@ class SharedAppearance(ImageRows[AppearanceTable]):
         """As ``appearance.lr`` says."""
         return exponential(*config.appearance.lr, config.optim.lr_steps)
 
-    def correct(self, image: Tensor, name: str) -> Tensor:
-        """The render [3,H,W] as the image of that name has it; the gradient reaches both."""
+    def correct(self, image: Tensor, name: str, window: Window | None = None) -> Tensor:
+        """The render [3,H,W], or its window's part, as the image of that name has it; the gradient reaches both."""
         place = self._place[name]
         row = self.row(place).requires_grad_(self._live)
         self._shown = place, row
-        return correct(image, row)
+        return correct(image, row, window)
 
     def take_gradient(self, position: int) -> None:
         """Sets the gradient of the last image shown aside; ``position``: of its block among the active ones."""

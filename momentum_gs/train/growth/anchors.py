@@ -5,6 +5,7 @@ Source: training_statis, adjust_anchor and anchor_growing of Scaffold-GS, scene/
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,7 @@ def grow_and_prune(
     config: GrowthConfig,
     rand: Draw,
     cap: int | None = None,
+    inside: Callable[[Float[Tensor, "m 3"]], Bool[Tensor, "m"]] | None = None,
 ) -> tuple[Anchors, GrowthStats, GrowthReport]:
     """Judge the offsets and anchors that were seen often enough: add anchors, drop anchors, start their counts anew.
 
@@ -87,6 +89,7 @@ def grow_and_prune(
             gradients (each that of its best offset) find room beside the ones that stay; of equal ones the coarser,
             then the first in the order of cells. Where more than ``cap`` stay, they stay, and none is added. None: no
             bound.
+        inside: Where anchors may be added; None: everywhere.
 
     Returns:
         Anchors (kept ones in their order, then new ones by level and in the order of their cells), their statistics
@@ -103,7 +106,7 @@ def grow_and_prune(
     pruned = len(anchors) - len(kept)
 
     room = None if cap is None else max(cap - len(kept), 0)
-    new, grown, refused = _grow(anchors, stats, eligible_offset, voxel_size, config, rand, room)
+    new, grown, refused = _grow(anchors, stats, eligible_offset, voxel_size, config, rand, room, inside)
     stats.offset_denom.masked_fill_(eligible_offset, 0)
     stats.offset_gradient_accum.masked_fill_(eligible_offset, 0)
     stats.opacity_accum.masked_fill_(eligible_anchor, 0)
@@ -133,6 +136,7 @@ def _grow(
     config: GrowthConfig,
     rand: Draw,
     room: int | None,
+    inside: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Anchors, tuple[int, ...], int]:
     """New anchors where offsets with a large gradient lie in cells without an anchor, coarse cells first.
 
@@ -175,13 +179,17 @@ def _grow(
 
     row, group, center, log_scale = (torch.cat(parts) for parts in (support, target, centers, log_scales))
     grown, refused = tuple(map(len, centers)), 0
+    fits = torch.ones_like(center[:, 0], dtype=torch.bool) if inside is None else inside(center)
+    n_new = n_new if inside is None else int(fits.sum())
     if room is not None and n_new > room:
-        best = scatter_max(gradient[row].unsqueeze(1), group, n_new).squeeze(1)
-        chosen = best.argsort(descending=True, stable=True)[:room].sort().values
-        fits = torch.zeros_like(best, dtype=torch.bool).index_fill_(0, chosen, True)
+        best = scatter_max(gradient[row].unsqueeze(1), group, len(center)).squeeze(1)
+        chosen = torch.where(fits, best, -1.0).argsort(descending=True, stable=True)[:room].sort().values
+        fits, refused = torch.zeros_like(fits).index_fill_(0, chosen, True), n_new - room
+    if refused or n_new < len(center):
+        chosen = fits.nonzero().squeeze(1)
         supports = fits[group].nonzero().squeeze(1)
         row, group = row[supports], (fits.cumsum(0) - 1)[group[supports]]
         center, log_scale = center[chosen], log_scale[chosen]
-        grown, refused = tuple(torch.stack([part.sum() for part in fits.split(grown)]).tolist()), n_new - room
+        grown = tuple(torch.stack([part.sum() for part in fits.split(grown)]).tolist())
     feature = scatter_max(anchors.feature.index_select(0, source[row]), group, len(center))
     return Anchors.fresh(center, feature, log_scale, anchors.n_offsets), grown, refused

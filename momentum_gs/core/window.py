@@ -1,0 +1,119 @@
+"""The part of a view that a block trains on.
+
+A block owns squares of a fixed raster that is laid over every image, whatever its resolution. What a training step draws
+is the rectangle around them, with a margin in which pixels are drawn but do not count.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from momentum_gs.core.types import Camera, TargetImage
+
+RASTER = 32
+"""Squares along either side of an image: ownership is known to 3 % of its width, for 128 bytes a view and block."""
+MARGIN = 5
+"""Pixels around those that count: as far as the 11x11 window of SSIM reaches."""
+TILE = 16
+"""Edge in pixels of the squares that the rasterizer draws or leaves out."""
+
+Owned = Bool[Tensor, "32 32"]
+"""The squares of an image's raster that a block owns, row by row from the top."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of an image, and which of its pixels count."""
+
+    x: int
+    """Column of the first pixel."""
+    y: int
+    """Row of the first pixel."""
+    weights: Float[Tensor, "h w"]
+    """1 where a pixel counts, 0 in the margin and between the owned squares."""
+    tiles: Bool[Tensor, "th tw"]
+    """Squares of ``TILE`` pixels, from the rectangle's corner, within ``MARGIN`` of a pixel that counts."""
+    share: float
+    """Pixels that count, as a share of the whole image's."""
+    image_size: tuple[int, int]
+    """Width and height of the whole image."""
+
+    @property
+    def rectangle(self) -> tuple[int, int, int, int]:
+        """x, y, width and height in pixels."""
+        height, width = self.weights.shape
+        return self.x, self.y, width, height
+
+    def crop(self, image: Float[Tensor, "*c height width"]) -> Float[Tensor, "*c h w"]:
+        """The rectangle's part of an image of the whole view."""
+        x, y, width, height = self.rectangle
+        return image[..., y : y + height, x : x + width].contiguous()
+
+    def target(self, whole: TargetImage) -> TargetImage:
+        """The rectangle's part of a view's image, with the weights of its pixels."""
+        image = self.crop(whole.image)
+        if whole.mask is None:
+            return TargetImage(image, None, self.weights, self.share)
+        mask = self.crop(whole.mask)
+        share = (mask * self.weights).sum() / whole.mask.sum().clamp_min(1)
+        return TargetImage(image, mask, self.weights, share)
+
+
+def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | None:
+    """The window of the owned squares at the camera's resolution; None where none of them holds a pixel.
+
+    A pixel belongs to the square that holds its centre.
+    """
+    rows = ((torch.arange(camera.height) + 0.5) * (RASTER / camera.height)).long()
+    columns = ((torch.arange(camera.width) + 0.5) * (RASTER / camera.width)).long()
+    top, bottom = _span(owned.any(dim=1)[rows])
+    left, right = _span(owned.any(dim=0)[columns])
+    if top == bottom or left == right:
+        return None
+    y0, y1 = max(top - MARGIN, 0), min(bottom + MARGIN, camera.height)
+    x0, x1 = max(left - MARGIN, 0), min(right + MARGIN, camera.width)
+    weights = owned[rows[y0:y1]][:, columns[x0:x1]].float()
+    # Sums over rectangles of the raster: how many owned squares a tile with its margin touches.
+    sums = torch.zeros(RASTER + 1, RASTER + 1, dtype=torch.int32)
+    sums[1:, 1:] = owned.int().cumsum(0).cumsum(1)
+    above, below = _touched(rows, y0, y1)
+    before, behind = _touched(columns, x0, x1)
+    tiles = sums[below][:, behind] - sums[above][:, behind] - sums[below][:, before] + sums[above][:, before] > 0
+    share = float(weights.sum()) / (camera.width * camera.height)
+    return Window(x0, y0, weights.to(device), tiles.to(device), share, (camera.width, camera.height))
+
+
+def _span(flags: Bool[Tensor, "n"]) -> tuple[int, int]:
+    """From the first to behind the last that is set; (0, 0) where none is."""
+    places = flags.nonzero()[:, 0]
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
+def _touched(squares: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """First and behind-the-last square of the raster that each tile of [begin, end) touches with its margin."""
+    first = torch.arange(begin, end, TILE)
+    low = squares[(first - MARGIN).clamp_min(0)]
+    high = squares[(first + TILE + MARGIN - 1).clamp_max(len(squares) - 1)] + 1
+    return low, high
+
+
+def pack_owned(owned: Bool[Tensor, "*n 32 32"]) -> str:
+    """Ownership as text: 256 hexadecimal digits for each raster, row by row."""
+    bits = owned.reshape(-1, 8).to(torch.int32) * torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32)
+    return bytes(bits.sum(dim=1).tolist()).hex()
+
+
+def unpack_owned(text: str) -> Owned:
+    """The inverse of ``pack_owned`` for one raster.
+
+    Raises:
+        ValueError: the text is not 256 hexadecimal digits.
+    """
+    data = bytes.fromhex(text)
+    if len(data) != RASTER * RASTER // 8:
+        raise ValueError(f"{len(text)} hexadecimal digits, expected {RASTER * RASTER // 4}")
+    values = torch.tensor(list(data), dtype=torch.uint8)
+    bits = values[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
+    return bits.bool().view(RASTER, RASTER)

@@ -1,0 +1,189 @@
+"""Windows: a block trains the pixels that its own cell makes up, and the merge keeps everything that it trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_scene import nadir_camera, write_tiny_scene
+
+from momentum_gs.config.load import load_config
+from momentum_gs.config.schema import LossConfig
+from momentum_gs.core.comm import LocalComm
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera, TargetImage
+from momentum_gs.core.window import MARGIN, RASTER, TILE, pack_owned, unpack_owned, window_of
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import load_scene
+from momentum_gs.merge.blocks import merge_blocks
+from momentum_gs.model.io import load_model
+from momentum_gs.render.ownership import LEAST, own_squares, owned_squares
+from momentum_gs.render.view import render_view
+from momentum_gs.train.blocks.views import initial_points, plan_blocks
+from momentum_gs.train.events import Observers
+from momentum_gs.train.loop import Training
+from momentum_gs.train.losses import reconstruction
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ON = ("blocks.windows=true", "teacher.enabled=false", "weighting.enabled=false")
+
+
+def camera_of(width: int, height: int) -> Camera:
+    return replace(nadir_camera("a.png", 0, 0), width=width, height=height)
+
+
+def squares(seed: int, share: float = 0.2) -> torch.Tensor:
+    return torch.rand(RASTER, RASTER, generator=torch.Generator().manual_seed(seed)) < share
+
+
+@pytest.fixture(scope="module")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ownership_survives_its_text(seed: int) -> None:
+    owned = squares(seed)
+    assert torch.equal(unpack_owned(pack_owned(owned)), owned)
+    with pytest.raises(ValueError, match="254 hexadecimal digits, expected 256"):
+        unpack_owned(pack_owned(owned)[2:])
+
+
+@pytest.mark.parametrize("size", [(48, 36), (31, 20), (240, 180), (1, 1), (333, 500)])
+def test_windows_of_a_division_count_every_pixel_once(size: tuple[int, int]) -> None:
+    camera = camera_of(*size)
+    first, second = squares(0), squares(1) & ~squares(0)
+    counted = torch.zeros(camera.height, camera.width)
+    share = 0.0
+    for owned in (first, second, ~(first | second)):
+        window = window_of(owned, camera, CPU)
+        if window is not None:
+            x, y, width, height = window.rectangle
+            counted[y : y + height, x : x + width] += window.weights
+            share += window.share
+    assert torch.equal(counted, torch.ones_like(counted))
+    assert share == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [(48, 36), (240, 180), (501, 333)])
+def test_a_window_draws_what_its_pixels_and_their_ssim_need(size: tuple[int, int]) -> None:
+    owned = squares(2, 0.02)
+    owned[:9], owned[:, 27:] = False, False
+    window = window_of(owned, camera_of(*size), CPU)
+    assert window is not None
+    near = torch.nn.functional.max_pool2d(window.weights[None, None], 2 * MARGIN + 1, 1, MARGIN)
+    drawn = torch.nn.functional.max_pool2d(near, TILE, ceil_mode=True)[0, 0] > 0
+    assert torch.equal(window.tiles, drawn)
+    inner = window.weights[MARGIN:-MARGIN, MARGIN:]
+    assert inner[0].any() and inner[-1].any() and not window.weights[: MARGIN].any(), "the rectangle is tight"
+
+
+def test_a_block_that_owns_nothing_has_no_window() -> None:
+    assert window_of(torch.zeros(RASTER, RASTER, dtype=torch.bool), camera_of(48, 36), CPU) is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_losses_of_all_windows_sum_to_the_views(masked: bool) -> None:
+    camera = camera_of(96, 70)
+    image, target = torch.rand(2, 3, 70, 96, generator=torch.Generator().manual_seed(3)).double().unbind()
+    image.requires_grad_()
+    mask = (torch.rand(1, 70, 96, generator=torch.Generator().manual_seed(4)) < 0.7).double() if masked else None
+    whole = TargetImage(target, mask)
+    expected = reconstruction(image, whole, LossConfig())
+    (gradient,) = torch.autograd.grad(torch.stack(list(expected.values())).sum(), image)
+
+    found = dict.fromkeys(expected, torch.zeros((), dtype=torch.float64))
+    first = squares(5, 0.5)
+    for owned in (first, ~first):
+        window = window_of(owned, camera, CPU)
+        assert window is not None
+        window = replace(window, weights=window.weights.double())
+        part = window.target(whole)
+        terms = reconstruction(window.crop(image), part, LossConfig())
+        found = {name: found[name] + part.share * term for name, term in terms.items()}
+    torch.testing.assert_close(found["l1"], expected["l1"])
+    (of_parts,) = torch.autograd.grad(torch.stack(list(found.values())).sum(), image)
+    if not masked:  # SSIM of a mask counts windows at its border for the pixels in them, those of a part do not.
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(of_parts, gradient)
+
+
+def test_every_square_with_weight_has_its_owners_and_open_ones_the_cameras() -> None:
+    a, b = torch.zeros(2, RASTER, RASTER).unbind()
+    a[:, :20], b[:, 16:24] = 0.9, 0.4
+    b[0, 0] = LEAST / 2
+    owned = owned_squares({0: a, 1: b}, owner=2)
+    assert torch.equal(owned[0], a >= LEAST)
+    assert torch.equal(owned[1], b >= LEAST) and not owned[1][0, 0]
+    assert torch.equal(owned[2], a + b < 0.5), "nothing covers these, so whoever holds the camera trains them"
+    assert torch.equal(torch.stack(list(owned.values())).any(0), torch.ones(RASTER, RASTER, dtype=torch.bool))
+
+
+def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_it(
+    scene_folder: Path, tmp_path: Path
+) -> None:
+    config = make_config(scene_folder, tmp_path, *ON)
+    scene, table = load_scene(config.scene), write_table(config)
+    plan = plan_blocks(scene, table, windows=True)
+    assert plan.windows is not None
+    counts = [len(initial_points(scene, plan, block, config)) for block in range(4)]
+    assert sum(counts) == len(scene.points)
+    for block in range(4):
+        assert (table.cell_of(initial_points(scene, plan, block, config).xyz) == block).all()
+        assert len(plan.windows[block]) == len(plan.train[block]) > 0
+        assert plan.windows[block].any(dim=2).any(dim=1).all()
+    with pytest.raises(UserError, match=r"blocks\.windows.*re-run 'momentum-gs partition'"):
+        plan_blocks(scene, replace(table, windows=None), windows=True)
+
+
+def test_the_merge_keeps_every_anchor_and_renders_what_was_trained(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path, *ON, "steps=45")
+    train(config)
+    table = PartitionTable.load(tmp_path / "partition.json")
+    folder = tmp_path / "point_cloud" / "iteration_45"
+    start = [len(initial_points(load_scene(config.scene), plan_blocks(load_scene(config.scene), table, True), b, config))
+             for b in range(4)]  # fmt: skip
+    report = merge_blocks(folder, table)
+    assert report.dropped == [0, 0, 0, 0]
+    assert sum(report.kept) > sum(start), "blocks grew"
+
+    merged, decoder = load_model(report.path)
+    parts = [load_model(folder / f"point_cloud_block{block}.ply")[0] for block in range(4)]
+    camera = load_scene(config.scene).train[5]
+    around = type(parts[1]).cat([parts[0], *parts[2:]])
+    whole = render_view(merged, decoder, camera, torch.zeros(3)).output
+    amid = render_view(parts[1], decoder, camera, torch.zeros(3), around=around).output
+    # In another order, equal depths are drawn in another order.
+    torch.testing.assert_close(amid.image, whole.image, atol=2e-5, rtol=0)
+    assert len(amid.radii) < len(whole.radii)
+
+    own = own_squares(parts[1], around, decoder, camera, holds_camera=False)
+    assert own.any() and not own.all()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_to_the_same_bits_from_within_a_round(scene_folder: Path, tmp_path: Path) -> None:
+    """What lies around a block is of the round's beginning, when its neighbours were younger than the checkpoint."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(make_config(scene_folder, whole, *ON))
+    config = make_config(scene_folder, broken, *ON, "log.checkpoint_every=20")
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(Observers([InterruptAfter(47)]))
+    train(config, resume=True)
+    assert_same_bits(model_of(broken), model_of(whole))
+
+
+@pytest.mark.slow
+def test_the_number_of_ranks_changes_no_bit(scene_folder: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(make_config(scene_folder, one, *ON))
+    assert_same_bits(run_ranks(scene_folder, two, 2, *ON), model_of(one))
+
+
+def test_decoders_of_their_own_cannot_draw_each_others_anchors() -> None:
+    with pytest.raises(UserError, match=r"blocks\.windows.*per_block"):
+        load_config(None, ["blocks.windows=true", "blocks.decoder=per_block", "teacher.enabled=false",
+                           "blocks.boundary_finetuning=false", "blocks.decoder_freeze_rounds=0"])  # fmt: skip
