@@ -3,12 +3,14 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/OptionalArrayRef.h>
 #include <c10/util/Exception.h>
 
 #include <limits>
 #include <optional>
 
 #include "common/sh.h"
+#include "common/window.h"
 
 namespace dgr {
 
@@ -84,6 +86,25 @@ inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics,
               "] as colors has channels, on ", means2d.device());
   TORCH_CHECK(width > 0 && height > 0 && width <= (1 << 20) && height <= (1 << 20), "rasterize: image of ", width, "x", height, " pixels");
   TORCH_CHECK(n <= std::numeric_limits<int32_t>::max(), "rasterize: ", n, " Gaussians, at most 2^31 - 1");
+}
+
+// The window that an operator was given; the whole image where it was given none.
+inline Window window_of(at::OptionalIntArrayRef window, int64_t width, int64_t height) {
+  if (!window) return {0, 0, width, height};
+  const at::IntArrayRef w = *window;
+  TORCH_CHECK(w.size() == 4 && w[0] >= 0 && w[1] >= 0 && w[2] > 0 && w[3] > 0 && w[2] <= width && w[3] <= height && w[0] <= width - w[2] &&
+                  w[1] <= height - w[3],
+              "rasterize: window is ", w, ", expected [x, y, width, height] inside of an image of ", width, "x", height, " pixels");
+  return {w[0], w[1], w[2], w[3]};
+}
+
+inline void check_tiles(const std::optional<at::Tensor>& tiles, int64_t width, int64_t height, const at::Tensor& like) {
+  if (!tiles) return;
+  const int64_t rows = (height + kSquare - 1) / kSquare, columns = (width + kSquare - 1) / kSquare;
+  TORCH_CHECK(tiles->dim() == 2 && tiles->size(0) == rows && tiles->size(1) == columns && tiles->scalar_type() == at::kBool &&
+                  tiles->device() == like.device(),
+              "rasterize: tiles is ", tiles->scalar_type(), " ", tiles->sizes(), " on ", tiles->device(), ", expected bool [", rows, ", ", columns,
+              "] on ", like.device());
 }
 
 inline void check_pairs(int64_t pairs) {

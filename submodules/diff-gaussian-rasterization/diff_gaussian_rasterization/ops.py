@@ -7,11 +7,18 @@ Conventions: the camera looks along +z with x right and y down; ``world_view`` m
 are COLMAP's (centre of the first pixel at 0.5, 0.5); quaternions are (w, x, y, z) and used as given, not normalised.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+Window = tuple[int, int, int, int]
+"""Part of an image: x and y of its corner, width, height, in pixels."""
+
+TILE = 16
+"""Side, in pixels, of the squares that a mask of tiles names."""
 
 NEAR = 0.2
 """Gaussians at or in front of this camera z are culled (scene units; the constant of 3DGS)."""
@@ -47,7 +54,7 @@ class Rasterization(NamedTuple):
     """One drawn view."""
 
     image: Tensor
-    """[C,H,W] sum of weight * color, and the background where light is left."""
+    """[C,H,W] sum of weight * color, and the background where light is left; H and W are those of the window."""
     alpha: Tensor
     """[H,W] accumulated opacity, 1 - transmittance."""
     depth: Tensor
@@ -75,8 +82,14 @@ def rasterize(
     means2d: Tensor | None = None,
     scale_modifier: float = 1.0,
     near: float = NEAR,
+    window: Window | None = None,
+    tiles: Tensor | None = None,
 ) -> Rasterization:
     """Draws Gaussians front to back and blends them over ``background``.
+
+    With ``window`` only a part of the image is drawn, at the cost of the part. The outputs are, bit for bit, that part
+    of what is drawn without it, and their gradients those of the same part, up to the order of sums. Radii are 0 also
+    where nothing of a Gaussian can show in the window: an opacity of 1 shows up to 3.34 sigma.
 
     Args:
         means: [G,3] centres in the world, float32 or float64; every other tensor has the same dtype and device.
@@ -96,6 +109,11 @@ def rasterize(
             units (the pixel gradient times width/2, height/2), as densification in 3DGS codebases reads it.
         scale_modifier: multiplies ``scales``.
         near: camera z up to which Gaussians are culled, not negative.
+        window: (x, y, width, height) of the part to draw, in pixels of the image; anywhere inside of it. The camera,
+            ``width``, ``height`` and the units of ``means2d.grad`` are those of the whole image all the same.
+        tiles: bool [ceil(H/16),ceil(W/16)] of the window: which squares of 16x16 pixels, counted from its corner, are
+            drawn. In the others the image is the background, with alpha and depth 0: there gradients of the image go to
+            ``background``, and nothing to any Gaussian.
 
     Returns:
         Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
@@ -114,10 +132,12 @@ def rasterize(
     _check(background, "background", (colors.shape[1],), "[C]", means, f"C={colors.shape[1]} from colors")
     if means2d is not None:
         _check(means2d, "means2d", (count, 3), "[G, 3]", means)
+    part = _check_window(window, width, height)
+    _check_tiles(tiles, part or (0, 0, width, height), means)
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, means2d, *camera)
+    screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, means2d, *camera, part)
     image, alpha, depth = _ops.composite(
-        screen_means, conics, depths, radii, opacities, colors, background, int(width), int(height)
+        screen_means, conics, depths, radii, opacities, colors, background, int(width), int(height), part, tiles
     )[:3]
     return Rasterization(image, alpha, depth, radii)
 
@@ -137,13 +157,14 @@ def visible_radii(
     height: int,
     scale_modifier: float = 1.0,
     near: float = NEAR,
+    window: Window | None = None,
 ) -> Tensor:
     """The ``radii`` that ``rasterize`` would give, without drawing: int32 [G], 0 where culled. No gradients."""
     world_view = world_view.to(device=means.device, dtype=means.dtype)
     _check_gaussians(means, scales, quats, cov3d, world_view, width, height, near)
     tensors = [None if t is None else t.detach() for t in (means, scales, quats, cov3d, world_view)]
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    return _ops.visible_radii(*tensors, *camera)
+    return _ops.visible_radii(*tensors, *camera, _check_window(window, width, height))
 
 
 def spherical_harmonics(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
@@ -194,6 +215,32 @@ def _check(
     _check_dtype(tensor, name, means)
 
 
+def _check_window(window: Window | None, width: int, height: int) -> list[int] | None:
+    """The window as the operators take it."""
+    if window is None:
+        return None
+    part = [int(entry) for entry in window]
+    if len(part) == 4:
+        x, y, columns, rows = part
+        if columns > 0 and rows > 0 and 0 <= x <= width - columns and 0 <= y <= height - rows:
+            return part
+    raise ValueError(
+        f"rasterize: window is {tuple(part)}, expected (x, y, width, height) of at least one pixel, inside of the "
+        f"image of {width}x{height} pixels"
+    )
+
+
+def _check_tiles(tiles: Tensor | None, window: Sequence[int], means: Tensor) -> None:
+    if tiles is None:
+        return
+    shape = (-(-window[3] // TILE), -(-window[2] // TILE))
+    if tuple(tiles.shape) != shape or tiles.dtype != torch.bool or tiles.device != means.device:
+        raise ValueError(
+            f"rasterize: tiles is {tiles.dtype} {list(tiles.shape)} on {tiles.device}, expected torch.bool "
+            f"{list(shape)} on {means.device}: one for each {TILE}x{TILE} pixels of {window[2]}x{window[3]}"
+        )
+
+
 def _check_gaussians(
     means: Tensor,
     scales: Tensor | None,
@@ -234,7 +281,7 @@ def _check_gaussians(
 
 
 def _project_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    means, scales, quats, cov3d, world_view, _screen, *camera = inputs
+    means, scales, quats, cov3d, world_view, _screen, *camera, _window = inputs
     _means2d, conics, _depths, radii = output
     ctx.save_for_backward(means, scales, quats, cov3d, world_view, conics, radii)
     ctx.camera = camera
@@ -243,7 +290,7 @@ def _project_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * 14
+    nothing = (None,) * 15
     grad_means2d, grad_conics, grad_depths, _ = grads
     if grad_means2d is None and grad_conics is None and grad_depths is None:
         return nothing
@@ -276,20 +323,23 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
 
 
 def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*output)
+    *_, window, tiles = inputs
+    ctx.save_for_backward(*output, tiles)
     ctx.gaussians = inputs[0].shape[0]
+    ctx.corner = (0, 0) if window is None else (window[0], window[1])
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
 
 
 def _composite_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(grad is None for grad in grads[:3]):
-        return (None,) * 9
+        return (None,) * 11
+    *drawn, tiles = ctx.saved_tensors
     means2d, conics, depths, opacities, colors, background = _ops.composite_backward(
-        *grads[:3], *ctx.saved_tensors, ctx.gaussians
+        *grads[:3], *drawn, ctx.gaussians, *ctx.corner, tiles
     )
     ready = (means2d, conics, depths if grads[2] is not None else None, None, opacities, colors, background)
-    return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), None, None)
+    return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), *(None,) * 4)
 
 
 def _sh_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -335,9 +385,13 @@ def _register() -> None:
         bg: Any,
         width: int,
         height: int,
+        window: list[int] | None = None,
+        tiles: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        if window is not None:
+            width, height = window[2:]
         # How many Gaussians and pairs are drawn depends on the data; the stride and the tiles are the backend's own.
-        drawn, stride, starts, tiles, pairs = (torch.library.get_ctx().new_dynamic_size() for _ in range(5))
+        drawn, stride, starts, ends, pairs = (torch.library.get_ctx().new_dynamic_size() for _ in range(5))
 
         def ints(*shape: Any) -> Tensor:
             return means2d.new_empty(shape, dtype=torch.int32)
@@ -349,13 +403,13 @@ def _register() -> None:
             means2d.new_empty(drawn, stride),
             ints(drawn),
             ints(starts),
-            ints(tiles),
+            ints(ends),
             ints(2, pairs),
         )
 
     @torch.library.register_fake(space + "composite_backward")
     def _(gi: Any, ga: Any, gd: Any, image: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        n, c = rest[-1], image.shape[0]
+        n, c = rest[7], image.shape[0]
         return (
             image.new_empty(n, 2),
             image.new_empty(n, 3),

@@ -7,7 +7,7 @@ csrc/common: t = R m + p in the camera, K the 2x2 screen covariance, T the trans
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization.ops import NEAR, Rasterization
+from diff_gaussian_rasterization.ops import NEAR, TILE, Rasterization, Window
 
 LOW_PASS = 0.3
 JACOBIAN_MARGIN = 1.3
@@ -15,6 +15,7 @@ MIN_ALPHA = 1 / 255
 MAX_ALPHA = 0.99
 MIN_TRANSMITTANCE = 1e-4
 CULL_TILE = 16
+REACH = 3.34
 
 
 def rotation_of(quats: Tensor) -> Tensor:
@@ -45,6 +46,7 @@ def project_reference(
     width: int,
     height: int,
     near: float,
+    window: Window | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means [G,2] in pixels, screen covariances [G,2,2], camera z [G], radii int32 [G] (0 where culled)."""
     rotation, translation = world_view[:3, :3], world_view[:3, 3]
@@ -64,12 +66,18 @@ def project_reference(
 
     det = k[:, 0, 0] * k[:, 1, 1] - k[:, 0, 1] ** 2
     mid = 0.5 * (k[:, 0, 0] + k[:, 1, 1])
-    radius = torch.ceil(3 * torch.sqrt(mid + torch.sqrt((mid * mid - det).clamp_min(0.1))))
+    sigma = torch.sqrt(mid + torch.sqrt((mid * mid - det).clamp_min(0.1)))
+    radius = torch.ceil(3 * sigma)
     # Culled unless the square of the radius, rounded out to 16 pixels, meets the image.
     px, py = (means2d - 0.5).unbind(-1)
     right, bottom = -(-width // CULL_TILE) * CULL_TILE, -(-height // CULL_TILE) * CULL_TILE
     meets = (px + radius >= 1) & (px - radius < right) & (py + radius >= 1) & (py - radius < bottom)
-    visible = (z > near) & (det > 0) & (radius < 1e9) & meets
+    # The same of the window, but for the farthest that any Gaussian shows: the part must not lack what the whole has.
+    reach = torch.ceil(REACH * sigma)
+    left, top, columns, rows = window or (0, 0, width, height)
+    right, bottom = left + -(-columns // CULL_TILE) * CULL_TILE, top + -(-rows // CULL_TILE) * CULL_TILE
+    shows = (px + reach >= left) & (px - reach < right) & (py + reach >= top) & (py - reach < bottom)
+    visible = (z > near) & (det > 0) & (radius < 1e9) & meets & shows
     return means2d, k, z, torch.where(visible, radius, 0).to(torch.int32)
 
 
@@ -92,6 +100,8 @@ def rasterize_reference(
     means2d: Tensor | None = None,
     scale_modifier: float = 1.0,
     near: float = NEAR,
+    window: Window | None = None,
+    tiles: Tensor | None = None,
 ) -> Rasterization:
     """``ops.rasterize``, argument for argument (its docstring holds here too)."""
     if cov3d is not None:
@@ -99,7 +109,7 @@ def rasterize_reference(
     else:
         assert scales is not None and quats is not None
         cov = covariance_of(scales * scale_modifier, quats)
-    centers, k, z, radii = project_reference(means, cov, world_view, fx, fy, cx, cy, width, height, near)
+    centers, k, z, radii = project_reference(means, cov, world_view, fx, fy, cx, cy, width, height, near, window)
     if means2d is not None:
         # NDC spans two units over the image.
         centers = centers + means2d[:, :2] * means2d.new_tensor([0.5 * width, 0.5 * height])
@@ -108,22 +118,27 @@ def rasterize_reference(
     order = order[torch.argsort(z[order], stable=True)]
     conic = torch.linalg.inv(k[order])
 
-    rows, columns = (torch.arange(n, dtype=means.dtype, device=means.device) + 0.5 for n in (height, width))
-    ys, xs = torch.meshgrid(rows, columns, indexing="ij")
+    left, top, columns, rows = window or (0, 0, width, height)
+    pixel_ys = torch.arange(top, top + rows, dtype=means.dtype, device=means.device) + 0.5
+    pixel_xs = torch.arange(left, left + columns, dtype=means.dtype, device=means.device) + 0.5
+    ys, xs = torch.meshgrid(pixel_ys, pixel_xs, indexing="ij")
     pixels = torch.stack([xs.reshape(-1), ys.reshape(-1)], -1)
     d = pixels[None] - centers[order, None]
     power = -0.5 * torch.einsum("gpi,gij,gpj->gp", d, conic, d)
     alpha = (opacities[order] * torch.exp(power)).clamp_max(MAX_ALPHA)
     alpha = torch.where(alpha >= MIN_ALPHA, alpha, 0)
+    if tiles is not None:
+        squares = tiles.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
+        alpha = torch.where(squares[:rows, :columns].reshape(-1), alpha, 0)
     # T behind each Gaussian. It only falls, so "stop when T would fall under the limit" is a mask.
     behind = torch.cumprod(1 - alpha, 0)
     alpha = torch.where(behind >= MIN_TRANSMITTANCE, alpha, 0)
     front = torch.cumprod(torch.cat([torch.ones_like(alpha[:1]), 1 - alpha]), 0) if len(order) else None
     if front is None:
-        front = means.new_ones(1, height * width)
+        front = means.new_ones(1, rows * columns)
     weight = alpha * front[:-1]
     image = torch.einsum("gp,gc->cp", weight, colors[order]) + background[:, None] * front[-1]
     depth = torch.einsum("gp,g->p", weight, z[order])
     return Rasterization(
-        image.reshape(-1, height, width), (1 - front[-1]).reshape(height, width), depth.reshape(height, width), radii
+        image.reshape(-1, rows, columns), (1 - front[-1]).reshape(rows, columns), depth.reshape(rows, columns), radii
     )

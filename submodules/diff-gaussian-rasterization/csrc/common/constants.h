@@ -12,6 +12,10 @@ constexpr double kLowPass = 0.3;
 constexpr double kJacobianMargin = 1.3;
 // Standard deviations that `radii` counts.
 constexpr double kRadiusSigmas = 3.0;
+// Standard deviations within which a Gaussian of opacity 1 reaches 1/255, which is sqrt(2 ln 255) = 3.329, with room for
+// round-off. What may show in a window is measured by this and not by kRadiusSigmas, which is smaller: the part of an image
+// must not lack a rim that the image has.
+constexpr double kReachSigmas = 3.34;
 // Floor of the discriminant in the larger eigenvalue of the screen covariance.
 constexpr double kEigenvalueFloor = 0.1;
 // Pixels of the square that the culling of `radii` rounds the image up to (the tile of the CUDA original).

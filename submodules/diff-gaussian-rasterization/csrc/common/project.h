@@ -9,6 +9,7 @@
 
 #include "constants.h"
 #include "scalar.h"
+#include "window.h"
 
 namespace dgr {
 inline namespace DGR_VARIANT {
@@ -19,6 +20,7 @@ template <class F> struct Camera {
   F fx, fy, cx, cy;
   F u_min, u_max, v_min, v_max;  // where the Jacobian is clamped
   F width, height;               // rounded up to kCullTile
+  F left, top, right, bottom;    // of the window, its size rounded up to kCullTile
   F near;
 };
 
@@ -32,6 +34,13 @@ template <class F> void set_limits(Camera<F>& camera, double width, double heigh
   camera.v_max = F((height - cy) / fy + margin_v);
   camera.width = F(std::ceil(width / kCullTile) * kCullTile);
   camera.height = F(std::ceil(height / kCullTile) * kCullTile);
+}
+
+template <class F> void set_window(Camera<F>& camera, const Window& window) {
+  camera.left = F(window.x);
+  camera.top = F(window.y);
+  camera.right = F(double(window.x) + std::ceil(double(window.width) / kCullTile) * kCullTile);
+  camera.bottom = F(double(window.y) + std::ceil(double(window.height) / kCullTile) * kCullTile);
 }
 
 template <class F> struct Symmetric3 { F xx, xy, xz, yy, yz, zz; };
@@ -112,7 +121,7 @@ template <class F> DGR_HD Projection<F> linearize(const Camera<F>& cam, const Ve
   return w;
 }
 
-// Returns the mask of Gaussians that touch the image; the fields of the others are garbage.
+// Returns the mask of Gaussians that touch the image and may show in the window; the fields of the others are garbage.
 template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, const Symmetric3<F>& s, Projected<F>& out) {
   const Projection<F> w = linearize(cam, m, s);
   const F kxx = dot(w.p0, w.s0) + F(kLowPass), kxy = dot(w.p0, w.s1), kyy = dot(w.p1, w.s1) + F(kLowPass);
@@ -126,12 +135,16 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   out.depth = w.t.z;
   const F mid = F(0.5) * (kxx + kyy);
   const F eigenvalue = mid + root(at_least(mid * mid - det, F(kEigenvalueFloor)));
-  out.radius = round_up(F(kRadiusSigmas) * root(eigenvalue));
+  const F sigma = root(eigenvalue);
+  out.radius = round_up(F(kRadiusSigmas) * sigma);
+  // Not smaller than the radius: a window that is the whole image culls nothing.
+  const F reach = round_up(F(kReachSigmas) * sigma);
   // The square of the radius, rounded out to kCullTile, meets the image. Half a pixel: 3DGS counts from the
   // centre of the first pixel.
   const F px = out.x - F(0.5), py = out.y - F(0.5);
   return (w.t.z > cam.near) & (w.t.z < F(kMaxDepth)) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &
-         (px - out.radius < cam.width) & (py + out.radius >= F(1)) & (py - out.radius < cam.height);
+         (px - out.radius < cam.width) & (py + out.radius >= F(1)) & (py - out.radius < cam.height) & (px + reach >= cam.left) &
+         (px - reach < cam.right) & (py + reach >= cam.top) & (py - reach < cam.bottom);
 }
 
 template <class F> struct CameraGrad { Vec3<F> r0, r1, r2, p; };

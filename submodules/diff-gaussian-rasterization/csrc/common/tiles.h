@@ -6,20 +6,24 @@
 
 #include "constants.h"
 #include "scalar.h"
+#include "window.h"
 
 namespace dgr {
 inline namespace DGR_VARIANT {
 
-// An image cut into tiles of W x H pixels; each driver has its own size.
+// A window cut into tiles of W x H pixels, from its corner; each driver has its own size.
 template <int W, int H> struct Tiling {
   static constexpr int kTileWidth = W, kTileHeight = H;
-  int64_t width, height, columns, rows;
+  int64_t left, top, width, height, columns, rows;
 
-  Tiling(int64_t w, int64_t h) : width(w), height(h), columns((w + W - 1) / W), rows((h + H - 1) / H) {}
+  explicit Tiling(const Window& w)
+      : left(w.x), top(w.y), width(w.width), height(w.height), columns((width + W - 1) / W), rows((height + H - 1) / H) {}
   DGR_HD int64_t count() const { return columns * rows; }
 };
 
 // One visible Gaussian, ready to be drawn; its features (colors, then depth) follow in memory.
+// Positions are those of the image, whatever the window: a pixel's distance to the mean is then rounded once, and has the
+// same bits in every window.
 // The footprint is the ellipse alpha >= 1/255. At height dy from its centre it covers
 // x + slope dy +- sqrt(width2 - bend dy^2), for |dy| <= half_height.
 // Aligned so that four scalars load at once: rows of records are whole multiples of 16 bytes.
@@ -95,13 +99,15 @@ template <class S> DGR_HD Span<S> pixel_columns(const Record<S>& r, const Span<S
 // it meets there, inclusive.
 template <class S, class Tiles, class Visit> DGR_HD void visit_tiles(const Record<S>& r, const Tiles& grid, const Visit& visit) {
   constexpr int kWidth = Tiles::kTileWidth, kHeight = Tiles::kTileHeight;
-  const Span<S> rows = pixel_rows(r, S(0), S(grid.height - 1));
+  const int left = int(grid.left), top = int(grid.top);
+  const Span<S> rows = pixel_rows(r, S(top), S(grid.top + grid.height - 1));
   if (!rows.any()) return;
-  const int first_row = int(rows.first) / kHeight, last_row = int(rows.last) / kHeight;
+  const int first_row = (int(rows.first) - top) / kHeight, last_row = (int(rows.last) - top) / kHeight;
   for (int row = first_row; row <= last_row; ++row) {
-    const Span<S> part{at_least(S(row * kHeight), rows.first), at_most(S(row * kHeight + kHeight - 1), rows.last)};
-    const Span<S> columns = pixel_columns(r, part, S(0), S(grid.width - 1));
-    if (columns.any()) visit(row, int(columns.first) / kWidth, int(columns.last) / kWidth);
+    const int above = top + row * kHeight;
+    const Span<S> part{at_least(S(above), rows.first), at_most(S(above + kHeight - 1), rows.last)};
+    const Span<S> columns = pixel_columns(r, part, S(left), S(grid.left + grid.width - 1));
+    if (columns.any()) visit(row, (int(columns.first) - left) / kWidth, (int(columns.last) - left) / kWidth);
   }
 }
 

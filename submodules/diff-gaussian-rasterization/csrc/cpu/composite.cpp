@@ -20,14 +20,29 @@ namespace {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
+// Which squares of each tile the mask names, a bit each; nothing where all are drawn.
+std::vector<uint8_t> squares_of_tiles(const OptTensor& mask, const TileGrid& grid) {
+  if (!mask) return {};
+  std::vector<uint8_t> out(grid.count());
+  const bool* named = mask->const_data_ptr<bool>();
+  for (int64_t row = 0; row < mask->size(0); ++row)
+    for (int64_t column = 0; column < mask->size(1); ++column) {
+      const int64_t tile = row / kSquaresDown * grid.columns + column / kSquaresAcross;
+      const int64_t square = row % kSquaresDown * kSquaresAcross + column % kSquaresAcross;
+      out[tile] |= uint8_t(*named++) << square;
+    }
+  return out;
+}
+
 struct Composite {
   Tensor image, alpha, depth, records, order, pair_start, tile_start, lists;
 };
 
 template <class S>
 Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities,
-                    const Tensor& colors, const Tensor& background, int64_t width, int64_t height) {
-  const TileGrid grid(width, height);
+                    const Tensor& colors, const Tensor& background, const Window& window, const OptTensor& mask) {
+  const TileGrid grid(window);
+  const std::vector<uint8_t> squares = squares_of_tiles(mask, grid);
   const int64_t c = colors.size(1), features = c + 1, stride = record_stride<S>(features);
   const S* depth = depths.const_data_ptr<S>();
   const int32_t* radius = radii.const_data_ptr<int32_t>();
@@ -46,9 +61,9 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
                          colors.const_data_ptr<S>(), depth, c};
   Tasks(visible).run([&](int64_t, int64_t begin, int64_t end) { kernel.write_records(splats, begin, end, records, stride); });
 
-  DrawLists<S> lists{records, stride, nullptr, nullptr};
+  DrawLists<S> lists{records, stride, nullptr, nullptr, mask ? squares.data() : nullptr};
   PairCounts counts = count_pairs(visible, grid, [&](int64_t begin, int64_t end, std::vector<int32_t>& tiles, int32_t* of_tile, int32_t* of_rank) {
-    kernel.list_tiles(lists, width, height, begin, end, tiles, of_tile, of_rank);
+    kernel.list_tiles(lists, window, begin, end, tiles, of_tile, of_rank);
   });
   out.pair_start = at::empty({visible + 1}, ints);
   out.tile_start = at::empty({grid.count() + 1}, ints);
@@ -60,22 +75,24 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
   lists.tile_start = counts.tile_start.data();
   lists.ranks = ranks;
 
-  out.image = at::empty({c, height, width}, means2d.options());
-  out.alpha = at::empty({height, width}, means2d.options());
-  out.depth = at::empty({height, width}, means2d.options());
-  const Canvas<S> canvas{width, height, c, background.const_data_ptr<S>(), out.image.data_ptr<S>(), out.alpha.data_ptr<S>(), out.depth.data_ptr<S>()};
+  out.image = at::empty({c, window.height, window.width}, means2d.options());
+  out.alpha = at::empty({window.height, window.width}, means2d.options());
+  out.depth = at::empty({window.height, window.width}, means2d.options());
+  const Canvas<S> canvas{window, c, background.const_data_ptr<S>(), out.image.data_ptr<S>(), out.alpha.data_ptr<S>(), out.depth.data_ptr<S>()};
   parallel_items(grid.count(), [&](int64_t tile) { kernel.draw(lists, canvas, tile); });
   return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cpu(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
-    const Tensor& background, int64_t width, int64_t height) {
+    const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const OptTensor& tiles) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
+  const Window part = window_of(window, width, height);
+  check_tiles(tiles, part.width, part.height, means2d);
   Composite out;
   on_scalar(means2d, [&](auto tag) {
     out = composite<decltype(tag)>(means2d.contiguous(), conics.contiguous(), depths.contiguous(), radii.contiguous(), opacities.contiguous(),
-                                   colors.contiguous(), background.contiguous(), width, height);
+                                   colors.contiguous(), background.contiguous(), part, contiguous(tiles));
   });
   return {out.image, out.alpha, out.depth, out.records, out.order, out.pair_start, out.tile_start, out.lists};
 }
@@ -87,18 +104,21 @@ struct CompositeGrads {
 template <class S>
 CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image,
                              const Tensor& alpha, const Tensor& depth, const Tensor& record_rows, const Tensor& order, const Tensor& pair_start,
-                             const Tensor& tile_start, const Tensor& pair_lists, int64_t gaussians) {
-  const int64_t c = image.size(0), height = image.size(1), width = image.size(2), stride = record_rows.size(1);
-  const TileGrid grid(width, height);
+                             const Tensor& tile_start, const Tensor& pair_lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& mask) {
+  const int64_t c = image.size(0), stride = record_rows.size(1);
+  const Window window{left, top, image.size(2), image.size(1)};
+  const TileGrid grid(window);
+  const std::vector<uint8_t> squares = squares_of_tiles(mask, grid);
   const int64_t visible = order.size(0), pairs = pair_lists.size(1);
   const int32_t* lists_data = pair_lists.const_data_ptr<int32_t>();
-  const DrawLists<S> lists{record_rows.const_data_ptr<S>(), stride, tile_start.const_data_ptr<int32_t>(), lists_data};
+  const DrawLists<S> lists{record_rows.const_data_ptr<S>(), stride, tile_start.const_data_ptr<int32_t>(), lists_data,
+                           mask ? squares.data() : nullptr};
   const auto data = [](const OptTensor& t) { return t ? t->const_data_ptr<S>() : nullptr; };
   const auto& kernel = kernels().of(S{});
 
   Tensor pair_rows = at::empty({pairs, pair_row(int(c + (grad_depth ? 1 : 0)))}, image.options());
   std::vector<S> background_rows(grid.count() * c, S(0));
-  const CanvasGrads<S> grads{width, height, c, image.const_data_ptr<S>(), alpha.const_data_ptr<S>(), depth.const_data_ptr<S>(),
+  const CanvasGrads<S> grads{window, c, image.const_data_ptr<S>(), alpha.const_data_ptr<S>(), depth.const_data_ptr<S>(),
                              data(grad_image), data(grad_alpha), data(grad_depth), pair_rows.data_ptr<S>(), background_rows.data()};
   parallel_items(grid.count(), [&](int64_t tile) { kernel.draw_vjp(lists, grads, tile); });
 
@@ -122,12 +142,13 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cpu(
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start, const Tensor& lists,
-    int64_t gaussians) {
+    int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
   check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, lists);
+  check_tiles(tiles, image.size(2), image.size(1), image);
   CompositeGrads out;
   on_scalar(image, [&](auto tag) {
     out = composite_vjp<decltype(tag)>(contiguous(grad_image), contiguous(grad_alpha), contiguous(grad_depth), image, alpha, depth, records,
-                                       order, pair_start, tile_start, lists, gaussians);
+                                       order, pair_start, tile_start, lists, gaussians, left, top, contiguous(tiles));
   });
   return {out.means2d, out.conics, out.depths, out.opacities, out.colors, out.background};
 }

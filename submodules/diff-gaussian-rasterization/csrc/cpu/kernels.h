@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/window.h"
 #include "cpu_variants.h"
 
 namespace dgr {
@@ -14,6 +15,7 @@ struct View {
   double fx, fy, cx, cy;
   int64_t width, height;
   double near;
+  Window window;
 };
 
 // The Gaussians in the world. Shapes are scales and quats, or cov3d (upper triangle); what is absent is null.
@@ -40,6 +42,7 @@ template <class S> struct DrawLists {
   const S* records;
   int64_t stride;
   const int32_t *tile_start, *ranks;
+  const uint8_t* squares;  // which squares of each tile are drawn, a bit each (kernels/tiles.h); null: all
 };
 
 template <class S> struct Splats {
@@ -49,13 +52,15 @@ template <class S> struct Splats {
 };
 
 template <class S> struct Canvas {
-  int64_t width, height, channels;
+  Window window;
+  int64_t channels;
   const S* background;
   S *image, *alpha, *depth;
 };
 
 template <class S> struct CanvasGrads {
-  int64_t width, height, channels;
+  Window window;
+  int64_t channels;
   const S *image, *alpha, *depth;
   const S *g_image, *g_alpha, *g_depth;  // null where there is none
   S* pair_grads;                         // a row for each place of the lists
@@ -77,8 +82,8 @@ template <class S> struct KernelsOf {
   void (*project_vjp)(const View&, const World<S>&, int64_t begin, int64_t end, const ProjectGrads<S>&, double* view);
   void (*write_records)(const Splats<S>&, int64_t begin, int64_t end, S* records, int64_t stride);
   // Appends the tiles that each rank meets, counts them by tile, and writes how many the rank has.
-  void (*list_tiles)(const DrawLists<S>&, int64_t width, int64_t height, int64_t begin, int64_t end, std::vector<int32_t>& tiles,
-                     int32_t* count_of_tile, int32_t* count_of_rank);
+  void (*list_tiles)(const DrawLists<S>&, const Window&, int64_t begin, int64_t end, std::vector<int32_t>& tiles, int32_t* count_of_tile,
+                     int32_t* count_of_rank);
   void (*draw)(const DrawLists<S>&, const Canvas<S>&, int64_t tile);
   void (*draw_vjp)(const DrawLists<S>&, const CanvasGrads<S>&, int64_t tile);
   void (*sum_pairs)(const DrawLists<S>&, const PairSums<S>&, int64_t begin, int64_t end);

@@ -5,6 +5,7 @@
 // leaves the compiler no freedom there. So no footprints are kept for Gaussians that are not drawn.
 #include "bin.cuh"
 
+#include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -12,6 +13,7 @@
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 #include <limits>
+#include <optional>
 #include <type_traits>
 
 #include "../args.h"
@@ -43,6 +45,13 @@ template <class S> struct Screen {
   }
 };
 
+// Which tiles are drawn.
+struct Drawn {
+  const int32_t* before;  // [tiles+1] how many of those before each are drawn; null: all of them
+
+  DGR_DEVICE int count_before(int tile) const { return before ? before[tile] : tile; }
+};
+
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     depth_keys(const S* __restrict__ depths, const int32_t* __restrict__ radii, int64_t n, Key<S>* __restrict__ keys,
@@ -56,16 +65,19 @@ __global__ void __launch_bounds__(kThreads)
   ids[g] = int32_t(g);
 }
 
-// counts[rank]: tiles that the Gaussian meets; counts[n]: Gaussians that are drawn.
+// counts[rank]: drawn tiles that the Gaussian meets; counts[n]: Gaussians that are drawn.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    count_tiles(Screen<S> screen, Grid grid, const Key<S>* __restrict__ keys, const int32_t* __restrict__ ids, int64_t n,
+    count_tiles(Screen<S> screen, Grid grid, Drawn drawn, const Key<S>* __restrict__ keys, const int32_t* __restrict__ ids, int64_t n,
                 int64_t* __restrict__ counts) {
   const int64_t rank = thread_index();
   if (rank >= n) return;
   int64_t count = 0;
   if (keys[rank] != kHidden<S>) {
-    visit_tiles(screen.header(ids[rank]), grid, [&](int, int first, int last) { count += last - first + 1; });
+    visit_tiles(screen.header(ids[rank]), grid, [&](int row, int first, int last) {
+      const int line = row * int(grid.columns);
+      count += drawn.count_before(line + last + 1) - drawn.count_before(line + first);
+    });
     if (rank + 1 == n || keys[rank + 1] == kHidden<S>) counts[n] = rank + 1;
   }
   counts[rank] = count;
@@ -76,15 +88,22 @@ struct Pairs { int32_t *tiles, *ranks, *numbers; };
 // `ends`: behind the last pair of every rank.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    write_records(Screen<S> screen, Grid grid, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends, int64_t visible,
-                  int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs) {
+    write_records(Screen<S> screen, Grid grid, Drawn drawn, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends,
+                  int64_t visible, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs) {
   const int64_t rank = thread_index();
   const int lane = threadIdx.x % kWarp;
   int begin = 0, count = 0;
-  const auto put = [&](int at, int64_t of_rank, int row, int column) {
-    pairs.tiles[at] = int32_t(row * grid.columns + column);
-    pairs.ranks[at] = int32_t(of_rank);
-    pairs.numbers[at] = at;
+  // Every `step`th of the tiles of a row; pairs of the row's tiles begin at `at`. Returns where those of the next row do.
+  const auto put = [&](int at, int64_t of_rank, int row, int first, int last, int from, int step) {
+    const int line = row * int(grid.columns), skipped = drawn.count_before(line + first);
+    for (int tile = line + first + from; tile <= line + last; tile += step) {
+      const int before = drawn.count_before(tile), number = at + before - skipped;
+      if (drawn.count_before(tile + 1) == before) continue;
+      pairs.tiles[number] = int32_t(tile);
+      pairs.ranks[number] = int32_t(of_rank);
+      pairs.numbers[number] = number;
+    }
+    return at + drawn.count_before(line + last + 1) - skipped;
   };
   if (rank < visible) {
     const int64_t g = ids[rank];
@@ -100,9 +119,7 @@ __global__ void __launch_bounds__(kThreads)
     pair_start[rank + 1] = begin + count;
     if (count <= kAlone) {
       int at = begin;
-      visit_tiles(r, grid, [&](int row, int first, int last) {
-        for (int column = first; column <= last; ++column) put(at++, rank, row, column);
-      });
+      visit_tiles(r, grid, [&](int row, int first, int last) { at = put(at, rank, row, first, last, 0, 1); });
     }
   }
   unsigned large = __ballot_sync(kAllLanes, count > kAlone);
@@ -112,10 +129,8 @@ __global__ void __launch_bounds__(kThreads)
     large &= large - 1;
     const int64_t of_rank = rank - lane + owner;
     int at = __shfl_sync(kAllLanes, begin, owner);
-    visit_tiles(*reinterpret_cast<const Record<S>*>(records + of_rank * stride), grid, [&](int row, int first, int last) {
-      for (int column = first + lane; column <= last; column += kWarp) put(at + column - first, of_rank, row, column);
-      at += last - first + 1;
-    });
+    visit_tiles(*reinterpret_cast<const Record<S>*>(records + of_rank * stride), grid,
+                [&](int row, int first, int last) { at = put(at, of_rank, row, first, last, lane, kWarp); });
   }
 }
 
@@ -161,10 +176,18 @@ template <class K> void sort_pairs(const Tensor& keys, const Tensor& keys_out, c
 
 template <class S>
 Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities,
-         const Tensor& colors, const Grid& grid) {
+         const Tensor& colors, const Grid& grid, const std::optional<Tensor>& mask) {
   const int64_t n = means2d.size(0), channels = colors.size(1), stride = record_stride<S>(channels + 1);
   const auto ints = means2d.options().dtype(at::kInt);
   const Screen<S> screen{data<S>(means2d), data<S>(conics), data<S>(depths), data<S>(opacities), data<S>(colors), channels};
+
+  Tensor before;
+  if (mask) {
+    before = at::zeros({grid.count() + 1}, ints);
+    at::Tensor behind = before.narrow(0, 1, grid.count());
+    at::cumsum_out(behind, mask->reshape({-1}), 0, at::kInt);
+  }
+  const Drawn drawn{mask ? data<int32_t>(before) : nullptr};
 
   Tensor ids = at::empty({n}, ints), counts = at::zeros({n + 1}, ints.dtype(at::kLong));
   {
@@ -172,7 +195,7 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
     const Tensor keys = at::empty({n}, options), sorted = at::empty({n}, options), unsorted_ids = at::empty({n}, ints);
     launch(depth_keys<S>, blocks_of(n), data<S>(depths), data<int32_t>(radii), n, data<Key<S>>(keys), data<int32_t>(unsorted_ids));
     sort_pairs<Key<S>>(keys, sorted, unsorted_ids, ids, 8 * int(sizeof(S)) - 1);  // no sign
-    launch(count_tiles<S>, blocks_of(n), screen, grid, data<Key<S>>(sorted), data<int32_t>(ids), n, data<int64_t>(counts));
+    launch(count_tiles<S>, blocks_of(n), screen, grid, drawn, data<Key<S>>(sorted), data<int32_t>(ids), n, data<int64_t>(counts));
   }
   if (n > 0) {
     const auto stream = c10::cuda::getCurrentCUDAStream();
@@ -192,7 +215,7 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
   out.tile_start = at::empty({grid.count() + 1}, ints);
   out.lists = at::empty({2, pairs}, ints);
   const Tensor tiles = at::empty({pairs}, ints), ranks = at::empty({pairs}, ints), numbers = at::empty({pairs}, ints);
-  launch(write_records<S>, blocks_of(visible), screen, grid, data<int32_t>(ids), data<int64_t>(counts), visible, stride,
+  launch(write_records<S>, blocks_of(visible), screen, grid, drawn, data<int32_t>(ids), data<int64_t>(counts), visible, stride,
          data<S>(out.records), data<int32_t>(out.order), data<int32_t>(out.pair_start),
          Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)});
   const Tensor sorted = at::empty({pairs}, ints), sorted_ranks = out.lists.select(0, 0), sorted_numbers = out.lists.select(0, 1);
@@ -204,7 +227,9 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
   return out;
 }
 
-template Bins bin<float>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&);
-template Bins bin<double>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&);
+template Bins bin<float>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&,
+                         const std::optional<Tensor>&);
+template Bins bin<double>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&,
+                         const std::optional<Tensor>&);
 
 }  // namespace dgr

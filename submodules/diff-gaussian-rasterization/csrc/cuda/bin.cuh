@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "tiles.cuh"
 
 namespace dgr {
@@ -15,9 +17,9 @@ struct Bins {
   at::Tensor lists;       // int32 [2,P] at every place the rank, and the number of the pair
 };
 
-// Contiguous float32 or float64 tensors as `composite` takes them. The one wait for the device is in here.
+// Contiguous float32 or float64 tensors as `composite` takes them, and its mask of tiles. The one wait for the device is in here.
 template <class S>
 Bins bin(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,
-         const at::Tensor& opacities, const at::Tensor& colors, const Grid& grid);
+         const at::Tensor& opacities, const at::Tensor& colors, const Grid& grid, const std::optional<at::Tensor>& mask);
 
 }  // namespace dgr

@@ -9,10 +9,12 @@
 namespace dgr {
 
 // The pose stays on the device, where reading it costs no wait: `posed` adds it in the kernel.
-template <class S> Camera<S> intrinsics(double fx, double fy, double cx, double cy, int64_t width, int64_t height, double near) {
+template <class S>
+Camera<S> intrinsics(double fx, double fy, double cx, double cy, int64_t width, int64_t height, double near, const Window& window) {
   Camera<S> camera = {};
   camera.fx = S(fx), camera.fy = S(fy), camera.cx = S(cx), camera.cy = S(cy);
   set_limits(camera, double(width), double(height));
+  set_window(camera, window);
   camera.near = S(near);
   return camera;
 }

@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
 #include <type_traits>
 
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (!place.inside) return;
-  const int64_t pixels = grid.width * grid.height, pixel = place.y * grid.width + place.x;
+  const int64_t pixels = grid.width * grid.height, pixel = place.pixel;
   t = magnitude(t);
   if (chunk == 0) out.alpha[pixel] = S(1) - t;
 #pragma unroll
@@ -68,19 +69,20 @@ __global__ void __launch_bounds__(kThreads)
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cuda(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
-    const Tensor& background, int64_t width, int64_t height) {
+    const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const std::optional<Tensor>& tiles) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
+  const Grid grid(window_of(window, width, height));
+  check_tiles(tiles, grid.width, grid.height, means2d);
   const c10::cuda::CUDAGuard guard(means2d.device());
-  const Grid grid(width, height);
   const int64_t channels = colors.size(1), features = channels + 1;
-  Tensor image = at::empty({channels, height, width}, means2d.options());
-  Tensor alpha = at::empty({height, width}, means2d.options()), depth = at::empty({height, width}, means2d.options());
+  Tensor image = at::empty({channels, grid.height, grid.width}, means2d.options());
+  Tensor alpha = at::empty({grid.height, grid.width}, means2d.options()), depth = at::empty({grid.height, grid.width}, means2d.options());
   const Tensor back = background.contiguous();
   Bins bins;
   on_scalar(means2d, [&](auto tag) {
     using S = decltype(tag);
     bins = bin<S>(means2d.contiguous(), conics.contiguous(), depths.contiguous(), radii.contiguous(), opacities.contiguous(),
-                  colors.contiguous(), grid);
+                  colors.contiguous(), grid, tiles);
     const Lists<S> lists{data<S>(bins.records), bins.records.size(1), data<int32_t>(bins.tile_start), data<int32_t>(bins.lists)};
     const auto draw = [&](auto in_chunk) {
       constexpr int N = decltype(in_chunk)::value;

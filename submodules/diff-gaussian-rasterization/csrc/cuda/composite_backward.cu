@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
   __shared__ unsigned warp_hits[kWarps];
   const Place place(grid);
   const int chunk = blockIdx.y, warp = place.warp, lane = place.lane;
-  const int64_t area = grid.width * grid.height, pixel = place.y * grid.width + place.x;
+  const int64_t area = grid.width * grid.height, pixel = place.pixel;
   const uint32_t end = lists.tile_start[blockIdx.x + 1];
   uint32_t from = lists.tile_start[blockIdx.x];
 
@@ -212,14 +212,15 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cuda(
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start,
-    const Tensor& lists, int64_t gaussians) {
+    const Tensor& lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
   check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, lists);
+  check_tiles(tiles, image.size(2), image.size(1), image);  // those that are not drawn have empty lists
   const c10::cuda::CUDAGuard guard(image.device());
-  const int64_t channels = image.size(0), height = image.size(1), width = image.size(2), stride = records.size(1);
+  const int64_t channels = image.size(0), stride = records.size(1);
   const int64_t visible = order.size(0), pairs = lists.size(1);
   // Depth is the last feature: without a gradient it is left off the end.
   const int64_t features = channels + (grad_depth ? 1 : 0);
-  const Grid grid(width, height);
+  const Grid grid(Window{left, top, image.size(2), image.size(1)});
   const OptTensor gi = contiguous(grad_image), ga = contiguous(grad_alpha), gd = contiguous(grad_depth);
   const auto zeros = [&](int64_t rows, int64_t columns) { return at::zeros({rows, columns}, image.options()); };
   Tensor d_means = zeros(gaussians, 2), d_conics = zeros(gaussians, 3), d_opacities = zeros(gaussians, 1);

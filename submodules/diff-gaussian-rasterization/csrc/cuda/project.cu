@@ -35,8 +35,10 @@ __global__ void __launch_bounds__(kThreads)
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> project_cuda(
     const Tensor& means, const OptTensor& scales, const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view,
-    const OptTensor& screen, double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near) {
+    const OptTensor& screen, double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near,
+    at::OptionalIntArrayRef window) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
+  const Window part = window_of(window, width, height);
   const c10::cuda::CUDAGuard guard(means.device());
   const int64_t n = means.size(0);
   const Tensor m = means.contiguous(), w = world_view.contiguous();
@@ -45,15 +47,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_cuda(
   Tensor radii = at::empty({n}, means.options().dtype(at::kInt));
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
-    launch(project_kernel<S>, blocks_of(n), intrinsics<S>(fx, fy, cx, cy, width, height, near), data<S>(w),
+    launch(project_kernel<S>, blocks_of(n), intrinsics<S>(fx, fy, cx, cy, width, height, near, part), data<S>(w),
            Shapes<S>(s, q, c, scale_modifier), data<S>(m), n, data<S>(means2d), data<S>(conics), data<S>(depths), data<int32_t>(radii));
   });
   return {means2d, conics, depths, radii};
 }
 
 Tensor visible_radii_cuda(const Tensor& means, const OptTensor& scales, const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view,
-                          double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near) {
+                          double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near,
+                          at::OptionalIntArrayRef window) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
+  const Window part = window_of(window, width, height);
   const c10::cuda::CUDAGuard guard(means.device());
   const int64_t n = means.size(0);
   const Tensor m = means.contiguous(), w = world_view.contiguous();
@@ -62,7 +66,7 @@ Tensor visible_radii_cuda(const Tensor& means, const OptTensor& scales, const Op
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
     S* const none = nullptr;
-    launch(project_kernel<S>, blocks_of(n), intrinsics<S>(fx, fy, cx, cy, width, height, near), data<S>(w),
+    launch(project_kernel<S>, blocks_of(n), intrinsics<S>(fx, fy, cx, cy, width, height, near, part), data<S>(w),
            Shapes<S>(s, q, c, scale_modifier), data<S>(m), n, none, none, none, data<int32_t>(radii));
   });
   return radii;

@@ -98,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward_cuda(
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
     const auto in = [](const OptTensor& t) { return t ? data<S>(*t) : nullptr; };
-    launch(project_vjp_kernel<S>, grid, intrinsics<S>(fx, fy, cx, cy, width, height, near), data<S>(w), Shapes<S>(s, q, c, scale_modifier),
-           data<S>(m), data<S>(k), data<int32_t>(r), n, ScreenGrads<S>{in(g2), in(gk), in(gd)},
+    launch(project_vjp_kernel<S>, grid, intrinsics<S>(fx, fy, cx, cy, width, height, near, {0, 0, width, height}), data<S>(w),
+           Shapes<S>(s, q, c, scale_modifier), data<S>(m), data<S>(k), data<int32_t>(r), n, ScreenGrads<S>{in(g2), in(gk), in(gd)},
            WorldGrads<S>{data<S>(dm), data<S>(ds), data<S>(dq), data<S>(dc)}, data<double>(pose_rows));
     if (need_view) launch(sum_columns<S, double>, dim3(kPoseEntries), data<double>(pose_rows), int64_t(grid.x), data<S>(dw));
   });

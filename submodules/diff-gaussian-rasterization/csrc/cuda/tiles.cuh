@@ -16,7 +16,7 @@ constexpr int kTile = 16;
 using Grid = Tiling<kTile, kTile>;
 // Pixels of a warp.
 constexpr int kPatchWidth = 8, kPatchHeight = 4;
-static_assert(kPatchWidth * kPatchHeight == kWarp && kTile * kTile == kThreads);
+static_assert(kPatchWidth * kPatchHeight == kWarp && kTile * kTile == kThreads && kTile == kSquare);
 
 // Features (colors, then depth) that a kernel carries in registers. More of them go through in chunks, each a block of
 // its own: every result is a sum over features.
@@ -34,17 +34,19 @@ template <class S> struct Lists {
   const int32_t *tile_start, *ranks;
 };
 
-// Where a thread's warp and pixel lie in the image.
+// Where a thread's warp and pixel lie in the image, and whether and where the pixel lies in the window.
 struct Place {
   int warp, lane, left, top, x, y;
   bool inside;
+  int64_t pixel;
 
   DGR_DEVICE explicit Place(const Grid& grid) {
     warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    left = int(blockIdx.x) % int(grid.columns) * kTile + warp % (kTile / kPatchWidth) * kPatchWidth;
-    top = int(blockIdx.x) / int(grid.columns) * kTile + warp / (kTile / kPatchWidth) * kPatchHeight;
+    left = int(grid.left) + int(blockIdx.x) % int(grid.columns) * kTile + warp % (kTile / kPatchWidth) * kPatchWidth;
+    top = int(grid.top) + int(blockIdx.x) / int(grid.columns) * kTile + warp / (kTile / kPatchWidth) * kPatchHeight;
     x = left + lane % kPatchWidth, y = top + lane / kPatchWidth;
-    inside = x < grid.width && y < grid.height;
+    inside = x < grid.left + grid.width && y < grid.top + grid.height;
+    pixel = (y - grid.top) * grid.width + (x - grid.left);
   }
   // Does the footprint cover a pixel of the warp?
   template <class S> DGR_DEVICE bool meets(const Record<S>& r) const {

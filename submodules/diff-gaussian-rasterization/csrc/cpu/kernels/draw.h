@@ -32,16 +32,6 @@ constexpr int kPrefetch = 4;
 // The same for rows of gradients when they are added up.
 constexpr int kPrefetchRows = 16;
 
-// Centres of pixels from the corner of the tile; a group of rows may start anywhere in it.
-template <class S> struct Centers {
-  static constexpr int kCount = std::max(kTileWidth, kTileHeight) + kLanes;
-  alignas(64) S at[kCount];
-  constexpr Centers() : at() {
-    for (int i = 0; i < kCount; ++i) at[i] = S(i) + S(0.5);
-  }
-};
-template <class S> constexpr Centers<S> kCenters{};
-
 using Ints = NativeOf<float, kLanes>::Bits;
 constexpr Ints kLane = {0, 1, 2, 3, 4, 5, 6, 7};
 template <class S> DGR_HD Ints ints(V<S> a) { return __builtin_convertvector(a.v, Ints); }
@@ -56,15 +46,42 @@ template <class S> struct Cover {
   S dy[kTileHeight + kLanes] = {}, linear[kTileHeight + kLanes] = {}, constant[kTileHeight + kLanes] = {};
 };
 
-// `x`, `y`: centre of the footprint from the corner of the tile; bit r of `live`: row r has unfinished pixels.
-template <class S> DGR_HD void cover(const Record<S>& r, S x, S y, uint64_t live, Cover<S>& out) {
+struct Region {
+  int64_t x, y;       // of the tile in the window
+  int width, height;  // of the tile inside the window
+  int squares;        // that are drawn, a bit each
+
+  Region(const TileGrid& grid, int64_t tile, const uint8_t* squares_of_tile)
+      : x(tile % grid.columns * kTileWidth),
+        y(tile / grid.columns * kTileHeight),
+        width(int(std::min<int64_t>(kTileWidth, grid.width - x))),
+        height(int(std::min<int64_t>(kTileHeight, grid.height - y))),
+        squares(squares_of_tile ? squares_of_tile[tile] : kAllSquares) {}
+};
+
+// Where a tile lies in the image: its corner, and the centres of its pixels. They are exact, so that what is computed at a
+// pixel does not depend on the window. A group of rows may start anywhere in the tile.
+template <class S> struct Centers {
+  S left, top;
+  alignas(64) S columns[kTileWidth], rows[kTileHeight + kLanes];
+
+  Centers(const TileGrid& grid, const Region& region) : left(S(grid.left + region.x)), top(S(grid.top + region.y)) {
+    for (int i = 0; i < kTileWidth; ++i) columns[i] = left + (S(i) + S(0.5));
+    for (int i = 0; i < kTileHeight + kLanes; ++i) rows[i] = top + (S(i) + S(0.5));
+  }
+};
+
+// Bit r of `live`: row r has unfinished pixels.
+template <class S> DGR_HD void cover(const Record<S>& r, const Centers<S>& centers, uint64_t live, Cover<S>& out) {
   out.count = 0;
+  // The centre of the footprint from the corner of the tile. Rounded, unlike dy: only which cells to try depends on it.
+  const S x = r.x - centers.left, y = r.y - centers.top;
   const S top = std::max(y - r.half_height, S(0)), bottom = std::min(y + r.half_height, S(kTileHeight));
   if (!(top < bottom)) return;
   const int last_row = std::min(int(bottom), kTileHeight - 1);
   uint32_t* next = out.cells;
   for (int base = int(top); base <= last_row; base += kLanes) {
-    const V<S> dy = V<S>::load(kCenters<S>.at + base) - V<S>(y);
+    const V<S> dy = V<S>::load(centers.rows + base) - V<S>(r.y);
     const RowTerms<V<S>> terms = row_terms(V<S>(r.log_opacity), V<S>(r.b), V<S>(r.c), dy);
     dy.store(out.dy + base);
     terms.linear.store(out.linear + base);
@@ -91,22 +108,16 @@ template <class S> DGR_HD void cover(const Record<S>& r, S x, S y, uint64_t live
   for (int i = 0; i < kStep - 1; ++i) next[i] = kTilePixels;
 }
 
-struct Region {
-  int64_t x, y;
-  int width, height;  // of the tile inside the image
-
-  Region(const TileGrid& grid, int64_t tile)
-      : x(tile % grid.columns * kTileWidth),
-        y(tile / grid.columns * kTileHeight),
-        width(int(std::min<int64_t>(kTileWidth, grid.width - x))),
-        height(int(std::min<int64_t>(kTileHeight, grid.height - y))) {}
-};
-
-// Pixels outside the image, and on the pad of the plane, count as finished.
+// Pixels outside the window, in squares that are not drawn, and on the pad of the plane count as finished.
 template <class S> void start_transmittance(const Region& region, S* t) {
   for (int row = 0; row < kTileHeight; ++row)
     for (int column = 0; column < kTileWidth; ++column)
       t[row * kTileWidth + column] = row < region.height && column < region.width ? S(1) : S(-1);
+  for (int square = 0; square < kSquaresAcross * kSquaresDown; ++square) {
+    if (region.squares >> square & 1) continue;
+    S* corner = t + square / kSquaresAcross * kSquare * kTileWidth + square % kSquaresAcross * kSquare;
+    for (int row = 0; row < kSquare; ++row) std::fill_n(corner + row * kTileWidth, kSquare, S(-1));
+  }
   std::fill(t + kTilePixels, t + kPlane, S(-1));
 }
 
@@ -129,9 +140,10 @@ template <class S> DGR_HD const Record<S>& record_at(const DrawLists<S>& lists, 
   return *reinterpret_cast<const Record<S>*>(lists.records + rank * lists.stride);
 }
 
-// Walks the list of a tile: draw(record, x, cover, position) for each Gaussian until the tile is finished.
+// Walks the list of a tile: draw(record, cover, position) for each Gaussian until the tile is finished.
 // Returns the position behind the last Gaussian drawn.
-template <class S, class Draw> DGR_HD int32_t walk(const DrawLists<S>& lists, const Region& region, int64_t tile, const S* t, const Draw& draw) {
+template <class S, class Draw>
+DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, const S* t, const Draw& draw) {
   Cover<S> covered;
   const int32_t begin = lists.tile_start[tile], end = lists.tile_start[tile + 1];
   uint64_t live = 0;
@@ -142,9 +154,8 @@ template <class S, class Draw> DGR_HD int32_t walk(const DrawLists<S>& lists, co
       for (int64_t byte = 0; byte < lists.stride * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(ahead + byte);
     }
     const Record<S>& record = record_at(lists, lists.ranks[i]);
-    const S x = record.x - S(region.x);
-    cover(record, x, record.y - S(region.y), live, covered);
-    draw(record, x, covered, i);
+    cover(record, centers, live, covered);
+    draw(record, covered, i);
   }
   return end;
 }
@@ -168,21 +179,22 @@ template <class S> DGR_HD Cells<S> of_rows(const S* table, const uint32_t* at) {
   for (int i = 0; i < kStep; ++i) r.v[i] = V<S>(table[at[i] / kTileWidth]);
   return r;
 }
-template <class S> DGR_HD Cells<S> of_columns(const uint32_t* at) {
+template <class S> DGR_HD Cells<S> of_columns(const S* table, const uint32_t* at) {
   Cells<S> r;
-  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>::load(kCenters<S>.at + at[i] % kTileWidth);
+  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>::load(table + at[i] % kTileWidth);
   return r;
 }
 
 template <class S, int C>
-void draw_tile(const DrawLists<S>& lists, const Region& region, int64_t tile, int runtime, S* t, S* planes) {
-  walk(lists, region, tile, t, [=](const Record<S>& r, S x, const Cover<S>& cover, int64_t) DGR_LAMBDA {
+void draw_tile(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* planes) {
+  const S* columns = centers.columns;
+  walk(lists, centers, tile, t, [=](const Record<S>& r, const Cover<S>& cover, int64_t) DGR_LAMBDA {
     const int n = channels<C>(runtime);
     const S* features = r.features();
-    const Cells<S> a{V<S>(r.a)}, vx{V<S>(x)};
+    const Cells<S> a{V<S>(r.a)}, x{V<S>(r.x)};
     for (int k = 0; k < cover.count; k += kStep) {
       const uint32_t* at = cover.cells + k;
-      const Cells<S> dx = of_columns<S>(at) - vx;
+      const Cells<S> dx = of_columns(columns, at) - x;
       Cells<S> trans = load_cells(t, at);
       const Cells<S> weight = blend(opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx)), trans);
       store_cells(trans, t, at);
@@ -196,19 +208,20 @@ void draw_tile(const DrawLists<S>& lists, const Region& region, int64_t tile, in
 
 // A: the gradient of alpha is there.
 template <class S, int C, bool A>
-void draw_tile_vjp(const DrawLists<S>& lists, const Region& region, int64_t tile, int runtime, S* t, S* rest, const S* grads,
+void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* rest, const S* grads,
                    V<S>* runtime_sums, S* pair_grads) {
-  const int32_t drawn = walk(lists, region, tile, t, [=](const Record<S>& r, S x, const Cover<S>& cover, int64_t position) DGR_LAMBDA {
+  const S* columns = centers.columns;
+  const int32_t drawn = walk(lists, centers, tile, t, [=](const Record<S>& r, const Cover<S>& cover, int64_t position) DGR_LAMBDA {
     const int n = channels<C>(runtime);
     const S *alpha_grads = grads + n * kPlane, *features = r.features();
     const V<S> zero(S(0));
-    const Cells<S> a{V<S>(r.a)}, vx{V<S>(x)};
+    const Cells<S> a{V<S>(r.a)}, x{V<S>(r.x)};
     V<S> local[C > 0 ? pair_row(C) : 1];
     V<S>* sums = C > 0 ? local : runtime_sums;
     for (int i = 0; i < pair_row(n); ++i) sums[i] = zero;
     for (int k = 0; k < cover.count; k += kStep) {
       const uint32_t* at = cover.cells + k;
-      const Cells<S> dx = of_columns<S>(at) - vx;
+      const Cells<S> dx = of_columns(columns, at) - x;
       Cells<S> weight, trans = load_cells(t, at), left = load_cells(rest, at);
       const Opacity<Cells<S>> opacity = opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx));
       Cells<S> color_grad = A ? load_cells(alpha_grads, at) : Cells<S>(zero);
@@ -233,7 +246,7 @@ void draw_tile_vjp(const DrawLists<S>& lists, const Region& region, int64_t tile
   std::fill(pair_grads + drawn * row_size, pair_grads + lists.tile_start[tile + 1] * row_size, S(0));
 }
 
-// Copies between a tile's plane and its place in an image; whole rows at a size that the compiler knows.
+// Copies between a tile's plane and its place in the window's images; whole rows at a size that the compiler knows.
 template <class S> void copy_row(const S* from, int width, S* to) {
   if (width == kTileWidth) std::memcpy(to, from, kTileWidth * sizeof(S));
   else std::copy_n(from, width, to);
@@ -294,14 +307,15 @@ template <class S> void write_records(const Splats<S>& in, int64_t begin, int64_
 }
 
 template <class S>
-void list_tiles(const DrawLists<S>& lists, int64_t width, int64_t height, int64_t begin, int64_t end, std::vector<int32_t>& tiles,
+void list_tiles(const DrawLists<S>& lists, const Window& window, int64_t begin, int64_t end, std::vector<int32_t>& tiles,
                 int32_t* count_of_tile, int32_t* count_of_rank) {
-  const TileGrid grid(width, height);
+  const TileGrid grid(window);
   for (int64_t rank = begin; rank < end; ++rank) {
     const size_t before = tiles.size();
     visit_tiles(record_at(lists, rank), grid, [&](int64_t row, int64_t first, int64_t last) DGR_LAMBDA {
       for (int64_t column = first; column <= last; ++column) {
         const int32_t tile = int32_t(row * grid.columns + column);
+        if (lists.squares && !lists.squares[tile]) continue;
         tiles.push_back(tile);
         ++count_of_tile[tile];
       }
@@ -311,20 +325,20 @@ void list_tiles(const DrawLists<S>& lists, int64_t width, int64_t height, int64_
 }
 
 template <class S> void draw(const DrawLists<S>& lists, const Canvas<S>& out, int64_t tile) {
-  const TileGrid grid(out.width, out.height);
-  const int64_t c = out.channels, features = c + 1;
+  const TileGrid grid(out.window);
+  const int64_t c = out.channels, features = c + 1, pixels = grid.height * grid.width;
   on_channels(features, [&](auto tag) DGR_LAMBDA {
     constexpr int C = decltype(tag)::value;
     Scratch<S> scratch((1 + features) * kPlane);
     S *t = scratch.data(), *planes = t + kPlane;
-    const Region region(grid, tile);
+    const Region region(grid, tile, lists.squares);
     start_transmittance(region, t);
-    draw_tile<S, C>(lists, region, tile, int(features), t, planes);
+    draw_tile<S, C>(lists, Centers<S>(grid, region), tile, int(features), t, planes);
     for (int i = 0; i < kTilePixels; ++i) t[i] = std::abs(t[i]);
     for (int64_t k = 0; k < c; ++k) {
       S* plane = planes + k * kPlane;
       for (int i = 0; i < kTilePixels; ++i) plane[i] += out.background[k] * t[i];
-      store_plane(plane, grid, region, out.image + k * out.height * out.width);
+      store_plane(plane, grid, region, out.image + k * pixels);
     }
     store_plane(planes + c * kPlane, grid, region, out.depth);
     for (int i = 0; i < kTilePixels; ++i) t[i] = S(1) - t[i];
@@ -333,15 +347,15 @@ template <class S> void draw(const DrawLists<S>& lists, const Canvas<S>& out, in
 }
 
 template <class S> void draw_vjp(const DrawLists<S>& lists, const CanvasGrads<S>& in, int64_t tile) {
-  const TileGrid grid(in.width, in.height);
+  const TileGrid grid(in.window);
   // Depth is the last feature: without a gradient it is left off the end.
-  const int64_t c = in.channels, features = c + (in.g_depth ? 1 : 0), row_size = pair_row(int(features)), pixels = in.height * in.width;
+  const int64_t c = in.channels, features = c + (in.g_depth ? 1 : 0), row_size = pair_row(int(features)), pixels = grid.height * grid.width;
   on_channels(features, [&](auto tag) DGR_LAMBDA {
     constexpr int C = decltype(tag)::value;
     Scratch<S> scratch((3 + features) * kPlane + row_size * kLanes);
     S *t = scratch.data(), *rest = t + kPlane, *grads = rest + kPlane, *alpha_grads = grads + features * kPlane;
     V<S>* sums = reinterpret_cast<V<S>*>(alpha_grads + kPlane);
-    const Region region(grid, tile);
+    const Region region(grid, tile, lists.squares);
     // <gradient, pixel>: what is still to come, in front of the first Gaussian.
     const auto take = [&](const S* gradient, const S* image, S* plane) DGR_LAMBDA {
       S* value = t;  // not yet in use
@@ -360,7 +374,8 @@ template <class S> void draw_vjp(const DrawLists<S>& lists, const CanvasGrads<S>
       in.background[tile * c + k] = total;
     }
     start_transmittance(region, t);
-    (in.g_alpha ? draw_tile_vjp<S, C, true> : draw_tile_vjp<S, C, false>)(lists, region, tile, int(features), t, rest, grads, sums, in.pair_grads);
+    (in.g_alpha ? draw_tile_vjp<S, C, true> : draw_tile_vjp<S, C, false>)(lists, Centers<S>(grid, region), tile, int(features), t, rest, grads, sums,
+                                                                           in.pair_grads);
   });
 }
 

@@ -29,11 +29,13 @@ template <class S> Camera<V<S>> camera_of(const View& view, const S* w) {
   Camera<S> limits;
   limits.fx = S(view.fx), limits.fy = S(view.fy), limits.cx = S(view.cx), limits.cy = S(view.cy);
   set_limits(limits, double(view.width), double(view.height));
+  set_window(limits, view.window);
   Camera<V<S>> c;
   c.r0 = {w[0], w[1], w[2]}, c.r1 = {w[4], w[5], w[6]}, c.r2 = {w[8], w[9], w[10]}, c.p = {w[3], w[7], w[11]};
   c.fx = limits.fx, c.fy = limits.fy, c.cx = limits.cx, c.cy = limits.cy;
   c.u_min = limits.u_min, c.u_max = limits.u_max, c.v_min = limits.v_min, c.v_max = limits.v_max;
   c.width = limits.width, c.height = limits.height;
+  c.left = limits.left, c.top = limits.top, c.right = limits.right, c.bottom = limits.bottom;
   c.near = S(view.near);
   return c;
 }

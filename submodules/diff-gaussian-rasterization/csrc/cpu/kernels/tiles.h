@@ -13,6 +13,11 @@ constexpr int kTilePixels = kTileWidth * kTileHeight;
 
 using TileGrid = Tiling<kTileWidth, kTileHeight>;
 
+// Squares of a mask in a tile, row by row; all of them as bits.
+constexpr int kSquaresAcross = kTileWidth / kSquare, kSquaresDown = kTileHeight / kSquare;
+constexpr int kAllSquares = (1 << kSquaresAcross * kSquaresDown) - 1;
+static_assert(kTileWidth % kSquare == 0 && kTileHeight % kSquare == 0 && kAllSquares <= 255);
+
 // Scalars a record takes: whole 16 byte steps.
 template <class S> int64_t record_stride(int64_t features) { return (kHeader<S> + features + 3) / 4 * 4; }
 

@@ -1,0 +1,174 @@
+"""Windows: a part of the image is drawn with the bits of the whole, and its gradients are those of the same part."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diff_gaussian_rasterization import cpu_kernels, ops, rasterize, visible_radii
+from diff_gaussian_rasterization.reference import rasterize_reference
+from rasterizer_scenes import Scene, make_scene, with_cov3d
+from torch import Tensor
+
+SIZE = (150, 110)
+LONG = 20
+"""Axis ratio of long Gaussians."""
+RAW = torch.ops.diff_gaussian_rasterization
+PLANES = ("image", "alpha", "depth")
+LEAVES = ("means", "opacities", "colors", "scales", "quats", "world_view", "background")
+
+
+def window_scene(seed: int = 0, dtype: torch.dtype = torch.float32) -> Scene:
+    """Gaussians all over the image and beyond; some opaque, which reach farther than their radii; some long."""
+    width, height = SIZE
+    scene = make_scene(250, width=width, height=height, seed=seed, dtype=dtype)
+    scene["opacities"][::3] = 1.0
+    scene["scales"][::5, 0] *= LONG
+    return scene | {"fx": 0.9 * width, "fy": 0.9 * height}
+
+
+def windows(count: int, seed: int = 0) -> list[ops.Window]:
+    """The whole image, single pixels in two corners, and any others."""
+    width, height = SIZE
+    generator = torch.Generator().manual_seed(seed)
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    some: list[ops.Window] = [(0, 0, width, height), (width - 1, height - 1, 1, 1), (0, height - 1, 1, 1)]
+    while len(some) < count:
+        x, y = below(width), below(height)
+        some.append((x, y, 1 + below(width - x), 1 + below(height - y)))
+    return some
+
+
+def part(plane: Tensor, window: ops.Window) -> Tensor:
+    x, y, width, height = window
+    return plane[..., y : y + height, x : x + width]
+
+
+def gradients(scene: Scene, weights: list[Tensor], **options: object) -> dict[str, Tensor]:
+    """Of <weights, outputs>, for every tensor and for means2d."""
+    inputs = {name: scene[name].clone().requires_grad_() for name in LEAVES}
+    inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
+    out = rasterize(**(scene | inputs), **options)
+    loss = sum((getattr(out, name) * weight).sum() for name, weight in zip(PLANES, weights, strict=True))
+    return dict(zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True))
+
+
+def weights_of(channels: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((channels, *SIZE[::-1]), SIZE[::-1], SIZE[::-1])
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def assert_gradients_close(actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Equal up to the order of sums.
+
+    The terms have the same bits. A sum of n terms of either sign is wrong by about sqrt(n) half eps of their sizes in
+    any order, and n is up to 16500 here, the pixels of the image: 64 eps. Behind the sums, the gradient of the inverse
+    of a covariance multiplies what is wrong by its condition number, ``LONG`` squared.
+    """
+    for name, value in expected.items():
+        error, scale = float((actual[name] - value).abs().max()), float(value.abs().max())
+        tolerance = 64 * torch.finfo(dtype).eps * (1 if name in ("opacities", "colors", "background") else LONG**2)
+        assert error <= tolerance * scale, (name, error, scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_window_has_the_bits_of_the_whole(seed: int, dtype: torch.dtype) -> None:
+    scene = window_scene(seed, dtype)
+    for variant in (scene, with_cov3d(scene)):
+        whole = rasterize(**variant)
+        for window in windows(12, seed):
+            drawn = rasterize(**variant, window=window)
+            for name in PLANES:
+                assert torch.equal(getattr(drawn, name), part(getattr(whole, name), window)), (window, name)
+
+
+def test_window_that_is_the_image_is_no_window() -> None:
+    scene = window_scene()
+    scene["means"] = scene["means"] * 2  # some are culled
+    for a, b in zip(rasterize(**scene), rasterize(**scene, window=(0, 0, *SIZE)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_those_of_the_part(dtype: torch.dtype) -> None:
+    scene = window_scene(dtype=dtype)
+    weights = weights_of(3, dtype)
+    for window in windows(6):
+        outside = [torch.zeros_like(weight) for weight in weights]
+        for masked, weight in zip(outside, weights, strict=True):
+            part(masked, window).copy_(part(weight, window))
+        expected = gradients(scene, outside)
+        actual = gradients(scene, [part(weight, window) for weight in weights], window=window)
+        assert_gradients_close(actual, expected, dtype)
+
+
+def test_culling_leaves_what_reaches_the_window() -> None:
+    scene = window_scene()
+    names = ("means", "scales", "quats", "world_view", "fx", "fy", "cx", "cy", "width", "height")
+    whole = rasterize(**scene).radii
+    for window in windows(8):
+        radii = rasterize(**scene, window=window).radii
+        assert torch.equal(radii, visible_radii(**{name: scene[name] for name in names}, window=window))
+        assert torch.equal(radii, torch.where(radii > 0, whole, 0))
+    assert 0 < int((radii > 0).sum()) < int((whole > 0).sum())
+
+
+def test_reference_draws_windows_too() -> None:
+    scene = make_scene(60, dtype=torch.float64)
+    window = (11, 5, 30, 19)
+    drawn, expected = rasterize(**scene, window=window), rasterize_reference(**scene, window=window)
+    assert torch.equal(drawn.radii, expected.radii)
+    for name in PLANES:
+        torch.testing.assert_close(getattr(drawn, name), getattr(expected, name), rtol=0, atol=1e-12)
+        assert torch.equal(getattr(expected, name), part(getattr(rasterize_reference(**scene), name), window))
+
+
+def test_bits_do_not_depend_on_where_in_a_large_image() -> None:
+    # Coordinates of four digits, and Gaussians as long as the image is wide.
+    scene = make_scene(400, width=6000, height=40, dtype=torch.float32)
+    scene |= {"fx": 5400.0, "fy": 36.0}
+    scene["scales"][::4] *= torch.tensor([8.0, 0.1, 0.1])
+    whole = rasterize(**scene)
+    for window in ((5003, 7, 901, 30), (2047, 0, 1, 40), (4097, 13, 1033, 1), (31, 1, 5969, 39)):
+        drawn = rasterize(**scene, window=window)
+        for name in PLANES:
+            assert torch.equal(getattr(drawn, name), part(getattr(whole, name), window)), (window, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu_kernels().startswith("x86-64"), reason="built without a choice between variants")
+def test_every_variant_keeps_the_bits() -> None:
+    for variant in {"v3", cpu_kernels().removeprefix("x86-64-")}:
+        environment = {**os.environ, "MOMENTUM_GS_CPU": variant}
+        command = [sys.executable, "-m", "pytest", "-q", "-k", "has_the_bits", str(Path(__file__).resolve())]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "window", [(0, 0, 0, 5), (-1, 0, 5, 5), (100, 0, 51, 5), (0, 109, 5, 2), (0, 0, 151, 110), (0, 0, 5)]
+)
+def test_window_outside_of_the_image_is_refused(window: tuple[int, ...]) -> None:
+    scene = window_scene()
+    with pytest.raises(ValueError, match=r"rasterize: window is \(.*inside of the image of 150x110 pixels"):
+        rasterize(**scene, window=window)
+    with pytest.raises(ValueError, match="rasterize: window is "):
+        names = ("means", "scales", "quats", "world_view", "fx", "fy", "cx", "cy", "width", "height")
+        visible_radii(**{name: scene[name] for name in names}, window=window)
+    camera = [scene[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]
+    shape = [scene["means"], scene["scales"], scene["quats"], None, scene["world_view"]]
+    drawn = [*RAW.project(*shape, None, *camera, 1.0, 0.2), scene["opacities"], scene["colors"], scene["background"]]
+    for call in (
+        lambda: RAW.project(*shape, None, *camera, 1.0, 0.2, window),
+        lambda: RAW.visible_radii(*shape, *camera, 1.0, 0.2, window),
+        lambda: RAW.composite(*drawn, *SIZE, window),
+    ):
+        with pytest.raises(RuntimeError, match=r"rasterize: window is \[.*inside of an image of 150x110 pixels"):
+            call()
