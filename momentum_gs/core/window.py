@@ -1,7 +1,7 @@
 """The part of a view that a block trains on.
 
-A block owns squares of a fixed raster that is laid over every image, whatever its resolution. What a training step draws
-is the rectangle around them, with a margin in which pixels are drawn but do not count.
+A block owns squares of a fixed raster that is laid over every image, whatever its resolution. A training step draws the
+rectangle around them, with a margin in which pixels are drawn but do not count.
 """
 
 from dataclasses import dataclass

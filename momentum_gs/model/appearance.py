@@ -55,7 +55,9 @@ def sliced(
     """
     _, height, width = image.shape
     brightness = torch.einsum("c,chw->hw", image.new_tensor(_LUMA), image)
-    left, top, (of_width, of_height) = (0, 0, (width, height)) if window is None else (window.x, window.y, window.image_size)
+    left, top, of_width, of_height = 0, 0, width, height
+    if window is not None:
+        left, top, (of_width, of_height) = window.x, window.y, window.image_size
     x = (torch.arange(left, left + width, device=image.device) + 0.5) / of_width
     y = (torch.arange(top, top + height, device=image.device) + 0.5) / of_height
     where = torch.stack([x.expand(height, width), y[:, None].expand(height, width), brightness], dim=-1)

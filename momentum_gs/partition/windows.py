@@ -41,9 +41,7 @@ def with_windows(table: PartitionTable, cameras: Sequence[Camera], weights: Weig
     return replace(table, windows=windows)
 
 
-def weights_by_model(
-    model: Model, decoder: Decoder | Harmonics, block_of_row: Int[Tensor, "n"]
-) -> Weights:
+def weights_by_model(model: Model, decoder: Decoder | Harmonics, block_of_row: Int[Tensor, "n"]) -> Weights:
     """By a render of the coarse model at the raster's resolution."""
 
     def weights(camera: Camera) -> dict[int, Tensor]:

@@ -57,9 +57,7 @@ def on_raster(weight: Float[Tensor, "height width"]) -> Float[Tensor, "32 32"]:
     return F.avg_pool2d(weight[None, None], PIXELS)[0, 0]
 
 
-def owned_squares(
-    weights: Mapping[int, Float[Tensor, "32 32"]], owner: int
-) -> dict[int, Bool[Tensor, "32 32"]]:
+def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]], owner: int) -> dict[int, Bool[Tensor, "32 32"]]:
     """The squares that each block owns in a view; blocks that own none are left out.
 
     A square may have several owners: each trains its own part of what makes up the pixel, with the others' held fixed.

@@ -53,9 +53,7 @@ def rasterize(
         **_pinhole(camera, gaussians.means),
     )
     radii = drawn.radii[: len(gaussians)]
-    return RenderOutput(
-        image=drawn.image, alpha=drawn.alpha, depth=drawn.depth, radii=radii, screen_means=screen_means
-    )
+    return RenderOutput(image=drawn.image, alpha=drawn.alpha, depth=drawn.depth, radii=radii, screen_means=screen_means)
 
 
 def spherical_harmonics(

@@ -33,9 +33,7 @@ class ViewRender:
     """The learned background alone, where there is one."""
 
 
-def decode_view(
-    model: Model, decoder: Decoder | Harmonics, camera: Camera, window: Window | None = None
-) -> Decoded:
+def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera, window: Window | None = None) -> Decoded:
     """The Gaussians of a view: of the anchors in it (or in a part of it), or all splats."""
     if isinstance(model, Splats):
         assert isinstance(decoder, Harmonics), "splats have colours of their own"

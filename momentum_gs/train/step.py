@@ -90,7 +90,8 @@ def train_step(
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
             if inputs.depths is not None:
-                terms["depth"] = config.loss.depth * target.share * depth_loss(view.output, inputs.depths.of(camera, window))
+                depth = depth_loss(view.output, inputs.depths.of(camera, window))
+                terms["depth"] = config.loss.depth * target.share * depth
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))

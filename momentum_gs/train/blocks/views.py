@@ -26,7 +26,7 @@ class BlockPlan:
     """Held-out views by the block whose cell holds the camera."""
     cell_of: CellOf | None = None
     """The block of a place; None where there is no partition."""
-    windows: list[Bool[Tensor, "v 32 32"]] | None = None
+    windows: list[Bool[Tensor, "_ 32 32"]] | None = None
     """Squares that each block owns in its training views; None: every block trains all pixels of its views."""
 
     def __len__(self) -> int:
