@@ -12,6 +12,7 @@ from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import LossConfig
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.core.window import MARGIN, RASTER, TILE, pack_owned, unpack_owned, window_of
 from momentum_gs.data.partition_table import PartitionTable
@@ -21,7 +22,8 @@ from momentum_gs.model.init import voxelize
 from momentum_gs.model.io import load_model
 from momentum_gs.render.ownership import LEAST, own_squares, owned_squares
 from momentum_gs.render.view import render_view
-from momentum_gs.train.blocks.views import initial_points, plan_blocks
+from momentum_gs.train.blocks.start import FirstBlocks
+from momentum_gs.train.blocks.views import plan_blocks
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 from momentum_gs.train.losses import reconstruction
@@ -130,12 +132,19 @@ def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_
     scene, table = load_scene(config.scene), write_table(config)
     plan = plan_blocks(scene, table, windows=True)
     assert plan.windows is not None
-    counts = [len(initial_points(scene, plan, block, config)) for block in range(4)]
-    assert sum(counts) == len(scene.points)
+    anchors = []
     for block in range(4):
-        assert (table.cell_of(initial_points(scene, plan, block, config).xyz) == block).all()
+        state = FirstBlocks(scene, plan, config, CPU)(block)
+        assert (table.cell_of(state.model.position.double()) == block).all()
         assert len(plan.windows[block]) == len(plan.train[block]) > 0
         assert plan.windows[block].any(dim=2).any(dim=1).all()
+        anchors.append(state.model.position)
+    seen = in_any_view(scene.points.xyz, scene.train)
+    expected = voxelize(scene.points.xyz[seen], config.model.voxel_size)
+    together = torch.cat(anchors)
+    assert len(together.unique(dim=0)) == len(together), "no anchor is of two blocks"
+    # Less the few that only views of other blocks see.
+    assert 0.97 * len(expected) < len(together) <= len(expected)
     with pytest.raises(UserError, match=r"blocks\.windows.*re-run 'momentum-gs partition'"):
         plan_blocks(scene, replace(table, windows=None), windows=True)
 

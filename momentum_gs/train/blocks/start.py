@@ -31,14 +31,21 @@ class FirstBlocks:
         config, device, cameras = self._config, self._device, self._plan.train[block]
         if self._initialization is not None:
             splats = seen_by(self._initialization, block, cameras)
-            return SplatBlock.from_splats(block, splats, cameras, config, device)
-        points = initial_points(self._scene, self._plan, block, config)
+            return self._own(SplatBlock.from_splats(block, splats, cameras, config, device))
+        points = initial_points(self._scene, cameras, config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(
                 f"block {block}: none of the {len(self._scene.points)} points is inside one of its "
                 f"{len(cameras)} views, expected points that they see; check the poses in sparse/0"
             )
-        state = block_kind(config).from_points(block, points, cameras, config, device)
-        if self._plan.windows is not None:
-            state.windows = self._plan.windows[block]
+        return self._own(block_kind(config).from_points(block, points, cameras, config, device))
+
+    def _own(self, state: Block) -> Block:
+        """The block less what lies outside its cell, where it trains windows."""
+        plan = self._plan
+        if plan.windows is not None and plan.cell_of is not None:
+            own = (plan.cell_of(state.model.position.double()) == state.block).nonzero()[:, 0]
+            state.model = state.model.edited(own, None, state.optimizer)
+            state.stats = state.STATS.zeros(state.model)
+            state.windows = plan.windows[state.block]
         return state

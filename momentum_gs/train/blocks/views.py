@@ -71,16 +71,12 @@ def plan_blocks(scene: Scene, table: PartitionTable | None, windows: bool = Fals
     return BlockPlan(train, test, table.cell_of, owned)
 
 
-def initial_points(scene: Scene, plan: BlockPlan, block: int, config: Config) -> PointCloud:
+def initial_points(scene: Scene, cameras: list[Camera], config: Config) -> PointCloud:
     """What a block starts from: the points in at least one of its views, or the whole cloud (``blocks.init=full``).
 
-    Points that no view of the block contains would never get a gradient and leave at the merge. With windows a block
-    has the points of its cell alone.
+    Points that no view of the block contains would never get a gradient and leave at the merge.
     """
-    points, cameras = scene.points, plan.train[block]
-    if plan.windows is not None and plan.cell_of is not None:
-        own = plan.cell_of(points.xyz) == block
-        return PointCloud(points.xyz[own], points.rgb[own])
+    points = scene.points
     if config.stage == "coarse" or config.blocks.init == "full":
         return points
     seen = in_any_view(points.xyz, cameras)
