@@ -8,11 +8,20 @@ from torch import Tensor
 Mask = Float[Tensor, "1 h w"] | None
 """1 where a pixel counts, 0 where it is ignored; None: all count."""
 
+Weights = Float[Tensor, "h w"] | None
+"""How much each pixel counts, at least 0, without a gradient; None: all alike."""
 
-def l1(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
-    """Mean absolute difference over the pixels that count; 0 where none does."""
+
+def l1(
+    a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None, weights: Weights = None
+) -> Float[Tensor, ""]:
+    """Mean absolute difference over the pixels that count; 0 where none does.
+
+    A pixel counts by its weight, or by weights * mask where both are given.
+    """
     difference = (a - b).abs()
-    return difference.mean() if mask is None else (difference * mask).sum() / _values(mask)
+    counts = _counts(mask, weights)
+    return difference.mean() if counts is None else (difference * counts).sum() / _values(counts)
 
 
 def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
@@ -25,22 +34,44 @@ def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None
     return -10 * torch.log10(square.mean() if mask is None else (square * mask).sum() / _values(mask))
 
 
-def ssim(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
+def ssim(
+    a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None, weights: Weights = None
+) -> Float[Tensor, ""]:
     """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim).
 
     With a mask both images are made black where pixels are ignored, so windows see nothing of them, and 1 - SSIM is
     summed over all windows and divided by the number of pixels that count. A window over ignored pixels alone adds
     nothing; one at their border counts for the pixels in it that do.
+
+    With weights it is the mean over the windows, each by the weight of its central pixel. Windows see the pixels around
+    as they are, whatever those weigh: nothing is made black.
+
+    With both, images are made black by the mask alone, the sum of 1 - SSIM is over all windows by their weights, and it
+    is divided by the sum of weights * mask. So weights of one change nothing beside a mask, nor does a mask of ones
+    beside weights; and where several weights sum to one at every pixel, their values of 1 - SSIM, each times its share
+    of the pixels that count, sum to that of the mask alone. It is 1, with zero gradient, where weights * mask is 0
+    everywhere: what its windows see of other pixels is then in none of those values.
     """
     if mask is None:
-        return fused_ssim(a[None], b[None])
-    whole = fused_ssim((a * mask)[None], (b * mask)[None])
-    return 1 - (1 - whole) * (mask.numel() / mask.sum().clamp_min(1))
+        return fused_ssim(a[None], b[None], weights=weights)
+    whole = fused_ssim((a * mask)[None], (b * mask)[None], weights=weights)
+    if weights is None:
+        return 1 - (1 - whole) * (mask.numel() / mask.sum().clamp_min(1))
+    counted = (weights * mask).sum()
+    return 1 - (1 - whole) * torch.where(counted > 0, weights.sum() / counted, 0)
 
 
-def _values(mask: Tensor) -> Tensor:
-    """How many values of three channels count, at least one pixel's."""
-    return 3 * mask.sum().clamp_min(1)
+def _counts(mask: Mask, weights: Weights) -> Tensor | None:
+    """How much each pixel counts, [1,H,W]; None: all alike."""
+    if weights is None:
+        return mask
+    return weights[None] if mask is None else weights * mask
+
+
+def _values(counts: Tensor) -> Tensor:
+    """What the values of three channels count together; of no matter where nothing counts, but not 0."""
+    total = counts.sum()
+    return 3 * torch.where(total > 0, total, 1)
 
 
 def to_uint8(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
