@@ -43,14 +43,14 @@ def ssim(
     summed over all windows and divided by the number of pixels that count. A window over ignored pixels alone adds
     nothing; one at their border counts for the pixels in it that do.
 
-    With weights it is the mean over the windows, each by the weight of its middle. Windows see the pixels around as they
-    are, whatever those weigh: nothing is made black.
+    With weights it is the mean over the windows, each by the weight of its central pixel. Windows see the pixels around
+    as they are, whatever those weigh: nothing is made black.
 
     With both, images are made black by the mask alone, the sum of 1 - SSIM is over all windows by their weights, and it
     is divided by the sum of weights * mask. So weights of one change nothing beside a mask, nor does a mask of ones
     beside weights; and where several weights sum to one at every pixel, their values of 1 - SSIM, each times its share
-    of the pixels that count, sum to that of the mask alone. It is 1, without a gradient, where weights * mask is 0
-    everywhere; the windows there that see other pixels are then in none of those values.
+    of the pixels that count, sum to that of the mask alone. It is 1, with zero gradient, where weights * mask is 0
+    everywhere: what its windows see of other pixels is then in none of those values.
     """
     if mask is None:
         return fused_ssim(a[None], b[None], weights=weights)

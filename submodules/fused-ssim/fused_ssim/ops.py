@@ -31,10 +31,14 @@ def cpu_kernels() -> str:
     return torch.ops.fused_ssim.cpu_kernels()
 
 
-def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
-    """Mean structural similarity of two batches of images.
+def fused_ssim(
+    img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True, weights: Tensor | None = None
+) -> Tensor:
+    """Mean structural similarity of two batches of images, over all pixels alike or by weights.
 
-    11x11 Gaussian window of sigma 1.5 per channel, C1 = 0.01^2, C2 = 0.03^2 (values in [0, 1]).
+    11x11 Gaussian window of sigma 1.5 per channel, C1 = 0.01^2, C2 = 0.03^2 (values in [0, 1]). With weights w, shared
+    by batch and channels, it is sum(w * ssim) / (B * C * sum(w)). Windows see the images as they are, whatever the
+    weights around: no edge arises where these end.
 
     Args:
         img1: [B,C,H,W] float32 or float64, the render.
@@ -42,48 +46,52 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
         padding: ``same``: mean over all pixels, zeros around the images (3DGS); ``valid``: over the pixels whose window
             lies inside.
         train: False skips all work for the gradient.
+        weights: [H,W], for ``valid`` [H-10,W-10], of the images' dtype, at least 0 (not looked at): what each pixel of
+            the SSIM map counts. Pixels of weight 0 do not count, even if they are no numbers. Has no gradient.
 
     Returns:
-        Scalar in [-1, 1], differentiable once for both images. The gradient of ``img1`` costs no second pass, that of
-        ``img2`` one. The same bits whatever the number of threads.
+        Scalar in [-1, 1], differentiable once for both images; 1 with zero gradient where all weights are 0. The
+        gradient of ``img1`` costs no second pass, that of ``img2`` one. The same bits whatever the number of threads.
 
     Raises:
-        ValueError: for another padding.
-        RuntimeError: for images that do not match or are too small.
+        ValueError: for another padding, and for weights that require a gradient while gradients are recorded.
+        RuntimeError: for images that do not match or are too small, and weights that do not match.
     """
     if padding not in ("same", "valid"):
         raise ValueError(f"fused_ssim: padding is {padding!r}, expected 'same' or 'valid'")
+    if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+        raise ValueError("fused_ssim: weights require a gradient, expected none as they get none; detach them")
     valid = padding == "valid"
     if train and torch.is_grad_enabled() and (img1.requires_grad or img2.requires_grad):
-        return torch.ops.fused_ssim.mean_ssim_with_grad(img1, img2, valid)[0]
-    return torch.ops.fused_ssim.mean_ssim(img1.detach(), img2.detach(), valid)
+        return torch.ops.fused_ssim.mean_ssim_with_grad(img1, img2, valid, weights)[0]
+    return torch.ops.fused_ssim.mean_ssim(img1.detach(), img2.detach(), valid, weights)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
-    img1, img2, ctx.valid = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    img1, img2, ctx.valid, weights = inputs
     grad = output[1]
     ctx.mark_non_differentiable(grad)
-    ctx.save_for_backward(grad, *((img1, img2) if ctx.needs_input_grad[1] else ()))
+    ctx.save_for_backward(grad, *((img1, img2, weights) if ctx.needs_input_grad[1] else ()))
 
 
-def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    grad, *images = ctx.saved_tensors
+def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    grad, *rest = ctx.saved_tensors
     grad1 = upstream * grad if ctx.needs_input_grad[0] else None
     grad2 = None
-    if images:  # SSIM is symmetric: the same operator with the images swapped
-        img1, img2 = images
-        grad2 = upstream * torch.ops.fused_ssim.mean_ssim_with_grad(img2, img1, ctx.valid)[1]
-    return grad1, grad2, None
+    if rest:  # SSIM is symmetric: the same operator with the images swapped
+        img1, img2, weights = rest
+        grad2 = upstream * torch.ops.fused_ssim.mean_ssim_with_grad(img2, img1, ctx.valid, weights)[1]
+    return grad1, grad2, None, None
 
 
 torch.library.register_autograd("fused_ssim::mean_ssim_with_grad", _backward, setup_context=_save)
 
 
 @torch.library.register_fake("fused_ssim::mean_ssim")
-def _(img1: Tensor, img2: Tensor, valid: bool) -> Tensor:
+def _(img1: Tensor, img2: Tensor, valid: bool, weights: Tensor | None = None) -> Tensor:
     return img1.new_empty(())
 
 
 @torch.library.register_fake("fused_ssim::mean_ssim_with_grad")
-def _(img1: Tensor, img2: Tensor, valid: bool) -> tuple[Tensor, Tensor]:
+def _(img1: Tensor, img2: Tensor, valid: bool, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return img1.new_empty(()), torch.empty_like(img1, memory_format=torch.contiguous_format)

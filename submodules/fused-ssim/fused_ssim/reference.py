@@ -8,8 +8,18 @@ RADIUS, SIGMA = 5, 1.5
 C1, C2 = 0.01**2, 0.03**2
 
 
-def mean_ssim(img1: Tensor, img2: Tensor, padding: str = "same") -> Tensor:
+def mean_ssim(img1: Tensor, img2: Tensor, padding: str = "same", weights: Tensor | None = None) -> Tensor:
     """Mean SSIM of [B,C,H,W] images; autograd gives the gradient. See ``ops.fused_ssim``."""
+    ssim = ssim_map(img1, img2, padding)
+    if weights is None:
+        return ssim.mean()
+    total = weights.sum()
+    planes = img1.shape[0] * img1.shape[1]
+    return 1 - (weights * (1 - ssim)).sum() / (planes * torch.where(total > 0, total, 1))
+
+
+def ssim_map(img1: Tensor, img2: Tensor, padding: str = "same") -> Tensor:
+    """SSIM at each pixel, of [B,C,H,W] images: that shape too, or [B,C,H-10,W-10] for ``valid``."""
     channels = img1.shape[1]
     distance = torch.arange(-RADIUS, RADIUS + 1, dtype=img1.dtype, device=img1.device)
     window = torch.exp(-(distance**2) / (2 * SIGMA**2))
@@ -25,4 +35,4 @@ def mean_ssim(img1: Tensor, img2: Tensor, padding: str = "same") -> Tensor:
     covariance = blur(img1 * img2) - mean1 * mean2
     luminance = (2 * mean1 * mean2 + C1) / (mean1**2 + mean2**2 + C1)
     structure = (2 * covariance + C2) / (variance1 + variance2 + C2)
-    return (luminance * structure).mean()
+    return luminance * structure

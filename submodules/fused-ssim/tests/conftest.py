@@ -1,11 +1,14 @@
 """Every test that asks for ``device`` runs on each driver: the CPU's, the CUDA sources on the CPU, and a GPU's."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fused_ssim import has_cuda
+
+sys.path.insert(0, str(Path(__file__).parent))  # lets the tests import ssim_pairs.py from any working directory
 
 CSRC = Path(__file__).parents[1] / "csrc"
 

@@ -4,23 +4,8 @@ import pytest
 import torch
 from fused_ssim import fused_ssim
 from fused_ssim.reference import mean_ssim
+from ssim_pairs import CASES, pair
 from torch import Tensor
-
-# One pixel, less than a window, one window, one vector and its neighbours, the edge of a band of 64 rows, two bands; a
-# tile of CUDA, 32 x 32 (double: 8 rows), and its neighbours.
-SIZES = [(1, 1), (5, 7), (11, 11), (20, 16), (9, 33), (32, 32), (64, 40), (65, 17), (135, 50)]
-BIG_ENOUGH = [size for size in SIZES if min(size) >= 11]
-CASES = [(size, "same") for size in SIZES] + [(size, "valid") for size in BIG_ENOUGH]
-
-
-def pair(
-    size: tuple[int, int], dtype: torch.dtype = torch.float64, batch: int = 1, channels: int = 3, device: str = "cpu"
-) -> list[Tensor]:
-    """An image and a noisy copy: SSIM well inside (0, 1)."""
-    generator = torch.Generator().manual_seed(size[0] * 1000 + size[1])
-    image = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
-    noise = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
-    return [x.to(device, dtype) for x in (image, 0.6 * image + 0.4 * noise)]
 
 
 def value_and_gradients(function, images: list[Tensor], padding: str) -> tuple[Tensor, ...]:

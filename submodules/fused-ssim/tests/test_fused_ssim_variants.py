@@ -27,8 +27,9 @@ results = [cpu_kernels()]
 for dtype in (torch.float32, torch.float64):
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(2, 3, 83, 147, generator=generator, dtype=dtype).requires_grad_() for _ in range(2))
-    value = fused_ssim(a, b)
-    results += [value.detach(), *torch.autograd.grad(value, (a, b))]
+    for weights in (None, torch.rand(83, 147, generator=generator, dtype=dtype)):
+        value = fused_ssim(a, b, weights=weights)
+        results += [value.detach(), *torch.autograd.grad(value, (a, b))]
 torch.save(results, sys.argv[1])
 """
 

@@ -14,6 +14,7 @@ struct Images {
   const T *x, *y;  // [planes,H,W]
   int64_t height, width;
   bool valid;
+  const T* weights;  // of the SSIM map, [H,W] or with `valid` [H-10,W-10], the same for all planes; null: ones
   T scale;
   T* grad;  // [planes,H,W], of `scale` times the sum; null: only values are wanted
 };
@@ -23,7 +24,7 @@ struct Images {
 constexpr int64_t kBandRows = 64;
 
 struct Kernels {
-  // Writes the sum of SSIM over each of the tasks [begin, end) to its place in `sums`.
+  // Writes the sum of SSIM, each pixel by its weight, over each of the tasks [begin, end) to its place in `sums`.
   void (*sum_float)(const Images<float>&, int64_t begin, int64_t end, double* sums);
   void (*sum_double)(const Images<double>&, int64_t begin, int64_t end, double* sums);
 

@@ -33,38 +33,53 @@ std::string choice(const std::string& features, const std::string& wanted) {
   return cpu_variants::variants()[cpu_variants::choose("fused_ssim", features, wanted)].name;
 }
 
+// In one order for any number of threads, which at::sum does not keep. Eight sums: one would wait for each addition.
 template <typename T>
-double mean_over_planes(const T* x, const T* y, int64_t planes, int64_t height, int64_t width, bool valid, T* grad) {
-  const int64_t margin = valid ? kRadius : 0;
-  const double count = double(planes) * (height - 2 * margin) * (width - 2 * margin);
-  const Images<T> images{x, y, height, width, valid, T(1 / count), grad};
+double sum_of(const T* values, int64_t count) {
+  double sums[8] = {}, sum = 0;
+  for (; count >= 8; count -= 8, values += 8) {
+    for (int i = 0; i < 8; ++i) sums[i] += double(values[i]);
+  }
+  for (int64_t i = 0; i < count; ++i) sums[i] += double(values[i]);
+  for (double s : sums) sum += s;
+  return sum;
+}
+
+template <typename T>
+double mean_over_planes(const T* x, const T* y, int64_t planes, int64_t height, int64_t width, bool valid, const T* weights,
+                        T* grad) {
+  const int64_t margin = valid ? kRadius : 0, pixels = (height - 2 * margin) * (width - 2 * margin);
+  const double count = double(planes) * (weights ? sum_of(weights, pixels) : double(pixels));
+  const Images<T> images{x, y, height, width, valid, weights, count == 0 ? T(0) : T(1 / count), grad};
   const auto kernel = kTables[chosen()]->of(T{});
   std::vector<double> sums(planes * ((height + kBandRows - 1) / kBandRows));
   at::parallel_for(0, int64_t(sums.size()), 1, [&](int64_t begin, int64_t end) { kernel(images, begin, end, sums.data()); });
   double sum = 0;
   for (double s : sums) sum += s;
-  return sum / count;
+  return count == 0 ? 1 : sum / count;  // nothing differs where nothing counts
 }
 
-at::Tensor run(const at::Tensor& img1, const at::Tensor& img2, bool valid, at::Tensor* grad) {
-  check(img1, img2, valid);
-  const at::Tensor x = img1.contiguous(), y = img2.contiguous();
+at::Tensor run(const at::Tensor& img1, const at::Tensor& img2, bool valid, const Weights& weights, at::Tensor* grad) {
+  check(img1, img2, valid, weights);
+  const at::Tensor x = img1.contiguous(), y = img2.contiguous(), w = weights ? weights->contiguous() : at::Tensor();
   if (grad) *grad = at::empty_like(x);
   const auto mean = [&](auto zero) {
     using T = decltype(zero);
     return mean_over_planes<T>(x.const_data_ptr<T>(), y.const_data_ptr<T>(), x.size(0) * x.size(1), x.size(2), x.size(3),
-                               valid, grad ? grad->mutable_data_ptr<T>() : nullptr);
+                               valid, weights ? w.const_data_ptr<T>() : nullptr,
+                               grad ? grad->mutable_data_ptr<T>() : nullptr);
   };
   return at::scalar_tensor(x.scalar_type() == at::kFloat ? mean(float{}) : mean(double{}), x.options());
 }
 
-at::Tensor mean_ssim(const at::Tensor& img1, const at::Tensor& img2, bool valid) {
-  return run(img1, img2, valid, nullptr);
+at::Tensor mean_ssim(const at::Tensor& img1, const at::Tensor& img2, bool valid, const Weights& weights) {
+  return run(img1, img2, valid, weights, nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor> mean_ssim_with_grad(const at::Tensor& img1, const at::Tensor& img2, bool valid) {
+std::tuple<at::Tensor, at::Tensor> mean_ssim_with_grad(const at::Tensor& img1, const at::Tensor& img2, bool valid,
+                                                       const Weights& weights) {
   at::Tensor grad;
-  at::Tensor mean = run(img1, img2, valid, &grad);
+  at::Tensor mean = run(img1, img2, valid, weights, &grad);
   return {mean, grad};
 }
 

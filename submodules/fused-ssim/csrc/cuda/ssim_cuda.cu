@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -101,11 +102,19 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// The tiles' sums of SSIM; with kTrain also the maps of d_m1, d_s11 and d_s12, one after the other.
+// Where the weight is zero the pixel does not count, even if its SSIM is no number.
+template <typename T>
+__device__ Ssim<T> by_weight(T weight, const Ssim<T>& s) {
+  if (weight == T(0)) return {T(0), T(0), T(0), T(0)};
+  return {weight * s.value, weight * s.d_m1, weight * s.d_s11, weight * s.d_s12};
+}
+
+// The tiles' sums of SSIM; with kTrain also the maps of d_m1, d_s11 and d_s12, one after the other. All of them by the
+// weights of their pixels, unless those are null.
 template <typename T, bool kTrain>
 __global__ void __launch_bounds__(kThreads)
-    tile_sums(const T* __restrict__ img1, const T* __restrict__ img2, const Tiles tiles, const Window<T> window,
-              double* __restrict__ sums, T* __restrict__ partials) {
+    tile_sums(const T* __restrict__ img1, const T* __restrict__ img2, const T* __restrict__ weights, const Tiles tiles,
+              const Window<T> window, double* __restrict__ sums, T* __restrict__ partials) {
   __shared__ T x[kPaddedRows<T>][kPaddedColumns], y[kPaddedRows<T>][kPaddedColumns];
   __shared__ T blurred[5][kPaddedRows<T>][kTileColumns];
   const Tile tile = Tile::of_block<T>(tiles);
@@ -146,7 +155,11 @@ __global__ void __launch_bounds__(kThreads)
         at_y >= tiles.height - tiles.margin) {
       continue;
     }
-    const Ssim<T> s = ssim<T>(Moments<T>{moments[0][r], moments[1][r], moments[2][r], moments[3][r], moments[4][r]});
+    Ssim<T> s = ssim<T>(Moments<T>{moments[0][r], moments[1][r], moments[2][r], moments[3][r], moments[4][r]});
+    if (weights) {
+      const T weight = weights[int64_t(at_y - tiles.margin) * (tiles.width - 2 * tiles.margin) + at_x - tiles.margin];
+      s = by_weight(weight, s);
+    }
     sum += double(s.value);
     if constexpr (kTrain) {
       T* const pixel = partials + tile.offset + int64_t(at_y) * tiles.width + at_x;
@@ -159,21 +172,25 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// One block: the mean, from the tiles' sums.
+// One block: the mean, from the tiles' sums. `total`: that of a plane's weights, which then takes the place of `pixels`, the
+// number of a plane's pixels in the mean; or null.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    mean_of_sums(const double* __restrict__ sums, int64_t tiles, double pixels, T* __restrict__ mean) {
+    mean_of_sums(const double* __restrict__ sums, int64_t tiles, double planes, double pixels,
+                 const double* __restrict__ total, T* __restrict__ mean) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < tiles; i += kThreads) sum += sums[i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *mean = T(sum / pixels);
+  if (threadIdx.x != 0) return;
+  const double count = planes * (total ? *total : pixels);
+  *mean = count == 0 ? T(1) : T(sum / count);  // nothing differs where nothing counts
 }
 
 // d mean / d x = w*d_m1 + 2 x (w*d_s11) + y (w*d_s12), the window being its own mirror image.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gradient(const T* __restrict__ img1, const T* __restrict__ img2, const T* __restrict__ partials, const Tiles tiles,
-             const Window<T> window, T scale, T* __restrict__ grad) {
+             const Window<T> window, T scale, const double* __restrict__ total, T* __restrict__ grad) {
   __shared__ T around[kPaddedRows<T>][kPaddedColumns];
   __shared__ T blurred[kPaddedRows<T>][kTileColumns];
   const Tile tile = Tile::of_block<T>(tiles);
@@ -194,6 +211,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     blur_columns(window, blurred, first, column, moved[i]);
   }
+  if (total) scale = *total == 0 ? T(0) : T(1) / T(double(tiles.planes) * *total);
   const int at_x = tile.left + column;
 #pragma unroll
   for (int r = 0; r < kRowsPerThread<T>; ++r) {
@@ -205,7 +223,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-at::Tensor run_as(const at::Tensor& x, const at::Tensor& y, bool valid, at::Tensor* grad) {
+at::Tensor run_as(const at::Tensor& x, const at::Tensor& y, bool valid, const Weights& weights, at::Tensor* grad) {
   const int64_t largest = std::numeric_limits<int>::max();
   TORCH_CHECK(x.size(2) <= largest - kTileRows<T> && x.size(3) <= largest - kTileColumns, "fused_ssim: images of shape ",
               x.sizes(), " are too large, expected sides below 2^31");
@@ -214,10 +232,14 @@ at::Tensor run_as(const at::Tensor& x, const at::Tensor& y, bool valid, at::Tens
                     (width + kTileColumns - 1) / kTileColumns, (height + kTileRows<T> - 1) / kTileRows<T>};
   TORCH_CHECK(tiles.count() <= largest, "fused_ssim: images of shape ", x.sizes(), " have ", tiles.count(),
               " tiles, expected at most 2^31 - 1");
-  const double pixels = double(tiles.planes) * (height - 2 * tiles.margin) * (width - 2 * tiles.margin);
+  const double planes = double(tiles.planes), pixels = double(height - 2 * tiles.margin) * (width - 2 * tiles.margin);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const Window<T> window;
   const T *img1 = x.const_data_ptr<T>(), *img2 = y.const_data_ptr<T>();
+  // The total stays on the device: the host does not wait for it.
+  const at::Tensor w = weights ? weights->contiguous() : at::Tensor(), sum = weights ? at::sum(w, at::kDouble) : at::Tensor();
+  const T* const weight = weights ? w.const_data_ptr<T>() : nullptr;
+  const double* const total = weights ? sum.const_data_ptr<double>() : nullptr;
   at::Tensor mean = at::empty({}, x.options());
   at::Tensor sums = at::empty({tiles.count()}, x.options().dtype(at::kDouble));
   double* const tile_sum = sums.mutable_data_ptr<double>();
@@ -225,30 +247,33 @@ at::Tensor run_as(const at::Tensor& x, const at::Tensor& y, bool valid, at::Tens
     at::Tensor maps = at::empty({3, tiles.planes, height, width}, x.options());
     T* const partials = maps.mutable_data_ptr<T>();
     *grad = at::empty_like(x);
-    launch(tile_sums<T, true>, tiles.count(), kThreads, stream, img1, img2, tiles, window, tile_sum, partials);
-    launch(gradient<T>, tiles.count(), kThreads, stream, img1, img2, partials, tiles, window, T(1 / pixels),
+    launch(tile_sums<T, true>, tiles.count(), kThreads, stream, img1, img2, weight, tiles, window, tile_sum, partials);
+    launch(gradient<T>, tiles.count(), kThreads, stream, img1, img2, partials, tiles, window, T(1 / (planes * pixels)), total,
            grad->mutable_data_ptr<T>());
   } else {
-    launch(tile_sums<T, false>, tiles.count(), kThreads, stream, img1, img2, tiles, window, tile_sum, nullptr);
+    launch(tile_sums<T, false>, tiles.count(), kThreads, stream, img1, img2, weight, tiles, window, tile_sum, nullptr);
   }
-  launch(mean_of_sums<T>, 1, kThreads, stream, tile_sum, tiles.count(), pixels, mean.mutable_data_ptr<T>());
+  launch(mean_of_sums<T>, 1, kThreads, stream, tile_sum, tiles.count(), planes, pixels, total,
+         mean.mutable_data_ptr<T>());
   return mean;
 }
 
-at::Tensor run(const at::Tensor& img1, const at::Tensor& img2, bool valid, at::Tensor* grad) {
-  check(img1, img2, valid);
+at::Tensor run(const at::Tensor& img1, const at::Tensor& img2, bool valid, const Weights& weights, at::Tensor* grad) {
+  check(img1, img2, valid, weights);
   const c10::cuda::CUDAGuard guard(img1.device());
   const at::Tensor x = img1.contiguous(), y = img2.contiguous();
-  return x.scalar_type() == at::kFloat ? run_as<float>(x, y, valid, grad) : run_as<double>(x, y, valid, grad);
+  return x.scalar_type() == at::kFloat ? run_as<float>(x, y, valid, weights, grad)
+                                       : run_as<double>(x, y, valid, weights, grad);
 }
 
-at::Tensor mean_ssim(const at::Tensor& img1, const at::Tensor& img2, bool valid) {
-  return run(img1, img2, valid, nullptr);
+at::Tensor mean_ssim(const at::Tensor& img1, const at::Tensor& img2, bool valid, const Weights& weights) {
+  return run(img1, img2, valid, weights, nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor> mean_ssim_with_grad(const at::Tensor& img1, const at::Tensor& img2, bool valid) {
+std::tuple<at::Tensor, at::Tensor> mean_ssim_with_grad(const at::Tensor& img1, const at::Tensor& img2, bool valid,
+                                                       const Weights& weights) {
   at::Tensor grad;
-  at::Tensor mean = run(img1, img2, valid, &grad);
+  at::Tensor mean = run(img1, img2, valid, weights, &grad);
   return {mean, grad};
 }
 

@@ -6,6 +6,8 @@
 // partials is. Rows outside the image are zero rows, which is the zero padding, and adjoint to itself.
 //
 // The bands do not depend on the number of threads, and their sums are added in order: neither does the result.
+//
+// Weights multiply a pixel's value and its partial derivatives; a band that no weight reaches is left out.
 #pragma once
 
 #include "../../common/ssim.h"
@@ -24,31 +26,38 @@ class BandWorker {
   static constexpr int64_t kLanes = V::kLanes;
 
  public:
-  BandWorker(int64_t height, int64_t width, bool valid, bool train)
-      : height_(height),
-        width_(width),
-        padded_((width + kLanes - 1) / kLanes * kLanes),
-        margin_(valid ? kRadius : 0),
-        train_(train),
+  explicit BandWorker(const Images<T>& images)
+      : height_(images.height),
+        width_(images.width),
+        padded_((width_ + kLanes - 1) / kLanes * kLanes),
+        margin_(images.valid ? kRadius : 0),
+        train_(images.grad != nullptr),
+        weights_(images.weights),
         images_(2 * kTaps * padded_),
-        partials_(train ? 3 * kTaps * padded_ : 0),
+        partials_(train_ ? 3 * kTaps * padded_ : 0),
         blurred_(5 * row_stride()),
+        pixel_weights_(weights_ ? padded_ : 0),
         column_sums_(padded_) {
     const auto window = gaussian_window();
     for (int k = 0; k < kTaps; ++k) weight_[k] = T(window[k]);
   }
 
-  // Sum of SSIM over rows [first, last) of a plane [H,W], and the gradient of `scale` times that sum over the plane.
+  // Weighted sum of SSIM over rows [first, last) of a plane [H,W], and those rows of the gradient of `scale` times that sum
+  // over the plane.
   double run(const T* x, const T* y, int64_t first, int64_t last, T scale, T* grad) {
-    std::fill(column_sums_.begin(), column_sums_.end(), 0.0);
     const int64_t reach = train_ ? kRadius : 0;
+    if (weights_ && all_weights_are_zero(first - reach, last + reach)) {
+      if (train_) std::fill(grad + first * width_, grad + last * width_, T(0));
+      return 0;
+    }
+    std::fill(column_sums_.begin(), column_sums_.end(), 0.0);
     for (int64_t row = first - reach - kRadius; row < first - reach + kRadius; ++row) load(x, y, row);
     for (int64_t row = first - reach; row < last + reach; ++row) {
       load(x, y, row + kRadius);
       blur_columns_of_moments(row);
       const bool counts = row >= std::max(first, margin_) && row < std::min(last, height_ - margin_);
       if (!train_) {
-        if (counts) finish_row_value();
+        if (counts) finish_row_value(row);
         continue;
       }
       if (row >= margin_ && row < height_ - margin_) {
@@ -82,6 +91,30 @@ class BandWorker {
         std::fill_n(to, padded_, T(0));
       }
     }
+  }
+
+  // The weights of a row of the image that lies in the SSIM map.
+  const T* weights_of(int64_t row) const { return weights_ + (row - margin_) * (width_ - 2 * margin_); }
+
+  bool all_weights_are_zero(int64_t first, int64_t last) const {
+    for (int64_t row = std::max(first, margin_); row < std::min(last, height_ - margin_); ++row) {
+      const T* const weights = weights_of(row);
+      for (int64_t c = 0; c < width_ - 2 * margin_; ++c) {
+        if (weights[c] != T(0)) return false;
+      }
+    }
+    return true;
+  }
+
+  void load_weights(int64_t row) {
+    if (weights_) std::copy_n(weights_of(row), width_ - 2 * margin_, pixel_weights_.data() + margin_);
+  }
+
+  // v by the weights of its pixels. Where they are zero v does not count, even if it is no number.
+  Vec weighted(int64_t c, Vec v) const {
+    if (!weights_) return v;
+    const Vec weight = V::load(pixel_weights_.data() + c);
+    return weight != Vec{} ? weight * v : Vec{};
   }
 
   // Blur the five products along y, into blurred_.
@@ -124,18 +157,20 @@ class BandWorker {
     for (int64_t lane = 0; lane < kLanes; ++lane) column_sums_[c + lane] += value[lane];
   }
 
-  void finish_row_value() {
-    for (int64_t c = 0; c < padded_; c += kLanes) add_to_column_sums(c, ssim<T>(moments_at(c)).value);
+  void finish_row_value(int64_t row) {
+    load_weights(row);
+    for (int64_t c = 0; c < padded_; c += kLanes) add_to_column_sums(c, weighted(c, ssim<T>(moments_at(c)).value));
   }
 
   void finish_row_partials(int64_t row, bool counts) {
+    load_weights(row);
     T* out[3] = {partial_row(0, row), partial_row(1, row), partial_row(2, row)};
     for (int64_t c = 0; c < padded_; c += kLanes) {
       const Ssim<Vec> s = ssim<T>(moments_at(c));
-      if (counts) add_to_column_sums(c, s.value);
-      V::store(out[0] + c, s.d_m1);
-      V::store(out[1] + c, s.d_s11);
-      V::store(out[2] + c, s.d_s12);
+      if (counts) add_to_column_sums(c, weighted(c, s.value));
+      V::store(out[0] + c, weighted(c, s.d_m1));
+      V::store(out[1] + c, weighted(c, s.d_s11));
+      V::store(out[2] + c, weighted(c, s.d_s12));
     }
     for (T* partial : out) {  // pixels that are not in the mean move nothing
       std::fill_n(partial, margin_, T(0));
@@ -173,15 +208,16 @@ class BandWorker {
 
   const int64_t height_, width_, padded_, margin_;
   const bool train_;
+  const T* const weights_;
   T weight_[kTaps];
-  std::vector<T> images_, partials_, blurred_;
+  std::vector<T> images_, partials_, blurred_, pixel_weights_;
   std::vector<double> column_sums_;
 };
 
 template <typename T>
 void sum_bands(const Images<T>& images, int64_t begin, int64_t end, double* sums) {
   const int64_t bands = (images.height + kBandRows - 1) / kBandRows;
-  BandWorker<T> worker(images.height, images.width, images.valid, images.grad != nullptr);
+  BandWorker<T> worker(images);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t offset = task / bands * images.height * images.width, first = task % bands * kBandRows;
     sums[task] = worker.run(images.x + offset, images.y + offset, first, std::min(first + kBandRows, images.height), images.scale,
