@@ -1,4 +1,4 @@
-"""The only door to the rasterizer."""
+"""The only module that calls the rasterizer."""
 
 from typing import Any
 
@@ -12,15 +12,16 @@ from momentum_gs.model.anchors import Anchors
 
 
 def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c"]) -> RenderOutput:
-    """Draws Gaussians into the camera's pixel grid, differentiable in every field of ``gaussians``.
+    """Rasterizes Gaussians for a camera; differentiable in every field of ``gaussians``.
 
     Args:
-        gaussians: What to draw; its device and dtype are those of the image.
+        gaussians: Gaussians with C colour channels; their device and dtype are those of the image.
         camera: The view.
-        background: Colour behind everything, [C].
+        background: [C] colour behind the Gaussians.
 
     Returns:
-        The image. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC.
+        Image, alpha, depth and radii. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the
+        projected means in NDC.
     """
     screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
     drawn = ops.rasterize(
@@ -42,12 +43,12 @@ def rasterize(gaussians: Gaussians, camera: Camera, background: Float[Tensor, "c
 def spherical_harmonics(
     degree: int, directions: Float[Tensor, "g 3"], sh: Float[Tensor, "g k c"]
 ) -> Float[Tensor, "g c"]:
-    """Real spherical harmonics in the order and signs of 3DGS, differentiable in both tensors.
+    """Evaluates real spherical harmonics in the order and signs of 3DGS; differentiable in both tensors.
 
     Args:
         degree: 0 to 3; the first (degree + 1)^2 of the K coefficients are used.
-        directions: From the camera to each Gaussian, any length above 0.
-        sh: Coefficients.
+        directions: From the camera to each Gaussian, of any length above 0.
+        sh: Coefficients of each Gaussian, K for each of C channels.
     """
     values: Tensor = ops.spherical_harmonics(degree, directions, sh)
     return values
@@ -55,12 +56,12 @@ def spherical_harmonics(
 
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera) -> Int[Tensor, "m"]:
-    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the image.
+    """Indices of the anchors in view: those whose ellipsoid with their first three scales projects onto the image.
 
-    The others are not decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
+    Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
 
     Returns:
-        int64 rows, ascending.
+        int64, ascending.
     """
     radii = ops.visible_radii(
         anchors.position,
