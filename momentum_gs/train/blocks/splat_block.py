@@ -73,6 +73,6 @@ class SplatBlock(Block):
 
 
 def sh_degree_at(step: int, config: Config) -> int:
-    """Degree of spherical harmonics at a block step; blocks that start from the coarse model always have the highest."""
+    """Degree of spherical harmonics at a block step; blocks that start from the coarse model begin with the highest."""
     highest = config.gaussians.sh_degree
     return highest if config.starts_from_coarse else min(step // config.gaussians.sh_every, highest)
