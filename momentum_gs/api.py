@@ -1,6 +1,6 @@
-"""What a notebook or a script needs: load a scene and a trained model, render a camera, score the image.
+"""The Python interface for notebooks and scripts: load a scene and a trained model, render a camera, score the image.
 
-``import momentum_gs as mgs`` gives these names; the first use of one loads torch. docs/python.md has an example.
+``import momentum_gs as mgs`` provides these names; torch is loaded on first use of one. docs/python.md has an example.
 """
 
 import os
@@ -43,15 +43,15 @@ class TrainedModel:
     primitives: Anchors | Splats
     """Anchors, which a decoder turns into Gaussians for each view, or explicit Gaussians."""
     decoder: Decoder | Harmonics
-    """What decodes them; of explicit Gaussians the degree of their spherical harmonics."""
+    """The decoder of the anchors; for explicit Gaussians the degree of their spherical harmonics."""
     background: Float[Tensor, "3"]
-    """RGB in [0, 1] behind everything; unused where the decoder has learned a background."""
+    """RGB in [0, 1] behind everything; unused if the decoder has learned a background."""
     file: Path
     """The PLY file."""
     appearance: AppearanceTable | None = None
-    """Colour corrections of the training images (``appearance.model``), where the run learned them."""
+    """Colour corrections of the training images (``appearance.model``); None if the run learned none."""
     poses: PoseTable | None = None
-    """Pose corrections of the training images (``optim.pose``), where the run learned them."""
+    """Pose corrections of the training images (``optim.pose``); None if the run learned none."""
 
     def __len__(self) -> int:
         """Number of anchors or explicit Gaussians."""
@@ -59,22 +59,22 @@ class TrainedModel:
 
 
 def load_scene(path: StrPath | None = None, *, run: StrPath | None = None, **settings: Any) -> Scene:
-    """Read a scene: posed training and held-out views and its points. Images are read later, by ``load_image``.
+    """Read a scene: the posed training and held-out views, and the points. Images are read later, by ``load_image``.
 
-    A trained model is rendered with the cameras of ``load_scene(run=OUT)``: they are in the coordinates that the run
-    trained in, which are not those of the scene's files where ``scene.unit`` or ``scene.offset`` is set.
+    To render a trained model, use the cameras of ``load_scene(run=OUT)``: they are in the coordinates of the training,
+    which differ from those of the scene's files if ``scene.unit`` or ``scene.offset`` is set.
 
     Args:
-        path: Folder of the scene in any layout of docs/scenes.md; with ``run``, where the scene lies now if it moved.
-        run: Output folder of a run, whose settings of the scene are taken.
-        settings: Settings of ``scene.`` by name, stronger than those of the run: ``resolution=4``, ``test_every=0``.
+        path: Folder of the scene, in any layout of docs/scenes.md; with ``run`` only needed if the scene has moved.
+        run: Output folder of a run whose scene settings to use.
+        settings: Settings of the section ``scene`` by name; they override those of the run: ``resolution=4``.
 
     Returns:
         The scene. ``scene.train`` and ``scene.test`` are lists of ``Camera`` at training resolution; ``scene.frame``
-        takes training units to those of the scene's files.
+        converts training coordinates to those of the scene's files.
 
     Raises:
-        UserError: neither ``path`` nor ``run`` is given, a setting is wrong, or the scene is damaged or incomplete.
+        UserError: if neither ``path`` nor ``run`` is given, a setting is wrong, or the scene is damaged or incomplete.
     """
     if path is None and run is None:
         raise UserError("load_scene: neither path nor run is given, expected one; name the scene or the run's folder")
@@ -85,17 +85,17 @@ def load_scene(path: StrPath | None = None, *, run: StrPath | None = None, **set
 
 
 def load_model(path: StrPath, *, iteration: int = -1, block: int | None = None, device: str = "auto") -> TrainedModel:
-    """Load what a run has trained: its merged (or coarse) model, or one of its blocks before the merge.
+    """Load a trained model: the merged (or coarse) model of a run, or one of its blocks before the merge.
 
     Args:
-        path: Output folder of a run, or a PLY file. A file of anchors has its decoder beside it; explicit Gaussians of
-            other 3DGS codebases are a PLY file alone. Of a file the background is black.
-        iteration: Of a run: the model in ``point_cloud/iteration_<N>``; -1 is the last.
-        block: Of a run: number of the block, from 0; ``None`` is the merged or coarse model.
-        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` is CUDA where torch and the kernels have it.
+        path: Output folder of a run, or a PLY file. A file of anchors needs its decoder beside it; explicit Gaussians,
+            also those of other 3DGS codebases, need only the PLY file. With a file, the background is black.
+        iteration: With a folder: loads ``point_cloud/iteration_<N>``; -1 is the last.
+        block: With a folder: number of the block, from 0; ``None`` is the merged or coarse model.
+        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` is CUDA if torch and the kernels support it here.
 
     Raises:
-        UserError: there is no such model, or its files are damaged; CUDA was asked for and is not there.
+        UserError: if there is no such model, its files are damaged, or CUDA was asked for and is not available.
     """
     path, chosen = Path(path), pick_device(device)
     if path.is_file():
@@ -119,10 +119,10 @@ def render_image(model: TrainedModel, camera: Camera, *, as_trained: bool = Fals
 
     Args:
         model: The model.
-        camera: Where to look from, in training units (``load_scene(run=OUT)``); ``camera.resized(width, height)`` is
-            the same view at another size.
-        as_trained: For a training view: apply the corrections of its colours and pose that the run has learned, as
-            training did and ``momentum-gs render --split train`` does. Other views have none.
+        camera: The view, in training coordinates (``load_scene(run=OUT)``); ``camera.resized(width, height)`` is the
+            same view at another size.
+        as_trained: For training views: apply the colour and pose corrections that the run has learned, as in training
+            and in ``momentum-gs render --split train``. Other views have none.
 
     Returns:
         RGB in [0, 1], [3,H,W] float32 on the model's device.
@@ -134,17 +134,17 @@ def render_image(model: TrainedModel, camera: Camera, *, as_trained: bool = Fals
 
 
 def load_image(scene: Scene, camera: Camera) -> TargetImage:
-    """Read the image of one of the scene's views, at the view's size, and its mask where it has one.
+    """Read the image of one of the scene's views, at the view's size, and its mask if it has one.
 
     Returns:
-        ``image``: RGB in [0, 1], [3,H,W]; ``mask``: [1,H,W], 1 where a pixel counts, or None. On the CPU.
+        ``image``: RGB in [0, 1], [3,H,W]; ``mask``: [1,H,W], 1 for pixels that count, or None. On the CPU.
 
     Raises:
-        UserError: the camera is not of this scene, or the file is missing or cannot be decoded.
+        UserError: if the camera is not of this scene, or the file is missing or cannot be decoded.
     """
     if camera.name not in scene.image_paths:
         raise UserError(f"load_image: {camera.name!r} is not in {scene.path}, expected a view of scene.train or .test")
-    # One image alone: kept in no cache.
+    # A single image needs no cache.
     alone = replace(scene, train=[camera], test=[])
     with Views(alone, 0, torch.device("cpu")) as views:
         return views.target(camera.name)
@@ -155,11 +155,11 @@ def load_lpips(net: str = "vgg", *, weights: StrPath | None = None, device: str 
 
     Args:
         net: Backbone: ``vgg`` (as 3DGS codebases report it), ``alex`` or ``squeeze``.
-        weights: Folder with torchvision's file of that backbone; default: ``TORCH_HOME``, else it is downloaded.
-        device: ``auto``, ``cpu`` or ``cuda``; that of the images to score.
+        weights: Folder with torchvision's weights of that backbone; default: ``TORCH_HOME``, otherwise a download.
+        device: ``auto``, ``cpu`` or ``cuda``; the device of the images to score.
 
     Raises:
-        UserError: the weights cannot be had or are damaged, or the packages of ``momentum-gs[eval]`` are missing.
+        UserError: if the weights are unavailable or damaged, or the packages of ``momentum-gs[eval]`` are missing.
     """
     return lpips_metric.load_lpips(net, None if weights is None else Path(weights), pick_device(device))
 
@@ -168,22 +168,22 @@ def load_lpips(net: str = "vgg", *, weights: StrPath | None = None, device: str 
 def score_image(
     image: Float[Tensor, "3 h w"], target: TargetImage | Float[Tensor, "3 h w"], lpips: Lpips | None = None
 ) -> dict[str, float]:
-    """Score a rendered image against the true one. Both are rounded to 8 bits first, so that the figures are those
-    that ``momentum-gs eval`` computes from the PNG files of the same view.
+    """Score a rendered image against its target image. Both are first rounded to 8 bits, so the scores are those that
+    ``momentum-gs eval`` computes from the PNG files of the same view.
 
     Args:
-        image: RGB in [0, 1].
-        target: The true image, with or without a mask, of the same size.
+        image: The render, RGB in [0, 1].
+        target: The target image, with or without a mask, of the same size.
         lpips: Adds LPIPS (``load_lpips``).
 
     Returns:
-        ``PSNR`` (dB, higher is better), ``SSIM`` (at most 1, higher is better) and with ``lpips`` ``LPIPS`` (from 0,
-        lower is better; ``LPIPS_squeeze`` of another backbone). Beside each raw score: ``PSNR_cc`` after colour
-        correction to the true image, ``PSNR_fit`` of the right half after a correction fitted on the left half
-        (docs/evaluation.md), and likewise for the others.
+        ``PSNR`` (dB, higher is better), ``SSIM`` (at most 1, higher is better) and with ``lpips`` ``LPIPS`` (at least
+        0, lower is better; named e.g. ``LPIPS_squeeze`` with another backbone than vgg). For each of these also the
+        score after colour correction to the target image (``PSNR_cc``), and the score of the right half after a
+        correction fitted on the left half (``PSNR_fit``; docs/evaluation.md).
 
     Raises:
-        UserError: the sizes differ.
+        UserError: if the sizes differ.
     """
     target = target if isinstance(target, TargetImage) else TargetImage(target)
     if image.shape != target.image.shape:

@@ -178,7 +178,7 @@ def test_harm_to_a_file_is_found(tmp_path: Path) -> None:
     path.write_bytes(whole[:-1])
     assert record.mismatch(path) == f"x has {len(whole) - 1} bytes, expected {len(whole)}"
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert record.mismatch(path) == "x has other bytes than were written"
+    assert record.mismatch(path) == "x has another SHA-256 than when written"
     path.unlink()
     assert record.mismatch(path) == "x cannot be read (No such file or directory)"
 

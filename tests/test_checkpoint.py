@@ -213,15 +213,15 @@ def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
     stop_after(config, 30)
     longer = make_config(scene_folder, tmp_path, "steps=90")
-    with pytest.raises(UserError, match=r"not at the end of its run; finish it first with --resume and steps=60"):
+    with pytest.raises(UserError, match=r"its run is not finished; finish it first with --resume and steps=60"):
         train_on(longer, [1])
     train(config, resume=True)
-    with pytest.raises(UserError, match=r"steps = 60 is a total, and the blocks have trained towards 60"):
+    with pytest.raises(UserError, match=r"steps = 60, but the run has reached steps = 60 already"):
         train_on(config, [1])
     with pytest.raises(UserError, match=r"--only-blocks: \[1, 4\], expected distinct blocks of 0 to 3"):
         train_on(longer, [1, 4])
     train_on(longer, [1])
-    with pytest.raises(UserError, match=r"written by --only-blocks 1; continue with the same"):
+    with pytest.raises(UserError, match=r"written with --only-blocks 1; resume with the same"):
         train(longer, resume=True)
 
 

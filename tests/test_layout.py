@@ -181,7 +181,7 @@ def test_every_axis_is_cut_into_equal_numbers(balance: Balance, aabb: Box | None
 
 
 def test_cameras_in_too_few_places_are_a_clear_error() -> None:
-    with pytest.raises(UserError, match=r"cameras along y are in 7 place\(s\), expected at least 8 .*balance=area"):
+    with pytest.raises(UserError, match=r"cameras along y are in 7 place\(s\), expected at least 8, .*balance=area"):
         automatic_layout(survey(), city(), PartitionConfig(dim=(1, 8, 1), balance="cameras"))
 
 

@@ -115,7 +115,7 @@ def test_damaged_block_is_refused_and_leaves_the_old_model(tmp_path: Path) -> No
     before = merge_blocks(tmp_path, table).path.read_bytes()
     block = tmp_path / "point_cloud_block1.ply"
     block.write_bytes(block.read_bytes()[:-50])
-    with pytest.raises(UserError, match="point_cloud_block1.ply: not a whole PLY"):
+    with pytest.raises(UserError, match="point_cloud_block1.ply: not a complete PLY"):
         merge_blocks(tmp_path, table)
     assert (tmp_path / "point_cloud.ply").read_bytes() == before
     assert not list(tmp_path.glob(".point_cloud*"))

@@ -277,7 +277,7 @@ def test_poses_in_other_coordinates_are_refused(
     for unit in ("scene.unit=2", "scene.unit=auto", "scene.offset=[1,0,0]"):
         config = make_config(scene_folder, tmp_path, POSES, unit, f"partition.coarse={learnt[0]}")
         scene = load_scene(config.scene)
-        with pytest.raises(UserError, match=r"corrections of poses with scene.unit=1.0, scene.offset=.*, expected"):
+        with pytest.raises(UserError, match=r"pose corrections with scene.unit=1.0, scene.offset=.*, expected"):
             make_corrections(config, scene, CPU, 1.0, fresh=True)
         other = replace(config, optim=replace(config.optim, pose=None))
         make_corrections(other, scene, CPU, 1.0, fresh=True)

@@ -1,1 +1,1 @@
-"""Floor 8: what is wrong with a scene, its settings or the machine, and what training will take."""
+"""Floor 8: finds faults of a scene, its settings or the machine, and estimates what training will need."""

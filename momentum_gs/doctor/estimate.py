@@ -1,8 +1,8 @@
-"""What a run will need, before it starts: memory, disk, traffic between rounds, time.
+"""Estimates of what a run will need: memory, disk, data swapped between rounds, time.
 
-Anchors are counted, not guessed, where training starts; how many they become is the one assumption (``GROWTH``, with
-room). Memory and time of a view are measured by training steps on the scene's own images, on the device that will
-train, with as many anchors as at first and as at most.
+The initial anchors are counted; their growth is the only assumption (``GROWTH``, which includes a margin). Memory and
+time per view are measured by training steps on the scene's own images, on the device of the training, with the initial
+and with the largest number of anchors.
 """
 
 import math
@@ -45,38 +45,38 @@ from momentum_gs.train.resume import begin
 from momentum_gs.train.step import StepInputs, train_step
 
 MAX_POINTS = 20_000
-"""Sample of the points that is held against the views of every block."""
+"""Size of the sample of points that is projected into the views of every block."""
 MAX_PROBE = 100_000
-"""Anchors that the measured steps have at most; what they take grows in proportion beyond."""
+"""Largest number of anchors in the measured steps; for more, time and memory are extrapolated in proportion."""
 PROBE_SECONDS = 20.0
-"""After which the doctor measures no further step."""
+"""Time after which no further step is begun, for each number of anchors."""
 PROBE_STEPS = 7
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One line of the second table."""
+    """One line of the doctor's table of estimates."""
 
     what: str
-    """Stable, for scripts."""
+    """What is estimated; stable, for scripts."""
     value: float | int
     unit: Literal["bytes", "seconds", "anchors"]
     basis: str
-    """What it is computed from."""
+    """How the value was computed."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Sizes that all estimates share."""
+    """Numbers of blocks and anchors, on which all estimates are based."""
 
     blocks: int
-    """n."""
+    """n, the number of blocks."""
     active: int
-    """k."""
+    """k, the number of active blocks."""
     start: int
     """Anchors of the largest block at its first step."""
     largest: int
-    """The same after its growth."""
+    """Anchors of the largest block after growth."""
     total: int
     """Anchors of all blocks after growth."""
     basis: str
@@ -84,20 +84,20 @@ class Expected:
 
 @dataclass(frozen=True)
 class Probe:
-    """What training steps took."""
+    """Measurements of training steps."""
 
     seconds: float
-    """One step of one block, median."""
+    """Median time of a step of one block."""
     bytes: int
-    """What one view needs beside the block itself, in forward and backward pass."""
+    """Memory of the forward and backward pass of one view, without that of the block itself."""
     basis: str
 
 
 def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | None) -> Expected:
-    """Counts blocks and anchors; without a table as ``partition.assign=visibility`` would cut the scene.
+    """Counts blocks and anchors; without a table, for the partition that ``partition.assign=visibility`` would make.
 
     Raises:
-        UserError: for scenes that cannot be cut and numbers of blocks that cannot be scheduled.
+        UserError: for scenes that cannot be cut, and numbers of blocks that cannot be scheduled.
     """
     shares, basis = [1.0], "voxels that hold a point"
     if config.stage == "blocks":
@@ -133,16 +133,17 @@ def _shares(scene: Scene, table: PartitionTable) -> list[float]:
 def probe(
     config: Config, scene: Scene, counts: Sequence[int], device: torch.device, seconds: float = PROBE_SECONDS
 ) -> list[Probe]:
-    """Trains a few steps on images of the scene with each number of anchors; nothing is kept.
+    """Measures a few training steps on images of the scene for each number of anchors; nothing is written.
 
-    The anchors are the initial ones, thinned, or doubled with a shift of half their spacing. A fresh decoder draws
-    about half of the Gaussians that they may have, a trained one less: time is estimated from above.
+    The anchors are the initial ones, subsampled, or copied with random shifts of up to half their spacing. A new
+    decoder shows about half of the possible Gaussians, a trained one fewer, so the time is an upper estimate.
 
     Args:
-        seconds: After which no further step is begun, for each number of anchors.
+        counts: Numbers of anchors.
+        seconds: Time after which no further step is begun, for each number of anchors.
 
     Raises:
-        UserError: where an image cannot be read, or training would refuse.
+        UserError: if no image can be read, or the device runs out of memory.
     """
     config = replace(config, growth=replace(config.growth, until=0))
     anchors, voxel_size = init_anchors(scene.points, config.model)
@@ -170,7 +171,7 @@ def _probe(
     seconds: list[float] = []
     kept = 0
     begun = time.perf_counter()
-    for camera in (*spread, *scene.train):  # The others where some of these cannot be read.
+    for camera in (*spread, *scene.train):  # The others are used only if some of ``spread`` cannot be read.
         if len(seconds) == PROBE_STEPS or (seconds and time.perf_counter() - begun > most):
             break
         target = views.target_or_skip(camera.name)
@@ -193,7 +194,7 @@ def _probe(
     ratio = wanted / n
     basis = f"median of {len(steps)} steps with {n} anchors on {device.type}"
     basis += f", times {ratio:.3g}" if ratio > 1 else ""
-    # What the forward pass keeps, and as much again for the gradients that flow back through it.
+    # The tensors that the forward pass keeps, and as much again for their gradients in the backward pass.
     return Probe(statistics.median(steps) * ratio, int(2 * kept * ratio), basis)
 
 
@@ -215,11 +216,11 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # What holds its own graph would never be freed.
+        return tensor.detach()  # A saved tensor that refers to its own graph would never be freed.
 
 
 def resized(anchors: Anchors, n: int) -> Anchors:
-    """n anchors where these are."""
+    """n anchors at about the positions of these: a subset, or copies with shifted positions and smaller scales."""
     copies = -(-n // len(anchors))
     generator = torch.Generator().manual_seed(0)
     parts = []
@@ -228,7 +229,7 @@ def resized(anchors: Anchors, n: int) -> Anchors:
         if copy:
             spacing = part.log_scale.detach()[:, :3].exp()
             part.position = part.position + (torch.rand(spacing.shape, generator=generator) - 0.5) * spacing
-        # On a surface c times as many lie closer by the root of c.
+        # On a surface, the spacing of c times as many anchors is smaller by the square root of c.
         part.log_scale = part.log_scale.detach() - 0.5 * math.log(copies)
         parts.append(part)
     every = Anchors.cat(parts)
@@ -239,11 +240,11 @@ def resized(anchors: Anchors, n: int) -> Anchors:
 def estimates(
     config: Config, scene: Scene, expected: Expected, probes: Sequence[Probe], own: int, device: torch.device
 ) -> tuple[list[Estimate], list[Finding]]:
-    """All of them for one process, and what of it this machine does not have.
+    """All estimates for one process, and findings where the machine has less.
 
     Args:
-        probes: With the anchors at first and at most; none leave out time and the views' memory.
-        own: ``peak_memory`` before the probe.
+        probes: Measurements with the initial and the largest number of anchors; empty: no time and no memory per view.
+        own: ``peak_memory`` before the measurements.
     """
     n, k, model = expected.blocks, expected.active, config.model
     training = bytes_per_anchor(model)

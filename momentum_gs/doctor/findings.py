@@ -1,4 +1,4 @@
-"""What ``doctor`` finds: each finding is one thing to know, or to mend, before a scene trains."""
+"""Findings of ``doctor``: each is something to know or to correct before training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from momentum_gs.core.errors import UserError
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-"""From the worst: training would refuse or fail; it would work, but poorly; worth knowing, nothing to do."""
+"""From the worst: training would refuse or fail; the result would be poor; for information, nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Finding:
 
     @classmethod
     def of_error(cls, check: str, error: UserError, severity: Severity = "error") -> "Finding":
-        """What training would say, taken apart: ``where: found, expected ...; cure``."""
+        """A finding from the error that training would raise, parsed as ``where: found, expected ...; cure``."""
         where, _, rest = str(error).partition(": ")
         found, _, cure = rest.rpartition("; ") if "; " in rest else (rest, "", "")
         found, _, expected = found.partition(", expected ")

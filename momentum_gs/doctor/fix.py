@@ -1,6 +1,6 @@
-"""What ``doctor --fix`` does: links and lists in a folder of their own, ``SCENE/doctor``; nothing else is touched.
+"""``doctor --fix``: writes links and lists into ``SCENE/doctor``; no other file is changed.
 
-Removing that folder, and the settings that name it, undoes all of it.
+Removing that folder and the settings that refer to it undoes all fixes.
 """
 
 import os
@@ -21,7 +21,7 @@ _IMAGES = f"{FOLDER}/images"
 
 @dataclass(frozen=True)
 class Fix:
-    """One thing that was done, and the setting that makes a run use it."""
+    """A fix that was applied, and the setting with which a run uses it."""
 
     done: str
     setting: str
@@ -29,17 +29,17 @@ class Fix:
 
 
 def apply_fixes(config: Config, examination: Examination) -> tuple[list[Fix], Config]:
-    """Does what the findings allow.
+    """Applies the fixes that are possible for the findings.
 
-    * Images that are there under another case, extension or folder: a folder of links with the model's names.
-    * A test list that names what is not there: a list without those names.
-    * Some images are missing or unreadable: nothing is written, only the setting that skips them.
+    * Images that exist under another case, extension or folder: a folder of links with the model's names.
+    * A test list with unknown names: a list without them.
+    * Missing or unreadable images: nothing is written; the setting that skips them is returned.
 
     Returns:
-        What was done, and the settings with which a run uses it.
+        The fixes, and the settings with which a run uses them.
 
     Raises:
-        UserError: where the scene's folder cannot be written to.
+        UserError: if the scene's folder is not writable.
     """
     # A list that cannot be read names nothing.
     checks = {finding.check for finding in examination.findings if finding.severity == "error" and finding.names}

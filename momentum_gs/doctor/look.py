@@ -1,4 +1,4 @@
-"""A scene, its settings and what training it will take, in one look."""
+"""All findings and estimates for a scene and its settings."""
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import pick_device
@@ -10,9 +10,9 @@ from momentum_gs.doctor.scene import Examination, examine
 
 
 def look(config: Config, *, quick: bool = False) -> list[Finding]:
-    """What there is to say of a scene and its settings, the worst first; ``quick``: images are not decoded.
+    """All findings for a scene and its settings, the worst first; ``quick``: images are not decoded.
 
-    Nothing is measured: memory and disk are estimated without a view in work.
+    No training steps are measured: memory and disk are estimated without the memory of a view.
     """
     examination = examine(config, quick=quick)
     found = estimate(config, examination, quick=True)
@@ -23,7 +23,8 @@ def look(config: Config, *, quick: bool = False) -> list[Finding]:
 def estimate(
     config: Config, examination: Examination, quick: bool
 ) -> tuple[list[Estimate], list[Finding]] | Finding:
-    """Of a scene that trains; a finding where the numbers of blocks do not."""
+    """Estimates for a scene that can be trained, and their findings; nothing if it cannot. A single finding if the
+    primitive or the numbers of blocks do not allow estimates."""
     scene, scale = examination.scene, examination.scale
     if scene is None or scale is None or examination.refused:
         return [], []

@@ -10,15 +10,15 @@ from momentum_gs.doctor.poses import survey
 from momentum_gs.model.init import median_spacing, voxelize
 
 VOXEL_PIXELS = (0.02, 32.0)
-"""Edges of a voxel, in pixels on the ground, between which a scene trains well. Below, even the coarsest voxel of
-growth (128 times as wide) is under three pixels; above, one anchor's ten Gaussians stand for a thousand pixels."""
+"""Range of voxel sizes, in pixels on the ground, in which a scene trains well. Below, even the coarsest voxel of growth
+(128 times as wide) is under three pixels wide; above, an anchor's ten Gaussians represent a thousand pixels."""
 SPARSE_ANCHORS = 0.05
-"""Share of the points that become anchors under which the voxel throws the cloud away."""
+"""If a smaller share of the points becomes anchors, the voxel is too large: it discards most of the cloud."""
 FEW_POINTS = 100
-"""Under this there is hardly a shape to grow from."""
+"""With fewer points there is hardly a shape to grow from."""
 FEW_VIEWS = 10
-"""Training views for each block under which its outer cells starve. A view serves three blocks or so; the 16 of
-Caliterra in four blocks are enough."""
+"""With fewer training views per block, its outer cells have too few. A view trains about three blocks; 16 views per
+block, as for Caliterra in four blocks, are enough."""
 
 
 @dataclass(frozen=True)

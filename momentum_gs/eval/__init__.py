@@ -1,1 +1,1 @@
-"""Floor 7: renders of a split and the numbers that describe them."""
+"""Floor 7: renders the views of a split and scores them."""

@@ -1,12 +1,12 @@
 """Which block each pixel of a view shows, and whether it lies near a border between blocks.
 
-A pixel shows the block whose cell holds its world point, at the rendered depth of the merged model. The map lies beside
-the render, so that scores by block need no model.
+A pixel shows the block whose cell holds its world point, found from the rendered depth of the merged model. The map is
+stored beside the render, so that scores by block need no model.
 
-*Near* is a share of the cell: within ``BORDER_SHARE`` of its width from a face behind which another block begins,
-measured in contracted space, where the outer cells have a width too. What a block loses at its border depends on where
-its cell ends in the scene; a number of pixels would mean another strip of ground in every view, and would pair pixels
-at the edge of a roof that are far apart.
+A point is *near* a border if its distance to a face of its cell behind which another block begins is less than
+``BORDER_SHARE`` of the cell's width. Distances are measured in contracted space, where the outer cells have a finite
+width, too. A distance in pixels would be unsuitable: it would mean another strip of ground in every view, and would
+join pixels on both sides of a roof's edge that are far apart in the scene.
 """
 
 from pathlib import Path
@@ -24,18 +24,18 @@ from momentum_gs.data.images import stored_pixels
 from momentum_gs.data.partition_table import PartitionTable
 
 BORDER_SHARE = 0.025
-"""Of a cell's width, on either side of a border. Where an axis has two cells, half of each lies inside the core box,
-and the strip is 5 % of that. Seams are narrower; a thinner strip would hold too few pixels to score in a small scene.
-"""
+"""Width of the strip on either side of a border, as a share of the cell's width. With two cells along an axis, half of
+each lies inside the core box, and the strip is 5 % of that half. Seams are narrower, but a thinner strip would hold too
+few pixels to score in a small scene."""
 MIN_ALPHA = 0.1
-"""Accumulated opacity below which a pixel has no place. Low, because thin spots are faults of a block, and a model may
-leave a dark place nearly empty before a black background: the block must answer for both."""
+"""Accumulated opacity below which a pixel belongs to no block. The bound is low, so that thin spots, which are faults
+of a block, and dark places left nearly empty before a black background still count for the block."""
 MAX_BLOCKS = (2**16 - 1) // 2
-"""16-bit maps hold no more."""
+"""Largest number of blocks that a 16-bit map can hold."""
 
 
 class CellLabels:
-    """Labels pixels with blocks of one partition. 0: nothing is there; 1 + 2 * block: inside; 2 + 2 * block: near a
+    """Labels pixels with the blocks of a partition: 0: no surface; 1 + 2 * block: inside; 2 + 2 * block: near a
     border."""
 
     def __init__(self, table: PartitionTable, device: torch.device) -> None:

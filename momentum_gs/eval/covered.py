@@ -1,15 +1,15 @@
-"""How many training views see what a held-out pixel shows, and scores over the pixels that enough of them see.
+"""Covered pixels: those of a held-out view whose surface point enough training views see; and scores over them.
 
-At the rim of a survey held-out views show ground that no training image saw. A model cannot know it, and such pixels
-pull the mean of a view down by several dB whatever the method.
+At the edge of a survey, held-out views show ground that no training image shows. No model can reconstruct it, and such
+pixels lower the mean score of a view by several dB with any method.
 
-A training view sees a pixel's place where that lies in its image, is not masked there, and nothing of the model lies
-before it. Places and what lies before them come from rendered depth. A place *nearer* than the depth that the training
-view has there counts as seen: that image showed what is behind it, so a fault that floats in the air before the
-held-out camera is one that the training could have mended, and it stays in the score.
+A training view sees a pixel's surface point if the point projects into its image, is not masked there, and is not
+occluded by the model. Points and occlusion are found from rendered depth. A point *nearer* than the training view's
+depth counts as seen: the training image showed what is behind it, so a floater before the held-out camera is a fault
+that training could have avoided, and it stays in the score.
 
-All is done on images of a quarter of the size: a training view's depth is needed once and then dropped, and of a
-held-out view 6 bytes are kept for 16 of its pixels.
+Depth is rendered at a quarter of the size. The depth of a training view is used once and then dropped; of a held-out
+view, 6 bytes are kept per 16 pixels.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ from momentum_gs.partition.coverage import SEEN_BY
 from momentum_gs.render.view import render_view
 
 SHRINK = 4
-"""Depth is rendered at this fraction of the size. What is seen ends along lines, so a raster of four pixels loses
-little; with fewer pixels still drawing gets no faster, because decoding and projecting remain."""
+"""Divisor of the image size at which depth is rendered. Covered regions end along lines, so a raster of four pixels
+is accurate enough; smaller images would not be faster, because decoding and projection remain."""
 TOLERANCE = 0.05
 """How much farther than a training view's depth a place may be and still be seen, as a share of that depth. Within a
 pixel of a quarter-size image, which is about 1/200 of the depth wide, depth changes by 3 % on a surface that is seen at
@@ -48,11 +48,11 @@ pixel of a quarter-size image, which is about 1/200 of the depth wide, depth cha
 NEAR = 0.2
 """Smallest depth that is drawn, scene units: the rasterizer's of 3DGS codebases."""
 MIN_SHARE = 0.01
-"""Of a view's pixels. With fewer that are covered it has no score of its own there, since that would weigh as much in
-the mean over views as one of a whole view."""
+"""Smallest share of covered pixels for which a view gets a score over them: in the mean over views, a score over a few
+pixels would weigh as much as one over a whole view."""
 
 Depth = Float[Tensor, "h w"]
-"""Camera z, scene units; infinite where nothing is."""
+"""z in camera coordinates, scene units; infinite at pixels without a surface."""
 
 
 def count_views(
@@ -276,7 +276,9 @@ class CoveredPixels:
 
 
 def covered_pixels(folder: Path, names: Sequence[str]) -> CoveredPixels | None:
-    """None where the merged model has no maps for these views; blocks before the merge go by the merged model's.
+    """The covered pixels of a method's views; None if the merged model has no maps for them.
+
+    Blocks before the merge use the maps of the merged model.
 
     Args:
         folder: OUT/<split>/ours_<N> or OUT/<split>/ours_<N>_blocks.

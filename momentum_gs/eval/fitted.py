@@ -1,9 +1,9 @@
 """The *fitted* scores: an affine correction of colours fitted on an image's left half, scored on its right half.
 
-Exposure and white balance differ from image to image, and nothing tells a model those of a held-out image. NeRF in the
-Wild (Martin-Brualla et al. 2021, section 4) therefore fits a held-out image's appearance on the left half of it and
-scores the right half, which the fit has not seen. Colour correction over the whole image (``_cc``) is fitted to the
-very pixels that it is scored on, and by a quadratic: it flatters more.
+Exposure and white balance differ from image to image, and a model cannot know those of a held-out image. NeRF in the
+Wild (Martin-Brualla et al. 2021, section 4) therefore fits the appearance of a held-out image on its left half and
+scores the right half, which the fit does not use. Colour correction over the whole image (``_cc``) fits a quadratic to
+the pixels that are scored, so its scores are more optimistic.
 """
 
 import torch
@@ -14,20 +14,21 @@ from momentum_gs.core.image import Mask, psnr, ssim
 from momentum_gs.eval.lpips_metric import Lpips
 
 SATURATED = 0.5 / 255
-"""Values closer than this to 0 or 1 say nothing of how colours differ: half a step of 8 bits, as colour correction."""
+"""Values closer than this to 0 or 1 are saturated and not used in the fit: half a step of 8 bits, as in colour
+correction."""
 RIDGE = 1 / (12 * 255**2)
-"""Weight of the pull towards no correction, for each pixel of the fit: the variance that rounding to 8 bits gives to
-every channel. A direction in which the colours of the half vary less than that is left as it is."""
+"""Weight per pixel of the regularization towards no correction: the variance of rounding a channel to 8 bits. Colours
+are not corrected along directions in which they vary less than that."""
 
 
 def fit_affine(image: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 4"]:
-    """The affine map of colours that takes ``image`` nearest to ``reference``, least squares with a small ridge.
+    """The affine map of colours that takes ``image`` closest to ``reference``: least squares with a small ridge.
 
-    Pixels of which any channel is saturated in either image are left out; where none remains the map is the identity.
+    Pixels with a saturated channel in either image are left out; if none remains, the map is the identity.
 
     Args:
         image: The render, in [0, 1].
-        reference: The image that the render is held against, likewise.
+        reference: The target image, in [0, 1].
 
     Returns:
         [A | b] with corrected = A colour + b, float64.
@@ -51,14 +52,16 @@ def apply_affine(affine: Float[Tensor, "3 4"], image: Float[Tensor, "3 h w"]) ->
 def score_fitted(
     render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], lpips: Lpips | None, mask: Mask = None
 ) -> dict[str, float]:
-    """``PSNR_fit``, ``SSIM_fit`` and LPIPS likewise of the right half, and ``PSNR_right``, its raw PSNR, so that what
-    the fit does can be told from what the half does. Of an odd number of columns the middle one is to the right.
+    """``PSNR_fit``, ``SSIM_fit`` and LPIPS (``_fit``) of the right half after the fit; ``PSNR_right``, its raw PSNR.
+
+    The raw score separates the effect of the fit from that of the half. With an odd number of columns, the middle one
+    belongs to the right half.
 
     Args:
-        render: Black where the mask ignores pixels, which keeps them out of the fit.
-        truth: Likewise.
+        render: In [0, 1]; black at pixels that the mask ignores, which keeps them out of the fit.
+        truth: The target image, likewise.
         lpips: The metric; None leaves it out.
-        mask: Pixels that count; where none of the right half does, there are no scores.
+        mask: Pixels that count; if none of the right half does, no scores are returned.
     """
     half = render.shape[2] // 2
     affine = fit_affine(render[:, :, :half], truth[:, :, :half])

@@ -9,7 +9,7 @@ from typing import Any
 from momentum_gs.core.errors import UserError
 
 Curve = dict[int, float]
-"""Global step -> value. A resumed run repeats the steps behind its checkpoint; the later value counts."""
+"""Global step -> value. A resumed run repeats the steps after its checkpoint; the later value is kept."""
 
 
 def _curves() -> defaultdict[Any, Curve]:
@@ -18,12 +18,12 @@ def _curves() -> defaultdict[Any, Curve]:
 
 @dataclass(frozen=True)
 class History:
-    """What training reported. Keys of the curves: a loss term, or a block."""
+    """The curves of a training run, by loss term or by block."""
 
     k: int | None
-    """Blocks of a round; None where no round began."""
+    """Number of blocks of the last round; None if no round has begun."""
     losses: dict[str, Curve] = field(default_factory=_curves)
-    """Unweighted, mean over the active blocks."""
+    """Mean over the active blocks, without the blocks' weights."""
     anchors: dict[int, Curve] = field(default_factory=_curves)
     psnr: dict[int, Curve] = field(default_factory=_curves)
     """dB, measured on training views, raw."""
@@ -33,10 +33,10 @@ class History:
 
 
 def read_history(out: Path) -> History | None:
-    """The history of the run in ``out``, None where it has none; a last line that is being written is left out.
+    """The history of the run in ``out``; None without events.jsonl. An incomplete last line is ignored.
 
     Raises:
-        UserError: naming a line that is no event.
+        UserError: naming a line that is not an event.
     """
     path = out / "events.jsonl"
     if not path.exists():

@@ -1,17 +1,17 @@
 """PSNR, SSIM and LPIPS of rendered views, raw, corrected and fitted, from the PNG files as 3DGS codebases read them.
 
-Metric names: a bare name is raw and comparable with published tables; ``_cc`` is after the render's colours were
-warped to the true image's (which uses that image, so it flatters every method); ``_fit`` is of the right half
-alone, after a correction of colours that was fitted on the left half (eval/fitted.py), and ``PSNR_right`` is raw of
-that half; ``_covered`` is of the pixels whose place enough training views see (eval/covered.py); ``_norm`` is LPIPS fed
-[-1, 1].
-``LPIPS`` alone is that of 3DGS papers, with vgg; another network's has its name: ``LPIPS_squeeze``. MGS metrics.py.
+Metric names: without a suffix, the score is raw and comparable with published tables. ``_cc``: after correcting the
+render's colours to the target image (which uses that image, so it is optimistic for every method). ``_fit``: of the
+right half, after a colour correction fitted on the left half (eval/fitted.py); ``PSNR_right`` is the raw PSNR of that
+half. ``_covered``: of the pixels whose surface point enough training views see (eval/covered.py). ``_norm``: LPIPS with
+input in [-1, 1]. ``LPIPS`` is that of 3DGS papers, with vgg; other networks are named: ``LPIPS_squeeze``. Source:
+metrics.py of Momentum-GS.
 
-By block: the mean squared error of all pixels that show a block, over all views, as a PSNR. The mean of a PSNR per view
-would count a view in which ten pixels show the block as much as one that it fills.
+The PSNR of a block is that of the mean squared error over all pixels, of all views, that show the block. A mean of
+PSNRs per view would weigh a view in which ten pixels show the block as much as one that it fills.
 
-Pixels that a view's mask ignores count in none: PSNR and SSIM as in core/image.py, the colours are fitted without them,
-and LPIPS sees them black in both images.
+Pixels that a view's mask ignores affect no score: PSNR and SSIM as in core/image.py, colours are fitted without them,
+and LPIPS gets them black in both images.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""One entry of results.json: scores, and whatever another person needs to place them."""
+"""One entry of results.json: scores, and the protocol needed to interpret and reproduce them."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,8 +18,8 @@ _OF_THE_RENDERING = (
 def method_record(out: Path, folder: Path, split: str, scores: FolderScores) -> dict[str, Any]:
     """The entry of OUT/<split>/ours_<N>: {metric: number, ..., blocks, worst_block, border, interior, protocol}.
 
-    What nobody recorded is None: other programs' renders carry no ``render.json``, and runs without a partition have
-    no blocks.
+    Values that were not recorded are None: renders of other programs have no ``render.json``, and runs without a
+    partition no blocks.
     """
     render = read_json(folder / "render.json")
     protocol = {
@@ -62,11 +62,11 @@ def metrics_of(record: dict[str, Any]) -> dict[str, float]:
 
 
 def covered_alike(protocols: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether those that were scored over covered pixels, too, were so over the same pixels."""
+    """Whether all entries with scores over covered pixels used the same pixels."""
     return len({protocol.get("covered_sha256") for protocol in protocols} - {None}) <= 1
 
 
 def scored_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two entries of one run speak of the same views, sizes, images, masks and LPIPS."""
+    """Whether two entries of one run were scored with the same views, sizes, images, masks and LPIPS."""
     one, other = a.get("protocol"), b.get("protocol")
     return one is not None and other is not None and all(one.get(key) == other.get(key) for key in _SCORED_ALIKE)

@@ -1,7 +1,6 @@
-"""One page about one run: what was set, what came out, beside what papers print, and where it is good and bad.
+"""The HTML report of a run: settings, scores beside published ones, curves, and the best and worst blocks and views.
 
-Everything comes from the files of the run's folder. A part whose files are missing is replaced by a line that names the
-command which makes them.
+Everything is read from the run's folder. A part whose files are missing is replaced by the command that makes them.
 """
 
 import base64
@@ -77,16 +76,16 @@ class Run:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How they came about."""
+        """How ``record`` was scored."""
         return self.record.get("protocol", {})
 
     def partition(self) -> PartitionTable | None:
-        """The one that the model was trained with, or where there is no model, is to be; None where it is gone."""
+        """The partition of the model's training, or of the settings if there is no model yet; None if it is missing."""
         folder = self.out / "point_cloud" / f"iteration_{(self.method or '').removeprefix('ours_')}"
         return _first_table(folder / "partition.json", Path(self.config.partition.file or self.out / "partition.json"))
 
     def cells(self) -> PartitionTable | None:
-        """The one that the scores by block go by; None where there are none, or in renders of earlier versions."""
+        """The partition whose cells the scores by block use; None without such scores, or in old renders."""
         return _first_table(self.out / self.split / str(self.method) / "cells" / "partition.json")
 
     def command(self, command: str, *options: str) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ class Run:
         return ("momentum-gs", command, str(self.out), *options)
 
     def next_command(self) -> tuple[str, ...]:
-        """What brings an unscored run nearer to scores."""
+        """The next command on the way from an unscored run to its scores."""
         models = list((self.out / "point_cloud").glob("iteration_*"))
         split = () if self.split == "test" else ("--split", self.split)
         if not models:
@@ -109,7 +108,7 @@ def _first_table(*paths: Path) -> PartitionTable | None:
 
 
 def load_run(out: Path, config: Config, split: str, iteration: int | None) -> Run:
-    """Reads what there is; the last iteration where none is given."""
+    """Reads the available results of a run; by default of its last iteration."""
     results_file, per_view_file = result_files(out, split)
     results, per_view = read_json(results_file), read_json(per_view_file)
     names = {*results, *(path.name for path in (out / split).glob("ours_*"))}

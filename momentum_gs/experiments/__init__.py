@@ -1,1 +1,1 @@
-"""Floor 9: settings chosen for a scene and a machine, and sweeps over settings and seeds."""
+"""Floor 9: chooses settings for a scene and a machine, runs training, pipelines and sweeps."""

@@ -1,7 +1,7 @@
-"""What settings that say ``auto`` become: from the scene, the machine and what was asked for, each with its reason.
+"""Chooses values for settings that are ``auto``, from the scene, the machine and the goal, each with its reason.
 
-Nothing here reads a file or a clock. Lengths are in training units and only ever compared with each other, so a scene
-in another unit gets the same choices, its voxel in that unit.
+Nothing here reads a file or a clock. Lengths are in training units and are compared only with each other, so the unit
+of a scene changes no choice, except that the voxel size is in that unit.
 """
 
 import math
@@ -22,41 +22,44 @@ from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor, max_anchors
 Quality = Literal["draft", "normal", "high"]
 
 CHOSEN = ("scene.resolution", "model.voxel_size", "partition.blocks", "steps")
-"""Settings that are chosen here where they say ``auto``, in this order: later ones follow from earlier ones."""
+"""Settings that are chosen here if they are ``auto``, in this order: later choices depend on earlier ones."""
 
 REFERENCE_STEPS, REFERENCE_VIEWS, REFERENCE_PIXELS = 1500, 66, 500 * 375
-"""The tuned run that all numbers of steps are measured by: configs/caliterra.yaml. 3DGS' 30,000 for 250 images of two
-megapixels lie between 'normal' and 'high' of the same rule."""
+"""Steps, training views and pixels per image of the tuned run (configs/caliterra.yaml) from which numbers of steps are
+scaled. 3DGS' 30,000 steps for 250 images of two megapixels lie between 'normal' and 'high' of this rule."""
 QUALITIES: dict[Quality, tuple[float, int]] = {"draft": (0.5, 600), "normal": (1.0, 1000), "high": (3.0, 1600)}
-"""Steps over those of the reference's rule, and the width that images are reduced to, pixels. 1600 is where the
-3DGS stops; half of it takes a quarter of the time a step."""
+"""Factor on the rule's number of steps, and the largest image width in pixels. 1600 is the limit of 3DGS; at half that
+width a step takes a quarter of the time."""
 COARSEST = 100
-"""Pixels that images are wide at least: SSIM's window alone is 11."""
+"""Smallest image width, pixels: the window of SSIM alone is 11 pixels wide."""
 MIN_STEPS = 300
-"""Under which no shape comes out, however small the scene."""
+"""With fewer steps no shape emerges, however small the scene."""
 USEFUL = 0.3
-"""Share of the rule's steps from which finer images are worth it. With fewer, coarser images learn more."""
+"""Finer images are used only if at least this share of the rule's steps is available. With fewer, training on coarser
+images gives better models."""
 FINEST_SPACING = 16.0
-"""Times that a voxel may be narrower than the points' spacing: growth's coarsest voxels are 16 times as wide
-(``growth.init_factor``), and have to reach from point to point."""
+"""Largest ratio of the points' spacing to the voxel size: growth's coarsest voxels are 16 times as wide as the finest
+(``growth.init_factor``) and have to reach from point to point."""
 SEEN_BY = 5.0
-"""Images that see a place from which a pixel of it is held fast. Under it voxels are wider, so that as many pixels as
-before speak for each."""
+"""Number of views of a place that suffice to reconstruct it to a pixel. With fewer, voxels are larger, so that as many
+pixels as otherwise constrain each."""
 DEVICE_SHARE = 0.5
-"""Of the device's memory, for the anchors of a block; a view in work, images and the decoder take the rest."""
+"""Share of the device's memory for the anchors of a block; the activations of a view, images and the decoder take the
+rest."""
 HOST_SHARE = 0.5
-"""Of the machine's memory, for decoded images."""
+"""Share of the machine's memory for decoded images."""
 VIEW_BYTES = 500
-"""Bytes of device memory a pixel of a view in work: some thirty maps of three floats, most of them of SSIM."""
+"""Bytes of device memory per pixel of the view that is trained on: some thirty maps of three floats, most of them of
+SSIM."""
 VIEW_SHARE = 0.25
-"""Of the device's memory, for these."""
+"""Share of the device's memory for these."""
 MAX_POINTS = 2_000
-"""Sample of points whose views are counted."""
+"""Size of the sample of points whose views are counted."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting that said ``auto``."""
+    """The value chosen for a setting that was ``auto``."""
 
     key: str
     value: int | float
@@ -70,43 +73,46 @@ class Choice:
 
 @dataclass(frozen=True)
 class Machine:
-    """What bounds the choices. All of the memory, not what is free at the moment: every command of a run has to choose
-    the same."""
+    """Memory, which bounds the choices: the total, not what is free at the moment, so that every command of a run
+    chooses the same."""
 
     host_bytes: int
+    """Total memory of the machine."""
     device_bytes: int
+    """Total memory of the device."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the choices need to know of a scene whose images are at full size."""
+    """Measurements of a scene with images at full size, on which the choices depend."""
 
     views: int
-    """Training views."""
+    """Number of training views."""
     images: int
-    """Those and the held-out ones."""
+    """Number of training and held-out views."""
     width: int
-    """Of the middle one of the views in order of size, pixels."""
+    """Width of the view of median size, pixels."""
     height: int
+    """Its height, pixels."""
     pixel: float
-    """Training units that a pixel of a full-size image covers at the median depth; NaN where no camera sees a point."""
+    """Training units that a pixel of a full-size image covers at the median depth; NaN if no camera sees a point."""
     spacing: float
-    """Median distance of neighbouring points, training units."""
+    """Median distance between neighbouring points, training units."""
     seen_by: float
-    """Training views that see a place, on average over the points."""
+    """Number of training views that a point projects into, on average over the points."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What was asked for."""
+    """The quality or time that was asked for."""
 
     quality: Quality = "normal"
     steps_within: Callable[[float | int], int] | None = None
-    """Resolution -> steps that the time asked for allows; None: no time was asked for."""
+    """``scene.resolution`` -> number of steps that fit into the time limit; None: there is none."""
 
 
 def measure(scene: Scene) -> Facts:
-    """The facts of a scene that was loaded with ``scene.resolution=1``."""
+    """Measures a scene that was loaded with ``scene.resolution=1``."""
     views = sorted(scene.train, key=lambda camera: camera.width * camera.height)
     middle = views[len(views) // 2]
     points = scene.points.xyz
@@ -119,7 +125,7 @@ def measure(scene: Scene) -> Facts:
 
 
 def at_resolution(scene: Scene, resolution: float | int) -> Scene:
-    """A scene that was loaded with ``scene.resolution=1`` as it is with another."""
+    """A scene that was loaded with ``scene.resolution=1``, at another resolution."""
     train, test = (
         [camera.resized(*target_size(camera.width, camera.height, resolution)) for camera in cameras]
         for cameras in (scene.train, scene.test)
@@ -128,12 +134,12 @@ def at_resolution(scene: Scene, resolution: float | int) -> Scene:
 
 
 def wanted_steps(views: float | int, pixels: float | int) -> int:
-    """Steps of 'normal' quality: as the root of all pixels, since images overlap and share what they show. Smaller
-    images than the reference's need no fewer steps, as the decoder and the anchors have as far to go.
+    """Number of steps for 'normal' quality: proportional to the square root of the total number of pixels, since
+    images overlap. Images smaller than the reference's do not need fewer steps.
 
     Args:
-        views: Training views.
-        pixels: Of one of them.
+        views: Number of training views.
+        pixels: Pixels per view.
     """
     return max(1, round(REFERENCE_STEPS * math.sqrt(views / REFERENCE_VIEWS * max(1.0, pixels / REFERENCE_PIXELS))))
 
@@ -141,16 +147,18 @@ def wanted_steps(views: float | int, pixels: float | int) -> int:
 def choose(
     auto: Collection[str], config: Config, scene: Scene, facts: Facts, machine: Machine, goal: Goal
 ) -> list[Choice]:
-    """Values for the settings that say ``auto``.
+    """Chooses values for the settings that are ``auto``.
 
     Args:
-        auto: Their names; of those in ``CHOSEN``, others are left alone.
-        config: All others as they are; its values for ``auto`` do not count.
-        scene: Loaded with ``scene.resolution=1``.
-        facts: Of ``measure``.
+        auto: Names of these settings; only those in ``CHOSEN`` are chosen.
+        config: All other settings; its values for ``auto`` are ignored.
+        scene: The scene, loaded with ``scene.resolution=1``.
+        facts: ``measure(scene)``.
+        machine: Memory that bounds the choices.
+        goal: The quality or time asked for.
 
     Raises:
-        UserError: where no camera sees a point, points coincide, or no number of blocks fits the memory.
+        UserError: if no camera sees a point, points coincide, or no number of blocks fits into memory.
     """
     choices: list[Choice] = []
     resolution = config.scene.resolution
@@ -172,10 +180,13 @@ def choose(
 
 
 def choose_resolution(facts: Facts, machine: Machine, goal: Goal, steps: int | None) -> Choice:
-    """The finest that memory holds and the steps can use.
+    """The finest resolution that fits into memory and for which there are enough steps.
 
     Args:
-        steps: Where they are given.
+        facts: ``measure`` of the scene.
+        machine: Memory that bounds the choice.
+        goal: The quality or time asked for.
+        steps: Number of steps if it is given; None: it will be chosen.
     """
     cap = QUALITIES["high" if goal.steps_within else goal.quality][1]
     held = HOST_SHARE * machine.host_bytes / (3 * facts.images)
@@ -190,7 +201,7 @@ def choose_resolution(facts: Facts, machine: Machine, goal: Goal, steps: int | N
             least = USEFUL * wanted_steps(facts.views, w * h)
             within = goal.steps_within(resolution) if goal.steps_within is not None else steps
             if within is not None and within < least:
-                why = f"finer ones take {least:,.0f} steps to be of use, and there are {within:,}"
+                why = f"finer ones need at least {least:,.0f} steps, and there are {within:,}"
                 break
         finest = resolution
     assert finest is not None
@@ -198,8 +209,8 @@ def choose_resolution(facts: Facts, machine: Machine, goal: Goal, steps: int | N
 
 
 def ladder(width: int, cap: int) -> list[float]:
-    """Values of ``scene.resolution``, the coarsest first, each twice as fine: widths from ``COARSEST`` pixels on, up to
-    the full ``width`` or to ``cap``; as divisors where ``-r`` has one."""
+    """Values of ``scene.resolution`` to try, each twice as fine as the one before: image widths from at least
+    ``COARSEST`` pixels (if the images are that wide) up to ``width`` or ``cap``; as divisors 1, 2, 4, 8 if possible."""
     widths = [float(min(width, cap))]
     while widths[-1] / 2 >= COARSEST:
         widths.append(widths[-1] / 2)
@@ -212,7 +223,7 @@ def _resolution(facts: Facts, resolution: float | int, why: str) -> Choice:
 
 
 def choose_voxel(facts: Facts, resolution: float | int) -> Choice:
-    """A pixel on the ground, or more where points or images are too few for so fine a model."""
+    """A voxel of the size of a pixel on the ground, or larger if points or images are too few for so fine a model."""
     width, _ = target_size(facts.width, facts.height, resolution)
     pixel = facts.pixel * facts.width / width
     if not math.isfinite(pixel):
@@ -231,13 +242,13 @@ def choose_voxel(facts: Facts, resolution: float | int) -> Choice:
 
 
 def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int) -> Choice:
-    """As many as the images and pixels ask for, or as the time allows."""
+    """The number of steps for the images and the quality asked for, or as many as the time allows."""
     w, h = target_size(facts.width, facts.height, resolution)
     if goal.steps_within is not None:
         steps = max(MIN_STEPS, goal.steps_within(resolution) // blocks)
-        return Choice("steps", steps, "as many as the time allows, by steps that were measured")
+        return Choice("steps", steps, "as many as the time allows, by the measured time of a step")
     share, _ = QUALITIES[goal.quality]
-    # A view serves two blocks or so.
+    # Each view trains about two blocks.
     views = facts.views * min(1.0, 2.0 / blocks)
     steps = max(MIN_STEPS, _rounded(share * wanted_steps(views, w * h)))
     each = f"{views:.0f} views" + (f" for each of {blocks} blocks" if blocks > 1 else "")
@@ -246,13 +257,13 @@ def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int)
 
 
 def _rounded(steps: float) -> int:
-    """To two digits: the rule is no more exact."""
+    """Rounded to two significant digits: the rule is no more precise."""
     unit = 10 ** max(0, math.floor(math.log10(max(steps, 1))) - 1)
     return round(steps / unit) * unit
 
 
 def choose_blocks(config: Config, scene: Scene, machine: Machine) -> Choice:
-    """One where it fits the memory of the device, else as few as fit."""
+    """One block if it fits into the device's memory, otherwise the fewest that do."""
     each = bytes_per_anchor(config.model)
     share = int(DEVICE_SHARE * machine.device_bytes)
     own = max_anchors(config.anchors, config.model)

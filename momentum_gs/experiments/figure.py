@@ -1,4 +1,4 @@
-"""The image of a sweep's table: mean and spread of every row, with the single runs."""
+"""A figure of a sweep's table: mean and spread of every row, with the single runs."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from momentum_gs.experiments.table import SweepResults
 
 
 def draw_sweep(path: Path, results: SweepResults) -> None:
-    """Writes a PNG with a panel for each metric: a point and a bar of one sample standard deviation for each row, a
-    ring for each seed.
+    """Writes a PNG with a panel for each metric: for each row its mean with a bar of one sample standard deviation, and
+    a ring for each seed.
 
     Raises:
-        UserError: where matplotlib is not installed.
+        UserError: if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""The stages of ``momentum-gs run``: which there are, what is chosen for them, and what each does."""
+"""The stages of ``momentum-gs run``: their order, the choice of settings, and what each stage does."""
 
 import json
 from collections.abc import Callable
@@ -26,34 +26,45 @@ from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.pace import Pace
 
 SET_BY_RUN = ("stage", "out", "scene.path")
-"""Settings that follow from the command."""
+"""Settings that follow from the command line."""
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the command line asks of a run."""
+    """The parsed command line of ``momentum-gs run``."""
 
     source: Path
     """Folder of images, or of a scene."""
     out: Path
+    """Output folder."""
     minutes: float | None = None
-    """Time for all stages together; None: as ``quality`` says."""
+    """Time for all stages together; None: ``quality`` decides on the number of steps."""
     quality: Quality = "normal"
     resolution: float | None = None
-    """``scene.resolution``; None: chosen."""
+    """``scene.resolution``; None: it is chosen."""
     files: tuple[str, ...] = ()
-    """Settings files; none: those for one's own images."""
+    """Settings files; empty: configs/own.yaml."""
     overrides: tuple[str, ...] = ()
+    """``key=value``."""
 
 
 class Pipeline:
     """The stages of ``momentum-gs run``."""
 
     def __init__(self, request: RunRequest, scene: Path, state: RunState, command: Callable[..., None]) -> None:
-        """``command``: (name, words...) -> runs another command as its command line would."""
+        """
+        Args:
+            request: The command line.
+            scene: Folder of the scene.
+            state: The state of the run.
+            command: (Name, arguments...): runs another command as from the command line.
+
+        Raises:
+            UserError: for invalid settings.
+        """
         self._request, self._scene, self._state, self._out = request, scene, state, request.out
         self._command = command
-        # Now, so that a wrong setting is reported before an hour of preparation.
+        # Done first, so that a wrong setting is reported before an hour of preparation.
         choosing = self._choosing("coarse", self._out)
         auto = choosing.auto
         if request.minutes is not None and "steps" not in auto:
@@ -62,7 +73,7 @@ class Pipeline:
         self._note: Callable[[], float] = lambda: state.seconds
 
     def stage(self, name: str, do: Callable[[], None]) -> None:
-        """Does a stage, unless it is over."""
+        """Runs a stage, unless it is done."""
         if self._state.done(name):
             info(f"== {name}: done before ({self._state.stages[name].seconds:.1f} s)")
             return
@@ -70,13 +81,13 @@ class Pipeline:
             do()
 
     def prepare(self) -> None:
-        """Images to a scene."""
-        # Training never takes wider images than 1600, unless told to.
+        """Makes a scene from images."""
+        # Training does not use images wider than 1600 pixels, unless a resolution is given.
         size = [] if self._request.resolution is not None else ["-r", "-1"]
         self._command("prepare", str(self._request.source), str(self._scene), *size)
 
     def doctor(self) -> None:
-        """Chooses what is to be chosen, and stops at what training would refuse."""
+        """Chooses the ``auto`` settings and examines the scene; raises UserError for what training would refuse."""
         state, refusal = self._state, None
         choosing = self._choosing("coarse", self._out)
         try:
@@ -84,7 +95,7 @@ class Pipeline:
             for choice in state.choices:
                 info(f"chosen   {choice}")
         except UserError as error:
-            refusal = error  # The doctor may know more of it.
+            refusal = error  # The doctor may explain it better.
         config = choosing.config(state.choices)
         findings = look(config, quick=self._request.minutes is not None)
         for finding in findings:
@@ -98,7 +109,7 @@ class Pipeline:
             raise refusal
 
     def after_doctor(self) -> list[tuple[str, Callable[[], None]]]:
-        """The stages from training on, now that the number of blocks is known."""
+        """(Name, function) of the stages after the doctor; they depend on the number of blocks, known by then."""
         config = self._config("blocks", self._out)
         many = config.partition.blocks != 1 or (config.partition.dim or (1, 1, 1)) != (1, 1, 1)
         stages: list[tuple[str, Callable[[], None]]] = [("train", self._train)]
@@ -108,12 +119,12 @@ class Pipeline:
         return [*stages, ("render", self._render), ("eval", self._eval), ("report", self._report)]
 
     def finish(self) -> None:
-        """Where the time went, and where to look."""
+        """Prints the time of each stage and the files of the result."""
         out, warnings = self._out, self._state.warnings
         info(f"\n{self._state.table()}")
         asked = self._request.minutes
         if asked is not None:
-            info(f"{self._state.seconds / 60:.1f} of the {asked:g} minutes asked for")
+            info(f"used {self._state.seconds / 60:.1f} of {asked:g} minutes")
         info(f"\nLook at\n  {out / 'report.html'}   the run on one page")
         renders = sorted(path for path in (out / self._split).glob("ours_*") if path.is_dir())
         if renders:
@@ -133,7 +144,7 @@ class Pipeline:
         return self._choosing(stage, out).config(self._state.choices)
 
     def _goal(self, config: Config, scene: Scene, facts: Facts) -> Goal:
-        """What steps to choose: by the quality, or by what is left of the time."""
+        """The goal by which steps are chosen: the quality, or the time that is left."""
         if self._request.minutes is None:
             return Goal(self._request.quality)
         times = Times(config, scene, facts, pick_device(config.device))
@@ -145,7 +156,7 @@ class Pipeline:
         return Goal(self._request.quality, steps_within)
 
     def _seconds_left(self) -> float:
-        """For training."""
+        """Seconds left for training."""
         assert self._request.minutes is not None
         return max(0.0, 60 * self._request.minutes - self._note() - self._state.reserve)
 
@@ -161,7 +172,7 @@ class Pipeline:
                  f"remaining {left:.0f} s")  # fmt: skip
 
         def config_of(steps: int) -> Config:
-            # Noted, so that the same command goes on with them.
+            # Saved, so that a repeated command continues with this number.
             self._state.choices = [replace(c, value=steps) if c.key == "steps" else c for c in self._state.choices]
             self._note()
             return self._config("coarse", self._out)
@@ -169,10 +180,10 @@ class Pipeline:
         self._fit(config, Pace(left, config_of, MIN_STEPS))
 
     def _fit(self, config: Config, pace: Pace | None = None) -> None:
-        """Trains, or trains on.
+        """Trains, or resumes from a checkpoint.
 
         Raises:
-            KeyboardInterrupt: where it was asked to stop; a checkpoint was written.
+            KeyboardInterrupt: if training was asked to stop, after a checkpoint was written.
         """
         assert config.out is not None
         resume, choices = bool(checkpoints(Path(config.out) / "checkpoint")), self._state.choices
@@ -197,7 +208,7 @@ class Pipeline:
 
     @property
     def _split(self) -> str:
-        """Held-out views, or where none is held out the training views."""
+        """The split to render and score: test, or train if no view is held out."""
         return "test" if load_scene(self._config("blocks", self._out).scene).test else "train"
 
     def _render(self) -> None:

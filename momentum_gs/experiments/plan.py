@@ -1,4 +1,4 @@
-"""The jobs of a sweep: settings of every row and seed, and where the coarse model, partitions and runs lie."""
+"""The jobs of a sweep: settings of every row and seed, and the folders of coarse models, partitions and runs."""
 
 import hashlib
 import json
@@ -24,42 +24,44 @@ from momentum_gs.experiments.scores import read_scores
 
 _NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.axes", "scene.cache_gb",
                           "partition.coarse", "partition.file")  # fmt: skip
-"""Settings and sections that leave a run what it is."""
+"""Settings and sections that do not change a run's result."""
 _SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.file": "the partitions of the sweep",
                   "stage": "the stages of the sweep", "out": "-m"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks of a sweep."""
+    """The parsed command line of ``momentum-gs sweep``."""
 
     files: tuple[str, ...] = ()
-    """Settings files, of which the later win."""
+    """Settings files; later ones override earlier ones."""
     settings: tuple[str, ...] = ()
-    """``key=value`` of flags and overrides, stronger than files."""
+    """``key=value`` of flags and overrides; they override the files."""
     overrides: tuple[str, ...] = ()
-    """Those of them that were given as ``key=value``."""
+    """Those of ``settings`` that were given as ``key=value``."""
     only: tuple[str, ...] | None = None
     """Rows to run; None: all."""
     jobs: int | None = None
-    """Runs at a time; None: one for each GPU, on CPUs one."""
+    """Number of runs at a time; None: one for each GPU, or one without GPUs."""
     coarse: str | None = None
-    """Folder of a coarse model for the partitions; None: one is trained where it is missing."""
+    """Folder of a coarse model for the partitions; None: OUT/coarse, which is trained if missing."""
     keep: bool = False
     """Keep checkpoints and unmerged blocks."""
     table: bool = False
-    """Run nothing."""
+    """Run nothing, only write the table."""
     rescore: bool = False
     """Score the renders of finished runs again."""
     lpips: str = "vgg"
+    """Network of LPIPS, or none."""
     lpips_weights: Path | None = None
+    """Folder with that network's weights."""
 
 
 def row_config(request: Request, row: SweepRow, seed: int) -> Config:
-    """The experiment of a row with a seed; its output folder is the sweep's.
+    """The settings of a row with a seed; ``out`` is still the folder of the sweep.
 
     Raises:
-        UserError: for a setting of the command line that the row sets itself.
+        UserError: for a setting on the command line that the row or the sweep sets itself.
     """
     given = {current_name(text.partition("=")[0]) for text in request.overrides}
     for text in row.settings:
@@ -70,7 +72,7 @@ def row_config(request: Request, row: SweepRow, seed: int) -> Config:
             )
     for key, instead in _SET_BY_SWEEPS.items():
         if key in given:
-            raise UserError(f"sweep: {key} is given on the command line, expected it free for {instead}; leave it out")
+            raise UserError(f"sweep: {key} is given on the command line, but {instead} decides it; leave it out")
     config = _resolve(request, row, f"seed={seed}")
     if config.partition.file is not None:
         raise UserError(
@@ -87,7 +89,7 @@ def row_config(request: Request, row: SweepRow, seed: int) -> Config:
 
 
 def coarse_config(request: Request, row: SweepRow | None = None) -> Config:
-    """A coarse model's settings: those of the command line, and of a row whose blocks start from such a model."""
+    """The settings of a coarse model: those of the command line and of ``row``, whose blocks start from the model."""
     return _resolve(request, row, "stage=coarse", "seed=0")
 
 
@@ -98,10 +100,10 @@ def _resolve(request: Request, row: SweepRow | None, *settings: str) -> Config:
 
 
 def experiment(config: Config) -> dict[str, Any]:
-    """Dotted name -> value of the settings that make a run what it is, as far as they are not the defaults.
+    """Dotted name -> value of the settings that identify a run: those that affect its result and are not defaults.
 
-    Left out are paths, the device, the logs, and sections that do nothing. So are defaults: a setting that a later
-    version adds leaves the runs that are there what they are.
+    Paths, the device, logs and inactive sections are left out. Defaults are left out so that settings added by later
+    versions do not change the identity of existing runs.
     """
     config = replace(config, partition=replace(config.partition, balance=config.partition.balance_used))
     defaults = flat_settings(config_to_dict(Config()))
@@ -115,19 +117,19 @@ def experiment(config: Config) -> dict[str, Any]:
 
 
 def short_hash(settings: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits that stand for settings."""
+    """The first ten hexadecimal digits of the settings' SHA-256."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def n_blocks(config: Config) -> int | str:
-    """The number of cells that a partition is asked for."""
+    """The number of cells of the partition, or 'auto'."""
     return math.prod(config.partition.dim) if config.partition.dim is not None else config.partition.blocks
 
 
 def run_folder(out: Path, config: Config) -> Path:
-    """Where the run of an experiment lies; the readable part repeats what most sweeps vary.
+    """Folder of a run; the readable part of its name has the settings that most sweeps vary.
 
-    A run that a sweep of version 0.1.0 has left stays where it is, under the hash of the names that settings had then.
+    A run of version 0.1.0 is found under its old name, with the hash of the names that settings had then.
     """
     own, settings = ["own"] * (config.blocks.decoder == "per_block"), experiment(config)
     earlier = _run_folder(out, config, own, earlier_settings(settings))
@@ -143,7 +145,7 @@ def _run_folder(out: Path, config: Config, decoder: list[str], settings: Mapping
 
 
 def partition_folder(out: Path, config: Config) -> Path:
-    """Where the partition of an experiment lies: one for all runs that ask for the same, whatever their seeds."""
+    """Folder of a run's partition, shared by all runs with the same partition settings, whatever their seeds."""
     parts = {key: value for key, value in experiment(config).items() if key.startswith(("partition.", "scene."))}
     if config.partition.blocks == "auto":
         parts |= {"anchors": asdict(config.anchors), "model": asdict(config.model), "growth": asdict(config.growth)}
@@ -151,21 +153,21 @@ def partition_folder(out: Path, config: Config) -> Path:
 
 
 def initialization_folder(out: Path, coarse: Config) -> Path:
-    """Where the coarse model lies that blocks start from: one for all runs that ask for the same."""
+    """Folder of the coarse model that blocks start from, shared by all runs with the same settings of it."""
     parts = {key: value for key, value in experiment(coarse).items() if not key.startswith(("partition.", "blocks."))}
     return out / f"coarse-{coarse.model.primitive}-{short_hash(parts)}"
 
 
 def needs_coarse(config: Config) -> bool:
-    """Whether a coarse model decides which cameras see which block."""
+    """Whether the partition needs a coarse model to assign cameras to blocks."""
     return n_blocks(config) != 1 and config.partition.assign != "visibility"
 
 
 def finished(folder: Path, config: Config) -> bool:
-    """Whether the run of an experiment has whole results.
+    """Whether a run has complete results.
 
     Raises:
-        UserError: where the folder holds a run of other settings.
+        UserError: if the folder holds a run with other settings.
     """
     if not (folder / "config.yaml").is_file():
         return False
@@ -182,14 +184,14 @@ def finished(folder: Path, config: Config) -> bool:
 
 
 def scored_by(folder: Path, cells: Path) -> bool:
-    """Whether a finished run's scores by block go by the cells of a partition, which may not be there yet."""
+    """Whether a finished run's scores by block use the cells of the partition in ``cells``; false if it is missing."""
     file, scores = cells / "partition.json", read_scores(folder)
     there = None if scores is None else scores.protocol.get("cells_sha256")
     return there is not None and file.exists() and PartitionTable.load(file).cells_sha256 == there
 
 
 def coarse_job(config: Config, folder: Path) -> Job:
-    """Trains a coarse model."""
+    """The job that trains a coarse model."""
     config = replace(config, out=str(folder))
     if (folder / "config.yaml").is_file() and experiment(load_run_config(folder)) != experiment(config):
         warn(f"sweep: {folder} was trained with other settings than these; it is used as it is")
@@ -199,7 +201,7 @@ def coarse_job(config: Config, folder: Path) -> Job:
 
 
 def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
-    """Cuts the scene."""
+    """The job that cuts the scene into blocks."""
     needs = (_coarse_name(coarse),) if needs_coarse(config) else ()
     config = replace(config, out=str(folder), partition=replace(config.partition, coarse=str(coarse)))
     command = _command("partition", str(config.scene.path), "-c", folder / "settings.yaml")
@@ -207,11 +209,15 @@ def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
 
 
 def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, request: Request) -> Job:
-    """Trains, merges, renders and scores an experiment.
+    """The job that trains, merges, renders and scores a run.
 
     Args:
-        coarse: The model that its blocks may start from.
-        cells: Folder of the partition that scores by block go by.
+        name: Name of the job.
+        config: Settings of the run.
+        out: Folder of the sweep.
+        coarse: Folder of the coarse model that its blocks may start from.
+        cells: Folder of the partition whose cells the scores by block use.
+        request: The command line.
     """
     folder = run_folder(out, config)
     cut = partition_folder(out, config)
@@ -256,13 +262,13 @@ def _coarse_name(folder: Path) -> str:
 
 
 def _job(name: str, folder: Path, config: Config, stages: tuple[Stage, ...], needs: tuple[str, ...] = ()) -> Job:
-    """A job that is finished when its commands are."""
+    """A job that is finished once all its stages are done."""
     names = [stage.name for stage in stages]
     return Job(name, folder, dump_config(config), stages, lambda: stages_done(folder) == names, lambda: None, needs)
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what only more training, another merge or other renders of the unmerged blocks would need."""
+    """Removes checkpoints, store and unmerged blocks, which only further training, merging or rendering would need."""
     for name in ("checkpoint", "store"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("point_cloud/iteration_*/point_cloud_block*.ply"):

@@ -1,4 +1,4 @@
-"""From files, flags and ``key=value`` to the settings of an experiment; what says ``auto`` is chosen from the scene."""
+"""Resolves files, flags and ``key=value`` to the settings of an experiment; ``auto`` settings are chosen."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.experiments.choose import Choice, Facts, Goal, Machine, choose, measure
 
 PROVISIONAL: dict[str, Any] = {"scene.resolution": 1.0, "model.voxel_size": 0.0, "steps": 1000}
-"""Stand-ins for settings that say ``auto``, until they are chosen."""
+"""Stand-ins for ``auto`` settings until they are chosen."""
 
 
 def resolve(
@@ -30,20 +30,20 @@ def resolve(
     goes_on: bool = False,
     announce: bool = False,
 ) -> tuple[Config, list[Choice]]:
-    """An experiment with absolute paths, and what of it was chosen now.
+    """The settings of an experiment, with absolute paths, and the choices made for ``auto`` settings.
 
-    What says ``auto`` is chosen from the scene and printed; a run that is resumed keeps what was chosen when it began.
+    ``auto`` settings are chosen from the scene and printed; a resumed run keeps the choices made when it began.
 
     Args:
-        files: Settings files; the later win.
-        settings: ``key=value``, stronger than the files.
-        own: Whether the settings are those of configs/own.yaml where no file is given.
-        refuse: Whether a scene by which nothing can be chosen is an error; else stand-ins take the place of choices.
-        goes_on: Whether a run in the output folder is continued.
-        announce: Whether to print first on what it will run.
+        files: Settings files; later ones override earlier ones.
+        settings: ``key=value``; they override the files.
+        own: Use configs/own.yaml if no file is given.
+        refuse: Raise an error if the scene does not allow a choice; otherwise the stand-ins are used.
+        goes_on: The run in the output folder is continued.
+        announce: First print the device.
 
     Raises:
-        UserError: for settings that do not hold, and with ``refuse`` for scenes that do not load.
+        UserError: for invalid settings, and with ``refuse`` for scenes that do not load or allow no choice.
     """
     choosing = Choosing(load_settings(files or ([OWN_FILE] if own else []), settings))
     if announce:
@@ -64,37 +64,37 @@ def resolve(
 
 
 class Choosing:
-    """Settings of which some say ``auto``, on the way to an experiment."""
+    """Settings of which some may be ``auto``, and the choice of these."""
 
     def __init__(self, settings: Settings, *, blocks: bool = False) -> None:
-        """``blocks``: choose ``partition.blocks``, too, which may also stay ``auto`` until the scene is cut."""
+        """``blocks``: also choose ``partition.blocks``, which otherwise stays ``auto`` until the scene is cut."""
         self._settings = settings
         self.provisional = self.config(())
-        """With stand-ins for what is not chosen yet, to load the scene by."""
+        """The settings with stand-ins, with which the scene can be loaded."""
         open_blocks = blocks and self.provisional.partition.blocks == "auto"
         self.auto = (*settings.auto, *(["partition.blocks"] if open_blocks else []))
         """Names of the settings to choose."""
 
     def choose(self, goal: Callable[[Config, Scene, Facts], Goal]) -> list[Choice]:
-        """Values for all that says ``auto``.
+        """Chooses values for all ``auto`` settings.
 
         Args:
-            goal: (Provisional settings, scene at full size, its facts) -> what is asked for.
+            goal: (Provisional settings, scene at full size, its facts) -> the quality or time asked for.
 
         Raises:
-            UserError: for scenes that do not load, and of which nothing can be told.
+            UserError: for scenes that do not load or allow no choice.
         """
         config = self.provisional
         if not self.auto:
             return []
-        with contextlib.redirect_stdout(io.StringIO()):  # Who loads it to train says the same again.
+        with contextlib.redirect_stdout(io.StringIO()):  # Loading the scene for training prints the same again.
             scene = load_scene(replace(config.scene, resolution=1.0))
         facts, device = measure(scene), pick_device(config.device)
         machine = Machine(total_memory(), total_device_memory(device))
         return choose(self.auto, config, scene, facts, machine, goal(config, scene, facts))
 
     def config(self, choices: Sequence[Choice]) -> Config:
-        """The experiment, with stand-ins for what is not among the choices."""
+        """The settings with the given choices, and with stand-ins for ``auto`` settings not among them."""
         values = PROVISIONAL | {choice.key: choice.value for choice in choices}
         config = absolute_paths(self._settings.config(values))
         if config.partition.blocks == "auto" and "partition.blocks" in values:

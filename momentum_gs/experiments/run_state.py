@@ -1,4 +1,4 @@
-"""What ``momentum-gs run`` keeps in ``OUT/run.json``: the command, what was chosen, the stages that are over."""
+"""The state of ``momentum-gs run`` in ``OUT/run.json``: the command, the chosen settings and the finished stages."""
 
 import json
 import time
@@ -18,23 +18,24 @@ FILE = "run.json"
 
 @dataclass
 class Stage:
-    """One stage that has begun."""
+    """A stage that has begun."""
 
     seconds: float = 0.0
-    """All attempts together."""
+    """Time of all attempts together."""
     done: bool = False
 
 
 @dataclass
 class RunState:
-    """The file, and the same in memory. Whole at any moment: each change replaces it."""
+    """The content of ``run.json``. The file is never incomplete: ``save`` replaces it as a whole."""
 
     folder: Path
+    """OUT."""
     command: dict[str, Any]
-    """What the user asked for; another command does not go on with this run."""
+    """What the user asked for; a different command cannot continue this run."""
     choices: list[Choice] = field(default_factory=list)
     warnings: int = 0
-    """Of the doctor."""
+    """Number of the doctor's warnings."""
     reserve: float = 0.0
     """Seconds that the stages after training are expected to take."""
     stages: dict[str, Stage] = field(default_factory=dict)
@@ -43,16 +44,16 @@ class RunState:
 
     @classmethod
     def open(cls, folder: Path, command: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> "RunState":
-        """That of an output folder, or a new one.
+        """Reads the state of an output folder, or makes a new one.
 
         Raises:
-            UserError: where the folder holds another run, or something else.
+            UserError: if the folder holds the run of another command, or anything else.
         """
         file = folder / FILE
         if not file.is_file():
             if folder.is_dir() and any(folder.iterdir()):
                 raise UserError(
-                    f"run: {folder} is there already and holds no {FILE}, expected a new folder or one of an earlier "
+                    f"run: {folder} exists already and holds no {FILE}, expected a new folder or one of an earlier "
                     "'momentum-gs run'; choose another"
                 )
             return cls(folder, command, clock=clock)
@@ -73,14 +74,14 @@ class RunState:
         ]
         if differing:
             raise UserError(
-                f"run: {folder} holds a run of another command ({'; '.join(differing)}); repeat that one to go on, or "
-                "choose another folder"
+                f"run: {folder} holds a run of another command ({'; '.join(differing)}); repeat that command to "
+                "continue it, or choose another folder"
             )
         return found
 
     @property
     def seconds(self) -> float:
-        """All stages so far."""
+        """Time of all stages so far."""
         return sum(stage.seconds for stage in self.stages.values())
 
     def done(self, name: str) -> bool:
@@ -88,7 +89,7 @@ class RunState:
         return name in self.stages and self.stages[name].done
 
     def add(self, name: str, seconds: float) -> None:
-        """Counts time that no stage of the run's own has."""
+        """Adds time that was spent outside the stages, under a name of its own."""
         stage = self.stages.setdefault(name, Stage(done=True))
         stage.seconds += seconds
 
@@ -107,9 +108,9 @@ class RunState:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[], float]]:
-        """Heads a stage and counts its time, also that of an attempt that fails; it is over where the block ends.
+        """Prints a stage's heading and measures its time, also that of a failed attempt; without an error it is done.
 
-        Yields a function to be called on the way: it notes the time so far, and gives the seconds of all stages.
+        Yields a function to be called now and then: it saves the time so far and returns the seconds of all stages.
         """
         info(f"\n== {name}")
         stage = self.stages.setdefault(name, Stage())
@@ -128,7 +129,7 @@ class RunState:
             note()
 
     def table(self) -> str:
-        """Stages with their seconds and their share of the whole."""
+        """A table of the stages with their seconds and shares of the total."""
         total = max(self.seconds, 1e-9)
         rows = [(name, stage.seconds) for name, stage in self.stages.items()]
         lines = [f"{name:<12}{seconds:>9.1f} s{seconds / total:>7.0%}" for name, seconds in rows]

@@ -1,6 +1,6 @@
-"""What ``momentum-gs run --minutes`` can do in the time: steps at each resolution, and the stages after training.
+"""Time estimates for ``momentum-gs run --minutes``: a training step at each resolution, and the stages after training.
 
-Both are measured on this machine, on the scene's own images, by doing a little of it.
+Both are extrapolated from short measurements on this machine with the scene's own images.
 """
 
 import contextlib
@@ -28,21 +28,24 @@ from momentum_gs.model.init import init_anchors
 _T = TypeVar("_T")
 
 GROWN = 1.2
-"""A step at the end over one at first: anchors are added and more of their Gaussians show. An allowance for the choice
-of the resolution alone; the number of steps is revised while training runs."""
+"""Assumed ratio of a step's average time to that of the first steps, as anchors are added. It matters only for the
+choice of the resolution; the number of steps is revised during training."""
 OTHER_SECONDS = 3.0
-"""Of the stages after training that no measurement covers: files of the model, loading the scene again, the page."""
+"""Allowance for what is not measured after training: writing the model, loading the scene again, the report."""
 PROBE_SECONDS = 3.0
+"""Time for measuring steps at a resolution."""
 
 
 class Times:
-    """Seconds of a step and of the stages after training, by resolution; each is measured once."""
+    """Seconds of a step and of the stages after training, for each resolution; each is measured only once."""
 
     def __init__(self, config: Config, scene: Scene, facts: Facts, device: torch.device) -> None:
         """
         Args:
-            config: Whose voxel does not count.
-            scene: Loaded with ``scene.resolution=1``.
+            config: Settings; voxel size and resolution are replaced.
+            scene: The scene, loaded with ``scene.resolution=1``.
+            facts: ``measure(scene)``.
+            device: The device to measure on.
         """
         self._config, self._scene, self._facts, self._device = config, scene, facts, device
         self._steps: dict[float, float] = {}
@@ -50,7 +53,7 @@ class Times:
         self._lpips: tuple[float, Lpips | None] | None = None
 
     def step(self, resolution: float | int) -> float:
-        """One training step, on average over a run."""
+        """Seconds of one training step, on average over a run."""
         if resolution not in self._steps:
             voxel = float(choose_voxel(self._facts, resolution).value)
             config = replace(
@@ -65,7 +68,8 @@ class Times:
         return self._steps[resolution]
 
     def after_training(self, resolution: float | int) -> float:
-        """Rendering, scoring and the page, by what one held-out view takes; drawing it is less than half of a step."""
+        """Seconds of rendering, scoring and the report, from the time for one held-out view. Its rendering is counted
+        as half a training step, which is an upper bound."""
         if resolution not in self._after:
             scene = at_resolution(self._scene, resolution)
             each = [self._scored(scene, camera) + self.step(resolution) / 2 for camera in scene.test[:1]]
@@ -74,7 +78,7 @@ class Times:
         return self._after[resolution]
 
     def _scored(self, scene: Scene, camera: Camera) -> float:
-        """Decoding an image, writing it and its render, reading and scoring both."""
+        """Seconds for decoding an image, writing it and its render, and reading and scoring both."""
         if self._lpips is None:
             self._lpips = _timed(lambda: _lpips(self._device))
         lpips = self._lpips[1]
@@ -93,7 +97,7 @@ class Times:
 def _lpips(device: torch.device) -> Lpips | None:
     with contextlib.suppress(UserError), contextlib.redirect_stdout(io.StringIO()):
         return load_lpips("vgg", None, device)
-    return None  # The stage itself will say why.
+    return None  # The eval stage reports the reason.
 
 
 def _timed(work: Callable[[], _T]) -> tuple[float, _T]:

@@ -1,8 +1,8 @@
-"""Long jobs side by side: each a chain of commands in a folder of its own, which may be broken off.
+"""Runs long jobs in parallel: each is a chain of commands in its own folder, which may be interrupted.
 
-Nothing is done twice. A job's finished stages stand in its folder, a training that was broken off resumes from its
-checkpoint, and a lock says who is at work. The lock goes with the processes that hold it, the commands included: where
-a sweep is killed and its training lives on, the next sweep waits for that training, and takes over from there.
+Nothing is done twice. A job's folder records its finished stages, an interrupted training resumes from its checkpoint,
+and a lock shows that a process works on the job. The commands inherit the lock: if a sweep is killed but its training
+continues, the next sweep waits for that training and continues from there.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from momentum_gs.train.checkpoint import checkpoints
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 120.0
-"""What a training gets to finish its step and write its checkpoint."""
+"""Time that a training gets to finish its step and write its checkpoint before it is killed."""
 _STATE = "sweep.json"
 
 
@@ -37,7 +37,8 @@ class Stage:
     name: str
     command: tuple[str, ...]
     leaves: str
-    """Pattern of what it leaves in the job's folder: a training that was asked to stop ends with status 0, too."""
+    """Glob pattern of a file that it writes into the job's folder. It shows that the stage is complete, as a training
+    that was asked to stop also ends with status 0."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +51,26 @@ class Job:
     """Text of ``settings.yaml`` in the folder, which the commands read."""
     stages: tuple[Stage, ...]
     finished: Callable[[], bool]
-    """Whether there is nothing left to do; asked while holding the lock."""
+    """Whether there is nothing left to do; called while holding the lock."""
     tidy: Callable[[], None]
-    """Called after the last stage."""
+    """Called after the last stage, to remove what is no longer needed."""
     needs: tuple[str, ...] = ()
-    """Names of jobs that come first; where one of them fails, this one has failed."""
+    """Names of jobs that must finish first; if one of them fails, this one fails, too."""
 
     @property
     def log(self) -> Path:
-        """What the commands say."""
+        """Output of the commands."""
         return self.folder / "sweep.log"
 
 
 def stages_done(folder: Path) -> list[str]:
-    """Names of the stages that a job has behind it."""
+    """Names of a job's finished stages."""
     path = folder / _STATE
     return json.loads(path.read_text())["done"] if path.exists() else []
 
 
 def mark_done(folder: Path, stages: Sequence[str]) -> None:
-    """Writes what ``stages_done`` reads."""
+    """Records the names of a job's finished stages, for ``stages_done``."""
     with replacing(folder / _STATE) as part:
         part.write_text(json.dumps({"done": list(stages)}) + "\n")
 
@@ -87,13 +88,13 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Call
     """Runs jobs, as many at a time as there are slots.
 
     Args:
-        jobs: In the order in which they start, as far as their needs allow; one that another process is at work on is
-            left until that is done.
-        slots: Environment variables of each place that a job can run in.
-        stop: Asked all the time; once it says yes, the commands are told to stop and waited for.
+        jobs: In the order in which they start, as far as their needs allow. A job that another process works on starts
+            once that process is done.
+        slots: One job runs in each slot; a slot is the environment variables for its commands.
+        stop: Polled; once it returns true, the commands are told to stop and waited for.
 
     Returns:
-        Name -> what went wrong, of the jobs that failed.
+        Name -> reason, for the jobs that failed.
 
     Raises:
         KeyboardInterrupt: once ``stop`` is set and all commands have ended.
@@ -115,19 +116,19 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], stop: Call
 
 @dataclass
 class _Work:
-    """What waits, what runs and what went wrong."""
+    """The waiting, running and failed jobs."""
 
     waiting: list[Job]
     free: list[Mapping[str, str]]
-    """Slots that nothing runs in."""
+    """Slots without a job."""
     bar: tqdm
     running: list[_Running] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
-    """Jobs that another process was seen to be at work on."""
+    """Jobs that were found locked by another process."""
 
     def go_on(self) -> None:
-        """Starts the next command where one has ended; a job that has no more is finished, or has failed."""
+        """For each command that has ended, starts the job's next one, or records the job as finished or failed."""
         for item in list(self.running):
             if item.process.poll() is None:
                 continue
@@ -136,10 +137,12 @@ class _Work:
                 item.stage, item.process = stage, _start(item.job, stage, item.slot, item.lock)
                 continue
             if reason is None and not item.job.finished():
-                reason = "the last command left no whole results"
+                reason = "the last command left no complete results"
             if reason is None:
                 item.job.tidy()
-                info(f"sweep: {item.job.name} is finished; {len(self.waiting)} wait, {len(self.running) - 1} go on")
+                info(
+                    f"sweep: {item.job.name} is finished; {len(self.waiting)} waiting, {len(self.running) - 1} running"
+                )
             else:
                 self.failed[item.job.name] = reason
                 warn(f"sweep: {item.job.name} failed: {reason}; its log: {item.job.log}")
@@ -149,7 +152,7 @@ class _Work:
             self.bar.update()
 
     def begin(self) -> None:
-        """Starts jobs as far as slots, needs and locks allow."""
+        """Starts waiting jobs as far as slots, needs and locks allow."""
         for job in list(self.waiting):
             if lost := [name for name in job.needs if name in self.failed]:
                 self.waiting.remove(job)
@@ -164,7 +167,7 @@ class _Work:
             if lock is None:
                 if job.name not in self.elsewhere:
                     self.elsewhere.add(job.name)
-                    info(f"sweep: {job.name} is at work in another process; its turn comes when that is done")
+                    info(f"sweep: {job.name} is run by another process; waiting for it")
                 continue
             self.waiting.remove(job)
             if job.finished():
@@ -176,7 +179,7 @@ class _Work:
 
 
 def _locked(path: Path) -> IO[str] | None:
-    """The open lock, or None where another process has it."""
+    """The open lock file, or None if another process holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:
@@ -193,7 +196,7 @@ def _next_stage(job: Job) -> Stage | None:
 
 
 def _last_again(job: Job) -> Stage:
-    """The last stage of a job that has all of them behind it and is not finished: its results were lost or harmed."""
+    """The last stage, to repeat: all stages of the job are done, but its results are missing or damaged."""
     *before, last = job.stages
     mark_done(job.folder, [stage.name for stage in before])
     return last
@@ -208,7 +211,7 @@ def _start(job: Job, stage: Stage, slot: Mapping[str, str], lock: IO[str]) -> su
     with job.log.open("a") as log:
         log.write(f"== {stage.name}: {shlex.join(command)}\n")
         log.flush()
-        # A session of its own: Ctrl-C reaches the commands through ``_end`` alone, once.
+        # In a session of its own, so that a command gets the signal of a Ctrl-C only once, from ``_end``.
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -221,7 +224,7 @@ def _start(job: Job, stage: Stage, slot: Mapping[str, str], lock: IO[str]) -> su
 
 
 def _after(item: _Running) -> str | None:
-    """Notes a command that ended well; what went wrong otherwise."""
+    """Records the stage as done if its command succeeded; otherwise returns the reason of the failure."""
     code, job, stage = item.process.returncode, item.job, item.stage
     if code < 0:
         return f"{stage.name} was ended by {signal.Signals(-code).name}"
@@ -235,7 +238,7 @@ def _after(item: _Running) -> str | None:
 
 
 def _end(running: Sequence[_Running]) -> None:
-    """Tells commands to stop, which makes a training write a checkpoint, and ends those that do not."""
+    """Tells the commands to stop, so that a training writes a checkpoint, and kills those that do not in time."""
     for send in (signal.SIGTERM, signal.SIGKILL):
         for item in running:
             if item.process.poll() is None:

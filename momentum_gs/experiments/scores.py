@@ -1,4 +1,4 @@
-"""Scores of the runs of a sweep: what each run gives to the table, spread over seeds, paired differences."""
+"""Scores of the runs of a sweep: the numbers of each run, their spread over seeds, and paired differences."""
 
 import math
 import statistics
@@ -23,7 +23,7 @@ class Metric:
     heading: str
     digits: int
     better: int
-    """1: more is better, -1: less is, 0: neither."""
+    """1: higher is better, -1: lower is better, 0: neither."""
 
 
 METRICS = (
@@ -47,56 +47,58 @@ METRICS = (
 
 _BY_BLOCK = ("worst_block_PSNR", "border_PSNR")
 BY_MAP = ("PSNR_covered", "covered_percent")
-"""Of the pixels that training views see: a column only where all runs go by the same maps."""
+"""Metrics of covered pixels; they are columns only if all runs use the same maps of these pixels."""
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """What the table takes from one finished run."""
+    """The numbers of one finished run."""
 
     numbers: Mapping[str, float]
-    """Key of a ``Metric`` -> value; what was not measured is not in it."""
+    """Key of a ``Metric`` -> value, for the metrics that were measured."""
     protocol: Mapping[str, Any]
     """How the merged model was scored."""
 
     def without_blocks(self) -> "RunScores":
-        """Less the scores that go by blocks and their borders."""
+        """The same without the scores of blocks and of borders."""
         numbers = {key: value for key, value in self.numbers.items() if key not in _BY_BLOCK}
         return RunScores(numbers, self.protocol)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation; None for one value."""
+    """Mean and spread of values."""
 
     mean: float
     sd: float | None
+    """Sample standard deviation; None for one value."""
     n: int
+    """Number of values."""
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean."""
+        """Standard error of the mean; None for one value."""
         return None if self.sd is None else self.sd / math.sqrt(self.n)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Of one or more values; None of none."""
+    """Mean and spread of the values; None if there are none."""
     if not values:
         return None
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Spread | None:
-    """a - b over the seeds that both have.
+    """Mean and spread of a - b over the seeds that both have; None if there are none.
 
-    The seed draws what two runs have in common: schedule, order of views, initial decoder. Where that matters the
-    differences spread less than the values do.
+    Runs with the same seed share schedule, order of views and initial decoder. As far as these affect the scores, the
+    differences spread less than the values.
     """
     return spread([a[seed] - b[seed] for seed in a if seed in b])
 
 
 def read_scores(out: Path) -> RunScores | None:
-    """The scores of a run, or None where they are not there, not whole, or of other settings than its config.yaml."""
+    """The scores of a run; None if they are missing, incomplete, or for other settings than those of config.yaml."""
     entries = read_json(out / "results.json")
     merged = {name: entry for name, entry in entries.items() if not name.endswith("_blocks")}
     if len(merged) != 1:
@@ -131,7 +133,7 @@ def _work(out: Path) -> dict[str, float]:
 
 
 def check_protocols(runs: Mapping[str, RunScores]) -> None:
-    """Makes sure that all runs were scored alike, which a mean over them and a difference need.
+    """Checks that all runs were scored with the same protocol; means and differences are meaningless otherwise.
 
     Raises:
         UserError: naming two runs that were not.
@@ -146,10 +148,10 @@ def check_protocols(runs: Mapping[str, RunScores]) -> None:
 
 
 def ordering(metric: Metric, difference: Spread) -> Verdict:
-    """Whether a difference stands out from its spread: 'better', 'worse' or 'not told apart'.
+    """Whether a difference exceeds two standard errors: 'better', 'worse' or 'not told apart'.
 
-    The bar is two standard errors of the paired difference. With three seeds and normal errors a true difference of
-    zero passes it in 18 % of cases (Student's t with two degrees of freedom), with five in 12 %.
+    With normal errors, a true difference of zero exceeds them in 18 % of cases with three seeds (Student's t with two
+    degrees of freedom), and in 12 % with five.
     """
     if difference.error is None or abs(difference.mean) <= 2 * difference.error:
         return "not told apart"

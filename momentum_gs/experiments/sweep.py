@@ -36,7 +36,14 @@ from momentum_gs.experiments.table import SweepResults, to_csv, to_json, to_late
 
 
 def run_sweep(sweep: Sweep, request: Request) -> dict[str, str]:
-    """Runs what is missing and writes the table; what failed, and why."""
+    """Runs what is missing and writes the table.
+
+    Returns:
+        Name -> reason, for the jobs that failed.
+
+    Raises:
+        UserError: for settings that do not fit the sweep, or an output folder with runs of another scene.
+    """
     only = _only(request.only, sweep)
     base = resolve(request.files, request.settings)[0]
     out = out_folder(base)
@@ -63,16 +70,20 @@ def _only(names: Sequence[str] | None, sweep: Sweep) -> list[str]:
 
 
 def _cells_config(sweep: Sweep, plan: Mapping[str, Mapping[int, Config]]) -> Config:
-    """Whose partition the scores by block of all rows go by: the reference's, or where that is one block, the first
-    row's that has more."""
+    """The settings of the partition whose cells the scores by block of all rows use: the reference's, or if it has one
+    block, those of the first row with more."""
     configs = [next(iter(plan[row].values())) for row in (sweep.reference, *plan)]
     return next((config for config in configs if n_blocks(config) != 1), configs[0])
 
 
 def _keep_to_one_scene(out: Path, config: Config) -> None:
-    """Runs are known by their settings, among which the scene's place is not: it belongs to the folder."""
+    """Checks that the output folder holds runs of this scene only: a run's identity does not include the scene's path.
+
+    Raises:
+        UserError: if no scene is given, or the folder holds runs of another one.
+    """
     if config.scene.path is None:
-        raise UserError("sweep: no scene is named, expected one; give it with -s SCENE")
+        raise UserError("sweep: no scene is given, expected one; give it with -s SCENE")
     mark = out / "scene.txt"
     if not mark.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +91,7 @@ def _keep_to_one_scene(out: Path, config: Config) -> None:
     if (there := mark.read_text().strip()) != config.scene.path:
         raise UserError(
             f"{out}: holds runs of {there}, expected {config.scene.path}; choose another folder with -m, or remove "
-            f"{mark} where the scene has only moved"
+            f"{mark} if the scene has only moved"
         )
 
 
@@ -91,14 +102,14 @@ def _run_all(
     plan: Mapping[str, Mapping[int, Config]],
     cells_of: Config,
 ) -> dict[str, str]:
-    """Coarse models, partitions and runs that are not finished; what failed, and why."""
+    """Runs what is not finished, with the coarse models and partitions it needs; returns job -> reason of failures."""
     runs: dict[Path, tuple[str, SweepRow, Config]] = {}
     for row in rows:
         for seed, config in plan[row.name].items():
             name = f"{row.name}, seed {seed}"
             same = runs.setdefault(run_folder(out, config), (name, row, config))[0]
             if same != name:
-                info(f"sweep: {name} has the settings of {same}, so they are one run")
+                info(f"sweep: {name} has the same settings as {same}, so they share one run")
     cells = partition_folder(out, cells_of)
     missing = [
         item for folder, item in runs.items()
@@ -126,7 +137,7 @@ def _run_all(
 
 
 def _slots(jobs: int | None, config: Config) -> list[dict[str, str]]:
-    """Environment of each of the runs that go on at a time."""
+    """Environment variables for each of the runs at a time: its GPU and its share of the cores."""
     gpus = visible_gpus(config.device)
     count = jobs or len(gpus) or 1
     if count < 1:
@@ -145,7 +156,7 @@ def _collect(
     cells: Path,
     failed: Mapping[str, str],
 ) -> SweepResults:
-    """The scores of all runs that are finished, whoever ran them; of the worst block only by these cells."""
+    """The scores of all finished runs, whichever process ran them; scores by block only if they use ``cells``."""
     folders = {row: {seed: run_folder(out, c) for seed, c in configs.items()} for row, configs in plan.items()}
     runs = {
         row: {seed: scores if scored_by(folders[row][seed], cells) else scores.without_blocks()
@@ -170,7 +181,7 @@ def _collect(
 
 
 def _tail(path: str) -> str:
-    """The end of a path: the table names the scene and the files wherever they lie."""
+    """The last two parts of a path, so that the table does not depend on where scene and files lie."""
     return "/".join(Path(path).parts[-2:])
 
 
@@ -186,5 +197,5 @@ def _write_table(out: Path, results: SweepResults) -> None:
     info(f"sweep: {stem}.md, .csv, .tex, .json")
     try:
         draw_sweep(stem.with_suffix(".png"), results)
-    except UserError as error:  # The image shows nothing that the table does not say.
-        info(f"sweep: no image: {error}")
+    except UserError as error:  # The figure is optional: it shows nothing that is not in the table.
+        info(f"sweep: no figure: {error}")

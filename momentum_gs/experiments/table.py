@@ -34,12 +34,12 @@ class SweepResults:
     folders: Mapping[str, Mapping[int, str]]
     """Row -> seed -> folder of the run, finished or not."""
     about: Mapping[str, Any]
-    """What holds for all rows: scene, configuration, steps."""
+    """Facts that hold for all rows: scene, settings, steps, versions."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Job -> what went wrong."""
+    """Job -> reason of its failure."""
 
     def values(self, row: str, metric: str) -> dict[int, float]:
-        """Seed -> value of a metric, of the runs that have it."""
+        """Seed -> value of a metric, for the runs of a row that have it."""
         return {seed: run.numbers[metric] for seed, run in self.runs[row].items() if metric in run.numbers}
 
     def spread(self, row: str, metric: str) -> Spread | None:
@@ -51,31 +51,31 @@ class SweepResults:
         return paired(self.values(row, metric), self.values(other, metric))
 
     def check(self) -> None:
-        """Raises UserError where there is nothing to show, or runs were scored differently."""
+        """Raises UserError if no run is finished, or runs were scored with different protocols."""
         runs = {f"{row}, seed {seed}": run for row, seeds in self.runs.items() for seed, run in seeds.items()}
         if not runs:
             raise UserError("sweep: no run is finished, so there is no table; run it without --table")
         check_protocols(runs)
 
     def metrics(self) -> list[Metric]:
-        """The columns for which any run has a number that compares with those of the others."""
+        """The columns: metrics that at least one run has and that are comparable between runs."""
         alike = covered_alike(run.protocol for seeds in self.runs.values() for run in seeds.values())
         shown = [m for m in METRICS if alike or m.key not in BY_MAP]
         return [m for m in shown if any(self.values(row.name, m.key) for row in self.sweep.rows)]
 
     def rows(self) -> list[SweepRow]:
-        """The rows of which a run is finished."""
+        """The rows with at least one finished run."""
         return [row for row in self.sweep.rows if self.runs[row.name]]
 
     def pairs(self) -> list[tuple[str, str]]:
-        """What is compared: each row with the reference, then what the sweep asks for besides."""
+        """The pairs of rows to compare: each row with the reference, then those that the sweep lists."""
         reference, shown = self.sweep.reference, {row.name for row in self.rows()}
         pairs = [(row.name, reference) for row in self.rows() if row.name != reference]
         return [pair for pair in (*pairs, *self.sweep.compare) if shown.issuperset(pair)]
 
 
 def statements(results: SweepResults) -> list[str]:
-    """One sentence for each pair and metric: the difference, whether it stands out, and the paper's beside it."""
+    """A line for each pair and metric: the difference, whether it exceeds two standard errors, and the paper's."""
     papers = {row.name: row.paper for row in results.sweep.rows}
     lines = []
     for first, second in results.pairs():
@@ -206,7 +206,7 @@ def _main_cells(results: SweepResults, text: Callable[[str], str]) -> list[list[
 
 
 def _difference_cells(results: SweepResults, text: Callable[[str], str]) -> list[list[str]]:
-    """Empty where the reference has no run, or nothing beside it has."""
+    """Cells of the table of differences; empty if the reference, or every other row, has no finished run."""
     metrics, reference = [metric for metric in results.metrics() if metric.better], results.sweep.reference
     rows = [first for first, second in results.pairs() if second == reference]
     cells = [["row", "seeds", *(metric.heading for metric in metrics)]] if rows else []
@@ -218,7 +218,7 @@ def _difference_cells(results: SweepResults, text: Callable[[str], str]) -> list
 
 
 def _cell(value: Spread | None, metric: Metric, part: Literal["sd", "error"], n: int) -> str:
-    """``mean ± part``; with the number of seeds where it is not the row's."""
+    """``mean ± part``, with the number of seeds if it differs from the row's (``n``)."""
     if value is None:
         return "-"
     width = value.sd if part == "sd" else value.error

@@ -1,4 +1,4 @@
-"""One training run in an output folder: settings, scene and partition in; records, checkpoints and the model out."""
+"""A training run in an output folder: reads settings, scene and partition; writes records, checkpoints and model."""
 
 import os
 import socket
@@ -30,9 +30,9 @@ from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Outcome, Training
 from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wandb
 
-# Names the launch that began the run in a folder, so that its restarted ranks continue this run and no other.
+# Holds the id of the launch that began the run in a folder, so that only its restarted ranks continue the run.
 _LAUNCH_FILE = ".launch"
-# What another machine has just written shows up on a network disk within seconds.
+# On a network disk, a file written by another machine becomes visible within seconds.
 _SHARED_SECONDS = 10.0
 
 
@@ -46,14 +46,19 @@ def train(
     choices: Sequence[Choice] = (),
     pace: Callable[[int, int], Config | None] | None = None,
 ) -> Outcome:
-    """Trains and writes the model, or where ``stop`` says so a checkpoint.
+    """Trains and writes the model, or only a checkpoint if ``stop`` is set before the end.
 
     Args:
-        config: With absolute paths.
+        config: Settings, with absolute paths.
+        launch: How this process was launched.
+        stop: Set by signals.
         resume: Continue from the last checkpoint of the output folder.
-        only: Blocks to train on after a finished run.
-        choices: What of the settings was chosen, for the record.
-        pace: Revises the number of steps on the way (``Training``).
+        only: Blocks of a finished run to train further.
+        choices: Settings that were chosen, to be recorded in config.yaml.
+        pace: Revises the number of steps during the run (``Training``).
+
+    Raises:
+        UserError: for settings, a scene, a partition or a checkpoint with which training is not possible.
     """
     device = pick_device(config.device)
     comm = connect(device, launch)
@@ -69,13 +74,13 @@ def train(
     if config.switched_off:
         info(f"train: {config.switched_off}")
     scene = load_scene(config.scene)
-    # Found once: whoever continues, renders or exports this run uses the same, whatever becomes of the scene.
+    # Recorded in config.yaml: resuming, rendering and exporting use this frame even if the scene changes later.
     config = replace(config, scene=scene.frame.recorded(config.scene))
     if table is not None:
         table.check(config.partition, scene)
     training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
-    code = code_version()  # Now: who trains for hours may have committed by the end.
-    # Only now does anything in the folder change: what is wrong has been reported by here.
+    code = code_version()  # Taken now, as the checkout may change during the training.
+    # The folder is changed only from here on, after all errors in the input have been reported.
     observers = Observers(_observers(config, choices, folder, scene, comm))
     begun = time.process_time()
     try:
@@ -85,7 +90,7 @@ def train(
     if training.config != config:
         _write_settings(folder, training.config, choices)
     if outcome.interrupted:
-        # Another rank may have been asked.
+        # The signal may have reached another rank.
         by = stop.signal.name if stop() and stop.signal else "a signal"
         info(f"train: stopped by {by} at step {outcome.step}, saved; continue with --resume")
     else:
@@ -110,14 +115,14 @@ def train(
 
 
 def _check_shared(folder: Path, comm: Comm) -> None:
-    """Makes sure that the output folder is one folder for all ranks.
+    """Checks that all ranks see the same output folder.
 
     Raises:
-        UserError: naming the machine that has another.
+        UserError: on the ranks of a machine that sees another folder.
     """
     if comm.world_size == 1:
         return
-    # The file is named by rank 0 at random: one that an earlier run left behind proves nothing.
+    # Rank 0 chooses a random name, so that a file left by an earlier run is not mistaken for this one.
     number = torch.tensor([uuid.uuid4().int % 2**62 if comm.rank == 0 else 0])
     comm.all_reduce_sum_(number)
     token = folder / f".shared_{int(number)}"
@@ -133,21 +138,21 @@ def _check_shared(folder: Path, comm: Comm) -> None:
         token.unlink()
     if not found:
         raise UserError(
-            f"{folder}: {socket.gethostname()} does not find there what rank 0 has written, expected one folder that "
-            "all machines share; mount it at the same path everywhere, or name another with -m"
+            f"{folder}: {socket.gethostname()} does not find there the file that rank 0 wrote, expected a folder "
+            "that all machines share; mount it at the same path everywhere, or name another with -m"
         )
-    comm.barrier()  # None goes on where one has failed: the folder stays as it was.
+    comm.barrier()  # If one rank has failed, none continues, so the folder stays as it was.
 
 
 def _resumes(asked: bool, only: bool, folder: Path, launch: Launch, comm: Comm) -> bool:
-    """Whether to continue from a checkpoint: where told to, and where the launcher has started the ranks again.
+    """Whether to continue from a checkpoint: if asked to, or if the launcher has restarted the ranks.
 
-    ``only``: some blocks of a finished run are to be trained on.
+    ``only``: some blocks of a finished run are to be trained further.
 
     Raises:
-        UserError: where a new run would overwrite another.
+        UserError: if a new run would overwrite another.
     """
-    restarts = torch.tensor([launch.restarts])  # Each machine counts its own; a new one begins at 0.
+    restarts = torch.tensor([launch.restarts])  # Each machine counts its own restarts; a new machine begins at 0.
     comm.all_reduce_sum_(restarts)
     verdict = torch.zeros(1)
     if comm.rank == 0:
@@ -158,7 +163,7 @@ def _resumes(asked: bool, only: bool, folder: Path, launch: Launch, comm: Comm) 
             how = f"continuing from {saved[0].name}" if saved else "there is no checkpoint yet, so training starts anew"
             info(f"train: the ranks were started again; {how}")
         elif not (asked or only) and (saved or (folder / "point_cloud").exists()):
-            mark.unlink(missing_ok=True)  # Launches may share a name: this one, tried again, is refused again.
+            mark.unlink(missing_ok=True)  # Launches may share an id: if this one is repeated, it is refused again.
             raise UserError(
                 f"{folder}: holds a {'run' if saved else 'trained model'}; continue it with --resume, or choose "
                 "another folder with -m"
@@ -173,7 +178,7 @@ def _launch_name() -> str:
 
 
 def _write_settings(folder: Path, config: Config, choices: Sequence[Choice]) -> None:
-    """config.yaml: what was chosen and why as comments, then every setting. A run that goes on keeps its comments."""
+    """Writes config.yaml: comments with the choices and their reasons (kept on a resume), then every setting."""
     file, values = folder / "config.yaml", flat_settings(config_to_dict(config))
     why = [f"# chosen: {replace(choice, value=values[choice.key])}" for choice in choices]
     if not why and file.is_file():
@@ -183,7 +188,7 @@ def _write_settings(folder: Path, config: Config, choices: Sequence[Choice]) -> 
 
 
 def _observers(config: Config, choices: Sequence[Choice], folder: Path, scene: Scene, comm: Comm) -> list:
-    """Rank 0 writes the run's records and shows progress; the others are silent."""
+    """On rank 0, writes the run's first records and returns the observers; the other ranks have none."""
     if comm.rank != 0:
         return []
     folder.mkdir(parents=True, exist_ok=True)

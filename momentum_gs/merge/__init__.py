@@ -1,1 +1,1 @@
-"""Floor 7: trained blocks become one model."""
+"""Floor 7: merges trained blocks into one model."""

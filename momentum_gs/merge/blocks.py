@@ -1,8 +1,7 @@
-"""Joins trained blocks to one model: every block gives the anchors (or splats) inside its own cell, and only those.
+"""Merges trained blocks into one model: the anchors (or splats) of each block that lie inside its own cell.
 
-The cells tile all of space, so the merged anchors hold no duplicate at a border and nothing inside a cell is lost.
-Rows are copied bit for bit between the files, a slice at a time: memory does not grow with the scene.
-Source: Momentum-GS merge_blocks.py.
+The cells tile all of space, so at borders nothing is duplicated and inside cells nothing is lost. Rows are copied bit
+for bit from file to file in slices, so memory does not grow with the scene. Source: Momentum-GS merge_blocks.py.
 """
 
 from collections.abc import Iterator
@@ -21,18 +20,19 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.io import BLOCK_PROPERTY, DECODER_FILE, block_decoder_folder
 
 SLICE = 1 << 17
-"""Rows in memory at a time: 40 MB at 316 bytes an anchor."""
+"""Rows copied at a time: 40 MB at 316 bytes per anchor."""
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did."""
+    """Result of a merge."""
 
     path: Path
+    """The merged model."""
     kept: list[int]
-    """Anchors of every block inside its cell."""
+    """For each block, the number of anchors (or splats) inside its cell."""
     dropped: list[int]
-    """Anchors of every block outside of it."""
+    """For each block, the number of those outside its cell."""
 
 
 def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
@@ -43,7 +43,7 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
         table: The partition that the run was trained with.
 
     Raises:
-        UserError: for an incomplete set of blocks, a file that is no model, or blocks of different make.
+        UserError: for an incomplete set of blocks, a file that is not a model, or blocks with different columns.
     """
     paths = [folder / f"point_cloud_block{block}.ply" for block in range(table.n)]
     own = block_decoder_folder(folder, 0).is_dir()
@@ -57,10 +57,10 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
                 f"{path}: its columns differ from those of {paths[0].name} (another feature_dim, n_offsets or "
                 "sh_degree); train all blocks in one run"
             )
-    # Counted first, because the header tells the number of rows; the second look is cheaper than keeping them.
+    # Rows are counted first, as the header contains their number; reading twice is cheaper than keeping them in memory.
     kept = [sum(int(inside.sum()) for _, inside in _slices(rows, b, table)) for b, rows in enumerate(blocks)]
     target = folder / "point_cloud.ply"
-    # Only an anchor that shares its decoder with all others need not say where it comes from.
+    # With per-block decoders, every anchor stores its block, so that it can be decoded.
     dtype = np.dtype([*blocks[0].dtype.descr, (BLOCK_PROPERTY, "<i4")]) if own else blocks[0].dtype
     with replacing(target) as temporary, temporary.open("wb") as file:
         file.write(_header(dtype, sum(kept)))
@@ -86,19 +86,19 @@ def _check_decoders(decoders: list[Path]) -> None:
     for decoder in decoders:
         if not (decoder / DECODER_FILE).is_file():
             raise UserError(
-                f"{decoder}: the blocks are there but {DECODER_FILE}, which is written last, is not; "
+                f"{decoder}: no {DECODER_FILE}, though there are block files: it is written last; "
                 "finish the training with 'momentum-gs train ... --resume'"
             )
 
 
 def _rows(path: Path) -> np.ndarray:
-    """The anchors of a file as a structured array that reads from disk when it is used."""
+    """The rows of a PLY file as a structured array, memory-mapped: read from disk on access."""
     try:
         rows = PlyData.read(str(path), mmap="r")["vertex"].data
     except (PlyParseError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a whole PLY model ({error}); train the block again") from error
+        raise UserError(f"{path}: not a complete PLY model ({error}); train the block again") from error
     if not {"x", "y", "z"} <= set(rows.dtype.names or ()):
-        raise UserError(f"{path}: no x, y, z among its columns, expected a model of block training")
+        raise UserError(f"{path}: no x, y, z among its columns, expected a model of block training; train it again")
     return rows
 
 
@@ -107,12 +107,12 @@ def _slices(rows: np.ndarray, block: int, table: PartitionTable) -> Iterator[tup
     for start in range(0, len(rows), SLICE):
         part = np.array(rows[start : start + SLICE])
         position = np.stack([part["x"], part["y"], part["z"]], axis=1)
-        # float64, so that the same place in two blocks' files comes out in the same cell whatever slice it stands in.
+        # float64, so that equal positions in two blocks' files get the same cell, whatever slice they are in.
         yield part, (table.cell_of(torch.from_numpy(position).double()) == block).numpy()
 
 
 def _header(dtype: np.dtype, count: int) -> bytes:
-    """Head of a PLY file whose vertices are the bytes of ``count`` rows."""
+    """Header of a binary PLY file with ``count`` vertices of the given columns."""
     element = PlyElement.describe(np.empty(0, dtype), "vertex")
     order = ">" if dtype["x"].byteorder == ">" else "<"
     return PlyData([element], byte_order=order).header.replace("vertex 0", f"vertex {count}").encode() + b"\n"

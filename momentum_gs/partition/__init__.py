@@ -1,1 +1,1 @@
-"""Floor 6: cutting a scene into blocks and giving each block its cameras."""
+"""Floor 6: cuts a scene into blocks and assigns each block its training views."""

@@ -1,8 +1,8 @@
-"""Which cameras train a block: those inside its cell, and those whose image would change without it.
+"""Assigns cameras to blocks: those inside a block's cell, and those whose image would change without the block.
 
-Source: CityGaussian's and Momentum-GS' data_partition.py. There the block's anchors are decoded and drawn alone, for
-every camera and block; here a view is decoded once, and the blocks are left out of it one after another
-(``view_changes``), or the change is estimated for all of them from one render (``view_contributions``).
+Source: CityGaussian's and Momentum-GS' data_partition.py. These decode and render each block alone for every camera.
+Here a view is decoded once; then it is rendered without each of its blocks in turn (``view_changes``), or the change is
+estimated for all blocks from one render (``view_contributions``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from momentum_gs.render.ownership import block_weights
 from momentum_gs.render.view import decode_view, draw, render_view
 
 MIN_VIEWS = 2
-"""A block seen by fewer has no parallax, so nothing holds its depths."""
+"""A block with fewer views has no parallax, so its depths are undetermined."""
 
 
 def assign_cameras(
@@ -34,13 +34,15 @@ def assign_cameras(
 ) -> list[list[str]]:
     """Names of the cameras of every block, in the order of ``cameras``.
 
-    A camera belongs to the block whose cell holds its centre, and to every block that counts for its image.
+    A camera belongs to the block whose cell holds its centre, and to every block whose change of its image exceeds
+    ``threshold``.
 
     Args:
-        cameras: Training cameras at the resolution to compare at.
-        table: Gives the cells; its own views are not read.
-        changes: How much each block counts for a camera's image, blocks that do not count left out.
-        threshold: A block counts above it.
+        cameras: Training cameras, at the resolution of the comparison.
+        table: Gives the cells; its views are not read.
+        changes: Camera -> {block: change of its image without the block, in [0, 1]}; blocks without effect may be
+            missing.
+        threshold: In [0, 1].
     """
     views: list[list[str]] = [[] for _ in range(table.n)]
     for camera in progress(cameras, desc="assigning cameras"):
@@ -59,9 +61,17 @@ def view_changes(
     background: Float[Tensor, "3"],
     skip: int | None = None,
 ) -> dict[int, float]:
-    """1 - SSIM between the view with all anchors (or splats) and without those of a block, by block.
+    """For each block, 1 - SSIM between the render with all anchors (or splats) and the one without the block's.
 
-    Blocks without a Gaussian in the image are left out: their change is exactly 0. So is ``skip``.
+    Left out are blocks without a Gaussian in the image, whose change is exactly 0, and the block ``skip``.
+
+    Args:
+        model: The coarse model, N anchors or splats.
+        decoder: Its decoder.
+        camera: The view.
+        block_of_row: [N] block of each anchor or splat.
+        background: Colour behind everything.
+        skip: A block that need not be tested.
     """
     view = render_view(model, decoder, camera, background)
     whole = view.output.image.clamp(0, 1)
@@ -80,12 +90,18 @@ def view_changes(
 def view_contributions(
     model: Model, decoder: Decoder | Harmonics, camera: Camera, block_of_row: Int[Tensor, "n"]
 ) -> dict[int, float]:
-    """Mean over the image's pixels of the weight with which each block is blended into it, by block.
+    """For each block, the mean blending weight of its Gaussians over the image's pixels, in (0, 1].
 
-    An estimate of ``view_changes`` from one render whose channels say which block a Gaussian belongs to: where a block
-    makes the whole pixel, its leaving costs about all of that pixel's SSIM. Measured (scripts/scale/assignment.py), the
-    two agree at the same threshold on 94 to 99 of 100 pairs of a camera and a block in its image. Blocks without
-    weight are left out; the others' sum is the mean alpha.
+    An estimate of ``view_changes`` from one render with a channel for each block: where a pixel shows one block only,
+    removing that block costs about all of the pixel's SSIM. Measured with scripts/scale/assignment.py, the two agree at
+    the same threshold on 94 to 99 of 100 pairs of a camera and a block in its image. Blocks without weight are left
+    out; the weights sum to the mean alpha.
+
+    Args:
+        model: The coarse model, N anchors or splats.
+        decoder: Its decoder.
+        camera: The view.
+        block_of_row: [N] block of each anchor or splat.
     """
     decoded = decode_view(model, decoder, camera)
     weights = block_weights(decoded, camera, block_of_row[_rows(decoded, model)])
@@ -94,7 +110,7 @@ def view_contributions(
 
 
 def weak_blocks(table: PartitionTable, minimum: int = MIN_VIEWS) -> list[str]:
-    """One line for each block with fewer than ``minimum`` training views, and what to do."""
+    """A message for each block with fewer than ``minimum`` training views, with what to do about it."""
     return [
         f"block {block} (cell {block_place(table, block)}) has {len(names)} training view(s), expected "
         f"at least {minimum}; lower partition.threshold, or use fewer blocks or another partition.aabb"
@@ -104,7 +120,7 @@ def weak_blocks(table: PartitionTable, minimum: int = MIN_VIEWS) -> list[str]:
 
 
 def _rows(decoded: Decoded, model: Model) -> Int[Tensor, "g"]:
-    """The anchor or splat of each Gaussian."""
+    """The row of ``model`` (anchor or splat) that each Gaussian comes from."""
     return decoded.visible.repeat_interleave(model.n_offsets)[decoded.kept]
 
 

@@ -1,4 +1,4 @@
-"""How many blocks a scene needs so that each fits the memory it trains in."""
+"""The number of blocks that a scene needs so that each block fits into memory (``partition.blocks=auto``)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,33 +18,35 @@ from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
 
 GROWTH = 4.0
-"""Anchors of a trained block for each one that it starts from. Measured with the shipped settings: 1.2 on Caliterra,
-2.8 on the demo city, both over short runs; the rest is room. ``anchors.max_gb_per_block`` stops what grows more."""
+"""Expected ratio of a block's final to its initial number of anchors. Measured with the shipped settings in short runs:
+1.2 on Caliterra, 2.8 on the demo city; the rest is margin. ``anchors.max_gb_per_block`` bounds blocks that grow
+more."""
 MAX_ANCHORS = 8_000
-"""Sample of the initial anchors: a block's share is known to within 1 %."""
+"""Size of the sample of initial anchors, which gives a block's share to within 1 %."""
 MAX_CAMERAS = 1_000
-"""Sample of the cameras; their images overlap, so what a few more of them see is known."""
+"""Size of the sample of cameras; images overlap, so the others see hardly anything else."""
 
 
 def blocks_within(
     limit: int, cameras: Sequence[Camera], points: Float[Tensor, "n 3"], config: Config
 ) -> tuple[int, int]:
-    """A number of blocks whose largest is expected to stay within ``limit`` anchors, and what it is expected to have.
+    """A number of blocks with which the largest block is expected to stay within ``limit`` anchors.
 
-    The smallest, or up to a tenth above it.
-
-    A block starts from the anchors that its cameras see (``blocks.init=visible``), which are more than its cell holds.
-    Its cameras are estimated as ``partition.assign=visibility`` finds them. Primes above 3 are left out: they would cut
-    the ground into strips.
+    It is the smallest such number, or up to a tenth above it. A block starts from the anchors that its cameras see
+    (``blocks.init=visible``), which are more than those in its cell. Its cameras are estimated as by
+    ``partition.assign=visibility``. Primes above 3 are not considered: they would cut the ground into strips.
 
     Args:
-        limit: Anchors that a block may have.
+        limit: Most anchors that a block may have.
         cameras: Training cameras.
         points: Sparse points in the world.
-        config: Of the partition, the model's voxels and what a block starts from.
+        config: Its settings of the partition, the voxel size and the initialization of blocks are used.
+
+    Returns:
+        Number of blocks, and the expected number of anchors of the largest one.
 
     Raises:
-        UserError: where no number of blocks is enough.
+        UserError: if no number of blocks is enough.
     """
     anchors = voxelize(points, config.model.voxel_size or median_spacing(points))
     total = GROWTH * len(anchors)
@@ -54,10 +56,10 @@ def blocks_within(
     some = cameras[:: -(-len(cameras) // MAX_CAMERAS)]
     seen = torch.stack([in_view(sample, camera) for camera in some])
     best = (1, int(total))
-    # Where every block starts from the whole cloud, or one view alone sees too much, no number helps.
+    # If every block starts from all points, or a single view sees too many anchors, no number of blocks is enough.
     helps = config.blocks.init == "visible" and total * float(seen.double().mean(dim=1).max()) <= limit
     most = len(cameras) // max(1, config.partition.min_views) if helps else 1
-    # The blocks hold the whole scene together, so fewer than total / limit cannot be enough.
+    # Together the blocks hold the whole scene, so at least total / limit are needed.
     n = -int(-total // limit)
     while n <= most:
         while n > 3 and all(n % divisor for divisor in range(2, int(n**0.5) + 1)):
@@ -82,11 +84,16 @@ def blocks_within(
 
 
 def with_block_count(config: Config, scene: Scene, limit: int, bytes_each: int) -> Config:
-    """The experiment with the number of blocks that keeps each within ``limit`` anchors, where ``auto`` asks for it.
+    """The settings with ``partition.blocks=auto`` replaced by the number from ``blocks_within``, which is printed.
 
     Args:
-        limit: Anchors that a block may have.
-        bytes_each: Memory that an anchor takes in training, to print.
+        config: Returned unchanged if ``partition.blocks`` is a number or ``partition.dim`` is given.
+        scene: Gives cameras and points.
+        limit: Most anchors that a block may have.
+        bytes_each: Bytes that an anchor takes in training, for the printed line.
+
+    Raises:
+        UserError: if no number of blocks is enough.
     """
     if config.partition.blocks != "auto" or config.partition.dim is not None:
         return config

@@ -1,4 +1,4 @@
-"""What each block has to go by, before anything trains."""
+"""Statistics of each block's cameras and points, from the partition alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,37 +12,39 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 
 SEEN_BY = 3
-"""Views of a point that count as seen well: two fix its depth, the third can contradict them."""
+"""Number of views from which a point counts as well seen: two determine its depth, a third one checks it."""
 MAX_POINTS = 20_000
-"""Sample of the points that is looked for in the views: shares of a block's 200 points are good to 4 %."""
+"""Size of the sample of points that is projected into the views: the share of a block with 200 of them is accurate to
+4 %."""
 RASTER = 300
-"""Samples along a side of the ground: areas are good to 1 % of a cell that is a tenth of it wide."""
+"""Samples along a side of the ground: the area of a cell a tenth as wide as the ground is accurate to 1 %."""
 
 
 @dataclass(frozen=True)
 class BlockCoverage:
-    """One line of the table."""
+    """Statistics of one block."""
 
     inside: int
-    """Cameras in the block's cells."""
+    """Number of cameras in the block's cells."""
     views: int
-    """Cameras that train it."""
+    """Number of its training views."""
     points: int
-    """Sparse points in its cells."""
+    """Number of sparse points in its cells."""
     seen: float
-    """Share of these that lie in at least ``SEEN_BY`` of its views, whatever hides them; 0 without points."""
+    """Share of these points that project into at least ``SEEN_BY`` of its views, occlusion ignored; 0 without
+    points."""
     area: float
-    """Ground of the block as far as the survey reaches (``ground_box``), square training units."""
+    """Area of the block's ground within ``ground_box``, square training units."""
 
 
 def coverage(
     table: PartitionTable, cameras: Sequence[Camera], points: Float[Tensor, "n 3"]
 ) -> list[BlockCoverage]:
-    """A line for each block.
+    """The statistics of each block, in order.
 
     Args:
         table: The partition, with its views.
-        cameras: Training cameras, those that the table lists.
+        cameras: All training cameras, among them those that the table lists.
         points: Sparse points in the world.
     """
     n = table.n
@@ -63,7 +65,7 @@ def coverage(
     low, high = ground_box(table.to_grid(torch.stack([c.center for c in cameras])), table.to_grid(sample))
     ground = torch.zeros(n, dtype=torch.float64)
     for cell, places in enumerate(torch.bincount(ground_raster(table, low, high, order).flatten()).tolist()):
-        # All the way up and down: layers share their ground.
+        # Every block of the column gets the area: blocks above each other share their ground.
         ground[table.block_of(torch.tensor(table.grid.column(cell, order[2]))).unique()] += places / RASTER**2
     area = ground * float((high - low)[order[0]] * (high - low)[order[1]])
     count = torch.bincount(block, minlength=n)
@@ -72,10 +74,11 @@ def coverage(
 
 
 def ground_axes(table: PartitionTable, cameras: Sequence[Camera]) -> tuple[int, int, int]:
-    """Grid axes that run right, up and towards the eye seen from above; with a given aabb any axis may be upright.
+    """Grid axes that point right, up and towards the viewer in a view from above: (across, along, vertical).
 
-    Upright is the axis that cameras are held and look along. Those that look straight down on one heading are held
-    along the ground as much; they fly over the ground, so it is the axis on which they differ least, or else z.
+    With ``partition.aabb`` the grid's axes are the world's, so any of them may be vertical. The vertical axis is found
+    from two facts: cameras are held upright and look along it, and their positions vary least along it. The second is
+    needed for cameras that look straight down on one heading, whose up vectors lie in the ground. z wins ties.
     """
     held = torch.stack([camera.rotation[1] + camera.rotation[2] for camera in cameras]).mean(dim=0)
     along_axes = (table.rotation.double() @ held).abs()
@@ -90,7 +93,14 @@ def ground_axes(table: PartitionTable, cameras: Sequence[Camera]) -> tuple[int, 
 def ground_box(
     centers: Float[Tensor, "m 3"], cloud: Float[Tensor, "n 3"]
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
-    """Low and high corner of the cameras and nine tenths of the points, without those far beyond the cameras."""
+    """Low and high corner of the box around the cameras and the middle 90 % of the points on each axis.
+
+    Points extend the box beyond the cameras by at most the cameras' largest extent.
+
+    Args:
+        centers: Of the cameras, in the grid's frame.
+        cloud: Sparse points, in the grid's frame.
+    """
     low, high = centers.amin(dim=0), centers.amax(dim=0)
     if len(cloud):
         reach = (high - low).max()
@@ -103,12 +113,12 @@ def ground_box(
 def ground_raster(
     table: PartitionTable, low: Float[Tensor, "3"], high: Float[Tensor, "3"], order: tuple[int, int, int]
 ) -> Int64[Tensor, "r r"]:
-    """Cell of the grid at every place of the ground on the middle plane of the core box, the lowest row first.
+    """The grid cell at each sample of the ground, on the middle plane of the core box; the lowest row first.
 
     Args:
         table: The partition.
-        low: Corner of the ground, in the grid's frame.
-        high: The other corner.
+        low: Low corner of the ground, in the grid's frame.
+        high: Its high corner.
         order: ``ground_axes``.
     """
     across, along, vertical = order
@@ -120,5 +130,5 @@ def ground_raster(
 
 
 def middle_level(table: PartitionTable, vertical: int) -> float:
-    """Height of the middle plane of the core box, where borders are seen as they are on the ground."""
+    """Height of the middle plane of the core box, taken as the ground: borders are drawn as they are there."""
     return (table.aabb[vertical] + table.aabb[vertical + 3]) / 2

@@ -1,4 +1,4 @@
-"""Cutting a scene into blocks with their cameras, from its settings to the partition file."""
+"""Cuts a scene into blocks and assigns their cameras, from the settings to the partition file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -35,10 +35,14 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
     """Makes the partition, saves it, draws it and prints it.
 
     Args:
-        config: With absolute paths.
-        limit: Anchors that a block may have, where ``partition.blocks`` is ``auto``.
-        bytes_each: Memory that an anchor takes in training.
-        camera_masks: Published mask that says which views each block has.
+        config: Settings, with absolute paths.
+        limit: Most anchors that a block may have, for ``partition.blocks=auto``.
+        bytes_each: Bytes that an anchor takes in training.
+        camera_masks: Published mask file from which to take the views of each block (``read_camera_masks``).
+
+    Raises:
+        UserError: if the scene or the settings do not allow it, or a block is left without a view (the file is
+            written even then).
     """
     path = Path(config.partition.file) if config.partition.file else out_folder(config) / "partition.json"
     scene = load_scene(frame_of_run(config.scene, coarse_folder(config)))
@@ -77,7 +81,7 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
     try:
         draw_partition(path.with_suffix(".png"), table, scene.train, scene.points)
         info(f"map:       {path.with_suffix('.png')}")
-    except UserError as error:  # the map is a help, not a part of the run
+    except UserError as error:  # The map is optional: it needs matplotlib.
         info(f"no map: {error}")
     empty = weak_blocks(table, minimum=1)
     if empty:
@@ -89,7 +93,7 @@ def cut(config: Config, limit: int, bytes_each: int, camera_masks: Path | None =
 def _with_views(
     table: PartitionTable, scene: Scene, config: Config, coarse: tuple[Model, Decoder | Harmonics, str] | None
 ) -> PartitionTable:
-    """The table with its cameras; one block takes them all and needs no model."""
+    """The table with the views of each block; a single block gets all and needs no coarse model."""
     settings = config.partition
     if table.n == 1:
         return replace(table, views=[[camera.name for camera in scene.train]])
@@ -122,7 +126,7 @@ def _load_coarse(scene: Scene, config: Config) -> tuple[Model, Decoder | Harmoni
         folder = model_folder(coarse)
     except UserError as error:
         raise UserError(
-            f"partition: no coarse model in {coarse}, expected one to see which cameras see which block; "
+            f"partition: no coarse model in {coarse}, expected one to find which cameras see which block; "
             f"run 'momentum-gs train -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
             "partition.assign=visibility"
         ) from error
@@ -131,7 +135,7 @@ def _load_coarse(scene: Scene, config: Config) -> tuple[Model, Decoder | Harmoni
         if not same_frame(theirs, ours):
             raise UserError(
                 f"partition: the coarse model in {coarse} has scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
-                f"expected {ours.unit} and {ours.offset} as here; train it again with these settings, or set "
+                f"expected {ours.unit} and {ours.offset} as in this run; train it again with these settings, or set "
                 "partition.assign=visibility"
             )
     device = pick_device(config.device)
@@ -140,7 +144,7 @@ def _load_coarse(scene: Scene, config: Config) -> tuple[Model, Decoder | Harmoni
 
 
 def _print(table: PartitionTable, covered: list[BlockCoverage], cameras: int) -> None:
-    """The grid and one line a block."""
+    """Prints the grid, one line per block, and the totals."""
     up = ", ".join(f"{value:.3f}" for value in table.rotation[2].tolist())
     info(f"grid {' x '.join(map(str, table.dim))}; its z axis is ({up}) of the world")
     info("core box " + ", ".join(f"{value:.4g}" for value in table.aabb) + " (low x,y,z, high x,y,z of the grid)")

@@ -1,4 +1,4 @@
-"""The partition seen from above: cells and cameras in the colour of the block that owns them, points, borders."""
+"""A map of the partition seen from above: cells and cameras in the colours of their blocks, points and borders."""
 
 import colorsys
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.partition.coverage import RASTER, ground_axes, ground_box, ground_raster, middle_level
 
 MAX_POINTS = 30_000
-"""Dots drawn; more only darken the image."""
+"""Most points drawn; more would only darken the map."""
 MARGIN = 0.12
-"""Border around the cameras, as a share of what they cover: room for cells that reach beyond."""
+"""Margin around cameras and points, as a share of their extent, which shows the cells that reach beyond."""
 
 
 def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera], points: PointCloud) -> None:
     """Writes a PNG that looks down the vertical axis of the grid.
 
     Args:
-        path: Where to.
+        path: PNG file to write.
         table: The partition, with its views.
-        cameras: Training cameras, those that the table lists.
+        cameras: All training cameras, among them those that the table lists.
         points: Sparse points, for orientation.
 
     Raises:
-        UserError: where matplotlib is not installed.
+        UserError: if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,7 +46,7 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     low, high = low - margin, high + margin
 
     shape = float((high - low)[along] / (high - low)[across])
-    height = min(max(10 * shape, 4), 16)  # inches; a long strip keeps a margin instead of an endless image
+    height = min(max(10 * shape, 4), 16)  # inches; bounded, so that a long strip does not make an endless image
     figure = Figure(figsize=(10, height + 0.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -79,18 +79,17 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     axes.set_xlabel(f"grid {names[across]} (training units)")
     axes.set_ylabel(f"grid {names[along]} (training units)")
     axes.set_title(
-        f"{table.n} blocks, grid {' x '.join(map(str, table.dim))}: a camera has the colour of the block that it "
-        f"stands in, joined cells have one\n"
-        f"seen from above, cells as they are at {names[vertical]} = {middle_level(table, vertical):.3g}"
+        f"{table.n} blocks, grid {' x '.join(map(str, table.dim))}: cells and cameras in the colour of their block\n"
+        f"seen from above, cells at {names[vertical]} = {middle_level(table, vertical):.3g}"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _borders(table: PartitionTable, order: tuple[int, int, int]) -> list[tuple[np.ndarray, bool]]:
-    """Borders of the cells on the middle plane as lines of points in the grid's frame, and whether they part blocks.
+    """Borders of the cells on the middle plane: (polyline of points in the grid's frame, whether it separates blocks).
 
-    Straight in contracted space; the ends stop short of its faces, which lie at infinity.
+    Borders are straight in contracted space; they end just before its faces, which lie at infinity.
     """
     grid, vertical = table.grid, order[2]
     lines = []
@@ -117,8 +116,12 @@ def _blocks_above(table: PartitionTable, cell: int, vertical: int) -> tuple[int,
 def block_places(
     table: PartitionTable, cells: np.ndarray, vertical: int
 ) -> list[tuple[tuple[int, ...], np.ndarray, tuple[float, float]]]:
-    """What lies where on a ``ground_raster``: blocks (those above each other share a place), the mask of the raster
-    that they cover, and a place in it for a label, in [0, 1] from the left and lower edge."""
+    """The blocks on a ``ground_raster``, blocks above each other together.
+
+    Returns:
+        For each place: its blocks, the mask of the samples that they cover, and a position for their label, as x and y
+        in [0, 1] from the left and lower edge.
+    """
     areas: dict[tuple[int, ...], np.ndarray] = {}
     for cell in np.unique(cells):
         blocks = tuple(dict.fromkeys(_blocks_above(table, int(cell), vertical)))
@@ -126,7 +129,7 @@ def block_places(
     found = []
     for blocks, area in areas.items():
         places = np.argwhere(area)
-        middle = places.mean(axis=0)  # of an L outside of it, so the nearest place that is inside
+        middle = places.mean(axis=0)  # This may lie outside, e.g. of an L shape, so the nearest sample inside is taken.
         row, column = places[((places - middle) ** 2).sum(axis=1).argmin()]
         found.append((blocks, area, ((column + 0.5) / RASTER, (row + 0.5) / RASTER)))
     return found
@@ -135,7 +138,7 @@ def block_places(
 def _labels(
     table: PartitionTable, cells: np.ndarray, owners: np.ndarray, extent: tuple[float, ...], vertical: int
 ) -> list[tuple[tuple[float, float], str]]:
-    """(place, text) of every block in the image."""
+    """(Position, text) of the labels of all blocks in the map."""
     x0, x1, y0, y1 = extent
     labels = []
     for blocks, _, (x, y) in block_places(table, cells, vertical):
@@ -145,5 +148,5 @@ def _labels(
 
 
 def _palette(n: int) -> list[tuple[float, float, float]]:
-    """Colours of the blocks; neighbours in number are far apart in hue (steps of the golden angle)."""
+    """Colours of the blocks; consecutive blocks differ in hue by the golden angle."""
     return [colorsys.hsv_to_rgb(block * 0.61803 % 1, 0.75, 0.85 if block % 2 else 1.0) for block in range(n)]

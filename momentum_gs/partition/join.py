@@ -1,4 +1,4 @@
-"""Joins blocks that too few views or points hold to a neighbour: alone they would train nothing that lasts."""
+"""Joins blocks with too few views or points to a neighbour: trained alone, they would reconstruct nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,18 +10,21 @@ from momentum_gs.data.partition_table import PartitionTable
 def join_starved(
     table: PartitionTable, cameras: Sequence[Camera], points: Sequence[int], min_views: int, min_points: int
 ) -> tuple[PartitionTable, list[str]]:
-    """The partition in which every block has enough, or that is one block; and a line for each block that went.
+    """Joins starved blocks until every block has enough views and points, or only one block is left.
 
-    The poorest block goes first, to the neighbour that shares most of its views: those already look at its cell.
-    Between equals one takes it whose cell beside it had enough from the start, so that empty cells do not string
-    together; of these the one with the fewest points, so that sizes stay even.
+    The block with the fewest views (then points) is joined first, to the adjacent block that shares most of its views.
+    Ties go to a block whose adjacent cells had enough from the start, so that empty cells are not chained together,
+    then to the one with the fewest points, which keeps sizes even.
 
     Args:
-        table: With its views; no cell of it is joined yet.
+        table: The partition, with its views; no cells are joined yet.
         cameras: Training views, in the order in which the table lists them.
-        points: Sparse points in every cell.
+        points: Number of sparse points in every cell.
         min_views: Training views that a block needs.
         min_points: Sparse points that a block needs.
+
+    Returns:
+        The new partition, and a message for each block that was joined to another.
     """
     grid = table.grid
     cells = {block: [block] for block in range(grid.n)}
@@ -61,12 +64,12 @@ def join_starved(
 
 
 def cell_place(table: PartitionTable, cell: int) -> str:
-    """Place of a cell in the grid for a person, as 'x 1/2, y 1/2, z 1/1'."""
+    """Place of a cell in the grid, for messages: 'x 1/2, y 1/2, z 1/1'."""
     places = zip("xyz", table.grid.cell(cell), table.dim, strict=True)
     return ", ".join(f"{axis} {place + 1}/{count}" for axis, place, count in places)
 
 
 def block_place(table: PartitionTable, block: int) -> str:
-    """Place of a block's first cell, and how many more are joined to it."""
+    """Place of a block's first cell, with ' + M' if M more cells are joined to it."""
     first, *more = table.cells(block)
     return cell_place(table, first) + (f" + {len(more)}" if more else "")

@@ -1,13 +1,14 @@
-"""Where to cut: the grid's frame, its core box and its number of cells, from cameras and points.
+"""The layout of the grid: its frame, core box, number of cells and cuts, from cameras and points.
 
-The *grid frame* is the world turned so that z is up and x runs along the longer side of the ground that the cameras
-cover: ``grid = rotation @ world``. Nothing but distances and principal axes decides on it, so a turned scene gets the
-same blocks, turned with it.
+The *grid frame* is the world rotated so that z is up and x runs along the longer side of the ground that the cameras
+cover: ``grid = rotation @ world``. It depends only on distances and principal axes, so a rotated scene gets the same
+blocks, rotated with it.
 
-The grid lies in contracted space, where the core box fills [0.25, 0.75] of every axis. What each cut shares out equally
-is ``partition.balance``: the ground, the cameras or the points. The original's grid is uniform in contracted space
-(``contracted``): 2 cells of an axis meet in the middle of the box, and of 4 cells the outer two hold only what lies
-outside it. For that one the box is chosen for the cells that it makes, not as the bounds of the scene.
+The grid lies in contracted space, where the core box fills [0.25, 0.75] of every axis. ``partition.balance`` decides
+what the cells of an axis get equal shares of: the ground, the cameras or the points. With ``contracted``, as in the
+original, the grid is uniform in contracted space: 2 cells of an axis meet in the middle of the box, and of 4 cells the
+outer two hold only what lies outside the box. In this case the box is chosen so that the cells hold similar numbers of
+points, not as the bounds of the scene.
 """
 
 from collections.abc import Sequence
@@ -28,25 +29,26 @@ Dim = tuple[int, int, int]
 Box = tuple[float, float, float, float, float, float]
 
 MAX_POINTS = 8_000
-"""Sample that the layout looks at: a cell's share is known to within 1 %, whatever the size of the scene."""
+"""Size of the sample of points, which gives a cell's share to within 1 %, whatever the size of the scene."""
 MAX_CAMERAS = 500
-"""The same for distances to cameras."""
+"""Size of the sample of cameras for distances between points and cameras."""
 MIN_POINTS = 10
-"""Fewer say nothing about a plane or a balance."""
+"""Fewer points determine neither the ground plane nor balanced cells."""
 SNAP_DEGREES = 5.0
-"""An axis this close to one of the world's is meant to be it: the fit errs by about a degree, and upright scenes are
-easier to read than almost upright ones."""
+"""A fitted axis this close to an axis of the world is replaced by it: the fit errs by about a degree, and coordinates
+along the world's axes are easier to read."""
 SPAN = 0.005
-"""Share of points cut off at either end of an axis: stray SfM points."""
+"""Share of points ignored at either end of an axis: outliers of structure from motion."""
 GAP = 1e-6
-"""Places closer than this, in contracted space, are one place: a cut between them would fall to round-off."""
+"""Positions closer than this, in contracted space, count as equal: rounding errors would decide on a cut between
+them."""
 THIN = 1e-3
-"""A flat scene has no height of its own; this share of its width keeps the contraction defined."""
+"""Smallest half side of the core box, as a share of its largest side: keeps the contraction defined for flat scenes."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a scene is cut."""
+    """The grid that cuts a scene into cells."""
 
     aabb: Box
     """Core box in the grid's frame, training units: xmin, ymin, zmin, xmax, ymax, zmax."""
@@ -55,26 +57,27 @@ class Layout:
     rotation: Float[Tensor, "3 3"]
     """World to grid frame, float64."""
     cuts: Cuts | None = None
-    """Where the axes are cut in contracted space; None: into equal cells there."""
+    """Positions of the cuts along each axis in contracted space; None: cells of equal size there."""
 
     def table(self) -> PartitionTable:
-        """The partition so far: cells without views."""
+        """The partition with these cells, still without views."""
         dx, dy, dz = self.dim
         return PartitionTable(self.aabb, self.dim, self.rotation, [[] for _ in range(dx * dy * dz)], cuts=self.cuts)
 
 
 def automatic_layout(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], config: PartitionConfig) -> Layout:
-    """The layout that the settings ask for, with what they leave open found from the scene.
+    """The layout for the settings; what they leave open is found from the scene.
 
     Args:
-        cameras: At least one.
+        cameras: Training cameras, at least one.
         points: Sparse points in the world, float64.
-        config: ``aabb`` (with it the frame is the world's), ``dim``, ``blocks`` (a number) where there is no ``dim``,
-            and ``balance``.
+        config: ``aabb`` (if given, the grid's frame is the world's), ``dim``, ``blocks`` (a number, used without
+            ``dim``) and ``balance``.
 
     Raises:
-        UserError: where the points are too few, or all in one place, to say anything, or what is to be shared out lies
-            in fewer places than there are cells.
+        UserError: if the points are too few or all in one place, or the cameras or points to balance lie in fewer
+            places than there are cells.
+        ValueError: if ``blocks`` is needed and ``auto``.
     """
     balance = config.balance_used
     if config.aabb is not None and config.dim is not None and balance == "contracted":
@@ -103,12 +106,12 @@ def automatic_layout(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], co
 
 def _count(config: PartitionConfig) -> int:
     if config.blocks == "auto":
-        raise ValueError("automatic_layout: partition.blocks is auto, expected the number that it comes to")
+        raise ValueError("automatic_layout: partition.blocks is auto, expected a number (with_block_count finds it)")
     return config.blocks
 
 
 def _dim_over(aabb: Box, up: Float[Tensor, "3"], blocks: int) -> Dim:
-    """Cells along the axes of the world, one layer high."""
+    """Number of cells along each axis of the world: one layer along the axis closest to ``up``."""
     x, y = (axis for axis in range(3) if axis != int(up.abs().argmax()))
     dim = [1, 1, 1]
     dim[x], dim[y] = fit_dim(blocks, aabb[x + 3] - aabb[x], aabb[y + 3] - aabb[y])
@@ -116,30 +119,33 @@ def _dim_over(aabb: Box, up: Float[Tensor, "3"], blocks: int) -> Dim:
 
 
 def even_cuts(places: Float[Tensor, "n"], cells: int, what: str) -> tuple[float, ...]:
-    """Cuts between the places with as equal numbers of them in the cells as the gaps allow.
+    """Cuts that divide the places into cells with numbers as equal as possible.
 
     Args:
-        places: Contracted coordinates.
-        cells: At least 1.
-        what: The places and their axis, for the error.
+        places: Coordinates along one axis, in contracted space.
+        cells: Number of cells, at least 1.
+        what: Names places and axis in the error.
+
+    Returns:
+        ``cells - 1`` ascending coordinates.
 
     Raises:
-        UserError: where there are fewer different places than cells.
+        UserError: if there are fewer different places than cells.
     """
     ordered = places.sort().values
     gaps = (ordered.diff() > GAP).nonzero()[:, 0]
     if len(gaps) < cells - 1:
         raise UserError(
-            f"partition: the {what} are in {len(gaps) + 1} place(s), expected at least {cells} to cut between; set "
+            f"partition: the {what} are in {len(gaps) + 1} place(s), expected at least {cells}, one for each cell; set "
             "partition.balance=area, or another partition.dim"
         )
     middles = (ordered[gaps] + ordered[gaps + 1]) / 2
-    # Of two gaps as far from the wanted share the one closer to the middle of the box, whichever way the axis points.
+    # Of two equally good gaps, the one closer to the middle of the box is taken, so a flipped axis gets the same cuts.
     tie = (middles - 0.5).abs() / cells
     cuts: list[float] = []
     first = 0
     for i in range(1, cells):
-        last = len(gaps) - (cells - 1 - i)  # leaves a gap to every cut that is still to come
+        last = len(gaps) - (cells - 1 - i)  # leaves a gap for each of the remaining cuts
         off = (gaps[first:last] + 1 - len(ordered) * i / cells).abs() + tie[first:last]
         first += int(off.argmin()) + 1
         cuts.append(float(middles[first - 1]))
@@ -147,7 +153,7 @@ def even_cuts(places: Float[Tensor, "n"], cells: int, what: str) -> tuple[float,
 
 
 def fit_dim(blocks: int, width: float, depth: float) -> tuple[int, int]:
-    """Numbers of cells along the two sides whose product is ``blocks`` and whose cells come closest to squares."""
+    """Numbers of cells along two sides, with product ``blocks``, such that the cells are as square as possible."""
 
     def stretch(cells: int) -> float:
         a, b = width / cells, depth / (blocks // cells)
@@ -158,32 +164,37 @@ def fit_dim(blocks: int, width: float, depth: float) -> tuple[int, int]:
 
 
 def up_axis(cameras: Sequence[Camera], near: Float[Tensor, "n 3"], snap: bool = True) -> Float[Tensor, "3"]:
-    """Unit vector of the world that points up: normal of the plane that the points lie along.
+    """Unit vector of the world that points up: the normal of the ground plane, fitted to the points.
 
-    The fit is repeated on the points that the last plane explains, so that towers and trees do not tilt it. Which way
-    is up, the cameras tell: they are held upright and look at the horizon or below it. With ``snap`` an axis of the
-    world within SNAP_DEGREES is returned in its place.
+    The fit is repeated on the points close to the last plane, so that towers and trees do not tilt it. The sign follows
+    from the cameras, which are held upright and look at the horizon or below it.
+
+    Args:
+        cameras: Training cameras.
+        near: ``points_near``.
+        snap: Return an axis of the world instead if one is within SNAP_DEGREES.
     """
     kept = near
-    for _ in range(5):  # settles after two or three
+    for _ in range(5):  # converges after two or three iterations
         center = kept.mean(dim=0)
         axes = torch.linalg.eigh((kept - center).T @ (kept - center)).eigenvectors
         residual = ((near - center) @ axes[:, 0]).abs()
-        kept = near[residual <= 3 * residual.median()]  # a median holds half of the points, so never empty
+        kept = near[residual <= 3 * residual.median()]  # never empty: half of the points are within the median
     held = -torch.stack([camera.rotation[1] + camera.rotation[2] for camera in cameras]).mean(dim=0)
     held = held / held.norm().clamp_min(1e-12)
     agreement = axes.T @ held
-    # Between facades the plane fit may find the street's side. 0.5: further than 60 degrees from what the cameras say.
+    # Between facades the fitted plane may be vertical. If its normal is more than 60 degrees (cosine 0.5) from the
+    # cameras' up direction, the principal axis closest to that direction is taken.
     best = 0 if agreement[0].abs() >= 0.5 else int(agreement.abs().argmax())
     up = axes[:, best] * (1.0 if agreement[best] >= 0 else -1.0)
     return _snapped(up) if snap else up
 
 
 def ground_frame(cameras: Sequence[Camera], up: Float[Tensor, "3"]) -> Float[Tensor, "3 3"]:
-    """World to grid frame: z is ``up``, x the longer side of the smallest rectangle around the cameras.
+    """World to grid frame: z is ``up``, x runs along the longer side of the smallest rectangle around the cameras.
 
-    The rectangle leaves out 2 % of the cameras on every side, and is sought in steps of one degree from the cameras'
-    principal axis, which alone says nothing where they fill a square.
+    The rectangle leaves out 2 % of the cameras on every side. Its direction is searched in steps of one degree from the
+    cameras' principal axis, which alone is arbitrary for cameras that fill a square.
     """
     helper = torch.eye(3, dtype=up.dtype)[int(up.abs().argmin())]
     first = torch.linalg.cross(up, helper)
@@ -198,8 +209,8 @@ def ground_frame(cameras: Sequence[Camera], up: Float[Tensor, "3"]) -> Float[Ten
     sides = (high - low).reshape(2, -1)
     best = int(sides.prod(dim=0).argmin())
     x = (along if sides[0, best] >= sides[1, best] else across)[best] @ plane
-    x = x * x[x.abs().argmax()].sign()  # of the two ways along a line, the one closer to the world's
-    # Only where it stays on the ground: beside a tilted up axis a snapped x would tilt too.
+    x = x * x[x.abs().argmax()].sign()  # of the two directions along the line, the one whose largest part is positive
+    # Snap x only if it remains perpendicular to up.
     snapped = _snapped(x)
     x = snapped if snapped @ up == 0 else x
     return torch.stack([x, torch.linalg.cross(up, x), up])
@@ -208,24 +219,25 @@ def ground_frame(cameras: Sequence[Camera], up: Float[Tensor, "3"]) -> Float[Ten
 def balanced_box(near: Float[Tensor, "n 3"], centers: Float[Tensor, "m 3"], dim: Dim) -> Box:
     """Core box whose largest cell holds as few of the points as possible.
 
-    Axes that are not cut are those of ``spanning_box``. A search of each cut axis in turn, over places of its middle
-    and widths, by the cells that really come out. Between equals the wider box wins: what lies inside is not distorted.
+    Axes that are not cut are those of ``spanning_box``. The others are searched one after another over middles and
+    widths of the box, by counting the points in the resulting cells. Among equal boxes the widest is taken, because the
+    contraction does not distort its inside.
 
     Args:
         near: Points in the grid's frame.
-        centers: Of the cameras, likewise.
-        dim: Cells of each axis.
+        centers: Of the cameras, in the grid's frame.
+        dim: Number of cells along each axis.
     """
     low, high = spanning_box(near, centers)
     thin = THIN * (high - low).max()
     center, half = (low + high) / 2, (high - low) / 2
-    for _ in range(2):  # the second turn sees the other axes' final boxes
+    for _ in range(2):  # the second pass sees the results for the other axes
         for axis in (axis for axis in range(3) if dim[axis] > 1):
             middles, widths = _candidates(near[:, axis], dim[axis], thin)
             centers_tried, halves_tried = center.repeat(len(middles), 1), half.repeat(len(middles), 1)
             centers_tried[:, axis], halves_tried[:, axis] = middles, widths
             share = _largest_share(near, centers_tried, halves_tried, dim)
-            # Shares that differ by less than a thousandth differ by the noise of the sample.
+            # Differences of less than a thousandth are noise of the sample.
             equal = (share <= share.min() + 1e-3).nonzero()[:, 0]
             best = equal[widths[equal].argmax()]
             center, half = centers_tried[best], halves_tried[best]
@@ -235,10 +247,13 @@ def balanced_box(near: Float[Tensor, "n 3"], centers: Float[Tensor, "m 3"], dim:
 def spanning_box(
     near: Float[Tensor, "n 3"], centers: Float[Tensor, "m 3"]
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
-    """Low and high corner of the box around the points, strays left out, and the cameras.
+    """Low and high corner of the box around the points without outliers (``SPAN``) and all cameras.
 
-    The cameras, since outside of the box the contraction squeezes the other axes too: one high above it would stand in
-    a cell of the middle wherever it flies.
+    Cameras are included because outside the box the contraction also squeezes the other axes: a camera high above the
+    box would be assigned to a cell in the middle wherever it is.
+
+    Raises:
+        UserError: if all points are in one place.
     """
     low, high = _span(near)
     low, high = torch.minimum(low, centers.amin(dim=0)), torch.maximum(high, centers.amax(dim=0))
@@ -257,12 +272,12 @@ def _box(low: Float[Tensor, "3"], high: Float[Tensor, "3"]) -> Box:
 def _candidates(
     values: Float[Tensor, "n"], cells: int, thin: Float[Tensor, ""]
 ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
-    """Middles and half widths to try on one axis, the median first among the middles."""
-    # Quantiles 0.3 to 0.7; half as fine where every one is tried with every width.
+    """Middles and half widths of the box to try along one axis, starting with the median as middle."""
+    # Quantiles 0.3 to 0.7, in steps of 0.02 for 2 cells; otherwise 0.04, as each is combined with every width.
     shifts = [0.0, *(sign * step / 50 for step in range(1, 11, 1 if cells == 2 else 2) for sign in (1, -1))]
     middles = torch.quantile(values, 0.5 + torch.tensor(shifts, dtype=values.dtype))
     low, high = _span(values)
-    if cells == 2:  # the only cut is in the middle
+    if cells == 2:  # the only cut is in the middle, so the width hardly matters
         return middles, torch.maximum(middles - low, high - middles).clamp_min(thin)
     shares = torch.linspace(0.05, 0.5 - SPAN, 10, dtype=values.dtype)
     halves = (torch.quantile(values, 0.5 + shares) - torch.quantile(values, 0.5 - shares)) / 2
@@ -272,8 +287,8 @@ def _candidates(
 def _largest_share(
     near: Float[Tensor, "n 3"], center: Float[Tensor, "c 3"], half: Float[Tensor, "c 3"], dim: Dim
 ) -> Float[Tensor, "c"]:
-    """Share of the points in the fullest cell, for each of c boxes, all at once."""
-    grid = BlockGrid((-1, -1, -1, 1, 1, 1), dim)  # a box is this one for points measured in its half edges
+    """Share of the points that is in the fullest cell, for each of c boxes with the given centers and half sides."""
+    grid = BlockGrid((-1, -1, -1, 1, 1, 1), dim)  # the grid of every box, in coordinates relative to the box
     measured = (near - center[:, None]) / half[:, None]
     cells = grid.cell_of(measured.reshape(-1, 3)).reshape(len(center), -1)
     cells += grid.n * torch.arange(len(center))[:, None]
@@ -282,17 +297,21 @@ def _largest_share(
 
 
 def _span(points: Float[Tensor, "n *axes"]) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
-    """Lowest and highest place of the points, strays left out."""
+    """Lowest and highest coordinates of the points along each axis, outliers (``SPAN``) left out."""
     low, high = torch.quantile(points, torch.tensor([SPAN, 1 - SPAN], dtype=points.dtype), dim=0)
     return low, high
 
 
 def points_near(cameras: Sequence[Camera], points: Float[Tensor, "n 3"]) -> Float[Tensor, "m 3"]:
-    """A sample of the points that the cameras were flown for: no further from one than twice the median distance."""
+    """A sample of the points near the cameras: those up to twice as far from the nearest camera as the median point.
+
+    Raises:
+        UserError: if there are fewer than ``MIN_POINTS`` points.
+    """
     if len(points) < MIN_POINTS:
         raise UserError(
             f"partition: the scene has {len(points)} sparse points, expected at least {MIN_POINTS} to find the ground; "
-            "give partition.aabb and partition.dim, or triangulate the points again"
+            "set partition.aabb and partition.dim, or triangulate the points again"
         )
     sample = points[:: -(-len(points) // MAX_POINTS)].double()
     centers = torch.stack([camera.center for camera in cameras[:: -(-len(cameras) // MAX_CAMERAS)]])
@@ -301,7 +320,7 @@ def points_near(cameras: Sequence[Camera], points: Float[Tensor, "n 3"]) -> Floa
 
 
 def _snapped(axis: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
-    """The axis of the world within SNAP_DEGREES, or the axis itself."""
+    """The axis of the world within SNAP_DEGREES of ``axis``, or ``axis`` itself, normalized."""
     largest = int(axis.abs().argmax())
     if axis[largest].abs() < torch.cos(torch.deg2rad(torch.tensor(SNAP_DEGREES))):
         return axis / axis.norm()

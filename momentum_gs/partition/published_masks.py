@@ -1,7 +1,7 @@
-"""Camera masks as CityGaussian and Momentum-GS publish them (``data_partitions/*.npy``): which views train which block.
+"""Reads camera masks as CityGaussian and Momentum-GS publish them (``data_partitions/*.npy``).
 
-A bool array [views, blocks], rows in the order of the training images' names. The grid that it was made for is not in
-the file.
+A mask is a bool array [views, blocks] that says which views train which block; its rows are in the sorted order of the
+training images' names. The file does not contain the grid that it was made for.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ def read_camera_masks(path: Path, names: Sequence[str], n: int) -> list[list[str
 
     Args:
         path: The ``.npy`` file.
-        names: Training views of the scene. The file knows only their number in sorted order, so these must be the ones
+        names: Training views of the scene. The file has no names, only rows in sorted order, so these must be the views
             that it was made for.
         n: Number of blocks of the grid.
 
     Raises:
-        UserError: for a file that is no such array, or one of another number of views or blocks.
+        UserError: if the file is not such an array, or has another number of views or blocks.
     """
     try:
         masks = np.load(path, allow_pickle=False)

@@ -1,1 +1,1 @@
-"""Floor 5: anchors, decoder and camera in, image out."""
+"""Floor 5: renders a model (anchors with a decoder, or splats) as a camera sees it."""

@@ -1,7 +1,7 @@
-"""The gradient of a camera's pose.
+"""Gradients with respect to a camera's pose.
 
-The rasterizer has none. But to move the camera is to move all that it sees the other way, for which it has: the
-Gaussians drawn take a motion of no length, and its gradient is the pose's.
+The rasterizer has no gradient for the pose. But a motion of the camera has the same effect as the opposite motion of
+all Gaussians, for which it has one. So a motion of zero is applied to the Gaussians, whose gradient is the pose's.
 """
 
 from dataclasses import replace
@@ -14,21 +14,24 @@ from momentum_gs.core.types import Camera, Gaussians
 
 
 def nudged(gaussians: Gaussians, camera: Camera, nudge: Float[Tensor, "6"]) -> Gaussians:
-    """The Gaussians as they are, to the bit, with a gradient for a small motion of the camera.
+    """The same Gaussians, bit for bit, as a differentiable function of a small motion of the camera.
 
     Args:
-        gaussians: What the camera draws.
-        camera: The view, where it is now.
-        nudge: Zeros: rotation w about the camera's centre c (radians) and translation v, in the axes of the world.
-            Taken to first order, x - w cross (x - c) - v and q - (0, w) q / 2, which is exact for the gradient at zero.
+        gaussians: The Gaussians to draw.
+        camera: The view, at its present pose.
+        nudge: Zeros: rotation w about the camera's centre c (radians) and translation v (training units), along the
+            axes of the world. It is applied to first order, x - w cross (x - c) - v and q - (0, w) q / 2, which gives
+            the exact gradient at zero.
     """
-    turn, shift = nudge.split(3)
+    rotation, translation = nudge.split(3)
     arm = gaussians.means - camera.center.to(gaussians.means)
     real, imaginary = gaussians.quats.split((1, 3), dim=1)
-    spin = turn.expand_as(imaginary)
-    product = torch.cat([-(imaginary @ turn)[:, None], real * turn + torch.linalg.cross(spin, imaginary)], dim=1)
+    axis = rotation.expand_as(imaginary)
+    product = torch.cat(
+        [-(imaginary @ rotation)[:, None], real * rotation + torch.linalg.cross(axis, imaginary)], dim=1
+    )
     return replace(
         gaussians,
-        means=gaussians.means - torch.linalg.cross(spin, arm) - shift,
+        means=gaussians.means - torch.linalg.cross(axis, arm) - translation,
         quats=gaussians.quats - product / 2,
     )

@@ -1,4 +1,4 @@
-"""The only door to the rasterizer."""
+"""The only module that calls the rasterizer."""
 
 from typing import Any
 
@@ -19,19 +19,19 @@ def rasterize(
     window: Window | None = None,
     around: Gaussians | None = None,
 ) -> RenderOutput:
-    """Draws Gaussians into the camera's pixel grid, differentiable in every field of ``gaussians``.
+    """Rasterizes Gaussians for a camera; differentiable in every field of ``gaussians``.
 
     Args:
-        gaussians: What to draw; its device and dtype are those of the image.
+        gaussians: Gaussians with C colour channels; their device and dtype are those of the image.
         camera: The view.
-        background: Colour behind everything, [C].
-        window: Part of the view to draw: bit for bit that part of the whole one, but for squares of its rectangle that
-            it leaves out. None: all.
-        around: More Gaussians to draw, of which ``radii`` and ``screen_means`` say nothing.
+        background: [C] colour behind the Gaussians.
+        window: Part of the image to render: it has the bits of that part of the whole image, except in tiles that the
+            window leaves out. None: all of it.
+        around: Further Gaussians to render, which ``radii`` and ``screen_means`` do not cover.
 
     Returns:
-        The image. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the projected means in NDC of
-        the whole view.
+        Image, alpha, depth and radii. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the
+        projected means in NDC of the whole image.
     """
     screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
     means2d, everything = screen_means, gaussians
@@ -59,12 +59,12 @@ def rasterize(
 def spherical_harmonics(
     degree: int, directions: Float[Tensor, "g 3"], sh: Float[Tensor, "g k c"]
 ) -> Float[Tensor, "g c"]:
-    """Real spherical harmonics in the order and signs of 3DGS, differentiable in both tensors.
+    """Evaluates real spherical harmonics in the order and signs of 3DGS; differentiable in both tensors.
 
     Args:
         degree: 0 to 3; the first (degree + 1)^2 of the K coefficients are used.
-        directions: From the camera to each Gaussian, any length above 0.
-        sh: Coefficients.
+        directions: From the camera to each Gaussian, of any length above 0.
+        sh: Coefficients of each Gaussian, K for each of C channels.
     """
     values: Tensor = ops.spherical_harmonics(degree, directions, sh)
     return values
@@ -72,12 +72,13 @@ def spherical_harmonics(
 
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
-    """Rows of the anchors whose own ellipsoid, of the first three scales, touches the image or its window.
+    """Indices of the anchors in view: those whose ellipsoid with their first three scales projects onto the image, or
+    onto the window.
 
-    The others are not decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
+    Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
 
     Returns:
-        int64 rows, ascending.
+        int64, ascending.
     """
     radii = ops.visible_radii(
         anchors.position,

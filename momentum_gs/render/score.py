@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a set of views, cheap enough to be measured while training."""
+"""PSNR and SSIM over a set of views, cheap enough to be measured during training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from momentum_gs.render.view import render_image
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over views, raw: without colour correction."""
+    """Means over views."""
 
     psnr: float
     """dB."""
@@ -34,20 +34,20 @@ def score_views(
     background: Float[Tensor, "3"],
     appearance: AppearanceTable | None = None,
 ) -> Scores | None:
-    """Renders the cameras and compares with their images where masks let pixels count.
+    """Renders the cameras and compares the renders with the target images, on pixels that their masks let count.
 
-    Images that ``views`` skips, and those of which no pixel counts, are left out.
+    Images that ``views`` skips and images without a pixel that counts are left out.
 
     Args:
         model: Anchors or splats.
-        decoder: What decodes them.
+        decoder: Their decoder.
         cameras: At least one.
-        views: Gives the images.
+        views: Gives the target images.
         background: Colour behind everything.
-        appearance: Corrects the renders of the images that it holds.
+        appearance: Colour corrections to apply to the renders of the images that it contains; None: scores are raw.
 
     Returns:
-        None where every image is left out: a mean over nothing would poison whoever stores it.
+        The mean scores; None if every image is left out.
 
     Raises:
         UserError: naming an image that cannot be read and is not to be skipped.

@@ -1,4 +1,4 @@
-"""Splats and camera in, Gaussians out."""
+"""Evaluates splats for a camera: the counterpart of decoding anchors."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ from momentum_gs.render.rasterize import spherical_harmonics
 
 
 def decode_splats(splats: Splats, harmonics: Harmonics, camera: Camera) -> Decoded:
-    """All splats as a camera sees them, activations applied; Gaussian i is splat i.
+    """All splats as Gaussians for a camera, with activations applied; Gaussian i is splat i.
 
-    They take the place of an anchor with one offset that is always kept, so that what reads ``Decoded`` reads both.
+    In the returned ``Decoded`` each splat counts as a visible anchor with one offset that is kept.
     """
     sh = torch.cat([splats.sh_dc, splats.sh_rest], dim=1)
     ray = splats.position - camera.center.to(splats.position)

@@ -1,4 +1,4 @@
-"""A model, its decoder and a camera in, image out."""
+"""Renders a model and its decoder for a camera."""
 
 from dataclasses import dataclass, replace
 
@@ -22,19 +22,19 @@ from momentum_gs.render.splat_view import decode_splats
 
 @dataclass(frozen=True)
 class ViewRender:
-    """One view with what a training step needs to know of how it came about."""
+    """A rendered view, with the intermediate results that a training step needs."""
 
     output: RenderOutput
     decoded: Decoded
-    """The Gaussians drawn, and the anchors that they came from."""
+    """The Gaussians of the view, and the anchors that they come from."""
     targets: TeacherTargets | None
-    """The teacher's outputs for the same Gaussians, where there is a teacher."""
+    """The teacher's outputs for the same Gaussians; None without a teacher."""
     behind: Float[Tensor, "3 h w"] | None
-    """The learned background alone, where there is one."""
+    """The learned background alone; None without one."""
 
 
 def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera, window: Window | None = None) -> Decoded:
-    """The Gaussians of a view: of the anchors in it (or in a part of it), or all splats."""
+    """The Gaussians for a view or a part of it: those of the anchors in view (``visible_anchors``), or all splats."""
     if isinstance(model, Splats):
         assert isinstance(decoder, Harmonics), "splats have colours of their own"
         return decode_splats(model, decoder, camera)
@@ -53,18 +53,18 @@ def render_view(
     around: Model | None = None,
     window: Window | None = None,
 ) -> ViewRender:
-    """Decodes what is in view and draws it.
+    """Decodes the model for a view and rasterizes it.
 
     Args:
         model: N anchors or splats.
-        decoder: The decoder that draws, the student in training.
+        decoder: The decoder used for rendering; in training the student.
         camera: The view.
-        background: Colour behind everything, where the decoder has not learned one.
-        teacher: Decodes the same anchors for the consistency loss; it draws nothing.
-        detach_teacher: The teacher's outputs carry no gradient to the anchors.
-        nudge: Zeros that take the gradient of the camera's pose (``nudged``).
-        around: Drawn together with the model, but held fixed: what is returned beside the images is the model's alone.
-        window: Part of the view to draw; None: all of it.
+        background: Colour behind everything, unless the decoder has learned one.
+        teacher: Decodes the same anchors for the consistency loss; its outputs are not rendered.
+        detach_teacher: No gradient flows from the teacher's outputs to the anchors.
+        nudge: Zeros that receive the gradient of the camera's pose (``nudged``).
+        around: Further rows to render, held fixed; the result describes only those of ``model``, apart from the image.
+        window: Part of the view to render; None: all of it.
     """
     targets = None
     if teacher is None:
@@ -85,8 +85,8 @@ def render_view(
 
 
 def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
-    """The background that a decoder has learned as the camera sees it, with the dtype and device of ``like``; None
-    where it has learned none."""
+    """The decoder's learned background as the camera sees it, with the dtype and device of ``like``; None without
+    one."""
     learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
     if learned is None:
         return None
@@ -103,7 +103,7 @@ def draw(
     window: Window | None = None,
     around: Gaussians | None = None,
 ) -> RenderOutput:
-    """Draws Gaussians over ``behind``, or without one over ``background``; arguments as for ``rasterize``."""
+    """Rasterizes Gaussians over the image ``behind`` or, if that is None, over the colour ``background``."""
     if behind is None:
         return rasterize(gaussians, camera, background, window, around)
     output = rasterize(gaussians, camera, torch.zeros_like(background), window, around)
@@ -118,6 +118,7 @@ def render_image(
     background: Float[Tensor, "3"],
     appearance: AppearanceTable | None = None,
 ) -> Float[Tensor, "3 h w"]:
-    """The image alone, in [0, 1], without gradients; with ``appearance`` as the camera's image has it."""
+    """Only the image, clamped to [0, 1], without gradients; ``appearance`` applies the correction of the camera's
+    image."""
     image = render_view(model, decoder, camera, background).output.image
     return (image if appearance is None else appearance.correct(image, camera.name)).clamp(0, 1)

@@ -1,1 +1,1 @@
-"""Floor 6: what makes a model."""
+"""Floor 6: training of blocks and of the coarse model."""

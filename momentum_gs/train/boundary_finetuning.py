@@ -1,8 +1,8 @@
-"""The last rounds: a block trains its own cell amid the other cells as they are, so that what is merged fits together.
+"""Boundary fine-tuning: in the last rounds a block is trained amid its neighbours' anchors, as in the merged model.
 
-Until then a block has anchors of its own outside its cell, which explain its views and are dropped at the merge. In
-the rounds with a frozen decoder they give way to the anchors that the merged model will have there. Those are drawn
-but held fixed; only the cell's own anchors learn.
+Before these rounds, a block has anchors of its own outside its cell, which explain its views and which the merge drops.
+In the rounds with a frozen decoder they are replaced by the anchors that the merged model will have there. These are
+rendered but fixed; only the anchors inside the cell are optimized.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,12 @@ from momentum_gs.train.blocks.store import BlockStore
 
 
 def cell_boxes(store: BlockStore, cell_of: CellOf, comm: Comm) -> Float[Tensor, "b 6"]:
-    """The box of every block's anchors inside its own cell, NaN where it has none; all ranks take part.
+    """Bounding box of every block's anchors inside its own cell; all ranks take part.
 
-    Anchors inside their cell neither move nor come nor go from then on, so the boxes hold.
+    The boxes remain valid: from these rounds on, anchors inside their cell are neither moved, added nor removed.
+
+    Returns:
+        Low and high corner in the world, float64; NaN for a block without such anchors.
     """
     table = torch.zeros(store.n, 7, dtype=torch.float64)
     for block in store.held():
@@ -42,16 +45,17 @@ def gather_surroundings(
     views: Sequence[Sequence[Camera]],
     comm: Comm,
 ) -> dict[int, dict[str, Tensor]]:
-    """What the merged model has outside each block, as far as the block's views see it; all ranks take part.
+    """The anchors that the merged model has outside each block and that the block's views see; all ranks take part.
 
     Args:
         store: All blocks, inactive.
-        boxes: ``cell_boxes``; blocks out of all views are left where they are.
-        trainers: Block that trains next -> its rank.
+        cell_of: The block whose cell holds a world point, float64.
+        boxes: ``cell_boxes``; blocks whose box no view of a trained block sees are not sent.
+        trainers: Block of the coming round -> the rank that trains it.
         views: Training views by block.
 
     Returns:
-        Blocks that this rank trains -> rows of the other blocks' anchors, block by block, on the host.
+        Block that this rank trains -> rows of the other blocks' anchors, block by block, on the host.
     """
     found: dict[int, list[dict[str, Tensor]]] = {block: [] for block, rank in trainers.items() if rank == comm.rank}
     for other, box in enumerate(boxes):
@@ -68,7 +72,7 @@ def gather_surroundings(
 
 
 def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf, comm: Comm) -> dict[str, Tensor]:
-    """A block's anchors inside its cell, on the given ranks; nothing on others."""
+    """A block's anchors inside its cell: returned on its holder and on the given ranks, empty on the others."""
     rows: dict[str, Tensor] = {}
     holder = store.holder(block)
     if ranks and holder == comm.rank:
@@ -84,7 +88,7 @@ def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf, com
 
 
 def surround(state: Block, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
-    """Puts ``rows`` (none: nothing) in the place of the block's anchors outside its cell."""
+    """Replaces the block's anchors outside its cell by ``rows`` (empty: only removes them); statistics start anew."""
     own = (~_outside(state, cell_of)).nonzero().squeeze(1)
     here = {name: row.to(own.device) for name, row in rows.items()}
     state.model = state.model.edited(own, here or None, state.optimizer)
@@ -92,7 +96,7 @@ def surround(state: Block, rows: Mapping[str, Tensor], cell_of: CellOf) -> None:
 
 
 def hold_surroundings(state: Block, cell_of: CellOf) -> None:
-    """Lets only the anchors inside the block's cell learn, until the block rests."""
+    """Fixes the anchors outside the block's cell until the block becomes inactive."""
     state.fixed = _outside(state, cell_of)
 
 

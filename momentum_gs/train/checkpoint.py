@@ -1,8 +1,8 @@
-"""Checkpoints: all blocks, decoder, teacher, scores and position, without a trace of how many ranks wrote them.
+"""Checkpoints: all blocks, decoder, teacher, scores and progress; the same whatever number of ranks wrote them.
 
-``<out>/checkpoint/step_<N>/``: ``block_<i>.safetensors``, ``decoder.safetensors``, ``appearance.safetensors`` and
-``poses.safetensors`` where images are corrected, ``state.json`` with the size and SHA-256 of each. A folder is written
-under another name and renamed when complete, so what is there is whole; what harms it later is found when it is read.
+``<out>/checkpoint/step_<N>/`` holds ``block_<i>.safetensors``, ``decoder.safetensors``, ``appearance.safetensors`` and
+``poses.safetensors`` if these are learned, and ``state.json`` with the size and SHA-256 of each file. The folder is
+written under a temporary name and renamed when complete; damage done later is detected when it is read.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ from momentum_gs.train.corrections.tables import Corrections
 from momentum_gs.train.decoders.choice import Decoders
 
 FORMAT = 2
-# Settings that may differ between the run that wrote a checkpoint and the one that continues it: they change where
-# things are and what is reported, not the model.
+# Settings that may differ between the run that wrote a checkpoint and the one that resumes it: they change where
+# files are and what is reported, not the model.
 FREE = (
     "out", "device", "log", "store", "scene.path", "scene.cache_gb", "scene.bad_images", "scene.undistort_folder",
     "partition.file", "partition.coarse",
@@ -43,44 +43,45 @@ _DECODER, _STATE = "decoder.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, beside its blocks and its decoder."""
+    """How far a run has come."""
 
     step: int
     """Global steps done."""
     active: int
-    """k; of the experiment, so another number of ranks goes on with it."""
+    """k, the number of active blocks. It stays the same when the run resumes with another number of ranks."""
     block_steps: list[int]
-    """[B] steps that every block has done."""
+    """[B] block steps done."""
     schedule: dict[str, Any]
     """``Schedule.state``."""
     only: list[int]
-    """The blocks that are trained on with a fixed decoder (``--only-blocks``); empty in an ordinary run."""
+    """The blocks that are trained further with a fixed decoder (``--only-blocks``); empty in an ordinary run."""
     first_step: int
-    """Global steps before the schedule's first round; above 0 with ``only``."""
+    """Global steps before the schedule's first round; above 0 only with ``only``."""
     steps: int
-    """Block steps that the schedule gives."""
+    """Block steps that the schedule gives to each block."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole."""
+    """A validated checkpoint: the size and checksum of every file have been compared."""
 
     path: Path
     progress: Progress
     config: dict[str, Any]
-    """The settings that it was written with (``config_to_dict``)."""
+    """The settings of the run that wrote it (``config_to_dict``)."""
     _state: dict[str, Any]
 
     def check_settings(self, config: Config, free: tuple[str, ...] = ()) -> None:
-        """Refuses to go on with settings that would give another model.
+        """Refuses to resume with settings that would give another model.
 
         Args:
-            free: Settings that may differ beside ``FREE``.
+            config: Settings of the run that resumes.
+            free: Settings that may differ, in addition to ``FREE``.
 
         Raises:
-            UserError: naming them.
+            UserError: naming the settings that differ.
         """
-        # A setting that is newer than the checkpoint was at its default.
+        # A setting that did not exist when the checkpoint was written had, in effect, its default.
         found = _as_read(Config()) | flat_settings(current_settings(self.config, str(self.path))[0])
         wanted = _as_read(config)
         differing = [
@@ -90,12 +91,12 @@ class Checkpoint:
         ]
         if differing:
             raise UserError(
-                f"{self.path}: written with other settings ({'; '.join(differing)}); resume with the same, or train "
-                "anew without --resume"
+                f"{self.path}: written with other settings ({'; '.join(differing)}); resume with the same settings, "
+                "or train anew without --resume"
             )
 
     def fill(self, store: BlockStore, decoders: Decoders, corrections: Corrections, scores: ScoreTable) -> None:
-        """Lays this rank's blocks down in the store, and sets decoder, corrections and scores."""
+        """Puts this rank's blocks into the store, and sets decoders, corrections and scores."""
         corrections.load(self.path)
         for block in range(store.n):
             if store.home(block):
@@ -113,11 +114,15 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Writes the state after ``progress.step`` global steps; every rank writes the blocks that it holds.
 
+    Args:
+        folder: ``<out>/checkpoint``.
+        active: Active blocks of this rank; the others are in the store.
+
     Returns:
         The checkpoint's folder.
 
     Raises:
-        UserError: where the disk is full. What was there before stays, what was begun is removed.
+        UserError: if the disk is full. Earlier checkpoints stay, the incomplete one is removed.
     """
     target, part = folder / f"step_{progress.step}", folder / f".step_{progress.step}.part"
     if comm.rank == 0:
@@ -159,18 +164,19 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a folder, the newest first."""
+    """(Global step, path) of each checkpoint in a folder, newest first; not validated."""
     found = [(int(p.name.removeprefix("step_")), p) for p in folder.glob("step_*") if p.name[5:].isdigit()]
     return sorted(found, reverse=True)
 
 
 def find_checkpoint(folder: Path, comm: Comm) -> Checkpoint:
-    """The newest checkpoint that is whole; all ranks find the same one.
+    """The newest undamaged checkpoint; the same one on all ranks.
 
-    Every file's size and hash is checked, the ranks sharing the work. A damaged checkpoint is named and left as it is.
+    Checks size and hash of every file; the ranks share the work. Warns of each damaged checkpoint and leaves it as it
+    is.
 
     Raises:
-        UserError: where there is no checkpoint, or none is whole.
+        UserError: if there is no checkpoint, or all are damaged.
     """
     found = checkpoints(folder)
     if not found:
@@ -180,7 +186,7 @@ def find_checkpoint(folder: Path, comm: Comm) -> Checkpoint:
         damaged = torch.tensor([float(why is not None)])
         comm.all_reduce_sum_(damaged)
         if why is not None:
-            warn(f"checkpoint: {path} is damaged ({why}), so the one before it is taken")
+            warn(f"checkpoint: {path} is damaged ({why}); trying the one before it")
         elif checkpoint is not None and not damaged:
             return checkpoint
     names = ", ".join(path.name for _, path in found)
@@ -188,11 +194,11 @@ def find_checkpoint(folder: Path, comm: Comm) -> Checkpoint:
 
 
 def _read(path: Path, comm: Comm) -> tuple[Checkpoint | None, str | None]:
-    """A checkpoint, or why it cannot be used as far as this rank's share of the files tells."""
+    """(checkpoint, None), or (None, reason) if the state or this rank's share of the files is damaged."""
     try:
         state = json.loads((path / _STATE).read_text())
         if state["format"] != FORMAT:
-            return None, f"format {state['format']}, this version reads {FORMAT}"
+            return None, f"format {state['format']}, expected {FORMAT}"
         progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
         records = {name: FileRecord(**record) for name, record in sorted(state["files"].items())}
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -216,7 +222,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Puts the names in a folder on the disk for good."""
+    """Flushes a folder's entries to the disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -234,5 +240,5 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
 
 
 def _as_read(config: Config) -> dict[str, Any]:
-    """Settings by name as a checkpoint's file gives them back: a tuple is a list there."""
+    """Settings by name, as they come back from JSON: tuples have become lists."""
     return flat_settings(json.loads(json.dumps(config_to_dict(config))))

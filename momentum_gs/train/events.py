@@ -1,4 +1,4 @@
-"""What training tells the world. Observers decide what to do with it; training never asks."""
+"""Events of training, and the observers that receive them; training does not depend on what observers do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,78 +7,89 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class RoundStarted:
-    """A round of the schedule begins."""
+    """A round of the schedule begins, or continues after a resume."""
 
     step: int
+    """Global steps done."""
     blocks: tuple[int, ...]
+    """Active blocks of all ranks."""
     decoder_live: bool
+    """False: the decoder is frozen in this round."""
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step ended. Sent for every step; the numbers of all ranks' blocks come along every ``log.every`` steps."""
+    """A step ended. Sent for every step; losses and anchor counts of all ranks' blocks only every ``log.every``."""
 
     step: int
     """Global steps done."""
     total: int
+    """Global steps of the whole run."""
     seconds: float
-    """Training time since the start of this run, scoring of held-out views not counted."""
+    """Training time since this process started, without the time spent on scoring held-out views."""
     losses: dict[int, dict[str, float]] | None = None
-    """Block -> term -> value, unweighted."""
+    """Block -> loss term -> value, times the term's weight, not times the block's."""
     anchors: dict[int, int] | None = None
-    """Block -> number of anchors."""
+    """Block -> number of anchors (or splats)."""
 
 
 @dataclass(frozen=True)
 class BlocksMeasured:
-    """Scores on training views, and the weights that follow from them."""
+    """Smoothed scores of the blocks on their training views, and the loss weights that follow from them (eq. 7)."""
 
     step: int
     psnr: dict[int, float]
+    """Block -> dB; every block measured so far."""
     ssim: dict[int, float]
     weight: dict[int, float]
+    """Block -> weight of its loss."""
 
 
 @dataclass(frozen=True)
 class HeldOutScored:
-    """Held-out views that a block owns, rendered by that block in training."""
+    """A block was scored on the held-out views whose cameras stand in its cell."""
 
     step: int
     block: int
     views: int
+    """Number of these views."""
     psnr: float
+    """Mean, dB."""
     ssim: float
     seconds: float
+    """Training time, as in ``StepDone``."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Something was written."""
+    """A checkpoint or the model was written."""
 
     step: int
     path: str
+    """Its folder."""
 
 
 @dataclass(frozen=True)
 class RoundEnded:
-    """A round is over and its blocks rest."""
+    """A round is over and its blocks are inactive."""
 
     step: int
     waited: float
-    """Seconds that this rank has waited for blocks since the start of the run."""
+    """Seconds that this rank has waited for blocks since this process started."""
     seconds: float
-    """Training time since the start of this run."""
+    """Training time, as in ``StepDone``."""
 
 
 @dataclass(frozen=True)
 class GrowthCapped:
-    """A block wanted more anchors than it may have (``anchors.max_per_block``)."""
+    """Growth of a block was cut short by the cap on its anchors or splats (``anchors.max_per_block``, ...)."""
 
     step: int
     block: int
     anchors: int
+    """Number of anchors (or splats) after this growth."""
     refused: int
-    """Anchors that did not grow."""
+    """Number that would have been added without the cap."""
 
 
 Event = RoundStarted | StepDone | BlocksMeasured | HeldOutScored | Saved | RoundEnded | GrowthCapped
@@ -86,13 +97,13 @@ Event = RoundStarted | StepDone | BlocksMeasured | HeldOutScored | Saved | Round
 
 @runtime_checkable
 class Observer(Protocol):
-    """Anything that wants to hear of training."""
+    """Receives the events of training."""
 
     def on_event(self, event: Event) -> None:
-        """Takes one event; must not raise for lack of interest."""
+        """Handles one event; must ignore kinds that it does not know."""
 
     def close(self) -> None:
-        """Training is over, well or badly."""
+        """Called once training is over, also after an error."""
 
 
 class Observers:

@@ -1,6 +1,6 @@
-"""The coarse model as what blocks of splats start from.
+"""Initialization of blocks of splats from the coarse model.
 
-Source: CityGaussian, which trains a coarse model of the whole scene and goes on with it in every block.
+Source: CityGaussian, which trains a coarse model of the whole scene and continues it in every block.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def load_initialization(config: Config) -> Splats:
     """The coarse model of ``partition.coarse`` (default: OUT/coarse), on the CPU.
 
     Raises:
-        UserError: there is none, or it has other spherical harmonics.
+        UserError: if there is none, or its spherical harmonics have another degree.
     """
     coarse = coarse_folder(config)
     try:
@@ -40,10 +40,10 @@ def load_initialization(config: Config) -> Splats:
 
 
 def seen_by(initial: Splats, block: int, cameras: Sequence[Camera]) -> Splats:
-    """A copy of the splats whose centres lie in at least one of the block's views: few others ever get a gradient.
+    """A copy of the splats whose centres lie in at least one of the block's views; few others ever get a gradient.
 
     Raises:
-        UserError: there are none.
+        UserError: if no splat does.
     """
     seen = in_any_view(initial.position.detach().double(), cameras)
     if not seen.any():

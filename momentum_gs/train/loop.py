@@ -1,4 +1,4 @@
-"""The run around the step: rounds, measurements, checkpoints, the final files."""
+"""The training loop around ``train_step``: rounds, measurements, checkpoints and the final files."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -48,16 +48,17 @@ from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.view_order import ViewOrder
 
-# Images that are decoded ahead of the step that shows them; a step takes longer than a decode, so a few suffice.
+# Number of steps whose images are decoded ahead; a step takes longer than decoding an image, so a few suffice.
 PREFETCH_STEPS = 4
-# In so many steps offsets move by a few percent of a scale, and scales by as much; looking at all of them costs a tenth
-# of a step.
+# Steps between two checks of the bounds on offsets and scales. In 10 steps both move by a few percent of a scale;
+# checking all of them costs a tenth of a step.
 BOUND_EVERY = 10
-# Steps between two agreements of the ranks on whether to stop or to save: a second or less, and no cost to speak of.
+# Steps between two agreements of the ranks on whether to stop or to save: these steps take a second or less, and one
+# agreement costs next to nothing.
 AGREE_EVERY = 10
 
 Ending = Literal["good enough", "interrupted"] | None
-"""Why a run ends before its last step."""
+"""Why a run ends before its last step; None: it does not."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +66,23 @@ class Outcome:
     """How a run ended."""
 
     step: int
+    """Global steps done."""
     seconds: float
-    """Training time, scoring of held-out views not counted."""
+    """Training time, without the time spent on scoring held-out views."""
     waited: float
-    """Seconds of it in which this rank waited for blocks."""
+    """Seconds of ``seconds`` in which this rank waited for blocks."""
     pixels: float
     """Pixels that counted in a loss since this process began, over all blocks and ranks."""
     stopped_early: bool
-    """The wanted quality was reached (``log.stop_psnr_ssim``)."""
+    """True if the run ended because it reached ``log.stop_psnr_ssim``."""
     interrupted: bool
-    """Somebody asked to stop; a checkpoint was written, the model was not."""
+    """True if the run was asked to stop: a checkpoint was written, but no model."""
     bad_images: dict[str, str]
-    """Name -> reason of the images that this rank skipped (``scene.bad_images``)."""
+    """The images that this rank skipped (``scene.bad_images``): name -> reason."""
 
 
 class Training:
-    """One run: builds or resumes its state on construction, ``run`` does the rest. Every rank has its own."""
+    """One run: the constructor builds or resumes its state, ``run`` trains. Every rank has its own instance."""
 
     def __init__(
         self,
@@ -99,15 +101,16 @@ class Training:
         Args:
             table: The partition; None for the coarse stage.
             resume: Continue from the newest checkpoint of the output folder.
-            only: Blocks to train on, with the decoder as it is, after a finished run: up to ``config.steps`` in place
-                of the run's own number.
-            start: Block -> its state at step 0; default: from the scene's points, or from the coarse model.
-            pace: (Steps done, steps in all) -> settings with another number of steps, where there are to be more or
-                less (``train/pace.py``). For the coarse stage in one process; a checkpoint of such a run may have had
-                other clocks.
+            only: Blocks of a finished run to train further, with the decoder fixed, until they have done
+                ``config.steps`` block steps.
+            start: Block -> its state at step 0. Default: from the scene's points or the coarse model
+                (``FirstBlocks``).
+            pace: (Steps done, total steps) -> settings with a new number of steps, or None to keep the present one
+                (``train/pace.py``). Only for the coarse stage in one process. A run with ``pace`` may be resumed from
+                a checkpoint with another number of steps.
 
         Raises:
-            UserError: for counts, partitions or checkpoints that do not fit, before any training.
+            UserError: before any training, for counts, a partition or a checkpoint that does not fit the settings.
         """
         self._started = time.perf_counter()
         assert config.out is not None
@@ -126,7 +129,7 @@ class Training:
         )
         self._pace = pace
         self.schedule = schedule_of(self._progress, config)
-        """All rounds, those before a resume too."""
+        """All rounds, including those before a resume."""
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
         clock_scale = self.schedule.block_steps_per_update()
@@ -155,20 +158,23 @@ class Training:
 
     @property
     def config(self) -> Config:
-        """The settings, with the number of steps as it stands."""
+        """The settings, with the number of steps as last revised by ``pace``."""
         return self._config
 
     @property
     def seconds(self) -> float:
-        """Training time since construction."""
+        """Seconds since construction, without the time spent on scoring held-out views."""
         return time.perf_counter() - self._started - self._untimed
 
     def run(self, observers: Observers, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Trains to the last step of the schedule (or to ``log.stop_psnr_ssim``) and writes the model.
 
         Args:
-            observers: hear of every step; the caller closes them.
-            stop: asked every few steps; once it says yes on any rank, all write a checkpoint and return.
+            observers: Receive the events of the run; the caller closes them.
+            stop: Called every few steps; once it returns true on any rank, all ranks write a checkpoint and return.
+
+        Raises:
+            UserError: for an image that cannot be read and is not to be skipped, or a full disk.
         """
         self._observers = observers
         self._stop, self._saved_at = stop, time.perf_counter()
@@ -177,10 +183,10 @@ class Training:
         try:
             with Views(self._scene, cache, self._device, skip_bad=self._config.scene.bad_images == "skip") as views:
                 for index in range(len(self.schedule)):
-                    # Two ahead: the next round's blocks come while this one trains.
+                    # Also draw the next round: its blocks are fetched while this one trains.
                     self.schedule.draw(index + 1, self._scores.weights())
-                    turn = self.schedule[index]
-                    if turn.first_step + turn.steps > self._step:
+                    round_ = self.schedule[index]
+                    if round_.first_step + round_.steps > self._step:
                         ending = self._run_round(index, views)
                     if ending is not None:
                         break
@@ -197,14 +203,14 @@ class Training:
         )  # fmt: skip
 
     def _run_round(self, index: int, views: Views) -> Ending:
-        """Trains one round, or what is left of it; why it ended before its last step, if it did."""
-        turn = self.schedule[index]
-        self._observers.on_event(RoundStarted(self._step, turn.blocks, turn.decoder_live))
+        """Trains one round, or the rest of it after a resume; returns why the run is to end, None to go on."""
+        round_ = self.schedule[index]
+        self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
         show = partial(self._order.show, views=views)
         inputs = StepInputs(self._config, self._comm, self._background, show, self._window, self._depths)
-        active = self._activate(turn)
+        active = self._activate(round_)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
-        end = turn.first_step + turn.steps
+        end = round_.first_step + round_.steps
         ending: Ending = None
         while self._step < end and ending is None:
             if self._pace is not None and self._step % AGREE_EVERY == 0 and self._revise(self._pace):
@@ -214,17 +220,17 @@ class Training:
             views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
             weights = self._scores.weights()
             report = train_step(
-                inputs, self._decoders, active, turn.blocks, weights, turn.decoder_live, self._corrections
+                inputs, self._decoders, active, round_.blocks, weights, round_.decoder_live, self._corrections
             )
             self._step += 1
             self._pixels += report.pixels
-            for block in turn.blocks:
+            for block in round_.blocks:
                 self._block_steps[block] += 1
             if self._step % BOUND_EVERY == 0 or self._step == end:
                 for state in active:
                     state.keep_bounds(self._config, None if self._table is None else self._table.cell_of)
-            self._tell(report, active, turn)
-            self._measure(active, turn, views)
+            self._tell(report, active, round_)
+            self._measure(active, round_, views)
             if self._score_held_out(active, views):
                 ending = "good enough"
             stop, save = self._agree()
@@ -242,12 +248,12 @@ class Training:
         return ending
 
     def _revise(self, pace: Callable[[int, int], Config | None]) -> bool:
-        """Whether the number of steps has changed, and with it the clocks. One block's one round only gets longer or
-        shorter."""
+        """Asks ``pace`` for a new number of steps and applies it; false if there is none. Only the length of the coarse
+        stage's one round changes."""
         found = pace(self._step, self.schedule.total)
         if found is None:
             return False
-        # Where the scene's coordinates lie, this run has found.
+        # This run's own scene settings: they hold the coordinate frame that it found.
         config = replace(found, scene=self._config.scene)
         self._config, self._progress = config, replace(self._progress, steps=config.steps)
         self.schedule = schedule_of(self._progress, config)
@@ -256,7 +262,7 @@ class Training:
         return True
 
     def _agree(self) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether it is time for a checkpoint by rank 0's clock."""
+        """(Was any rank asked to stop? Is a checkpoint due by rank 0's clock?) The same on all ranks."""
         if self._step % AGREE_EVERY:
             return False, False
         minutes = self._config.log.checkpoint_minutes
@@ -265,23 +271,23 @@ class Training:
         self._comm.all_reduce_sum_(flags)
         return bool(flags[0]), bool(flags[1])
 
-    def _activate(self, turn: Round) -> list[Block]:
-        """This rank's blocks of a round, with the other blocks around them where they train amid these."""
+    def _activate(self, round_: Round) -> list[Block]:
+        """This rank's blocks of a round, with the other blocks' rows around them if they train amid these."""
         table, comm = self._table, self._comm
         windows = self._plan.windows is not None
-        finetuning = not turn.decoder_live and self._config.blocks.boundary_finetuning
+        finetuning = not round_.decoder_live and self._config.blocks.boundary_finetuning
         if table is None or table.n == 1 or not (windows or finetuning):
-            return self._store.activate(turn.blocks)
+            return self._store.activate(round_.blocks)
         if self._boxes is None or windows:  # Those of growing blocks change.
             self._boxes = cell_boxes(self._store, table.cell_of, comm)
         surroundings = {}
-        if self._step == turn.first_step:  # A resumed round has them already.
-            ranks = ranks_of(turn.blocks, self._config.blocks.groups, comm.world_size)
-            trainers = dict(zip(turn.blocks, ranks, strict=True))
+        if self._step == round_.first_step:  # In a resumed round the blocks contain their surroundings already.
+            ranks = ranks_of(round_.blocks, self._config.blocks.groups, comm.world_size)
+            trainers = dict(zip(round_.blocks, ranks, strict=True))
             surroundings = gather_surroundings(
                 self._store, table.cell_of, self._boxes, trainers, self._plan.train, comm
             )
-        active = self._store.activate(turn.blocks)
+        active = self._store.activate(round_.blocks)
         for state in active:
             if windows:
                 state.cell_of = table.cell_of
@@ -301,7 +307,8 @@ class Training:
             return None
         return window_of(state.windows[self._place[state.block][camera.name]], camera, self._device)
 
-    def _tell(self, report: StepReport, active: Sequence[Block], turn: Round) -> None:
+    def _tell(self, report: StepReport, active: Sequence[Block], round_: Round) -> None:
+        """Sends the events of a step, and warns once for each block that reaches its cap."""
         for state in active:
             growth = report.grown.get(state.block)
             if growth is not None and growth.refused:
@@ -313,7 +320,7 @@ class Training:
                         f"({growth.refused} more were wanted): {state.CAP}"
                     )
         if self._due(self._config.log.every):
-            losses, anchors = self._gather(report, active, turn)
+            losses, anchors = self._gather(report, active, round_)
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds, losses, anchors))
         else:
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
@@ -322,33 +329,33 @@ class Training:
         return every > 0 and self._step % every == 0
 
     def _gather(
-        self, report: StepReport, active: Sequence[Block], turn: Round
+        self, report: StepReport, active: Sequence[Block], round_: Round
     ) -> tuple[dict[int, dict[str, float]], dict[int, int]]:
-        """Losses and anchor counts of all ranks' blocks: one small all-reduce every ``log.every`` steps."""
-        terms = self._term_names(turn)
-        table = torch.zeros(len(turn.blocks), len(terms) + 1, dtype=torch.float64)
+        """Losses and anchor counts of all ranks' blocks, by block; one small all-reduce."""
+        terms = self._term_names(round_)
+        table = torch.zeros(len(round_.blocks), len(terms) + 1, dtype=torch.float64)
         for state in active:
-            row = turn.blocks.index(state.block)
+            row = round_.blocks.index(state.block)
             losses = report.losses[state.block]
-            # Before its start (``teacher.start``) the consistency loss is zero.
+            # Before ``teacher.start`` there are no consistency terms; they are reported as zero.
             table[row] = torch.tensor([*(float(losses.get(name, 0)) for name in terms), len(state.model)])
         self._comm.all_reduce_sum_(table)
-        rows = dict(zip(turn.blocks, table.tolist(), strict=True))
+        rows = dict(zip(round_.blocks, table.tolist(), strict=True))
         losses_by_block = {block: dict(zip(terms, row, strict=False)) for block, row in rows.items()}
         return losses_by_block, {block: int(row[-1]) for block, row in rows.items()}
 
-    def _term_names(self, turn: Round) -> tuple[str, ...]:
-        teacher = turn.decoder_live and self._config.teacher.enabled and self._config.stage == "blocks"
+    def _term_names(self, round_: Round) -> tuple[str, ...]:
+        teacher = round_.decoder_live and self._config.teacher.enabled and self._config.stage == "blocks"
         terms = image_terms(self._config)
         return terms + CONSISTENCY_TERMS if teacher else terms
 
-    def _measure(self, active: Sequence[Block], turn: Round, views: Views) -> None:
-        """Scores blocks on their own training views where a measurement is due (eq. 7); all ranks take part."""
+    def _measure(self, active: Sequence[Block], round_: Round, views: Views) -> None:
+        """Scores the blocks whose measurement is due on their training views (eq. 7); all ranks take part."""
         config = self._config.weighting
         if self._config.stage == "coarse" or not config.enabled:
             return
-        due = [block for block in turn.blocks if self._block_steps[block] % config.every == 0]
-        if not due:  # On any rank: all count the steps of all blocks.
+        due = [block for block in round_.blocks if self._block_steps[block] % config.every == 0]
+        if not due:  # All ranks agree on this: each counts the steps of all blocks.
             return
         measured = {}
         for state in (state for state in active if state.block in due):
@@ -373,7 +380,7 @@ class Training:
         )
 
     def _score_held_out(self, active: Sequence[Block], views: Views) -> bool:
-        """Reports held-out scores where due; true where they pass ``log.stop_psnr_ssim``."""
+        """Reports held-out scores if they are due; true if a coarse run reaches ``log.stop_psnr_ssim``."""
         if not self._due(self._config.log.test_every):
             return False
         now = time.perf_counter()
@@ -393,7 +400,7 @@ class Training:
     def _score(
         self, state: Block, cameras: list[Camera], views: Views, appearance: AppearanceTable | None = None
     ) -> tuple[float, float] | None:
-        """Mean PSNR and SSIM of a block's views; None where every image is left out."""
+        """Mean PSNR (dB) and SSIM over the given views of a block; None if no image counts (``score_views``)."""
         student = self._decoders.student_of(state)
         found = score_views(state.model, student, cameras, views, self._background, appearance)
         return None if found is None else (found.psnr, found.ssim)
@@ -408,7 +415,7 @@ class Training:
         self._observers.on_event(Saved(self._step, str(folder)))
 
     def _save_model(self) -> None:
-        # Block steps; a coarse run that stopped early is named by what it did.
+        # The model is named by its block steps; a coarse run that stopped early, by the steps that it did.
         steps = self._step if self._config.stage == "coarse" else self._config.steps
         folder = write_model(
             self._folder, steps, self._store, self._decoders, self._corrections, self._table, self._config, self._comm,

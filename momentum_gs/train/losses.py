@@ -1,6 +1,6 @@
-"""The loss as a dict of named terms whose sum is what a step minimises (eq. 6).
+"""The loss as a dict of named terms; their sum is the loss of a view (eq. 6).
 
-A view that shows no Gaussian gives zero, not NaN, for every term that is a mean over Gaussians, and keeps its graph.
+Terms that are means over Gaussians are zero, not NaN, for a view without Gaussians, and remain differentiable.
 """
 
 import torch.nn.functional as F
@@ -15,14 +15,15 @@ from momentum_gs.model.expand import Decoded, TeacherTargets
 IMAGE_TERMS = ("l1", "dssim", "volume")
 """Terms of every step."""
 BACKGROUND = 0.01
-"""Weight of the learned background's own distance from the images. Where pixels are left open they decide its colour;
-where none is, it becomes the images' usual colour, which is the best guess for what no image has seen."""
+"""Weight of the L1 distance between the learned background alone and the images. It is small, so pixels that no
+Gaussian covers decide the background's colour. In directions without such pixels it becomes the images' typical colour,
+the best guess for what no image shows."""
 CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_scale", "consistency_opacity")
-"""Terms of the steps that have a teacher."""
+"""Terms of the steps with a teacher."""
 
 
 def image_terms(config: Config) -> tuple[str, ...]:
-    """The terms of every step with these settings, without those of a teacher."""
+    """Names of the terms that every step has with these settings; those of a teacher are not included."""
     behind = ("background",) if config.model.background != "fixed" else ()
     depth = ("depth",) if config.loss.depth else ()
     return IMAGE_TERMS + behind + depth
@@ -36,10 +37,16 @@ def loss_terms(
     config: Config,
     behind: Float[Tensor, "3 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """All terms of one view, each times its weight: ``IMAGE_TERMS``, and with a teacher ``CONSISTENCY_TERMS``.
+    """All terms of one view but ``depth``, each times its weight.
 
-    Pixels that the target's mask ignores give no gradient to the image, so none to growth's statistics either. Of a
-    part of a view the terms are multiplied by its share, so that the blocks' image terms sum to the whole view's.
+    Args:
+        image: The render, after colour correction.
+        target: The target image. Ignored pixels give no gradient to the image, so none to growth's statistics either.
+            If it is a part of a view, all terms are multiplied by its share: the image terms of all parts sum to those
+            of the view.
+        decoded: The Gaussians of the view.
+        targets: The teacher's outputs; None: no consistency terms.
+        behind: The learned background alone; None: no ``background`` term.
     """
     terms = reconstruction(image, target, config.loss)
     terms["volume"] = config.loss.volume * volume(decoded.gaussians.scales)
@@ -56,7 +63,7 @@ def loss_terms(
 def reconstruction(
     image: Float[Tensor, "3 h w"], target: TargetImage, config: LossConfig
 ) -> dict[str, Float[Tensor, ""]]:
-    """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` (eq. 3 with the weights of the official code)."""
+    """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` (eq. 3, weighted as in the official code)."""
     return {
         "l1": (1 - config.dssim) * l1(image, target.image, target.mask, target.weights),
         "dssim": config.dssim * (1 - ssim(image, target.image, target.mask, target.weights)),
@@ -64,7 +71,7 @@ def reconstruction(
 
 
 def volume(scales: Float[Tensor, "g 3"]) -> Float[Tensor, ""]:
-    """Mean over the Gaussians of the product of their scales, cubic training units (Scaffold-GS, eq. 9 there)."""
+    """Mean over the Gaussians of the product of their three scales, cubic training units (eq. 9 of Scaffold-GS)."""
     x, y, z = scales.unbind(1)
     return (x * y * z).sum() / max(len(scales), 1)
 
@@ -72,8 +79,8 @@ def volume(scales: Float[Tensor, "g 3"]) -> Float[Tensor, ""]:
 def consistency(decoded: Decoded, targets: TeacherTargets) -> dict[str, Float[Tensor, ""]]:
     """Mean squared differences between student and teacher (eq. 5).
 
-    Color, rotation and scale over the Gaussians that the student keeps, opacity over all offsets of the visible
-    anchors. Source: gaussian_renderer/__init__.py::render_with_consistency_loss of Momentum-GS.
+    Colour, rotation and scale are compared over the Gaussians that the student keeps, opacity over all offsets of the
+    visible anchors. Source: gaussian_renderer/__init__.py::render_with_consistency_loss of Momentum-GS.
     """
     gaussians = decoded.gaussians
     return {
@@ -85,5 +92,5 @@ def consistency(decoded: Decoded, targets: TeacherTargets) -> dict[str, Float[Te
 
 
 def _mse(a: Tensor, b: Tensor) -> Tensor:
-    """Zero for empty tensors, where torch's own mean is NaN."""
+    """Mean squared error; zero for empty tensors, for which torch's mean is NaN."""
     return F.mse_loss(a, b, reduction="sum") / max(a.numel(), 1)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 
 def exponential(initial: float, final: float, max_steps: int) -> Callable[[float | int], float]:
-    """A rate that falls (or rises) by the same factor every step, from ``initial`` at 0 to ``final`` at ``max_steps``.
+    """Step -> learning rate, which falls (or rises) exponentially from ``initial`` at 0 to ``final`` at ``max_steps``.
 
-    Constant before and after. Source: utils/general_utils.py::get_expon_lr_func of 3DGS codebases, whose delay never
-    takes effect there. A pair of zeros is a rate of zero; otherwise both are positive.
+    It is constant before and after. ``initial`` and ``final`` are both positive or both zero. Source:
+    utils/general_utils.py::get_expon_lr_func of 3DGS codebases, without its delay, which has no effect with their
+    settings.
     """
     if initial == final:
         return lambda step: initial

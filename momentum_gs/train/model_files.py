@@ -1,5 +1,5 @@
-"""What a run leaves: ``point_cloud/iteration_<steps>/`` with a PLY for each block, the decoder, the corrections of the
-images and the partition."""
+"""Writes the trained model: ``point_cloud/iteration_<steps>/`` with a PLY file for each block, the decoder, the
+corrections of the images and the partition."""
 
 from pathlib import Path
 
@@ -28,13 +28,16 @@ def write_model(
     comm: Comm,
     device: torch.device,
 ) -> Path:
-    """Every rank writes the blocks that it holds; returns the folder once all have.
+    """Writes the model folder: every rank writes the blocks that it holds, rank 0 what they share.
 
     Args:
-        out: The run's folder.
-        steps: What names the model.
-        store: All blocks, inactive.
+        out: The run's output folder.
+        steps: Number in the folder's name.
+        store: Holds all blocks, inactive.
         table: The partition; None for the coarse model, which is one block.
+
+    Returns:
+        The model folder, once all ranks have written.
     """
     folder = out / "point_cloud" / f"iteration_{steps}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from momentum_gs.train.events import BlocksMeasured, Event, HeldOutScored, Round
 
 
 class ProgressBar:
-    """Steps, loss and anchors on stderr; silent where that is not a terminal."""
+    """Steps, L1 loss and number of anchors on stderr; silent if stderr is not a terminal."""
 
     def __init__(self, done: int = 0) -> None:
         self._bar: tqdm | None = None
@@ -35,14 +35,14 @@ class ProgressBar:
 
 
 class JsonLines:
-    """One JSON object a line in ``events.jsonl``: the whole history, readable while it is written."""
+    """``events.jsonl``: one JSON object per line and event, readable while it is written."""
 
     def __init__(self, path: Path) -> None:
-        # Appended to: a resumed run continues its history.
+        # Opened for appending: a resumed run continues the file.
         self._file = path.open("a")
 
     def on_event(self, event: Event) -> None:
-        """Writes everything but the steps that carry no numbers."""
+        """Writes the event, unless it is a ``StepDone`` without losses."""
         if isinstance(event, StepDone) and event.losses is None:
             return
         self._file.write(json.dumps({"event": type(event).__name__} | dataclasses.asdict(event)) + "\n")
@@ -54,7 +54,7 @@ class JsonLines:
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """The numbers of an event under the tags of 3DGS codebases (``train_loss_patches/...``), one set a block."""
+    """The numbers of an event by TensorBoard tag: those of 3DGS codebases (``train_loss_patches/...``), per block."""
     match event:
         case StepDone(losses=losses, anchors=anchors) if losses and anchors:
             tags = {
@@ -92,7 +92,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Scalars for Weights & Biases; ``WANDB_MODE=offline`` and the rest of its environment are honoured."""
+    """Scalars for Weights & Biases, which is configured by its environment variables (``WANDB_MODE=offline``, ...)."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import wandb

@@ -1,7 +1,7 @@
-"""Keeps a block's Gaussians on their anchor's side of the cell's border, so that the merge cuts nothing apart.
+"""Keeps Gaussians on the same side of the cell's border as their anchors, so that the merge leaves no seams.
 
-The merge keeps anchors by their own position. Where a Gaussian lies across the border from its anchor, the cell's
-image loses Gaussians whose anchors are dropped, and gains the neighbour's: the seam that shows in a merged model.
+The merge keeps or drops an anchor by its position. If Gaussians lie across the border from their anchors, a cell loses
+Gaussians inside it whose anchors are dropped, and gets Gaussians of its neighbours: a visible seam in the merged model.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from torch import Tensor
 from momentum_gs.model.anchors import Anchors
 
 HALVINGS = 6
-"""An offset that crosses is shortened to within 1/64 of its length from the border."""
+"""Bisection steps: an offset that crosses the border ends within 1/64 of its length from it."""
 
 
 @torch.no_grad()
 def clamp_offsets_(anchors: Anchors, cell_of: Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]], block: int) -> int:
-    """Shortens, in place, every offset whose Gaussian is not on its anchor's side of the border.
+    """Shortens, in place, every offset whose Gaussian lies on the other side of the border than its anchor.
 
     Args:
-        anchors: N anchors of the block, inside its cell and around it.
-        cell_of: The block whose cell holds a world point, float64.
-        block: The block.
+        anchors: N anchors of the block, inside and outside its cell.
+        cell_of: [M,3] world points, float64 -> the block whose cell holds each.
+        block: Number of the block.
 
     Returns:
-        Offsets shortened.
+        Number of offsets shortened.
     """
     position, reach = anchors.position.double(), (anchors.offset * anchors.scales[:, None, :3]).double()
     here = cell_of(position) == block
@@ -34,7 +34,7 @@ def clamp_offsets_(anchors: Anchors, cell_of: Callable[[Float[Tensor, "m 3"]], I
     stays = there.view(reach.shape[:2]) == here[:, None]
     row, column = (~stays).nonzero(as_tuple=True)
     position, reach, here = position[row], reach[row, column], here[row]
-    # The largest of the tried fractions that stays; zero, the anchor itself, always does.
+    # Bisection for the largest fraction that stays on the anchor's side; zero, the anchor itself, always does.
     fraction = torch.zeros_like(reach[:, :1])
     for halving in range(1, HALVINGS + 1):
         further = fraction + 0.5**halving

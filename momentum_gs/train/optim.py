@@ -1,8 +1,8 @@
 """Adam for anchors, splats and decoder, and their learning rates.
 
-``lr_scale`` is ``optim.lr_scale``, or the radius of the block's cameras (spatial_lr_scale), training units. Steps are
-block steps; those of the decoder are its updates on the blocks' clock. Source: training_setup and update_learning_rate
-of Scaffold-GS and 3DGS, scene/gaussian_model.py.
+``lr_scale`` is ``optim.lr_scale``, or the radius of the block's cameras in training units (spatial_lr_scale of 3DGS).
+Learning rates depend on block steps; for the decoder, its updates are converted to block steps. Source: training_setup
+and update_learning_rate of Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
 import torch
@@ -16,29 +16,30 @@ from momentum_gs.model.splats import Splats
 from momentum_gs.train.lr import exponential
 
 BACKGROUND_LR = 0.01
-"""Rate of a learned background's coefficients: 100 steps cross the range of colours."""
+"""Learning rate of a learned background's coefficients: 100 steps cross the range of colours."""
 SH_LR, SH_REST_SHARE = 0.0025, 20
-"""Rate of the spherical harmonics of degree 0, and that rate over the one of the higher degrees [3DGS]."""
+"""Learning rate of the spherical harmonics of degree 0, and the divisor that gives the rate of the higher degrees
+[3DGS]."""
 ROTATION_LR = 0.001
-"""Of splats [3DGS]."""
+"""Learning rate of the splats' rotations [3DGS]."""
 FEATURE_BANK_LR = 0.01, 1e-5
-"""Pair of the decoder's feature bank [SGS]."""
+"""First and last learning rate of the decoder's feature bank [SGS]."""
 
 
 def row_optimizer(model: RowModel, eps: float) -> Adam:
-    """One group for each learnable row, named like it; the rates are to be set."""
+    """Adam with a parameter group for each learnable row tensor, named like it; learning rates are not yet set."""
     return Adam([{"params": [model.rows()[name]], "name": name} for name in model.LEARNABLE], eps=eps, fused=True)
 
 
 def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
-    """``row_optimizer`` at the rates of step 0."""
+    """``row_optimizer`` at the learning rates of step 0."""
     optimizer = row_optimizer(anchors, config.eps)
     set_anchor_lr(optimizer, config, 0, lr_scale)
     return optimizer
 
 
 def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
-    """One group for each head, named like it, at the rates of step 0."""
+    """Adam with a parameter group for each head, named like it, at the learning rates of step 0."""
     groups = [{"params": list(head.parameters()), "name": name} for name, head in decoder.named_children()]
     optimizer = Adam(groups, eps=config.eps, fused=True)
     set_decoder_lr(optimizer, config, 0)
@@ -47,33 +48,34 @@ def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
 
 @torch.no_grad()
 def clip_gradients(optimizer: Adam, limit: float) -> None:
-    """Scales the gradient of each group down to ``limit`` times its usual length: the root of Adam's second moments.
+    """Clips each group's gradient, in place, to ``limit`` times its usual norm: the root of Adam's second moments.
 
-    A single view can have a gradient a hundred times as long as all others. Adam takes a step of many times the usual
-    length along it, and keeps it in its second moments, which shortens the steps of the next thousand.
+    The gradient of a single view can be a hundred times as long as all others. Without clipping, Adam takes a step
+    many times the usual length along it, and keeps it in its second moments, which shortens about a thousand steps
+    after it.
     """
     for group in optimizer.param_groups:
         learnt = [(p.grad, optimizer.state[p]) for p in group["params"] if p.grad is not None and p in optimizer.state]
         if not learnt:
             continue
         length = torch.stack([grad.norm() for grad, _ in learnt]).norm()
-        # All parameters of a group have moved as often; the division undoes Adam's start from zero.
+        # All parameters of a group have had the same number of steps; the division is Adam's bias correction.
         seen = 1 - group["betas"][1] ** learnt[0][1]["step"].to(length)
         usual = (torch.stack([state["exp_avg_sq"].sum() for _, state in learnt]).sum() / seen).sqrt()
-        # A group that has had no gradient but zeros has nothing to compare with.
+        # A group whose gradients were all zero so far has no usual norm, so it is not clipped.
         share = torch.where((usual > 0) & (length > limit * usual), limit * usual / length, 1.0)
         for grad, _ in learnt:
             grad.mul_(share)
 
 
 def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float | int, lr_scale: float) -> None:
-    """The rates of the anchors at a block's own step."""
+    """Sets the anchors' learning rates for the block step ``block_step``."""
     offset = exponential(*config.offset_lr, config.lr_steps)(block_step) * lr_scale
     _set(optimizer, {"offset": offset, "feature": config.feature_lr, "log_scale": config.scaling_lr})
 
 
 def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig, lr_scale: float) -> Adam:
-    """``row_optimizer`` at the rates of step 0."""
+    """``row_optimizer`` at the learning rates of step 0."""
     optimizer = row_optimizer(splats, optim.eps)
     set_splat_lr(optimizer, optim, config, 0, lr_scale)
     return optimizer
@@ -82,7 +84,7 @@ def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig,
 def set_splat_lr(
     optimizer: Adam, optim: OptimConfig, config: GaussiansConfig, block_step: float | int, lr_scale: float
 ) -> None:
-    """The rates of the splats at a block's own step."""
+    """Sets the splats' learning rates for the block step ``block_step``."""
     rates = {
         "position": exponential(*config.position_lr, optim.lr_steps)(block_step) * lr_scale,
         "sh_dc": SH_LR,
@@ -95,7 +97,7 @@ def set_splat_lr(
 
 
 def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | int) -> None:
-    """The rates of the heads after ``decoder_step`` steps of the blocks' clock."""
+    """Sets the heads' learning rates; ``decoder_step``: the decoder's updates so far, converted to block steps."""
     pairs = {
         "opacity": config.opacity_mlp_lr,
         "cov": config.cov_mlp_lr,

@@ -1,4 +1,4 @@
-"""How many steps a run takes that has to end by a clock: revised on the way, as steps become slower or faster."""
+"""The number of steps of a run with a time limit, revised during the run as steps become slower or faster."""
 
 import time
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from momentum_gs.config.schema import Config
 
 REVISIONS = 40
-"""Times that the number of steps is revised at most: often enough for the end to be met within a few percent, each
-over enough steps to average out what single ones take."""
+"""Most revisions of the number of steps in a run: often enough to meet the time limit within a few percent, and rarely
+enough that each averages over many steps."""
 IGNORED = 0.01
-"""Change of the number of steps that is not worth one."""
+"""Smaller changes, as a share of the remaining steps, are ignored."""
 
 
 class Pace:
     """Revises the settings of a run so that it ends in time.
 
-    Clocks such as ``growth.until`` and ``optim.lr_steps`` are shares of ``steps``, so all of them move with it: growth
-    ends when its share of the steps is over by what the machine is found to do, and the rates reach their end with the
-    run's. While anchors are added steps become slower, so the first numbers are too high and the later ones right.
+    Settings that count steps, such as ``growth.until`` and ``optim.lr_steps``, are shares of ``steps`` and are revised
+    with it: growth still ends at its share of the steps, and the learning rates reach their last values at the end of
+    the run. Steps become slower while anchors are added, so the first estimates are too high; later ones correct them.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class Pace:
     ) -> None:
         """
         Args:
-            seconds: That training may take from now on.
-            config_of: Number of steps -> the settings of a run of so many.
-            least: Steps that it takes in any case.
-            clock: Seconds, from anywhere.
+            seconds: Time that training may take from now on.
+            config_of: Number of steps -> the settings of a run with that many steps.
+            least: Smallest number of steps, whatever the time limit.
+            clock: Returns seconds since an arbitrary moment.
         """
         self._clock, self._config_of, self._least = clock, config_of, least
         self._begun = clock()
@@ -40,14 +40,14 @@ class Pace:
         self._since: tuple[float, int] | None = None
 
     def __call__(self, step: int, total: int) -> Config | None:
-        """New settings where the number of steps changes; to be asked every few steps.
+        """Settings with a new number of steps, or None to keep the present one; to be called every few steps.
 
         Args:
             step: Steps done.
-            total: Steps that the run has at present.
+            total: Present number of steps of the run.
         """
         now = self._clock()
-        if self._since is None:  # The first steps load and allocate; what comes before them is no step.
+        if self._since is None:  # Time before the first call went into loading, not into steps: start measuring here.
             self._since = now, step
             return None
         since, first = self._since

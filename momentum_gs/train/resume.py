@@ -1,4 +1,4 @@
-"""Where a run stands when it starts: at step 0, at a checkpoint, or at a stretch for some blocks after its end."""
+"""The progress with which a run starts: step 0, a checkpoint, or more steps for some blocks of a finished run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +10,10 @@ from momentum_gs.train.checkpoint import Checkpoint, Progress
 
 
 def begin(config: Config, n: int, ranks: int) -> Progress:
-    """A run of n blocks at its start.
+    """Progress of a new run of n blocks.
 
     Raises:
-        UserError: for counts that cannot be scheduled.
+        UserError: for counts that cannot be scheduled (``check_counts``).
     """
     active = n if config.blocks.active == "all" else config.blocks.active
     k = 1 if config.stage == "coarse" else active or max(min(ranks, n), config.blocks.groups)
@@ -22,15 +22,21 @@ def begin(config: Config, n: int, ranks: int) -> Progress:
 
 
 PACED = ("steps", "growth", "gaussians", "optim.lr_steps", "weighting.every", "blocks.interval")
-"""Settings that hold numbers of steps, which a run that ends by a clock revises."""
+"""Settings that count steps; a run with a time limit revises them (``train/pace.py``)."""
 
 
 def go_on(
     saved: Checkpoint, config: Config, n: int, ranks: int, only: Sequence[int], *, paced: bool = False
 ) -> Progress:
-    """A run where a checkpoint left it, or with ``only`` (``--only-blocks``) at the start of their stretch.
+    """Progress of a run that continues from a checkpoint.
 
-    ``paced``: of a run whose number of steps is revised on the way; it goes on with the number of ``config``.
+    Args:
+        saved: The checkpoint.
+        config: Settings of the run that continues.
+        n: Number of blocks of the partition.
+        ranks: Number of ranks.
+        only: Blocks of a finished run to train further (``--only-blocks``); empty for an ordinary resume.
+        paced: The run has a time limit (``train/pace.py``): its number of steps is that of ``config``.
 
     Raises:
         UserError: for a partition, settings, blocks, steps or ranks that do not fit the checkpoint.
@@ -38,13 +44,13 @@ def go_on(
     at = saved.progress
     if len(at.block_steps) != n:
         raise UserError(
-            f"{saved.path}: holds {len(at.block_steps)} blocks, the partition has {n}; resume with the partition of "
-            "the run, or train anew without --resume"
+            f"{saved.path}: holds {len(at.block_steps)} blocks, but the partition has {n}; resume with the partition "
+            "of the run, or train anew without --resume"
         )
     if not only:
         if at.only:
             raise UserError(
-                f"{saved.path}: written by --only-blocks {','.join(map(str, at.only))}; continue with the same"
+                f"{saved.path}: written with --only-blocks {','.join(map(str, at.only))}; resume with the same blocks"
             )
         saved.check_settings(config, free=PACED if paced else ())
         check_counts(n, at.active, ranks, config.blocks.groups)
@@ -56,12 +62,12 @@ def go_on(
     if at.step < schedule_of(at, config).total:
         if at.only != sorted(only) or config.steps != towards:
             how = f"--only-blocks {','.join(map(str, at.only))}" if at.only else "--resume"
-            raise UserError(f"{saved.path}: not at the end of its run; finish it first with {how} and steps={towards}")
+            raise UserError(f"{saved.path}: its run is not finished; finish it first with {how} and steps={towards}")
         return at
     if config.steps <= towards:
         raise UserError(
-            f"--only-blocks: steps = {config.steps} is a total, and the blocks have trained towards {towards}; set "
-            "steps to more than that"
+            f"--only-blocks: steps = {config.steps}, but the run has reached steps = {towards} already; set steps, the "
+            f"total, to more than {towards}"
         )
     return Progress(
         at.step, min(at.active, len(only)), at.block_steps, {}, sorted(only), at.step, config.steps - towards
@@ -69,7 +75,7 @@ def go_on(
 
 
 def schedule_of(at: Progress, config: Config) -> Schedule:
-    """The rounds of a run, those that are over too."""
+    """All rounds of a run, including those that are over."""
     blocks = config.blocks
     if config.stage == "coarse":  # One block, one round.
         blocks = replace(blocks, interval=at.steps, decoder_freeze_rounds=0, schedule="sequential", groups=1)

@@ -1,4 +1,4 @@
-"""Depth from the sparse points that an image observes, as a target for the rendered depth."""
+"""Depth supervision: the depths of the sparse points that an image observes are targets for the rendered depth."""
 
 from dataclasses import dataclass
 
@@ -15,35 +15,35 @@ from momentum_gs.data.scene import Scene
 from momentum_gs.data.tracks import Tracks, read_tracks
 
 MIN_ALPHA = 0.1
-"""Accumulated opacity below which a pixel has no depth to speak of."""
+"""Accumulated opacity below which a pixel's rendered depth is ignored."""
 
 
 @dataclass(frozen=True)
 class ViewDepths:
-    """What one image knows of its depth."""
+    """The sparse depths of one image."""
 
     pixel: Int64[Tensor, "m"]
     """Row times width plus column."""
     depth: Float[Tensor, "m"]
-    """Camera z, training units."""
+    """z in camera coordinates, training units."""
     weight: Float[Tensor, "m"]
-    """Trust in the point, in (0, 1]."""
+    """Confidence in the point, in (0, 1]."""
 
 
 class SparseDepths:
-    """The depths of every image of a scene, found when first asked for."""
+    """The sparse depths of every image of a scene, computed on first use."""
 
     def __init__(self, scene: Scene, device: torch.device) -> None:
-        """Raises UserError for a scene without tracks."""
+        """Raises UserError for a scene whose points have no tracks."""
         self._device = device
         self._known: dict[str, ViewDepths] = {}
-        # Of scenes in two parts the points are those of the first, whose names may have got its own in front.
+        # A scene in two parts has the points of its train part, whose image names may have been prefixed with train/.
         part = scene.path / "train"
         self._tracks = read_tracks(find_model(part if (part / "sparse").is_dir() else scene.path))
         if not self._tracks.seen:
             raise UserError(
-                f"loss.depth: the points of {scene.path} have no tracks, expected which images observe each; give a "
-                "COLMAP model with tracks, or set loss.depth=0"
+                f"loss.depth: the points of {scene.path} have no tracks (lists of the images that observe a point); "
+                "give a COLMAP model with tracks, or set loss.depth=0"
             )
         self._xyz = scene.frame.points(self._tracks.points.xyz)
         self._trust = trust(self._tracks)
@@ -74,10 +74,10 @@ class SparseDepths:
 
 
 def trust(tracks: Tracks) -> Float[Tensor, "p"]:
-    """Weight of each point in (0, 1]: less for a large reprojection error, and for few observations.
+    """Confidence in each point, in (0, 1]: smaller for a large reprojection error and for few observations.
 
-    exp(-(error / mean error)^2) as DS-NeRF weighs key points, times 1 - 1 / observations: with a second image depth is
-    measured, with each further one it is confirmed.
+    exp(-(error / mean error)^2), as DS-NeRF weights key points, times 1 - 1 / observations: two images measure the
+    depth, each further one confirms it. The first factor is 1 for points whose error is unknown.
     """
     known = tracks.error > 0
     mean = tracks.error[known].mean() if known.any() else 1.0
@@ -86,10 +86,10 @@ def trust(tracks: Tracks) -> Float[Tensor, "p"]:
 
 
 def depth_loss(output: RenderOutput, known: ViewDepths) -> Float[Tensor, ""]:
-    """Weighted mean of ``|z / D - 1|``: the error of the inverse depth 1 / D in units of the point's own, 1 / z.
+    """Weighted mean of ``|z / D - 1|``: the error of the rendered inverse depth 1 / D, relative to the point's 1 / z.
 
-    D is the rendered depth over alpha. It has no unit: a scene of twice the size gives the same. Pixels with an alpha
-    below ``MIN_ALPHA`` count as without error.
+    D is the rendered depth divided by alpha. The loss has no unit and does not change with the scale of the scene. The
+    error is 0 at pixels with an alpha up to ``MIN_ALPHA``.
     """
     alpha, depth = (part.flatten().index_select(0, known.pixel) for part in (output.alpha, output.depth))
     there = (alpha > MIN_ALPHA) & (depth > 0)

@@ -1,7 +1,7 @@
-"""One training step, top to bottom.
+"""One training step.
 
-Order matters and follows the original: the teacher moves before rendering; growth comes after the backward pass and
-before the optimizer, so rows that growth re-creates have no gradient and rest this step.
+The order matters and follows the original: the teacher is updated before rendering; growth comes after the backward
+pass and before the optimizer step, so rows that growth re-creates have no gradient and do not move in this step.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ class StepInputs:
     comm: Comm
     background: Tensor
     show: Callable[[int, int], tuple[Camera, TargetImage]]
-    """(block, block step) -> the view that the block shows, and its image on the device."""
+    """(block, block step) -> the view that the block trains on, and its target image on the device."""
     window: Callable[[Block, Camera], Window | None] = lambda block, camera: None
     """The part of a view that a block trains on; None: all of it."""
     depths: SparseDepths | None = None
-    """What the images know of their depth (``loss.depth``)."""
+    """Target depths of the images; None without ``loss.depth``."""
 
 
 @dataclass
@@ -44,10 +44,11 @@ class StepReport:
     """What a step did to the blocks of this rank."""
 
     losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Block -> term -> scalar, before the block's weight."""
+    """Block -> term -> scalar, times the term's weight, not times the block's."""
     grown: dict[int, GrowthReport] = field(default_factory=dict)
+    """Block -> what growth changed, for blocks that grew in this step."""
     pixels: float = 0.0
-    """That counted in the losses."""
+    """Pixels that counted in a loss."""
 
 
 def train_step(
@@ -59,13 +60,20 @@ def train_step(
     decoder_live: bool,
     corrections: Corrections = NO_CORRECTIONS,
 ) -> StepReport:
-    """Trains each of this rank's active blocks on one view of its own and a shared decoder on all of them (eq. 4-7).
+    """Trains each of this rank's active blocks on one of its views, and the decoders and corrections along (eq. 4-7).
 
     Args:
-        blocks: active over all ranks; the decoder's gradient is their mean.
+        inputs: What the step reads.
+        decoders: The shared decoder and its teacher, per-block decoders, or none.
+        active: Active blocks of this rank.
+        blocks: Active blocks of all ranks; the shared decoder's gradient is the mean over them.
         weights: [B] weight of every block's loss.
-        decoder_live: false: the decoder is fixed, without teacher and consistency loss, and so are the corrections.
-        corrections: of each camera before, and of each render after the view is drawn; shared as the decoder is.
+        decoder_live: False: decoder and corrections are fixed, and there is neither teacher nor consistency loss.
+        corrections: Pose corrections are applied before rendering, colour corrections to the render; both are shared
+            by all blocks.
+
+    Raises:
+        UserError: naming block, step and image, for an image that cannot be read.
     """
     config = inputs.config
     report = StepReport()

@@ -1,4 +1,4 @@
-"""Which view a block shows at which of its steps: shuffled epochs, keyed by (seed, block, epoch)."""
+"""Which view a block trains on at each of its steps: epochs shuffled by (seed, block, epoch)."""
 
 import functools
 from collections.abc import Collection, Iterator
@@ -12,16 +12,16 @@ from momentum_gs.data.views import Views
 
 
 class ViewOrder:
-    """Every training view of a block once an epoch, in an order that no machine or resume can change.
+    """Every training view of a block once per epoch, in an order that is the same on every machine and after a resume.
 
-    A view whose image is skipped (``scene.bad_images``) gives its steps to the next in the order that can be read.
-    So what a block shows depends on (seed, block, step) and on which files are bad, and on nothing that has to be kept.
+    Where an image is skipped (``scene.bad_images``), the next readable one in the epoch's order takes its place. The
+    view of a step thus depends only on (seed, block, step) and on which files are bad; a checkpoint stores nothing.
     """
 
     def __init__(self, cameras: list[list[Camera]], seed: int) -> None:
         """``cameras[b]``: the training views of block b."""
         self._cameras = cameras
-        # A cache, not state: an order is a function of its key. One epoch a block is alive at a time.
+        # Only a cache: an order follows from its key. Each block needs one epoch at a time, or two while prefetching.
         self._order = functools.lru_cache(maxsize=2 * len(cameras))(self._draw)
         self._seed = seed
 
@@ -30,25 +30,27 @@ class ViewOrder:
         return torch.randperm(len(self._cameras[block]), generator=generator).tolist()
 
     def cameras(self, block: int, step: int) -> Iterator[Camera]:
-        """All views of a block: that of its step (from 0), then those that take its place, around its epoch's order."""
+        """All views of a block: that of ``step`` (from 0), then its replacements, cyclically in the epoch's order."""
         cameras = self._cameras[block]
         epoch, index = divmod(step, len(cameras))
         order = self._order(block, epoch)
         return (cameras[order[(index + i) % len(order)]] for i in range(len(order)))
 
     def camera(self, block: int, step: int) -> Camera:
-        """The view of a step where every image is good."""
+        """The view of a step if every image can be read."""
         return next(self.cameras(block, step))
 
     def expected(self, block: int, step: int, bad: Collection[str]) -> Camera:
-        """The view that a block will show at a step, as far as bad images are known by name: to decode ahead."""
+        """The view that a block will train on at a step, given the names of the bad images known so far; for
+        prefetching."""
         return next((c for c in self.cameras(block, step) if c.name not in bad), self.camera(block, step))
 
     def show(self, block: int, step: int, views: Views) -> tuple[Camera, TargetImage]:
-        """The view that a block shows at its step, and its image on the views' device.
+        """The view that a block trains on at a step, and its target image on the device of ``views``.
 
         Raises:
-            UserError: naming block and image where it cannot be read, or the block where all of its are skipped.
+            UserError: naming block and image, for an image that cannot be read and is not to be skipped; or naming the
+                block, if none of its images can be read.
         """
         for camera in self.cameras(block, step):
             with blame(f"block {block}"):

@@ -24,7 +24,7 @@ from momentum_gs.train.optim import set_anchor_lr
 
 @dataclass
 class AnchorBlock(Block):
-    """One block of anchors, decoded by the shared decoder or by its own."""
+    """One block of anchors, decoded by the shared or by a per-block decoder."""
 
     MODEL: ClassVar = Anchors
     STATS: ClassVar = GrowthStats
@@ -46,11 +46,11 @@ class AnchorBlock(Block):
         return cls.of(block, anchors.to(device), config, lr_scale=lr_scale, voxel_size=voxel_size)
 
     def set_rates(self, config: Config) -> None:
-        """The learning rates of the block's step."""
+        """Sets the learning rates for the block's present step."""
         set_anchor_lr(self.optimizer, config.optim, self.step, self.lr_scale)
 
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
-        """Counts the view's gradients and grows where the step is due."""
+        """Adds the view to the growth statistics and grows if growth is due at this step."""
         growth = config.growth
         if growth.start_stat < self.step < growth.until:
             self.stats.observe(view.decoded, view.output)
@@ -59,7 +59,7 @@ class AnchorBlock(Block):
         return None
 
     def grow(self, config: Config) -> GrowthReport:
-        """Adds and removes anchors by the statistics since the last growth, within the bounds of ``config.anchors``."""
+        """Adds and removes anchors by the growth statistics, within the bounds of ``config.anchors``."""
 
         def draw(level: int, offsets: Tensor) -> Tensor:
             return keyed_uniform(offsets, config.seed, "growth", self.block, self.step, level)
@@ -80,7 +80,7 @@ class AnchorBlock(Block):
 
 
 def trained_block(n: int, config: Config, device: torch.device) -> AnchorBlock:
-    """A block of n anchors at random, with moments and statistics."""
+    """A block of n random anchors, with Adam's moments and empty statistics; for measurements and tests."""
     model, generator = config.model, torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How many anchors a block may have, by number and by memory."""
+"""Bounds on the number of anchors of a block: given, or derived from memory."""
 
 import torch
 
@@ -9,7 +9,7 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.train.growth.anchors import GrowthStats
 
 MEMORY_SHARE = 0.5
-"""Of the free memory, for the anchors of a block; images and the decoder's activations take the rest."""
+"""Share of the free memory for a block's anchors; images and the decoder's activations take the rest."""
 
 
 def bytes_per_anchor(model: ModelConfig) -> int:
@@ -23,7 +23,7 @@ def bytes_per_anchor(model: ModelConfig) -> int:
 
 
 def max_anchors(config: AnchorsConfig, model: ModelConfig) -> int | None:
-    """Anchors at which a block stops growing; None: no bound. 0 where the memory does not hold one."""
+    """Number of anchors at which a block stops growing; None: no bound. 0 if the memory does not hold one anchor."""
     bounds = [] if config.max_per_block is None else [config.max_per_block]
     if config.max_gb_per_block is not None:
         bounds.append(int(config.max_gb_per_block * 2**30) // bytes_per_anchor(model))
@@ -31,7 +31,7 @@ def max_anchors(config: AnchorsConfig, model: ModelConfig) -> int | None:
 
 
 def anchors_that_fit(config: Config, device: torch.device) -> int:
-    """Anchors that a block may have: ``max_anchors``, or where nothing bounds it what the free memory holds."""
+    """Largest number of anchors of a block: ``max_anchors``, or if that is unbounded what the free memory holds."""
     limit = max_anchors(config.anchors, config.model)
     if limit is None:
         limit = int(MEMORY_SHARE * free_device_memory(device)) // bytes_per_anchor(config.model)

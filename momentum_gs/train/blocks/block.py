@@ -1,4 +1,4 @@
-"""A block in training: everything that belongs to it and must survive while other blocks train."""
+"""A block in training: all state that must be kept while the block is inactive."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -24,45 +24,49 @@ from momentum_gs.train.optim import row_optimizer
 AnyBlock = TypeVar("AnyBlock", bound="Block")
 
 CellOf = Callable[[Float[Tensor, "m 3"]], Int64[Tensor, "m"]]
-"""The block whose cell holds a world point, float64."""
+"""World points, float64 -> the block whose cell holds each."""
 
 
 @dataclass
 class Block(ABC):
-    """One block, whatever it is made of. Views, growth draws and schedules are keyed by (seed, block, step), so no
-    generator or cursor has to be carried: ``step`` is all of them."""
+    """One block of anchors or of splats.
+
+    View order and random draws of growth are functions of (seed, block, step), so ``step`` replaces the state of random
+    generators.
+    """
 
     MODEL: ClassVar[type[Anchors] | type[Splats]]
     STATS: ClassVar[type[RowStats]]
     NUMBERS: ClassVar[tuple[str, ...]] = ("lr_scale",)
-    """Fields that are kept with an inactive block, beside tensors, ``block`` and ``step``."""
+    """Numeric fields stored with an inactive block, in addition to its tensors, ``block`` and ``step``."""
     CAP: ClassVar[str]
-    """Settings that bound its rows, for messages."""
+    """Settings that bound the number of rows, for messages."""
 
     block: int
+    """Number of the block."""
     model: Model
     """Of type ``MODEL``."""
     optimizer: Adam
-    """Moves the learnable rows of the model, one group each."""
+    """Has a parameter group for each learnable row tensor of the model."""
     stats: RowStats
-    """Of type ``STATS``."""
+    """Growth statistics, of type ``STATS``."""
     lr_scale: float
-    """``optim.lr_scale``, or the radius of the block's cameras."""
+    """``optim.lr_scale``, or the radius of the block's cameras, training units."""
     step: int = 0
     """Block steps done."""
     cell_of: CellOf | None = None
     """The block of a place, where rows may only be added inside the block's own cell; None: anywhere."""
     fixed: Bool[Tensor, "n"] | None = None
-    """Rows that are drawn but do not learn (``train/boundary_finetuning.py``); None: all learn. Follows from the
-    round."""
+    """Rows that are rendered but not optimized (``train/boundary_finetuning.py``); None: all are optimized. Found anew
+    in every round, so not stored."""
     windows: Bool[Tensor, "v 32 32"] | None = None
     """Squares that the block owns in each of its training views (``blocks.windows``); None: it trains all pixels."""
     around: Model | None = None
-    """The other blocks' rows that its windows see, as they were when the round began: drawn, held fixed."""
+    """The other blocks' rows near its views, as they were when the round began: rendered, held fixed."""
     own: DecoderLearner | None = None
-    """The block's decoder where each has its own (``blocks.decoder=per_block``)."""
+    """The per-block decoder (``blocks.decoder=per_block``); None with a shared decoder."""
     score: RunningScore = field(default_factory=RunningScore)
-    """Of the views trained since the last measurement (``weighting.source=running``)."""
+    """Score on the views trained since the last measurement (``weighting.source=running``)."""
 
     @classmethod
     def of(
@@ -77,8 +81,8 @@ class Block(ABC):
         """A block at step 0, on the device of its model.
 
         Args:
-            stats: What is counted already; None: nothing.
-            numbers: The fields of ``NUMBERS``.
+            stats: Growth statistics so far; None: empty.
+            numbers: Values of the fields ``NUMBERS``.
         """
         own = DecoderLearner(config, model.position.device) if config.per_block_decoders else None
         state = cls(
@@ -98,15 +102,15 @@ class Block(ABC):
         config: Config,
         device: torch.device,
     ) -> AnyBlock:
-        """A block at step 0 from its initial points, with its learning-rate scale from its own cameras [MGS]."""
+        """A block at step 0 from its initial points; its cameras give the learning-rate scale (``lr_scale_of``)."""
 
     @abstractmethod
     def set_rates(self, config: Config) -> None:
-        """The learning rates of the block's step."""
+        """Sets the learning rates for the block's present step."""
 
     @abstractmethod
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
-        """Counts the view's gradients; adds and removes rows where the step is due."""
+        """Adds the view to the growth statistics; adds and removes rows if growth is due at this step."""
 
     @property
     def inside(self) -> Callable[[Tensor], Tensor] | None:
@@ -115,16 +119,20 @@ class Block(ABC):
         return None if cell_of is None else lambda places: cell_of(places.double()) == self.block
 
     def after_backward(self, view: ViewRender, config: Config) -> GrowthReport | None:
-        """What a block does between backward pass and optimizer step: it grows, or lets its fixed rows rest."""
+        """Called between backward pass and optimizer step: grows if due or, in boundary fine-tuning, holds fixed rows.
+
+        Returns:
+            What growth changed; None without growth.
+        """
         if self.fixed is not None:
             self.rest_fixed()
             return None
         return self.count_and_grow(view, config)
 
     def rest_fixed(self) -> None:
-        """Takes the gradient from the rows that do not learn, after the backward pass.
+        """Zeroes the gradients of the fixed rows, after the backward pass.
 
-        They have no moments, so Adam leaves them where they are.
+        Their moments are zero, too, so Adam does not move them.
         """
         for name in self.MODEL.LEARNABLE:
             grad = self.model.rows()[name].grad
@@ -133,9 +141,9 @@ class Block(ABC):
 
     @abstractmethod
     def keep_bounds(self, config: Config, cell_of: CellOf | None) -> None:
-        """Puts back, in place, what the steps have moved out of its bounds. ``cell_of``: None for the coarse model."""
+        """Clamps, in place, rows that have left their bounds. ``cell_of``: None for the coarse model."""
 
 
 def lr_scale_of(cameras: Sequence[Camera], config: Config) -> float:
-    """``optim.lr_scale``, or the radius of a block's cameras, training units [MGS]."""
+    """``optim.lr_scale``, or if it is None the radius of the block's cameras in training units [MGS]."""
     return config.optim.lr_scale or camera_radius(torch.stack([c.center for c in cameras]))

@@ -27,14 +27,14 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a whole file is known by."""
+    """Size and checksum by which a damaged file is detected."""
 
     size: int
     """Bytes."""
     sha256: str
 
     def mismatch(self, path: Path) -> str | None:
-        """What is wrong with a file that should be this one; None where nothing is. Reads all of it."""
+        """How the file at ``path`` differs from this record; None if it does not. Reads the whole file."""
         try:
             size = path.stat().st_size
             if size != self.size:
@@ -45,17 +45,20 @@ class FileRecord:
                     digest.update(part)
         except OSError as error:
             return f"{path.name} cannot be read ({error.strerror})"
-        return None if digest.hexdigest() == self.sha256 else f"{path.name} has other bytes than were written"
+        return None if digest.hexdigest() == self.sha256 else f"{path.name} has another SHA-256 than when written"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> FileRecord:
-    """Writes tensors of any device in the safetensors format, on the disk for good.
+    """Writes tensors of any device in the safetensors format and flushes them to the disk.
 
-    What it writes the library reads. The library's own writer would do for the bytes; this one takes the hash on the
-    way, without reading the file again, and says in one line that the disk is full.
+    Used in place of the safetensors library's writer because it computes the hash without reading the file again, and
+    reports a full disk as a UserError.
+
+    Args:
+        meta: Metadata of the header.
 
     Raises:
-        UserError: where the disk is full.
+        UserError: if the disk is full.
     """
     header: dict[str, object] = {"__metadata__": dict(meta)}
     place = 0
@@ -86,28 +89,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 
 def write_block(path: Path, packed: PackedBlock) -> FileRecord:
-    """Writes a block."""
+    """Writes a block; raises UserError if the disk is full."""
     return write_tensors(path, packed.tensors, {"meta": json.dumps(packed.meta)})
 
 
 def read_block(path: Path, pin: bool = False) -> PackedBlock:
-    """Reads a block into memory of its own, page-locked with ``pin`` (for transfers to a GPU)."""
+    """Reads a block into newly allocated memory; ``pin``: page-locked, for transfers to a GPU."""
     with _opened(path) as file:
         meta: dict[str, int | float] = json.loads(file.metadata()["meta"])
-        # The library maps the file; what it hands out would be read from the disk page by page while training.
+        # The library maps the file into memory; without a copy, it would be read page by page during training.
         found = {current_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a handle, not a dict
         return PackedBlock({k: v.pin_memory() if pin else v.clone() for k, v in found.items()}, meta)
 
 
 def read_rows(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Some rows of a block's model by name; the rest of the file is not read."""
+    """The named rows of a block's model; the rest of the file is not read."""
     with _opened(path) as file:
         there = {current_name(name): name for name in file.keys()}  # noqa: SIM118
         return {name: file.get_tensor(there[ROWS + name]).clone() for name in names}
 
 
 def link(source: Path, target: Path) -> Path | None:
-    """Gives a file another name, by which it stays when the first one goes; None where the two places cannot share."""
+    """Hard-links ``source`` as ``target``; None if that is not possible there (e.g. on another file system)."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -118,7 +121,7 @@ def link(source: Path, target: Path) -> Path | None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file, on the disk for good."""
+    """Copies a file and flushes the copy to the disk."""
     with enough_space(target, source.stat().st_size):
         shutil.copyfile(source, target)
         with target.open("rb") as file:
@@ -126,18 +129,21 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """``link``, or a copy where that cannot be."""
+    """``link``, or ``copy`` if that is not possible."""
     if link(source, target) is None:
         copy(source, target)
 
 
 @contextlib.contextmanager
 def enough_space(path: Path, size: int) -> Iterator[None]:
-    """Removes the half-written file and says what to do where the disk is full."""
+    """Removes the half-written file ``path`` after an OSError, and turns a full disk into a UserError.
+
+    ``size``: bytes to be written, for the message.
+    """
     try:
         yield
     except OSError as error:
-        with contextlib.suppress(OSError):  # The disk's own trouble is the one to report.
+        with contextlib.suppress(OSError):  # Report the first error, not one of the clean-up.
             path.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -1,4 +1,4 @@
-"""An inactive block: tensors by name, as memory, files and other ranks take it, for blocks of either primitive."""
+"""An inactive block, of anchors or splats, as tensors by name: the form in which it is stored and communicated."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,19 @@ from momentum_gs.train.blocks.running_score import RunningScore
 from momentum_gs.train.blocks.splat_block import SplatBlock
 
 ROWS = "rows."
-"""What the names of an inactive block's rows begin with."""
+"""Prefix of the model's rows among the tensor names."""
 _RENAMED = (("anchors.", ROWS), ("stats.anchor_demon", "stats.anchor_denom"))
-"""(Beginning of a tensor's name in files of version 0.1, what it is now)."""
+"""(Prefix of a tensor's name in files of version 0.1, present prefix)."""
 
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """An inactive block: host tensors by name and what is not a tensor."""
+    """An inactive block."""
 
     tensors: dict[str, Tensor]
+    """Host tensors by name."""
     meta: dict[str, int | float]
+    """``block``, ``step`` and the fields ``Block.NUMBERS``."""
 
     @property
     def nbytes(self) -> int:
@@ -32,13 +34,12 @@ class PackedBlock:
 
 
 def block_kind(config: Config) -> type[Block]:
-    """The blocks of an experiment, as ``model.primitive`` says."""
+    """The class of an experiment's blocks (``model.primitive``)."""
     return SplatBlock if config.model.primitive == "gaussians" else AnchorBlock
 
 
 def current_name(name: str) -> str:
-    """What a tensor of a block's file is called now. Files of earlier versions are read with their names as they are,
-    and only here is known what these were."""
+    """The present name of a tensor that may come from a block file of an earlier version."""
     for old, new in _RENAMED:
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -46,7 +47,7 @@ def current_name(name: str) -> str:
 
 
 def pack(state: Block) -> PackedBlock:
-    """Takes a block apart. On the CPU the tensors are the block's own: drop the state, or copy, before training on."""
+    """Packs a block. On the CPU the tensors share memory with it: drop the block, or copy, before training on."""
     tensors = {f"stats.{k}": v for k, v in state.stats.rows().items()}
     for name, row in state.model.rows().items():
         tensors[f"{ROWS}{name}"] = row.detach()
@@ -77,7 +78,7 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     for group in state.optimizer.param_groups:
         if moments := part(f"adam.{group['name']}."):
             state.optimizer.state[group["params"][0]] = {k: v.to(device) for k, v in moments.items()}
-    # A file of version 0.1 has no score, which nothing had been added to.
+    # Files of version 0.1 have no score; it is empty then.
     if "score" in packed.tensors:
         state.score = RunningScore(packed.tensors["score"])
     state.windows = packed.tensors.get("windows")

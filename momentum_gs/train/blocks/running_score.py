@@ -1,4 +1,4 @@
-"""How well a block does on the views that it has just trained on: a score that costs no render of its own."""
+"""A block's score on the views that it trains on, from the renders of training: it costs no extra render."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from momentum_gs.core.types import TargetImage
 
 
 class RunningScore:
-    """Sums over views; an image of which no pixel counts is left out."""
+    """Sums of scores over views; images without a pixel that counts are left out."""
 
     def __init__(self, sums: Float[Tensor, "3"] | None = None) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64) if sums is None else sums
@@ -17,7 +17,7 @@ class RunningScore:
 
     @torch.no_grad()
     def add(self, image: Float[Tensor, "3 h w"], target: TargetImage) -> None:
-        """Counts a view as it was drawn before the step that it causes."""
+        """Adds a view, rendered before the optimizer step."""
         mask = target.mask
         if mask is None or mask.any():
             image = image.clamp(0, 1)
@@ -25,7 +25,7 @@ class RunningScore:
             self.sums += torch.stack([*scores, torch.ones_like(scores[0])]).to(self.sums)
 
     def take(self) -> tuple[float, float] | None:
-        """Mean PSNR and SSIM since the last call; None where nothing was added."""
+        """Mean PSNR (dB) and SSIM of the views added since the last call; None if there are none."""
         psnr_sum, ssim_sum, count = self.sums.tolist()
         self.sums = torch.zeros_like(self.sums)
         return (psnr_sum / count, ssim_sum / count) if count else None

@@ -1,8 +1,8 @@
-"""Which blocks train when: the k-of-n rounds of an experiment.
+"""The schedule of block training: the rounds of an experiment, in each of which k of n blocks are active.
 
-The schedule depends on the experiment alone (n, k, steps, interval, groups, seed; ``lagging``: on the blocks' weights
-too), never on the number of ranks. All but ``lagging`` are known in full before the experiment starts; that one is
-drawn one round ahead, so that the next round's blocks can be fetched.
+A schedule depends on n, k, steps, interval, groups and seed (``lagging`` on the blocks' weights, too), never on the
+number of ranks. All rounds are known before the experiment starts, except for ``lagging``, which is drawn one round
+ahead, so that the next round's blocks can be fetched.
 """
 
 from collections.abc import Sequence
@@ -25,35 +25,36 @@ class Round:
     blocks: tuple[int, ...]
     """Distinct active blocks, in the order in which ranks take them (``ranks_of``)."""
     steps: int
-    """Steps of this round; every active block trains each of them."""
+    """Global steps of this round; each active block trains in all of them."""
     first_step: int
     """Global steps before this round."""
     decoder_live: bool
-    """False in the last epoch, where anchors are fine-tuned against the decoder that is saved."""
+    """False in the last rounds (``blocks.decoder_freeze_rounds``), where anchors adapt to the decoder that is saved."""
 
 
-# A weight moves by less than this between runs that differ in rounding alone, and by more where blocks really differ.
+# Weights are rounded to multiples of 1/256: coarser than the effect of rounding errors, finer than real differences.
 _WEIGHT_STEPS = 256
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """Intervals of one length for every block."""
+    """A part of the schedule in which all intervals have the same length."""
 
     first: int
     """Intervals of every block before this phase."""
     count: int
-    """Intervals of every block in it."""
+    """Intervals of every block in this phase."""
     steps: int
-    """Of an interval."""
+    """Block steps of an interval."""
     live: bool
+    """False: the decoder is frozen."""
 
 
 def ranks_of(blocks: Sequence[int], groups: int, ranks: int) -> list[int]:
     """The rank that trains each of a round's blocks.
 
-    Without groups the block at position i goes to rank i mod R. With groups every group has its own ranks, neighbours
-    in number and so on one machine under torchrun, and its blocks go round among those.
+    With one group, the block at position i goes to rank i mod R. With more, every group has its own consecutive ranks,
+    which torchrun places on one machine if possible, and its blocks are dealt out to them in order.
     """
     if groups == 1:
         return [i % ranks for i in range(len(blocks))]
@@ -68,10 +69,10 @@ def ranks_of(blocks: Sequence[int], groups: int, ranks: int) -> list[int]:
 
 
 def check_counts(n: int, k: int, ranks: int, groups: int = 1) -> None:
-    """Refuses what cannot be scheduled, with the arithmetic.
+    """Checks that n blocks, k of them active, can be scheduled on the ranks.
 
     Raises:
-        UserError: unless ranks <= k <= n, groups divide k, and ranks divide or are divided by groups.
+        UserError: unless ranks <= k <= n, k is a multiple of groups, and ranks are a multiple or divisor of groups.
     """
     if k > n:
         raise UserError(f"blocks: active k = {k} exceeds the n = {n} blocks of the partition; set blocks.active <= {n}")
@@ -93,20 +94,25 @@ def check_counts(n: int, k: int, ranks: int, groups: int = 1) -> None:
 
 
 class Schedule(Sequence[Round]):
-    """The rounds of an experiment, in order. Every block gets exactly ``steps`` block steps, but for ``lagging``.
+    """The rounds of an experiment, in order. Every block gets exactly ``steps`` block steps, except with ``lagging``.
 
-    An epoch gives every block one interval, in ceil(n/k) rounds; the last round of an epoch is smaller where k does
-    not divide n. ``random`` has no epochs: each round draws among the blocks that still have intervals left.
-    ``lagging`` gives as many intervals in all, but to each block in proportion to its weight: a round takes the k
-    blocks with the most credit; every block earns k * weight / sum(weights) a round and pays 1 for an interval. Weights
-    lie in [1, 2), so no block gets less than half of an equal share, and none starves. In every schedule the last
-    ``decoder_freeze_rounds`` intervals of all blocks come after all others, in epochs, with a frozen decoder.
+    An epoch gives every block one interval, in ceil(n/k) rounds; its last round is smaller if k does not divide n.
+    ``random`` has no epochs: each round draws among the blocks that still have intervals left. ``lagging`` gives as
+    many intervals in total, but to each block in proportion to its weight: in every round each block gains
+    k * weight / sum(weights) credits, and the k blocks with the most credits are active and pay 1 each. Weights lie in
+    [1, 2), so every block gets more than half of an equal share. In all schedules, the last ``decoder_freeze_rounds``
+    intervals of all blocks come after all others, in epochs, with a frozen decoder.
     """
 
     def __init__(self, n: int, k: int, steps: int, config: BlocksConfig, seed: int) -> None:
         """
+        Args:
+            n: Number of blocks.
+            k: Number of active blocks.
+            steps: Block steps of each block.
+
         Raises:
-            UserError: where freezing would leave the decoder untrained.
+            UserError: if the decoder would be frozen in all rounds.
         """
         full, rest = divmod(steps, config.interval)
         count, frozen = full + (rest > 0), config.decoder_freeze_rounds
@@ -128,7 +134,10 @@ class Schedule(Sequence[Round]):
     def continued(
         cls, blocks: Sequence[int], k: int, steps: int, first_step: int, config: BlocksConfig, seed: int
     ) -> "Schedule":
-        """Rounds that give some blocks ``steps`` more steps after ``first_step`` global ones, with a frozen decoder."""
+        """Rounds that train ``blocks`` for ``steps`` more block steps, with a frozen decoder.
+
+        ``first_step``: global steps done before.
+        """
         new = cls.__new__(cls)
         full, rest = divmod(steps, config.interval)
         phases = [_Phase(0, full, config.interval, False), _Phase(full, int(rest > 0), rest, False)]
@@ -144,7 +153,7 @@ class Schedule(Sequence[Round]):
         self._config, self._groups = config, groups
         self._rounds: list[Round] = []
         self._sizes: dict[int, list[int]] = {}
-        """Round not drawn yet -> how many blocks of each group it will have."""
+        """Index of a round that is not drawn yet -> number of blocks of each group in it."""
         self._credit = dict.fromkeys(blocks, 0.0)
         for phase in phases:
             later = phase.live and config.schedule == "lagging"
@@ -162,25 +171,25 @@ class Schedule(Sequence[Round]):
                 self._rounds.append(Round(sum(parts, ()), phase.steps, step, phase.live))
                 step += phase.steps
         self.drawn = min(self._sizes, default=len(self._rounds))
-        """Rounds before this one are known."""
+        """Number of rounds, from the first, whose blocks are known."""
 
     @property
     def total(self) -> int:
-        """Global steps at the end."""
+        """Global steps at the end of the last round."""
         return self._rounds[-1].first_step + self._rounds[-1].steps
 
     def block_steps_per_update(self) -> float:
-        """Steps that a block trains while the decoder is updated once, on average; 1 where it never is."""
-        live = [(turn.steps, self.size(i)) for i, turn in enumerate(self._rounds) if turn.decoder_live]
+        """Block steps of a block per decoder update, on average over blocks; 1 if the decoder is always frozen."""
+        live = [(round_.steps, self.size(i)) for i, round_ in enumerate(self._rounds) if round_.decoder_live]
         updates = sum(steps for steps, _ in live)
         return sum(steps * size for steps, size in live) / len(self._credit) / updates if live else 1.0
 
     def size(self, index: int) -> int:
-        """Blocks of a round, drawn or not."""
+        """Number of blocks of a round, drawn or not."""
         return sum(self._sizes[index]) if index in self._sizes else len(self._rounds[index].blocks)
 
     def draw(self, index: int, weights: Tensor) -> None:
-        """Decides the rounds up to ``index`` by the blocks' weights [B]; no-op where they are known."""
+        """Draws the blocks of all rounds up to ``index`` by their weights [B]; rounds that are known do not change."""
         for i in range(self.drawn, min(index + 1, len(self._rounds))):
             if i in self._sizes:
                 chosen = [
@@ -190,7 +199,7 @@ class Schedule(Sequence[Round]):
             self.drawn = i + 1
 
     def _pick(self, group: list[int], size: int, weights: Tensor) -> tuple[int, ...]:
-        # Coarse weights, so that other orders of summation, as other numbers of ranks have, draw the same blocks.
+        # Rounded weights, so that rounding errors, which differ with the number of ranks, do not change the draw.
         earned = (weights[group].double() * _WEIGHT_STEPS).round()
         for block, share in zip(group, (earned / earned.sum() * size).tolist(), strict=True):
             self._credit[block] += share
@@ -200,8 +209,8 @@ class Schedule(Sequence[Round]):
         return tuple(chosen)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to know of the rounds that were drawn."""
-        drawn = [] if self._config.schedule != "lagging" else [turn.blocks for turn in self._rounds[: self.drawn]]
+        """The rounds drawn so far and the credits, for a checkpoint."""
+        drawn = [] if self._config.schedule != "lagging" else [round_.blocks for round_ in self._rounds[: self.drawn]]
         return {"drawn": drawn, "credit": list(self._credit.values())}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -224,12 +233,12 @@ class Schedule(Sequence[Round]):
 
 
 def _sizes(slots: int, each: int) -> list[int]:
-    """``slots`` blocks in rounds of ``each``; the last may be smaller."""
+    """Sizes of the rounds that deal out ``slots`` intervals, ``each`` per round; the last may be smaller."""
     return [min(each, slots - first) for first in range(0, slots, each)]
 
 
 def _draw(blocks: Sequence[int], k: int, count: int, kind: str, key: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The blocks of rounds that give every block ``count`` intervals."""
+    """The blocks of each of the rounds that give every block ``count`` intervals, at most k per round."""
     rounds: list[tuple[int, ...]] = []
     if kind == "random":
         left = torch.full((len(blocks),), count)

@@ -1,4 +1,4 @@
-"""How well each block does on its own training views, and the loss weights that follow from it (eq. 7)."""
+"""The blocks' scores on their own training views, and the loss weights that follow from them (eq. 7)."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ class ScoreTable:
         self._config = config
 
     def update(self, measured: dict[int, tuple[float, float]], comm: Comm) -> None:
-        """Takes in this rank's new measurements and everybody else's; every rank calls it, with or without any."""
-        # Sum of (psnr, ssim, count): a block is measured by one rank, so the sum is its value.
+        """Adds the new measurements of all ranks; every rank must call it, even without measurements.
+
+        ``measured``: block -> (PSNR in dB, SSIM), of this rank's blocks.
+        """
+        # Sums over ranks of (psnr, ssim, count): each block is measured by one rank, so the sums are its values.
         table = torch.zeros(len(self.scores), 3, dtype=torch.float64)
         for block, (psnr, ssim) in measured.items():
             table[block] = torch.tensor([psnr, ssim, 1.0], dtype=torch.float64)
@@ -30,7 +33,7 @@ class ScoreTable:
         self.scores[first] = table[first, :2]
 
     def weights(self) -> Tensor:
-        """[B] float32 weight of every block's loss: 1 where nothing has been measured yet, below 2 always."""
+        """[B] float32 weights of the blocks' losses, in [1, 2); 1 for blocks that have not been measured."""
         weights = torch.ones(len(self.scores))
         known = ~self.scores[:, 0].isnan()
         if self._config.enabled and bool(known.any()):

@@ -21,7 +21,7 @@ from momentum_gs.train.optim import set_splat_lr
 
 @dataclass
 class SplatBlock(Block):
-    """One block of Gaussians with colours of their own."""
+    """One block of splats (explicit Gaussians), which need no decoder."""
 
     MODEL: ClassVar = Splats
     STATS: ClassVar = SplatStats
@@ -41,15 +41,15 @@ class SplatBlock(Block):
     def from_splats(
         cls, block: int, splats: Splats, cameras: Sequence[Camera], config: Config, device: torch.device
     ) -> "SplatBlock":
-        """What ``from_points`` gives, from splats that are there already."""
+        """A block at step 0 from existing splats, such as those of the coarse model."""
         return cls.of(block, splats.to(device), config, lr_scale=lr_scale_of(cameras, config))
 
     def set_rates(self, config: Config) -> None:
-        """The learning rates of the block's step."""
+        """Sets the learning rates for the block's present step."""
         set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale)
 
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
-        """Counts the view's gradients; densifies, prunes and resets opacities where the step is due."""
+        """Adds the view to the statistics; densifies, prunes and resets opacities if due at this step."""
         settings = config.gaussians
         if self.step >= settings.until:
             return None
@@ -69,10 +69,10 @@ class SplatBlock(Block):
         return report
 
     def keep_bounds(self, config: Config, cell_of: CellOf | None) -> None:
-        """Nothing: pruning is what bounds Gaussians."""
+        """Does nothing: pruning bounds the splats' sizes."""
 
 
 def sh_degree_at(step: int, config: Config) -> int:
-    """Highest degree that is evaluated at a block's step. What starts from a trained model starts with all."""
+    """Degree of spherical harmonics at a block step; blocks that start from the coarse model begin with the highest."""
     highest = config.gaussians.sh_degree
     return highest if config.starts_from_coarse else min(step // config.gaussians.sh_every, highest)

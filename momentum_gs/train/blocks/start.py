@@ -1,4 +1,4 @@
-"""What the blocks of a run start from."""
+"""Initialization of the blocks of a run."""
 
 from dataclasses import replace
 
@@ -17,17 +17,17 @@ from momentum_gs.train.initialization import load_initialization, seen_by
 
 
 class FirstBlocks:
-    """Block -> its state at step 0: from the coarse model where ``gaussians.from_coarse`` says so, else from points."""
+    """Block -> its state at step 0: from the coarse model with ``gaussians.from_coarse``, otherwise from points."""
 
     def __init__(self, scene: Scene, plan: BlockPlan, config: Config, device: torch.device) -> None:
-        """Raises UserError where the coarse model is missing or does not fit."""
+        """Raises UserError if the coarse model is missing or does not fit (``load_initialization``)."""
         if config.model.fill_points:
             scene = replace(scene, points=fill_points(scene.points, scene.train, config.model.fill_points, config.seed))
         self._scene, self._plan, self._config, self._device = scene, plan, config, device
         self._initialization = load_initialization(config) if config.starts_from_coarse else None
 
     def __call__(self, block: int) -> Block:
-        """Raises UserError for a block whose views see nothing to start from."""
+        """Raises UserError if the block's views see no point or splat to start from."""
         config, device, cameras = self._config, self._device, self._plan.train[block]
         if self._initialization is not None:
             splats = seen_by(self._initialization, block, cameras)

@@ -1,8 +1,8 @@
-"""Where blocks rest while others train, and how they come to the rank that trains them next.
+"""Storage of inactive blocks, and their transfer to the ranks that train them next.
 
-A rank holds its inactive blocks in host memory under a bound of bytes; what is over it goes to files. While a round
-trains, one background thread writes back what memory cannot hold, brings the next round's blocks to the ranks that
-will train them, and reads them from disk. Law: any number of swaps equals no swap, bit for bit.
+A rank holds its inactive blocks in host memory up to a bound in bytes; the others are offloaded to files. While a round
+trains, a background thread writes files of blocks that do not fit in memory, sends the next round's blocks to the
+ranks that will train them, and reads these blocks from disk. Offloading and transfers do not change a bit of a block.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from momentum_gs.train.blocks.schedule import ranks_of
 
 @dataclass
 class _Inactive:
-    """An inactive block on this rank: in memory, on disk, or both. A file's bytes never change."""
+    """An inactive block on this rank: in memory, on disk, or both. Files are never modified."""
 
     packed: PackedBlock | None
     file: Path | None = None
@@ -45,7 +45,7 @@ def ram_bound(config: StoreConfig) -> int:
     """Bytes of host memory that one process may fill with inactive blocks."""
     if config.ram_gb is not None:
         return int(config.ram_gb * 2**30)
-    # Half: images, the blocks in training and the rest of the machine want some, too.
+    # Half of the free memory: images, active blocks and other programs need some, too.
     return free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -57,9 +57,9 @@ class BlockStore:
     ) -> None:
         """
         Args:
-            folder: For this rank's files alone; what is there is removed.
-            ram_bytes: Bound of the inactive blocks' host memory; None: no bound. Between two rounds the blocks that
-                have just trained come on top, whose memory was theirs before.
+            folder: Folder for this rank's files only; its content is removed.
+            ram_bytes: Bound on the host memory of inactive blocks; None: no bound. Between two rounds, the blocks that
+                have just become inactive exceed it; they occupied memory before, too.
         """
         self._config, self._device, self._comm = config, device, comm
         self._holder = [block % comm.world_size for block in range(n)]
@@ -71,17 +71,17 @@ class BlockStore:
         self._job: Future[None] | None = None
         self._order: list[int] = []
         self.waited = 0.0
-        """Seconds that training has waited for blocks."""
+        """Seconds that training has waited for blocks so far."""
         shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def n(self) -> int:
-        """Blocks of all ranks."""
+        """Number of blocks of all ranks."""
         return len(self._holder)
 
     @property
     def ram_bytes(self) -> int:
-        """Host memory of this rank's inactive blocks."""
+        """Bytes of host memory of this rank's inactive blocks."""
         return sum(inactive.nbytes for inactive in self._inactive.values())
 
     def home(self, block: int) -> bool:
@@ -97,27 +97,27 @@ class BlockStore:
         return sorted(self._inactive)
 
     def put(self, block: int, packed: PackedBlock) -> None:
-        """Lays a block down on the rank that holds it; over the bound, on disk."""
+        """Stores a block on the rank that holds it: in memory, or on disk if it exceeds the bound."""
         assert self.home(block), f"block {block} is held by rank {self._holder[block]}"
         self.join()
         self._inactive[block] = _Inactive(packed)
         self._make_room(0)
 
     def adopt(self, block: int, file: Path, record: FileRecord) -> None:
-        """Lays a block down that is a file already; the file may be removed afterwards."""
+        """Stores a block from a file, as a link or copy; the file may be removed afterwards."""
         assert self.home(block), f"block {block} is held by rank {self._holder[block]}"
         own = self._new_file(block)
         link_or_copy(file, own)
         self._inactive[block] = _Inactive(None, own, record)
 
     def packed(self, block: int) -> PackedBlock:
-        """A block that rests on this rank; where it is on disk only, read for the caller alone."""
+        """An inactive block of this rank; if it is only on disk, it is read and not kept in memory."""
         self.join()
         inactive = self._inactive[block]
         return inactive.packed or self._read(inactive)
 
     def rows(self, block: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Rows of the model (None: all) of a block that rests on this rank; not to be written to."""
+        """Rows of the model of an inactive block of this rank, by name (None: all); not to be modified."""
         self.join()
         names = [field.name for field in fields(block_kind(self._config).MODEL)] if names is None else names
         inactive = self._inactive[block]
@@ -127,10 +127,10 @@ class BlockStore:
         return read_rows(inactive.file, names)
 
     def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
-        """Writes a block that rests on this rank to ``path``.
+        """Writes an inactive block of this rank to ``path``.
 
         Args:
-            share: One that has a file already only gets another name, and the new file serves as the store's own.
+            share: Share the file between the store and ``path`` by a hard link instead of copying it.
         """
         self.join()
         inactive = self._inactive[block]
@@ -145,7 +145,7 @@ class BlockStore:
         return record
 
     def activate(self, blocks: tuple[int, ...]) -> list[Block]:
-        """Hands this rank its share of a round's blocks, which are waited for where they have not come yet."""
+        """Returns this rank's blocks of a round, on the device; waits for those that have not arrived yet."""
         begin = time.perf_counter()
         self.join()
         self._move(blocks)
@@ -160,7 +160,7 @@ class BlockStore:
         return mine
 
     def rest(self, states: Iterable[Block]) -> None:
-        """Takes back what ``activate`` handed out."""
+        """Takes back the blocks that ``activate`` returned; they become inactive."""
         begin = time.perf_counter()
         self.join()
         for state in states:
@@ -170,26 +170,26 @@ class BlockStore:
         self.waited += time.perf_counter() - begin
 
     def look_ahead(self, rounds: Sequence[tuple[int, ...]]) -> None:
-        """Begins in the background what makes the next round start without waiting. Called while a round trains.
+        """Starts fetching the next round's blocks in the background. Called while a round trains.
 
         Args:
-            rounds: The blocks of the rounds to come, the next one first; blocks that come up late leave memory first.
+            rounds: Blocks of the coming rounds, the next one first; the blocks needed last are offloaded first.
         """
         self.join()
         self._order = list(dict.fromkeys(block for blocks in rounds for block in blocks))
         self._job = self._background.submit(self._bring, rounds[0] if rounds else ())
 
     def join(self) -> None:
-        """Waits for the background thread and raises what it met."""
+        """Waits for the background thread and raises its exception, if any."""
         job, self._job = self._job, None
         if job is not None:
             job.result()
 
     def close(self) -> None:
-        """Ends the thread and removes the files."""
+        """Ends the background thread and removes the store's files."""
         self._background.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # Other ranks' files are in it, or it was never made.
+        with contextlib.suppress(OSError):  # The parent folder holds other ranks' files, or does not exist.
             self._folder.parent.rmdir()
 
     def _trainers(self, blocks: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -208,9 +208,9 @@ class BlockStore:
                 inactive.packed = self._read(inactive)
 
     def _move(self, blocks: tuple[int, ...]) -> None:
-        """Brings a round's blocks to their ranks, but for those in training.
+        """Sends a round's inactive blocks to the ranks that train them; active ones are skipped.
 
-        All ranks walk the blocks in the same order, so the blocking transfers cannot wait for each other in a circle.
+        All ranks handle the blocks in the same order, so the blocking transfers cannot deadlock.
         """
         rank = self._comm.rank
         for block, target in self._trainers(blocks):
@@ -229,13 +229,13 @@ class BlockStore:
             self._holder[block] = target
 
     def _make_room(self, size: int, spare: Sequence[int] = ()) -> bool:
-        """Lets blocks leave memory for their files until ``size`` more bytes fit; false if they cannot."""
+        """Offloads blocks, but not those in ``spare``, until ``size`` more bytes fit; false if they do not."""
         if self._bound is None:
             return True
         last = len(self._order)
         place = {block: i for i, block in enumerate(self._order)}
         held = [b for b, r in self._inactive.items() if r.packed is not None and b not in spare]
-        # What comes up last leaves first, which no other order beats in reads (Belady).
+        # The block needed last is offloaded first, which minimizes reads (Belady's algorithm).
         leaving = sorted(held, key=lambda b: (place.get(b, last), b))
         while self.ram_bytes + size > self._bound and leaving:
             block = leaving.pop()

@@ -1,4 +1,4 @@
-"""Which views and points belong to which block, for both stages."""
+"""The views and initial points of each block, for the coarse stage and for blocks."""
 
 from dataclasses import dataclass
 
@@ -72,9 +72,9 @@ def plan_blocks(scene: Scene, table: PartitionTable | None, windows: bool = Fals
 
 
 def initial_points(scene: Scene, cameras: list[Camera], config: Config) -> PointCloud:
-    """What a block starts from: the points in at least one of its views, or the whole cloud (``blocks.init=full``).
+    """The points in at least one of the block's views; all points in the coarse stage and with ``blocks.init=full``.
 
-    Points that no view of the block contains would never get a gradient and leave at the merge.
+    Anchors of points outside all views of the block would never get a gradient.
     """
     points = scene.points
     if config.stage == "coarse" or config.blocks.init == "full":

@@ -1,1 +1,1 @@
-"""What a run learns about its images: colour corrections and poses."""
+"""Per-image corrections that a run learns: of colours and of poses."""

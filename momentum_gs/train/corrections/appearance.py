@@ -1,4 +1,4 @@
-"""The per-image colour corrections in training (docs/appearance.md)."""
+"""Learning of per-image colour corrections (docs/appearance.md)."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,17 +19,17 @@ _SMOOTH = 10.0
 
 
 class NoAppearance(NoRows):
-    """In the place of a table (``appearance.model=none``): nothing to correct."""
+    """Stands in for a table where nothing is corrected (``appearance.model=none``)."""
 
     table: AppearanceTable | None = None
 
     def correct(self, image: Tensor, name: str, window: Window | None = None) -> Tensor:
-        """The render itself."""
+        """The render, unchanged."""
         return image
 
 
 class SharedAppearance(ImageRows[AppearanceTable]):
-    """The corrections of all images. The face of ``NoAppearance``."""
+    """The colour corrections of all images; ``NoAppearance`` has the same interface."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class SharedAppearance(ImageRows[AppearanceTable]):
     ) -> None:
         """
         Args:
-            clock_scale: Block steps that pass per update of what all blocks share.
-            neighbours: Images that ``appearance.smooth`` holds together.
+            clock_scale: Block steps per update of the corrections.
+            neighbours: Pairs of images whose corrections ``appearance.smooth`` keeps similar.
         """
         super().__init__(config, start, device, clock_scale)
         self._smooth = config.appearance.smooth
@@ -52,24 +52,26 @@ class SharedAppearance(ImageRows[AppearanceTable]):
         }
 
     def rate(self, config: Config) -> Callable[[float], float]:
-        """As ``appearance.lr`` says."""
+        """Block steps done -> learning rate (``appearance.lr``)."""
         return exponential(*config.appearance.lr, config.optim.lr_steps)
 
     def correct(self, image: Tensor, name: str, window: Window | None = None) -> Tensor:
-        """The render [3,H,W], or its window's part, as the image of that name has it; the gradient reaches both."""
+        """The render [3,H,W], or its window's part, with the correction of the image ``name``; differentiable in
+        both."""
         place = self._place[name]
         row = self.row(place).requires_grad_(self._live)
         self._shown = place, row
         return correct(image, row, window)
 
     def take_gradient(self, position: int) -> None:
-        """Sets the gradient of the last image shown aside; ``position``: of its block among the active ones."""
+        """Stores the gradient of the last image's correction, with those of its regularizers; ``position``: index of
+        its block among the active ones."""
         assert self._shown is not None, "an image was shown"
         place, row = self._shown
         if row.dim() == 4:
             (_SMOOTH * roughness(row)).backward()
         for other, closeness in self._near.get(place, ()):
-            # One that has not been shown has no correction yet.
+            # An image that has not been trained on yet has no correction and does not pull.
             weight = self._smooth * closeness * self._seen[other]
             (weight * (row - self.row(other)).square().mean()).backward()
         super().take_gradient(position)
@@ -88,16 +90,16 @@ def make_appearance(
     fresh: bool,
     neighbours: Neighbours | None = None,
 ) -> Appearance:
-    """As ``appearance.model`` says; blocks start from the coarse run's corrections where it has some.
+    """The colour corrections for ``appearance.model``; blocks start from the coarse run's corrections if there are any.
 
     Args:
         names: All training images of the scene.
-        clock_scale: Block steps an update.
-        fresh: The run begins; False: ``load`` follows.
-        neighbours: Images that ``appearance.smooth`` holds together.
+        clock_scale: Block steps per update of the corrections.
+        fresh: True: a new run; False: ``load`` follows.
+        neighbours: Pairs of images whose corrections ``appearance.smooth`` keeps similar.
 
     Raises:
-        UserError: the coarse run has corrections of another kind.
+        UserError: if the coarse run has corrections of another kind.
     """
     kind = config.appearance.model
     if kind == "none":

@@ -1,4 +1,4 @@
-"""Which images' corrections ``appearance.smooth`` holds together, and how much (docs/appearance.md)."""
+"""The pairs of images whose colour corrections ``appearance.smooth`` keeps similar (docs/appearance.md)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ from momentum_gs.core.log import warn
 from momentum_gs.data.capture_times import TIMES_FILE
 
 Neighbours = Mapping[str, Sequence[tuple[str, float]]]
-"""Image -> (image taken just before or after it, closeness in (0, 1])."""
+"""Image -> [(image taken just before or after it, closeness in (0, 1])]."""
 
 
 def neighbours_in_time(where: Path, names: Sequence[str], times: Mapping[str, float]) -> Neighbours:
     """The training images taken just before and just after each one, by the same camera.
 
-    Closeness is 1 up to the median time between two images in a row, and beyond it falls as one over that time: what a
-    random walk, as exposures are over a flight, makes of the weight of a squared difference. Images of one folder are
-    taken to come from one camera, as ``momentum-gs prepare`` takes them to.
+    Closeness is 1 up to the median time between consecutive images and beyond it inversely proportional to the time
+    between them: the weight of a squared difference if exposure follows a random walk over a flight. Images of one
+    folder are assumed to come from one camera, as in ``momentum-gs prepare``.
 
     Args:
-        where: The scene, for messages.
+        where: The scene's folder, for messages.
         names: All training images.
-        times: Seconds, of the images whose time is known; the others have no neighbours.
+        times: Image -> capture time in seconds, if known; the other images have no neighbours.
 
     Raises:
-        UserError: too few times are known for any image to have a neighbour.
+        UserError: if no folder has two images with different times.
     """
     by_folder = defaultdict(list)
     for name in sorted(names):
         if name in times:
             by_folder[PurePosixPath(name).parent].append(name)
-    # Images of one second are in order of name: sorted() leaves them so.
+    # Images of the same second remain in the order of their names, as sorted() is stable.
     rows = [sorted(images, key=times.__getitem__) for images in by_folder.values()]
     gaps = {(a, b): times[b] - times[a] for row in rows for a, b in pairwise(row)}
     if not any(gaps.values()):
@@ -43,7 +43,10 @@ def neighbours_in_time(where: Path, names: Sequence[str], times: Mapping[str, fl
             f"{where / TIMES_FILE} (lines of name,time), or set appearance.smooth=0"
         )
     if len(times) < len(names):
-        warn(f"appearance.smooth: {len(names) - len(times)} of {len(names)} images carry no time and are left free")
+        warn(
+            f"appearance.smooth: {len(names) - len(times)} of {len(names)} images carry no time; their corrections are "
+            "not smoothed"
+        )
     usual = median(gap for gap in gaps.values() if gap > 0)
     found = defaultdict(list)
     for (a, b), gap in gaps.items():

@@ -1,10 +1,10 @@
-"""A table with a row for each image in training: one for all blocks and ranks, and its Adam.
+"""A learned table with a row for each training image, shared by all blocks and ranks, and its Adam.
 
-Every rank holds the same table and makes the same update, as for the shared decoder: the active blocks' gradients
-travel in one buffer with a row for each of them. A step shows few images, so Adam moves the rows of these alone: a row
-has a step count of its own, and its moments rest while it is not shown. The mean that the pin takes from all rows
-(``model/image_table.py``) is kept up to date by the rows that move, and taken away where a row is read, so the time of
-a step does not grow with the number of images.
+Every rank holds the same table and makes the same update, as for the shared decoder: the gradients of the active
+blocks are summed over ranks in one buffer with a row for each block. A step trains on few images, so Adam updates only
+their rows: each row has its own step count, and its moments do not change in other steps. The table is pinned by
+subtracting the mean of the rows (``model/image_table.py``). That mean is updated along with the rows that change and
+subtracted when a row is read, so the time of a step does not grow with the number of images.
 """
 
 import json
@@ -25,49 +25,52 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.model.image_table import AnyTable, rows_of
 from momentum_gs.model.io import model_folder
 
-# Adam's usual ones; torch has them as defaults, too.
+# Adam's usual values, torch's defaults.
 _BETAS = (0.9, 0.999)
 
 
 class NoRows:
-    """In the place of a table that the settings do not ask for: nothing to learn, to send or to save."""
+    """Stands in for a table that the settings do not ask for: learns, sends and saves nothing."""
 
     gradients: tuple[Tensor, ...] = ()
 
     def begin_step(self, live: bool, n_active: int) -> None:
-        """Nothing to prepare."""
+        """Does nothing."""
 
     def take_gradient(self, position: int) -> None:
-        """Nothing to take."""
+        """Does nothing."""
 
     def finish_step(self) -> None:
-        """Nothing to move."""
+        """Does nothing."""
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """No tensors."""
         return {}
 
     def metadata(self) -> dict[str, str]:
-        """Nothing."""
+        """No metadata."""
         return {}
 
     def load(self, path: Path) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def retime(self, config: Config) -> None:
-        """No clocks."""
+        """Does nothing."""
 
 
 class ImageRows(ABC, Generic[AnyTable]):
-    """The table, its moments and the gradients of a step. The face of ``NoRows``."""
+    """The table, its moments and the gradients of a step; ``NoRows`` has the same interface.
+
+    An image is *shown* when a block trains on it.
+    """
 
     def __init__(self, config: Config, start: AnyTable, device: torch.device, clock_scale: float) -> None:
-        """``clock_scale``: block steps that pass per update of what all blocks share."""
+        """``start``: the table at step 0; ``clock_scale``: block steps per update of the table."""
         self._kind, self._names = type(start), start.names
-        # Free of the pin: what all shown ones have in common grows by a rate an update at most and costs no precision.
+        # Rows before the pin: their mean changes by at most one learning rate per update, which costs no precision.
         self._rows = start.rows.to(device, copy=True)
         self._seen = start.shown.to(device, copy=True)
-        # In float64, so that the mean stays that of the rows over any number of steps.
+        # In float64, so that the running sum does not drift from the sum of the rows.
         self._sum = self._rows.sum(0, dtype=torch.float64)
         self._count = self._seen.sum()
         self._moments = torch.zeros(2, *self._rows.shape, device=device)
@@ -78,16 +81,16 @@ class ImageRows(ABC, Generic[AnyTable]):
         self._live = False
         self._shown: tuple[int, Tensor] | None = None
         self.gradients: tuple[Tensor, ...] = ()
-        """What ``finish_step`` wants summed over the ranks before it is called."""
+        """To be replaced by their sums over the ranks before ``finish_step`` is called."""
 
     @property
     def table(self) -> AnyTable:
-        """The table as it is now, a copy; takes time with the number of images."""
+        """A copy of the present table; its cost grows with the number of images."""
         seen = self._seen.view(-1, *[1] * (self._rows.dim() - 1))
         return self._kind(self._names, self._rows - self._mean() * seen, self._seen.clone())
 
     def row(self, place: int) -> Tensor:
-        """One row of the table, bit for bit, a copy."""
+        """A copy of row ``place`` of the table, bit for bit the one of ``table``."""
         return self._rows[place] - self._mean() * self._seen[place]
 
     @abstractmethod
@@ -95,22 +98,22 @@ class ImageRows(ABC, Generic[AnyTable]):
         """Block steps done -> learning rate."""
 
     def retime(self, config: Config) -> None:
-        """Other rates from the next step on, as a run whose number of steps is revised has them."""
+        """Takes the learning rates of ``config`` from the next step on; for a run with revised steps (``Pace``)."""
         self._rate = self.rate(config)
 
     def begin_step(self, live: bool, n_active: int) -> None:
         """
         Args:
-            live: False: the rows are fixed, as the decoder is.
-            n_active: k, active blocks of all ranks.
+            live: False: the rows are fixed in this step, like the decoder.
+            n_active: k, the number of active blocks of all ranks.
         """
         self._live = live
-        # The image's number comes first: whole numbers up to 2^24 are exact in float32.
+        # The first element is the image's row number: float32 holds integers up to 2^24 exactly.
         size = 1 + self._rows[0].numel()
         self.gradients = (self._rows.new_zeros(n_active, size),) if live else ()
 
     def take_gradient(self, position: int) -> None:
-        """Sets the gradient of the last image shown aside; ``position``: of its block among the active ones."""
+        """Stores the gradient of the last image shown; ``position``: index of its block among the active ones."""
         assert self._shown is not None, "an image was shown"
         place, row = self._shown
         assert row.grad is not None, "the loss depends on the image's row"
@@ -119,9 +122,10 @@ class ImageRows(ABC, Generic[AnyTable]):
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """Moves the images shown along the sum of their blocks' gradients, and all so that their mean stays put.
+        """Updates the rows of the images shown, each with the sum of its blocks' gradients, and the mean of the rows.
 
-        A product with zeros and ones sums in one order on every device; adding by index does not on GPUs.
+        The sum is a matrix product with zeros and ones, which has a fixed order on every device; adding by index does
+        not on GPUs.
         """
         (buffer,) = self.gradients
         places, block_place = buffer[:, 0].long().unique(return_inverse=True)
@@ -131,11 +135,11 @@ class ImageRows(ABC, Generic[AnyTable]):
         self._updates += 1
 
     def _mean(self) -> Tensor:
-        """What the pin takes from the rows of images shown: their mean."""
+        """Mean over the rows of the images shown so far; the pin subtracts it from them."""
         return (self._sum / self._count.clamp_min(1)).to(self._rows)
 
     def _show(self, places: Tensor) -> None:
-        """Has images in the mean from now on; those that were not are where the pin leaves them, at zero."""
+        """Includes images in the mean. A new one starts at the mean, so that its pinned row is zero."""
         fresh = places[~self._seen[places]]
         self._rows[fresh] += self._mean()
         self._sum += self._rows[fresh].sum(0, dtype=torch.float64)
@@ -143,7 +147,7 @@ class ImageRows(ABC, Generic[AnyTable]):
         self._seen[fresh] = True
 
     def _move(self, places: Tensor, gradient: Tensor) -> None:
-        """One step of Adam (Kingma and Ba 2015) for these rows."""
+        """One step of Adam (Kingma and Ba 2015) for the rows ``places``."""
         self._steps[places] += 1
         steps = self._steps[places].to(gradient).view(-1, *[1] * (gradient.dim() - 1))
         mean, square = self._moments[:, places]
@@ -157,31 +161,31 @@ class ImageRows(ABC, Generic[AnyTable]):
         self._sum += (after.double() - before.double()).sum(0)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint needs beside ``metadata``, on the host."""
+        """All state but ``metadata``, for a checkpoint, on the host."""
         return {k: to_host(v) for k, v in self._state().items()} | {"updates": torch.tensor([self._updates])}
 
     def metadata(self) -> dict[str, str]:
-        """The images' names, for the file's header."""
+        """The names of the images, for the header of the checkpoint's file."""
         return {"names": json.dumps(self._names)}
 
     def load(self, path: Path) -> None:
-        """Reads what ``to_tensors`` and ``metadata`` gave, bit for bit.
+        """Reads a file of ``to_tensors`` and ``metadata``, bit for bit.
 
         Raises:
-            UserError: it is of other images.
+            UserError: if it is for other images.
         """
         with safe_open(str(path), framework="pt") as file:
             names = tuple(json.loads(file.metadata()["names"]))
             if names != self._names:
                 strange = sorted(set(names) ^ set(self._names))
                 raise UserError(
-                    f"{path}: corrections of {len(names)} images, the scene trains on {len(self._names)}, and "
-                    f"{len(strange)} are in one alone (first: {strange[0]}); resume with the images of the run, or "
-                    "train anew without --resume"
+                    f"{path}: corrections of {len(names)} images, expected those of the {len(self._names)} training "
+                    f"images; {len(strange)} are in only one of the two (first: {strange[0]}); resume with the images "
+                    "of the run, or train anew without --resume"
                 )
             held = set(file.keys())
             for name, tensor in self._state().items():
-                # Rows of earlier versions had the mean taken away at every step, so their sum is zero.
+                # Files of earlier versions lack "sum": they subtracted the mean at every step, so the sum is zero.
                 tensor.copy_(file.get_tensor(name) if name in held else torch.zeros(()))
             self._count = self._seen.sum()
             self._updates = int(file.get_tensor("updates"))
@@ -200,12 +204,13 @@ def first_table(
     load: Callable[[Path], AnyTable | None],
     fresh: bool,
 ) -> AnyTable:
-    """Zeros; where a run of blocks begins (``fresh``), the rows of the coarse run's images, where it has some.
+    """The table at step 0: zeros, or in a new run of blocks the coarse run's rows for the images that it has.
 
     Args:
         names: All training images of the scene.
-        shape: Of a row.
-        load: Model folder -> its table.
+        shape: Shape of a row.
+        load: Model folder -> its table; None if it has none.
+        fresh: True: a new run; False: a checkpoint will be loaded, so zeros suffice.
     """
     names = tuple(sorted(names))
     start = kind(names, torch.zeros(len(names), *shape), torch.zeros(len(names), dtype=torch.bool))
@@ -213,7 +218,7 @@ def first_table(
         return start
     try:
         folder = model_folder(coarse_folder(config))
-    except UserError:  # Some ways to partition do without a coarse model.
+    except UserError:  # There is no coarse model; some ways to partition do not need one.
         return start
     coarse = load(folder)
     return start if coarse is None else rows_of(coarse, names)

@@ -1,4 +1,4 @@
-"""The per-image pose corrections in training (docs/poses.md)."""
+"""Learning of per-image pose corrections (docs/poses.md)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,38 +17,38 @@ from momentum_gs.train.initialization import coarse_folder
 from momentum_gs.train.lr import exponential
 
 _LAST_RATE = 0.01
-"""Last learning rate over the first, as gsplat's examples have it for poses."""
+"""Ratio of the last to the first learning rate, as for poses in gsplat's examples."""
 
 
 class NoPoses(NoRows):
-    """In the place of a table (``optim.pose=null``): the poses are as given."""
+    """Stands in for a table where poses are not corrected (``optim.pose=null``)."""
 
     table: PoseTable | None = None
 
     def pose(self, camera: Camera) -> tuple[Camera, Tensor | None]:
-        """The camera itself, and no gradient."""
+        """The camera, unchanged, and no nudge."""
         return camera, None
 
     def cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
-        """The cameras themselves."""
+        """The cameras, unchanged."""
         return list(cameras)
 
 
 class SharedPoses(ImageRows[PoseTable]):
-    """The corrections of all images. The face of ``NoPoses``.
+    """The pose corrections of all images; ``NoPoses`` has the same interface.
 
-    The gradient is that of a further motion from where the camera is now. For a rotation of 0.01 (half a degree) it
-    differs by half a percent from that of the row itself, and Adam does not care for so little.
+    The gradient used is that of a further motion from the corrected pose, not that of the table's row. For a correction
+    of 0.01 rad (half a degree) the two differ by half a percent, which Adam tolerates.
     """
 
     def rate(self, config: Config) -> Callable[[float], float]:
-        """From ``optim.pose`` to a hundredth of it."""
+        """Block steps done -> learning rate, from ``optim.pose`` to a hundredth of it."""
         assert config.optim.pose is not None
         return exponential(config.optim.pose, config.optim.pose * _LAST_RATE, config.optim.lr_steps)
 
     def pose(self, camera: Camera) -> tuple[Camera, Tensor | None]:
-        """The camera where its image has it now, and a motion of zeros [6] that takes the pose's gradient
-        (``render/nudge.py``); None: the poses are fixed."""
+        """The camera at its corrected pose, and zeros [6] that receive the pose's gradient (``render/nudge.py``); None
+        if the poses are fixed in this step."""
         place = self._place[camera.name]
         row = self.row(place)
         nudge = torch.zeros_like(row, requires_grad=True) if self._live else None
@@ -56,7 +56,7 @@ class SharedPoses(ImageRows[PoseTable]):
         return moved(camera, row), nudge
 
     def cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
-        """Training cameras where their images have them now."""
+        """Training cameras at their corrected poses."""
         rows = self.table.rows.cpu()
         return [moved(camera, rows[self._place[camera.name]]) for camera in cameras]
 
@@ -67,15 +67,15 @@ NO_POSES = NoPoses()
 
 
 def make_poses(config: Config, names: Sequence[str], device: torch.device, clock_scale: float, fresh: bool) -> Poses:
-    """As ``optim.pose`` says; blocks start from the coarse run's corrections where it has some.
+    """The pose corrections for ``optim.pose``; blocks start from the coarse run's corrections if there are any.
 
     Args:
         names: All training images of the scene.
-        clock_scale: Block steps an update.
-        fresh: The run begins; False: ``load`` follows.
+        clock_scale: Block steps per update of the corrections.
+        fresh: True: a new run; False: ``load`` follows.
 
     Raises:
-        UserError: the coarse run's corrections are in other coordinates than those of ``config.scene``.
+        UserError: if the coarse run's corrections are in other coordinates than those of ``config.scene``.
     """
     if config.optim.pose is None:
         return NO_POSES
@@ -91,14 +91,14 @@ def make_poses(config: Config, names: Sequence[str], device: torch.device, clock
 
 
 def _check_frame(config: Config) -> None:
-    """Motions are lengths along axes: in other coordinates they are other ones."""
+    """Raises UserError if the coarse run had another coordinate frame, in which its corrections mean other motions."""
     coarse, ours = coarse_folder(config), config.scene
-    if not (coarse / "config.yaml").is_file():  # A model from elsewhere; the partition takes it as well.
+    if not (coarse / "config.yaml").is_file():  # A model of another program, which the partition accepts, too.
         return
     theirs = load_config(coarse / "config.yaml").scene
     if not same_frame(theirs, ours):
         raise UserError(
-            f"{coarse}: corrections of poses with scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
-            f"scene.axes={theirs.axes}, expected {ours.unit}, {ours.offset} and {ours.axes} as here; train the coarse "
-            "model again with these settings, or set optim.pose=null"
+            f"{coarse}: pose corrections with scene.unit={theirs.unit}, scene.offset={theirs.offset}, "
+            f"scene.axes={theirs.axes}, expected {ours.unit}, {ours.offset} and {ours.axes} as in this run; train the "
+            "coarse model again with these settings, or set optim.pose=null"
         )

@@ -1,4 +1,4 @@
-"""All that a run learns of its images, beside the scene: colours and poses."""
+"""All corrections that a run learns for its images: of colours and of poses."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,38 +19,38 @@ from momentum_gs.train.corrections.poses import NO_POSES, Poses, make_poses
 
 @dataclass(frozen=True)
 class Corrections:
-    """Tables with a row for each training image, which move together with a shared decoder."""
+    """Tables with a row for each training image, updated in the same steps as the decoder."""
 
     appearance: Appearance = NO_APPEARANCE
     poses: Poses = NO_POSES
 
     @property
     def gradients(self) -> tuple[Tensor, ...]:
-        """What ``finish_step`` wants summed over the ranks before it is called."""
+        """To be replaced by their sums over the ranks before ``finish_step`` is called."""
         return self.appearance.gradients + self.poses.gradients
 
     def begin_step(self, live: bool, n_active: int) -> None:
-        """``live``: False: all is fixed; ``n_active``: k, active blocks of all ranks."""
+        """``live``: False: all corrections are fixed in this step; ``n_active``: k, active blocks of all ranks."""
         self.appearance.begin_step(live, n_active)
         self.poses.begin_step(live, n_active)
 
     def take_gradient(self, position: int) -> None:
-        """Sets the gradients of the last image shown aside; ``position``: of its block among the active ones."""
+        """Stores the gradients of the last image shown; ``position``: index of its block among the active ones."""
         self.appearance.take_gradient(position)
         self.poses.take_gradient(position)
 
     def finish_step(self) -> None:
-        """Moves the rows of the images shown."""
+        """Updates the rows of the images shown in this step."""
         self.appearance.finish_step()
         self.poses.finish_step()
 
     def retime(self, config: Config) -> None:
-        """The clocks of a run whose number of steps is revised."""
+        """Takes the learning rates of ``config`` from the next step on; for a run with revised steps (``Pace``)."""
         self.appearance.retime(config)
         self.poses.retime(config)
 
     def files(self) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
-        """Name of a checkpoint's file -> its tensors and its metadata; of what is learned alone."""
+        """File name in a checkpoint -> (tensors, metadata), for the tables that are learned."""
         parts = {APPEARANCE_FILE: self.appearance, POSES_FILE: self.poses}
         learned = {name: part for name, part in parts.items() if not isinstance(part, NoRows)}
         return {name: (part.to_tensors(), part.metadata()) for name, part in learned.items()}
@@ -59,7 +59,7 @@ class Corrections:
         """Reads the ``files`` of a checkpoint, bit for bit.
 
         Raises:
-            UserError: they are of other images.
+            UserError: if they are for other images.
         """
         self.appearance.load(folder / APPEARANCE_FILE)
         self.poses.load(folder / POSES_FILE)
@@ -78,7 +78,7 @@ NO_CORRECTIONS = Corrections()
 def make_corrections(
     config: Config, scene: Scene, device: torch.device, clock_scale: float, fresh: bool
 ) -> Corrections:
-    """As the settings say; the other arguments and the errors are those of ``make_appearance`` and ``make_poses``."""
+    """The corrections that the settings ask for; arguments and errors as of ``make_appearance`` and ``make_poses``."""
     config = replace(config, scene=scene.frame.recorded(config.scene))
     names = [camera.name for camera in scene.train]
     smooth = config.appearance.model != "none" and config.appearance.smooth > 0

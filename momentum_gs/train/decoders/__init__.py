@@ -1,1 +1,1 @@
-"""Who decodes a block: the shared decoder and its teacher, one decoder per block, or none."""
+"""The decoders of a run: the shared decoder with its teacher, one decoder per block, or none."""

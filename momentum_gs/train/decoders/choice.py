@@ -1,4 +1,4 @@
-"""Which decoders a run has."""
+"""Chooses the decoders of a run."""
 
 import torch
 
@@ -8,11 +8,11 @@ from momentum_gs.train.decoders.per_block import PerBlockDecoders
 from momentum_gs.train.decoders.shared import SharedDecoder
 
 Decoders = SharedDecoder | PerBlockDecoders | NoDecoder
-"""Both have the same interface."""
+"""All three have the same interface."""
 
 
 def make_decoders(config: Config, device: torch.device, clock_scale: float) -> Decoders:
-    """As ``model.primitive`` and ``blocks.decoder`` say; ``clock_scale``: block steps a decoder update."""
+    """The decoders for ``model.primitive`` and ``blocks.decoder``; ``clock_scale``: block steps per decoder update."""
     if config.model.primitive == "gaussians":
         return NoDecoder(config)
     return PerBlockDecoders() if config.per_block_decoders else SharedDecoder(config, device, clock_scale)

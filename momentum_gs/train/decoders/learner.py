@@ -1,4 +1,4 @@
-"""A decoder in training: the module, its Adam, and both as tensors for a checkpoint or a inactive block."""
+"""A decoder in training: the module, its Adam, and both as tensors for a checkpoint or an inactive block."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decod
 
 
 class DecoderLearner:
-    """A decoder as ``config.seed`` makes it, and the state of its optimizer."""
+    """A decoder, initialized from ``config.seed``, and its optimizer."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         model = config.model
@@ -31,7 +31,7 @@ class DecoderLearner:
         self._config = config.optim
 
     def step(self, block_step: float | int) -> None:
-        """Moves the weights along the gradients that they hold, at the rates of ``block_step``, and drops these."""
+        """One optimizer step at the learning rates of ``block_step``; resets the gradients."""
         set_decoder_lr(self._optimizer, self._config, block_step)
         if self._config.decoder_clip is not None:
             clip_gradients(self._optimizer, self._config.decoder_clip)
@@ -39,7 +39,7 @@ class DecoderLearner:
         self._optimizer.zero_grad()
 
     def retime(self, config: OptimConfig) -> None:
-        """Other rates from the next step on, as a run whose number of steps is revised has them."""
+        """Takes the learning rates of ``config`` from the next step on; for a run with revised steps (``Pace``)."""
         self._config = config
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class DecoderLearner:
         return tensors
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of ``to_tensors``, bit for bit; other names are left aside."""
+        """The inverse of ``to_tensors``, bit for bit; ignores tensors with other names."""
         self.module.load_state_dict(
             {k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")}
         )

@@ -1,4 +1,4 @@
-"""In the place of a decoder, for splats, which need none. The face is ``SharedDecoder``'s."""
+"""Stands in for a decoder in runs with splats, which need none; has the interface of ``SharedDecoder``."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from momentum_gs.train.blocks.splat_block import sh_degree_at
 
 
 class NoDecoder:
-    """Knows the degree at which each block's colours are evaluated; has nothing to learn, to send or to save."""
+    """Gives the degree of spherical harmonics at which a block is rendered; learns, sends and saves nothing."""
 
     teacher = None
     updates = 0
@@ -19,26 +19,26 @@ class NoDecoder:
         self._config = config
 
     def student_of(self, block: Block) -> Harmonics:
-        """What draws a block at its step."""
+        """The spherical harmonics with which a block is rendered at its present step."""
         return Harmonics(sh_degree_at(block.step, self._config))
 
     def begin_step(self, live: bool, n_active: int) -> None:
-        """Nothing to move."""
+        """Does nothing."""
 
     def take_gradient(self, block: Block, position: int) -> None:
-        """Nothing to take."""
+        """Does nothing."""
 
     def finish_step(self, comm: Comm, *beside: Tensor) -> None:
-        """Nothing to share but what others have to sum over ranks."""
+        """Replaces the tensors ``beside`` by their sums over ranks."""
         comm.all_reduce_sums_(beside)
 
     def retime(self, config: Config) -> None:
-        """The clocks of a run whose number of steps is revised."""
+        """Takes the schedule of ``config`` from the next step on; for a run with revised steps (``Pace``)."""
         self._config = config
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """No tensors."""
         return {}
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Nothing, as ``to_tensors``."""
+        """Does nothing."""

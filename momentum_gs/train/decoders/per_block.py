@@ -1,6 +1,6 @@
-"""Decoders of one block each, as blocks have them that train independently (Tables 5 and 7).
+"""One decoder for each block, for blocks that train independently (Tables 5 and 7).
 
-A block carries its decoder with it (``Block.own``) and nothing is averaged. The face is ``SharedDecoder``'s.
+The decoder is part of the block (``Block.own``), and no gradients are averaged. The interface is ``SharedDecoder``'s.
 """
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from momentum_gs.train.decoders.learner import DecoderLearner
 
 
 class PerBlockDecoders:
-    """Finds each block's own."""
+    """Accesses the decoder of each block; keeps none itself."""
 
     teacher = None
     updates = 0
@@ -22,30 +22,30 @@ class PerBlockDecoders:
         self._live = True
 
     def student_of(self, block: Block) -> GaussianDecoder:
-        """The decoder that draws a block."""
+        """The decoder with which a block is rendered."""
         return _own(block).module.requires_grad_(self._live)
 
     def begin_step(self, live: bool, n_active: int) -> None:
-        """``live``: false: the decoders are fixed."""
+        """``live``: False: the decoders are fixed in this step."""
         self._live = live
 
     def take_gradient(self, block: Block, position: int) -> None:
-        """The block's decoder moves along the block's own gradient."""
+        """One optimizer step of the block's decoder, with the block's own gradient."""
         _own(block).step(block.step)
 
     def finish_step(self, comm: Comm, *beside: Tensor) -> None:
-        """Nothing to share but what others have to sum over ranks."""
+        """Replaces the tensors ``beside`` by their sums over ranks."""
         comm.all_reduce_sums_(beside)
 
     def retime(self, config: Config) -> None:
-        """Nothing: only a run of one block is revised, which has a shared decoder."""
+        """Does nothing: steps are revised only in the coarse stage, which has a shared decoder."""
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Nothing: the blocks' files hold it."""
+        """No tensors: the decoders are in the blocks' files."""
         return {}
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Nothing, as ``to_tensors``."""
+        """Does nothing."""
 
 
 def _own(block: Block) -> DecoderLearner:

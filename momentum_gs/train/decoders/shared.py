@@ -1,7 +1,8 @@
-"""The decoder that all blocks share: student, momentum teacher, one Adam state.
+"""The decoder that all blocks share: student, momentum teacher and one Adam state.
 
-Every rank holds the same copy and makes the same update from the same averaged gradient, so the teacher needs no
-broadcast. The original keeps Adam moments per block (restored stale) and moves the teacher on rank 0 only.
+Every rank holds a copy and makes the same update from the same averaged gradient, so the teacher needs no broadcast.
+The original, by contrast, keeps Adam moments per block, which are stale when a block becomes active again, and updates
+the teacher on rank 0 only.
 """
 
 import copy
@@ -16,15 +17,15 @@ from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.decoders.learner import DecoderLearner
 
 EXACT_BLOCKS = 64
-"""Rows of the gradient's buffer: 1.6 MB a step for the default decoder. With more active blocks some share a row, and
-the last bits of their sum depend on the number of ranks."""
+"""Rows of the gradient buffer; with the default decoder 1.6 MB are sent per step. With more active blocks, some share a
+row, and the last bits of their sum depend on the number of ranks."""
 
 
 class SharedDecoder:
     """Student, teacher and optimizer state."""
 
     def __init__(self, config: Config, device: torch.device, clock_scale: float) -> None:
-        """``clock_scale``: block steps that pass per decoder update, so that its learning rates end with the blocks."""
+        """``clock_scale``: block steps per decoder update; converts updates to the block steps that set its rates."""
         self._learner = DecoderLearner(config, device)
         self.student = self._learner.module
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
@@ -33,15 +34,15 @@ class SharedDecoder:
         self._clock_scale = clock_scale
 
     def student_of(self, block: Block) -> GaussianDecoder:
-        """The decoder that draws a block."""
+        """The decoder with which a block is rendered: the student."""
         return self.student
 
     def begin_step(self, live: bool, n_active: int) -> None:
-        """Moves the teacher (eq. 4), before anything is rendered, as the original does.
+        """Updates the teacher (eq. 4), before rendering as in the original, and clears the gradient buffer.
 
         Args:
-            live: False: the decoder is fixed.
-            n_active: k, active blocks of all ranks.
+            live: False: the decoder is fixed in this step.
+            n_active: k, the number of active blocks of all ranks.
         """
         self.student.requires_grad_(live)
         if not live:
@@ -53,19 +54,19 @@ class SharedDecoder:
         self._gradients = parameter.new_zeros(min(n_active, EXACT_BLOCKS), size)
 
     def take_gradient(self, block: Block, position: int) -> None:
-        """Sets the gradient of one block's loss aside; ``position``: of the block among the active ones."""
+        """Stores the gradient of a block's loss in the buffer; ``position``: index of the block among the active."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.student.parameters()]
         self._gradients[position % EXACT_BLOCKS] += torch.cat([part.reshape(-1) for part in parts])
         self.student.zero_grad()
 
     def finish_step(self, comm: Comm, *beside: Tensor) -> None:
-        """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and steps.
+        """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and updates the student.
 
-        Every block has a row of the buffer to itself. A sum over ranks then only adds zeros, and the sum over blocks
-        has one order: the bits of the mean do not depend on the number of ranks.
+        Every block has its own row of the buffer. So the sum over ranks only adds zeros, and the sum over blocks has a
+        fixed order: the mean is bit for bit the same for any number of ranks.
 
         Args:
-            beside: What else to replace by its sum over ranks, in the same message.
+            beside: Further tensors to replace by their sums over ranks, in the same message.
         """
         comm.all_reduce_sums_([self._gradients, *beside])
         mean = self._gradients.sum(dim=0) / self._n_active
@@ -76,11 +77,11 @@ class SharedDecoder:
         self.updates += 1
 
     def retime(self, config: Config) -> None:
-        """The clocks of a run whose number of steps is revised."""
+        """Takes the learning rates of ``config`` from the next step on; for a run with revised steps (``Pace``)."""
         self._learner.retime(config.optim)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint needs."""
+        """Student, teacher and Adam state by name; not copies. ``updates`` is to be stored beside them."""
         return self._learner.to_tensors() | {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -94,6 +95,6 @@ class SharedDecoder:
 
 @torch.no_grad()
 def move_teacher(teacher: GaussianDecoder, student: GaussianDecoder, momentum: float) -> None:
-    """theta_t <- m * theta_t + (1 - m) * theta_s [eq. 4]."""
+    """Updates the teacher in place: theta_t <- m * theta_t + (1 - m) * theta_s (eq. 4)."""
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.lerp_(fast, 1.0 - momentum)

@@ -1,7 +1,7 @@
 """Growth and pruning of anchors.
 
-Letters: N anchors, K offsets. Thresholds come from ``GrowthConfig``; ``voxel_size`` is the edge of the finest voxel.
-Source: training_statis, adjust_anchor and anchor_growing of Scaffold-GS, scene/gaussian_model.py.
+Notation: N anchors with K offsets each. Thresholds are those of ``GrowthConfig``. Source: training_statis,
+adjust_anchor and anchor_growing of Scaffold-GS, scene/gaussian_model.py.
 """
 
 import math
@@ -24,7 +24,7 @@ from momentum_gs.train.growth.report import Draw, GrowthReport, RowStats
 
 @dataclass
 class GrowthStats(RowStats):
-    """What the views since the last judgement said about every anchor and offset."""
+    """Statistics of every anchor and offset over the views since the last growth at which it was eligible."""
 
     offset_gradient_accum: Float[Tensor, "nk 1"]
     """Sum of the norms of the screen-space gradients, NDC."""
@@ -37,13 +37,13 @@ class GrowthStats(RowStats):
 
     @classmethod
     def zeros(cls, anchors: Anchors) -> "GrowthStats":
-        """Nothing seen yet."""
+        """Statistics of anchors that no view has been counted for."""
         n, k, like = len(anchors), anchors.n_offsets, anchors.position
         return cls(like.new_zeros(n * k, 1), like.new_zeros(n * k, 1), like.new_zeros(n, 1), like.new_zeros(n, 1))
 
     @torch.no_grad()
     def observe(self, decoded: Decoded, output: RenderOutput) -> None:
-        """Count one view; to be called after its backward pass."""
+        """Adds the statistics of one view; to be called after its backward pass."""
         visible = decoded.visible
         if len(visible) == 0:
             return
@@ -52,7 +52,7 @@ class GrowthStats(RowStats):
         self.opacity_accum.index_add_(0, visible, opacity)
         self.anchor_denom.index_add_(0, visible, torch.ones_like(opacity))
 
-        # What was not drawn counts as zero: to leave it out would make a GPU wait for its number.
+        # Gaussians that were not drawn add zero; leaving them out would make the host wait for their number on a GPU.
         drawn = (output.radii > 0).unsqueeze(1)
         kept = decoded.kept.nonzero().squeeze(1)
         of_visible = kept // n_offsets
@@ -74,30 +74,35 @@ def grow_and_prune(
     cap: int | None = None,
     inside: Callable[[Float[Tensor, "m 3"]], Bool[Tensor, "m"]] | None = None,
 ) -> tuple[Anchors, GrowthStats, GrowthReport]:
-    """Judge the offsets and anchors that were seen often enough: add anchors, drop anchors, start their counts anew.
+    """Adds anchors at eligible offsets with large gradients and removes eligible anchors with low opacity.
 
-    O(N log N) in time. No row leaves the device. The host waits for a GPU 3 + 3 * levels times, each time for a number
-    without which memory cannot be allocated: of the anchors that stay and of the offsets that may grow; at each level
-    of the candidates, of those in free cells and of the free cells; and once for the box around all proposals, which
-    bounds the sort keys. Twice more where the cap is reached.
+    The statistics of eligible offsets and anchors start anew; the others keep theirs.
+
+    Takes O(N log N) time. Rows stay on the device. On a GPU the host waits 3 + 3 * levels times, each time for a
+    number that it needs to allocate memory: the numbers of kept anchors and of offsets that may grow; at each level the
+    numbers of candidates, of candidates in free cells and of free cells; and once the bounding box of all candidates,
+    which bounds the sort keys. If the cap is reached, it waits twice more.
 
     Args:
-        anchors: Consumed, like ``stats``: use what is returned.
-        optimizer: Adam of the anchors; its groups and moments follow the rows.
-        rand: Called at most once a level, in the order of levels.
-        cap: Anchors that there may be after growth. Of all anchors that the levels would add, those with the largest
-            gradients (each that of its best offset) find room beside the ones that stay; of equal ones the coarser,
-            then the first in the order of cells. Where more than ``cap`` stay, they stay, and none is added. None: no
-            bound.
-        inside: Where anchors may be added; None: everywhere.
+        anchors: Consumed, like ``stats``: use the returned ones.
+        optimizer: Adam of the anchors; its parameter groups and moments are edited along with the rows.
+        stats: Statistics of the anchors.
+        voxel_size: Edge of the finest voxel, training units.
+        config: Thresholds.
+        rand: Called at most once per level, in the order of levels.
+        cap: Largest number of anchors after growth; None: no bound. If the levels would add more, those with the
+            largest gradients (an anchor has that of its best offset) are added; among equal gradients coarser levels
+            come first, then the order of cells. If more than ``cap`` are kept already, all of them stay and none is
+            added.
+        inside: Which positions [M,3] anchors may be added at; None: all.
 
     Returns:
-        Anchors (kept ones in their order, then new ones by level and in the order of their cells), their statistics
-        and a report. All learnable rows come without a gradient, even where nothing changed, so the optimizer step that
-        follows moves no anchor: so it is in the original, which re-creates every row here.
+        Anchors (the kept ones in their order, then new ones by level and in the order of their cells), their statistics
+        and a report. No learnable row has a gradient, even if nothing changed, so the optimizer step that follows moves
+        no anchor, as in the original, which re-creates every row here.
     """
     for name in anchors.LEARNABLE:
-        anchors.rows()[name].grad = None  # First, as its memory is about what the new rows need.
+        anchors.rows()[name].grad = None  # Freed first: the new rows need about as much memory.
     interval_seen = config.interval * config.success_threshold
     eligible_offset = stats.offset_denom > interval_seen * 0.5
     eligible_anchor = stats.anchor_denom > interval_seen
@@ -123,7 +128,7 @@ def grow_and_prune(
 
 
 def _by_anchor(stats: GrowthStats, anchors: Anchors) -> dict[str, Tensor]:
-    """Statistics with a row an anchor: [n, 1] of anchors, [n, k] of offsets."""
+    """Statistics by name with one row per anchor: [n, 1] for anchors, [n, k] for offsets."""
     n_offsets = {"offset_gradient_accum": anchors.n_offsets, "offset_denom": anchors.n_offsets}
     return {name: row.view(-1, n_offsets.get(name, 1)) for name, row in stats.rows().items()}
 
@@ -138,10 +143,10 @@ def _grow(
     room: int | None,
     inside: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Anchors, tuple[int, ...], int]:
-    """New anchors where offsets with a large gradient lie in cells without an anchor, coarse cells first.
+    """New anchors in empty cells that hold eligible offsets with a large gradient, coarse cells first.
 
     Returns:
-        At most ``room`` of them, their number by level, and how many more there would be.
+        At most ``room`` new anchors, their number by level, and the number refused for lack of room.
     """
     thresholds = [config.grad_threshold * (config.hierarchy_factor // 2) ** level for level in range(config.depth)]
     sizes = [voxel_size * (config.init_factor // config.hierarchy_factor**level) for level in range(config.depth)]
@@ -152,18 +157,18 @@ def _grow(
     gradient, source = mean.squeeze(1)[pool], pool // anchors.n_offsets
     home, reach = anchors.position[source], anchors.log_scale[source, :3].exp()
     spawned = home + anchors.offset.flatten(0, 1)[pool] * reach
-    # Cells have 32 bits in the original. What is farther, or not finite, comes of a scale that ran away: it proposes
-    # its own anchor's cell, which is taken.
+    # Cell coordinates have 32 bits in the original. A point farther away, or not finite, stems from a scale that has
+    # diverged; it is replaced by its anchor's position, whose cell is occupied, so nothing grows there.
     spawned = torch.where((spawned.abs() < min(sizes) * 2.0**31).all(dim=1, keepdim=True), spawned, home)
     corners = torch.stack([spawned.amin(0), spawned.amax(0)])
     boxes = torch.stack([cells_of(corners, size) for size in sizes]).tolist()
 
     position, n_new = anchors.position, 0
-    # Of what the levels add: rows of the pool, the new anchors that they support, where these lie and how large.
+    # For each level: rows of the pool, the new anchor that each supports, and the new anchors' centers and log scales.
     support, target, centers, log_scales = [], [], [], []
     for level, (size, threshold, (low, high)) in enumerate(zip(sizes, thresholds, boxes, strict=True)):
         if level > 0 and n_new == 0:
-            # The original looks for finer anchors only after coarser ones were added.
+            # As in the original, finer levels follow only if coarser ones have added anchors.
             break
         likely = rand(level, pool) > 0.5 ** (level + 1)
         candidate = ((gradient >= threshold) & likely).nonzero().squeeze(1)

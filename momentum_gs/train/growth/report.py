@@ -1,4 +1,4 @@
-"""What growth of anchors and densification of Gaussians have in common: what they count, draw and report."""
+"""Types shared by growth of anchors and densification of splats: statistics, random draws, reports."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from torch import Tensor
 from momentum_gs.model.row_model import RowTable
 
 Draw = Callable[[int, Int[Tensor, "m"]], Float[Tensor, "m"]]
-"""(Level of growth, 0 where there is one; indices) -> a uniform number in [0, 1) for each index, a multiple of 2^-24
-that depends on level and index alone."""
+"""(Level of growth, 0 for splats; indices) -> a uniform random number in [0, 1) for each index, a multiple of 2^-24
+that depends only on level and index."""
 
 AnyStats = TypeVar("AnyStats", bound="RowStats")
 
 
 @dataclass
 class RowStats(RowTable, ABC):
-    """What the views since the last growth said about every row of a model."""
+    """Statistics of every row of a model over the views since the last growth."""
 
     @classmethod
     @abstractmethod
     def zeros(cls: type[AnyStats], model: Any) -> AnyStats:
-        """Nothing seen yet."""
+        """Statistics of a model that no view has been counted for."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class GrowthReport:
     """What one growth changed."""
 
     grown: tuple[int, ...]
-    """Anchors added, by level from coarse to fine; Gaussians cloned and split."""
+    """Anchors added at each level, coarse to fine; for splats: number cloned, number split."""
     pruned: int
+    """Rows removed; a splat that was split does not count."""
     refused: int
-    """Rows that would have been added had there been no cap."""
+    """Rows that would have been added without the cap."""

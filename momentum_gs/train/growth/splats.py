@@ -1,4 +1,4 @@
-"""Densification of splats: clone what is small, split what is large, prune what is faint or huge, reset opacities.
+"""Densification of splats: small ones are cloned, large ones split, faint or huge ones pruned; opacities are reset.
 
 Source: densify_and_prune, reset_opacity and add_densification_stats of 3DGS, scene/gaussian_model.py.
 """
@@ -20,14 +20,14 @@ from momentum_gs.train.growth.report import Draw, GrowthReport, RowStats
 
 _CHILDREN = 2
 _SHRINK = 0.8 * _CHILDREN
-"""A child's scales are its parent's over this [3DGS]."""
+"""A child's scales are its parent's divided by this [3DGS]."""
 _RESET_OPACITY = 0.01
-"""Bound that a reset puts on opacities [3DGS]."""
+"""Highest opacity after a reset [3DGS]."""
 
 
 @dataclass
 class SplatStats(RowStats):
-    """What the views since the last densification said about every splat."""
+    """Statistics of every splat over the views since the last densification."""
 
     gradient_accum: Float[Tensor, "n 1"]
     """Sum of the norms of the screen-space gradients, NDC."""
@@ -38,12 +38,12 @@ class SplatStats(RowStats):
 
     @classmethod
     def zeros(cls, splats: Splats) -> "SplatStats":
-        """Nothing seen yet."""
+        """Statistics of splats that no view has been counted for."""
         return cls(*(splats.position.new_zeros(len(splats), 1) for _ in fields(cls)))
 
     @torch.no_grad()
     def observe(self, output: RenderOutput) -> None:
-        """Count one view of all splats; to be called after its backward pass."""
+        """Adds the statistics of one view of all splats; to be called after its backward pass."""
         drawn = (output.radii > 0).unsqueeze(1)
         if output.screen_means.grad is not None:
             gradient = output.screen_means.grad[:, :2].norm(dim=1, keepdim=True)
@@ -64,27 +64,29 @@ def densify_and_prune(
     prune_large: bool,
     cap: int | None = None,
 ) -> tuple[Splats, SplatStats, GrowthReport]:
-    """Clone or split the splats with a large mean screen gradient, prune, and start the counts anew.
+    """Clones or splits the splats with a large mean screen-space gradient, prunes, and starts the statistics anew.
 
-    A splat with scales up to ``percent_dense * extent`` is cloned where it is; a larger one gives way to two of
-    1/1.6 its scales, at places drawn from it.
+    A splat with scales up to ``percent_dense * extent`` is cloned in place; a larger one is replaced by two with scales
+    divided by 1.6, whose positions are drawn from it.
 
     Args:
-        splats: Consumed, like ``stats``: use what is returned.
-        optimizer: Adam of the splats; its groups and moments follow the rows.
+        splats: Consumed, like ``stats``: use the returned ones.
+        optimizer: Adam of the splats; its parameter groups and moments are edited along with the rows.
+        stats: Statistics of the splats.
         extent: Radius of the cameras, training units.
-        draw: Asked for six numbers for each splat that is split: child and axis, ``6 * row + 3 * child + axis``.
+        config: Thresholds.
+        draw: Called with six indices for each splat that is split, ``6 * row + 3 * child + axis``.
         prune_large: Also prune by size, in the world and on the screen.
-        cap: Splats that there may be afterwards; those with the largest gradients find room. Where more survive the
-            pruning, they stay, and none is added. None: no bound.
+        cap: Largest number of splats afterwards; those with the largest gradients are cloned or split. If more survive
+            the pruning, all of them stay and none is added. None: no bound.
 
     Returns:
-        Splats (those that stay in their order, then clones, then the first and the second children), their statistics
-        and a report: ``grown`` counts clones and splits, ``pruned`` what left without children. All rows come without
-        a gradient, so the optimizer step that follows moves no splat: so it is in 3DGS, which re-creates them here.
+        Splats (the kept ones in their order, then clones, then all first and all second children), their statistics
+        and a report: ``grown`` counts clones and splits, ``pruned`` the splats removed without children. No row has a
+        gradient, so the optimizer step that follows moves no splat, as in 3DGS, which re-creates the rows here.
     """
     for row in splats.rows().values():
-        row.grad = None  # First, as its memory is about what the new rows need.
+        row.grad = None  # Freed first: the new rows need about as much memory.
     size = splats.log_scale.amax(dim=1).exp()
     faint = splats.opacity.squeeze(1).sigmoid() < config.min_opacity
     too_large = (size > config.max_world_size * extent) & prune_large
@@ -97,7 +99,7 @@ def densify_and_prune(
     hot = gradient >= config.grad_threshold
     large = size > config.percent_dense * extent
     clone = hot & ~large & lasting
-    # What is too large itself may have children that are not.
+    # A splat that is too large itself is split if its children are not too large.
     split = hot & large & ~faint & ~((size / _SHRINK > config.max_world_size * extent) & prune_large)
 
     added = clone.long() + torch.where(lasting, 1, _CHILDREN) * split
@@ -117,11 +119,11 @@ def densify_and_prune(
 
 
 def _children(splats: Splats, parents: Int[Tensor, "m"], draw: Draw) -> Splats:
-    """Two for each parent: all first ones, then all second ones."""
+    """Two children for each parent: all first children, then all second ones."""
     parent = splats.subset(parents)
     index = 3 * _CHILDREN * parents[None, :, None] + 3 * torch.arange(_CHILDREN, device=parents.device)[:, None, None]
     index = index + torch.arange(3, device=parents.device)
-    # The middles of the cells in which uniform numbers fall, in double precision: 0 and 1 have no finite quantile.
+    # Uniform numbers are multiples of 2^-24; half of that is added, in double precision, as 0 has no finite quantile.
     uniform = draw(0, index.flatten()).double() + 2.0**-25
     normal = torch.special.ndtri(uniform).view(_CHILDREN, len(parents), 3).to(parent.position)
     apart = torch.einsum("pij,cpj->cpi", quat_to_matrix(parent.rotation), normal * parent.scales)
@@ -133,9 +135,9 @@ def _children(splats: Splats, parents: Int[Tensor, "m"], draw: Draw) -> Splats:
 
 @torch.no_grad()
 def reset_opacity(splats: Splats, optimizer: Adam | None) -> None:
-    """Bounds all opacities by 0.01, in place, and forgets their gradient and moments, so that they rest this step.
+    """Limits all opacities to 0.01, in place, and clears their gradient and moments, so this step does not move them.
 
-    What the views need grows back; what hides in front of the cameras is pruned.
+    Splats that the views need regain their opacity; the others, such as floaters near the cameras, are pruned.
     """
     splats.opacity.clamp_(max=logit(_RESET_OPACITY))
     splats.opacity.grad = None
