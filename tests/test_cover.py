@@ -9,8 +9,9 @@ from tiny_scene import nadir_camera
 
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
+from momentum_gs.core.window import RASTER
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.partition.cover import RAYS, block_boxes, view_cover
+from momentum_gs.partition.cover import block_boxes, view_cover
 
 TURN = quat_to_matrix(torch.tensor([0.9, 0.1, -0.3, 0.2], dtype=torch.float64))
 TABLE = PartitionTable((-4.0, -4.0, -1.0, 4.0, 4.0, 1.0), (2, 1, 1), torch.eye(3, dtype=torch.float64), [[], []])
@@ -30,7 +31,7 @@ def test_slab_seen_from_above_covers_what_its_top_covers(height: float) -> None:
     camera = nadir_camera("a", 0.3, -0.2, height)
     share = (40 * 1 / (height - 0.5)) ** 2 / (48 * 36)
     # A ray's width on each of the two sides of both axes.
-    error = (40 / (height - 0.5) + 48 / RAYS) ** 2 / (48 * 36) - share
+    error = (40 / (height - 0.5) + 48 / RASTER) ** 2 / (48 * 36) - share
     assert cover(camera, 0, -0.5, 0, 1, 0.5, 0.5) == pytest.approx(share, abs=error)
 
 
@@ -54,7 +55,7 @@ def test_turned_grid_sees_the_same() -> None:
     camera, size = nadir_camera("a", 0.3, -0.2, 5.0), (0, -0.5, 0, 1, 0.5, 0.5)
     turned = replace(camera, rotation=camera.rotation @ TURN.T)
     table = replace(TABLE, rotation=TURN.T)
-    assert cover(turned, *size, table=table) == pytest.approx(cover(camera, *size), abs=1 / RAYS**2)
+    assert cover(turned, *size, table=table) == pytest.approx(cover(camera, *size), abs=1 / RASTER**2)
 
 
 def test_box_holds_its_points_but_strays() -> None:
