@@ -76,6 +76,18 @@ def test_screen_gradient_is_in_ndc() -> None:
     assert in_world == pytest.approx(in_ndc * (2 / 48) * (60 / 4), rel=1e-5)  # float32
 
 
+def test_window_and_tiles_are_parts_of_the_image() -> None:
+    gaussian = one_gaussian([0, 0, 0])
+    whole = rasterize(gaussian, camera(), GREY)
+    window = (10, 7, 33, 20)
+    drawn = rasterize(gaussian, camera(), GREY, window)
+    assert drawn.image.equal(whole.image[:, 7:27, 10:43]) and drawn.depth.equal(whole.depth[7:27, 10:43])
+    left = torch.tensor([[True, False, False], [False, False, False]])
+    tiles = rasterize(gaussian, camera(), GREY, window, left)
+    assert tiles.image[:, :16, :16].equal(drawn.image[:, :16, :16]) and drawn.alpha[:16, :16].any()
+    assert tiles.image[:, :, 16:].equal(GREY[:, None, None].expand(3, 20, 17)) and not tiles.alpha[16:].any()
+
+
 def test_screen_means_carry_no_gradient_where_none_is_wanted() -> None:
     with torch.no_grad():
         assert not rasterize(one_gaussian([0, 0, 0]), camera(), GREY).screen_means.requires_grad
@@ -91,6 +103,13 @@ def test_visible_anchors_are_those_that_touch_the_picture() -> None:
     # Far beyond the frame: ten times its half width, where no anchor of this size (at most 0.5) reaches back.
     wide = in_view(anchors.position, camera(distance=2.0), near=0.0, margin=5.0)
     assert bool(wide[rows].all())
+
+
+def test_windows_see_fewer_anchors() -> None:
+    anchors, view = random_anchors(500), camera(distance=2.0)
+    whole, part = visible_anchors(anchors, view), visible_anchors(anchors, view, (0, 0, 24, 18))
+    assert set(part.tolist()) < set(whole.tolist())
+    assert visible_anchors(anchors, view, (0, 0, 48, 36)).equal(whole)
 
 
 def test_invisible_anchors_do_not_matter() -> None:

@@ -1,9 +1,9 @@
 """Timings of the rasterizer on this machine: ``python bench.py [--threads N] [--gaussians N] [--size WxH]``.
 
-Prints medians of the stages on a synthetic load (sizes log-normal around 2.5 px, opacities 0.02 to 0.92), and, on a
-scene small enough for it, the ratio to the readable reference. ``--memory`` instead draws the load once, with the
-gradients of everything, and prints the peak resident memory: ``python bench.py --memory --gaussians 5000000 --size
-1600x900``.
+Prints medians of the stages on a synthetic load (sizes log-normal around 2.5 px, opacities 0.02 to 0.92), what a window
+of a quarter of the pixels takes of the whole image's time, and, on a scene small enough for it, the ratio to the
+readable reference. ``--memory`` instead draws the load once, with the gradients of everything, and prints the peak
+resident memory: ``python bench.py --memory --gaussians 5000000 --size 1600x900``.
 """
 
 import argparse
@@ -60,6 +60,25 @@ def bench_stages(scene: Scene, repeats: int) -> None:
         print(f"  {name:27s} {median_ms(run, repeats):8.2f} ms")
 
 
+def bench_window(scene: Scene, repeats: int) -> None:
+    """Forward and backward of the window in the middle, of half the sides, and of the whole image; in turns."""
+    width, height = scene["width"], scene["height"]
+    window = (width // 4, height // 4, width // 2, height // 2)
+    names = ("means", "opacities", "colors", "scales", "quats")
+    leaves = {name: scene[name].clone().requires_grad_() for name in names}
+
+    def step(**options: Any) -> float:
+        start = time.perf_counter()
+        torch.autograd.grad(rasterize(**(scene | leaves), **options).image.sum(), list(leaves.values()))
+        return (time.perf_counter() - start) * 1e3
+
+    whole, part = zip(*[(step(), step(window=window)) for _ in range(repeats + 1)][1:], strict=True)
+    whole_ms, part_ms = statistics.median(whole), statistics.median(part)
+    share = window[2] * window[3] / (width * height)
+    print(f"forward + backward: {whole_ms:.1f} ms, window of {share:.2f} of the pixels {part_ms:.1f} ms,", end=" ")
+    print(f"{part_ms / whole_ms:.2f} of the time")
+
+
 def bench_reference(repeats: int) -> None:
     """Forward and backward against the reference, where its dense evaluation fits."""
     scene = make_scene(300, width=160, height=90, dtype=torch.float32)
@@ -104,6 +123,7 @@ def main() -> None:
     if options.memory:
         return measure_memory(scene)
     bench_stages(scene, options.repeats)
+    bench_window(scene, options.repeats)
     bench_reference(options.repeats)
 
 

@@ -71,7 +71,7 @@ def moved(scene: Scene, device: str) -> Scene:
 def run(scene: Scene, device: str, outputs: str = "image alpha depth") -> dict[str, Tensor]:
     """Outputs, and gradients of a fixed random functional of the named ones, on the CPU."""
     scene = moved(scene, device)
-    inputs = {k: v.clone().requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
+    inputs = {k: v.clone().requires_grad_() for k, v in scene.items() if isinstance(v, Tensor) and k != "tiles"}
     inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
     out: Rasterization = rasterize(**(scene | inputs))
     generator = torch.Generator().manual_seed(1)
@@ -139,6 +139,38 @@ def test_footprints_over_many_tiles(backend: Backend, dtype: torch.dtype) -> Non
     scene = make_scene(70, width=131, height=97, dtype=dtype, max_opacity=0.3)
     scene["scales"][::2] *= 8
     compare(backend, with_cov3d(scene))
+
+
+WINDOWS = [(0, 0, 131, 97), (130, 96, 1, 1), (17, 5, 90, 80), (33, 50, 7, 40)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_window_has_the_bits_of_the_whole(
+    backend: Backend, dtype: torch.dtype, window: tuple[int, int, int, int]
+) -> None:
+    scene = make_scene(90, width=131, height=97, dtype=dtype)
+    scene["scales"][::4] *= 8
+    scene["opacities"][::3] = 1
+    x, y, width, height = window
+    with backend() as device:
+        whole = rasterize(**moved(scene, device))
+        drawn = rasterize(**moved(scene, device), window=window)
+        for name in ("image", "alpha", "depth"):
+            assert torch.equal(getattr(drawn, name), getattr(whole, name)[..., y : y + height, x : x + width]), name
+    compare(backend, scene | {"window": window})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_tiles_match_the_cpu(backend: Backend, dtype: torch.dtype, share: float) -> None:
+    # Large ones: also those whose tiles a whole warp writes.
+    scene = make_scene(70, width=131, height=97, dtype=dtype, max_opacity=0.3)
+    scene["scales"][::2] *= 8
+    tiles = torch.rand(6, 8, generator=torch.Generator().manual_seed(0)) < share
+    result = compare(backend, scene | {"window": (5, 1, 120, 95), "tiles": tiles})
+    hidden = ~tiles.repeat_interleave(16, 0).repeat_interleave(16, 1)[:95, :120]
+    assert torch.equal(result["image"][:, hidden], scene["background"][:, None].expand(3, int(hidden.sum())))
 
 
 def test_finished_pixels_take_no_more(backend: Backend) -> None:

@@ -172,3 +172,82 @@ def test_window_outside_of_the_image_is_refused(window: tuple[int, ...]) -> None
     ):
         with pytest.raises(RuntimeError, match=r"rasterize: window is \[.*inside of an image of 150x110 pixels"):
             call()
+
+
+# ------------------------------------------------------------------------------------------------------ masks of tiles
+
+
+def mask_of(window: ops.Window, share: float = 0.4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A random mask of tiles, and the pixels [h,w] of the squares that it names."""
+    _, _, width, height = window
+    shape = (-(-height // ops.TILE), -(-width // ops.TILE))
+    tiles = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
+    pixels = tiles.repeat_interleave(ops.TILE, 0).repeat_interleave(ops.TILE, 1)
+    return tiles, pixels[:height, :width]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("window", [None, (13, 6, 121, 77), (60, 41, 10, 50)])
+def test_tiles_are_drawn_as_without_a_mask_and_the_others_are_background(
+    window: ops.Window | None, dtype: torch.dtype
+) -> None:
+    scene = window_scene(dtype=dtype)
+    whole = rasterize(**scene, window=window)
+    for share in (0.0, 0.4, 1.0):
+        tiles, pixels = mask_of(window or (0, 0, *SIZE), share)
+        drawn = rasterize(**scene, window=window, tiles=tiles)
+        background = scene["background"][:, None, None]
+        assert torch.equal(drawn.image, torch.where(pixels, whole.image, background))
+        assert torch.equal(drawn.alpha, torch.where(pixels, whole.alpha, 0))
+        assert torch.equal(drawn.depth, torch.where(pixels, whole.depth, 0))
+        assert torch.equal(drawn.radii, whole.radii)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_tiles_that_are_not_drawn_go_to_the_background(dtype: torch.dtype) -> None:
+    scene, window = window_scene(dtype=dtype), (13, 6, 121, 77)
+    tiles, pixels = mask_of(window)
+    weights = [part(weight, window) for weight in weights_of(3, dtype)]
+    expected = gradients(scene, [torch.where(pixels, weight, 0) for weight in weights], window=window)
+    expected["background"] += torch.where(pixels, 0, weights[0]).sum((1, 2))
+    assert_gradients_close(gradients(scene, weights, window=window, tiles=tiles), expected, dtype)
+
+
+def test_no_pairs_of_tiles_that_are_not_drawn() -> None:
+    scene = window_scene()
+    camera = [scene[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]
+    projected = RAW.project(*(scene[name] for name in ("means", "scales", "quats")), None, scene["world_view"], None,
+                            *camera, 1.0, 0.2)  # fmt: skip
+    blend = (*projected, scene["opacities"], scene["colors"], scene["background"], *SIZE, None)
+    tiles, _ = mask_of((0, 0, *SIZE))
+    assert RAW.composite(*blend, torch.zeros_like(tiles))[7].shape[1] == 0
+    assert 0 < RAW.composite(*blend, tiles)[7].shape[1] < RAW.composite(*blend)[7].shape[1]
+    assert torch.equal(RAW.composite(*blend, torch.ones_like(tiles))[7], RAW.composite(*blend)[7])
+
+
+def test_reference_draws_tiles_too() -> None:
+    scene, window = make_scene(60, dtype=torch.float64), (11, 5, 30, 19)
+    tiles, _ = mask_of(window)
+    drawn = rasterize(**scene, window=window, tiles=tiles)
+    expected = rasterize_reference(**scene, window=window, tiles=tiles)
+    for name in PLANES:
+        torch.testing.assert_close(getattr(drawn, name), getattr(expected, name), rtol=0, atol=1e-12)
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    scene, window = window_scene(), (13, 6, 121, 77)
+    tiles, _ = mask_of(window)
+    camera = [scene[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]
+    projected = RAW.project(*(scene[name] for name in ("means", "scales", "quats")), None, scene["world_view"], None,
+                            *camera, 1.0, 0.2)  # fmt: skip
+    blend = (*projected, scene["opacities"], scene["colors"], scene["background"], *SIZE, window)
+    drawn = RAW.composite(*blend, tiles)
+    for wrong in (tiles[1:], tiles[None], tiles.T, tiles.to(torch.uint8), tiles.to("meta")):
+        with pytest.raises(ValueError, match=r"rasterize: tiles is .*, expected torch.bool \[5, 8\] on cpu"):
+            rasterize(**scene, window=window, tiles=wrong)
+        if wrong.is_meta:
+            continue
+        with pytest.raises(RuntimeError, match=r"rasterize: tiles is .*, expected bool \[5, 8\] on cpu"):
+            RAW.composite(*blend, wrong)
+        with pytest.raises(RuntimeError, match=r"rasterize: tiles is .*, expected bool \[5, 8\] on cpu"):
+            RAW.composite_backward(*drawn[:3], *drawn, len(scene["means"]), *window[:2], wrong)

@@ -37,15 +37,6 @@ constexpr Ints kLane = {0, 1, 2, 3, 4, 5, 6, 7};
 template <class S> DGR_HD Ints ints(V<S> a) { return __builtin_convertvector(a.v, Ints); }
 template <class S> DGR_HD Ints ints(Mask<S, kLanes> a) { return __builtin_convertvector(a.m, Ints); }
 
-// What a Gaussian covers of a tile: the cells (offsets of vectors in the tile's planes), row by row, and its terms in
-// every row that has one. Sized for the full tile and for what `pack` may write past it; a cell on the pad
-// finds finite terms.
-template <class S> struct Cover {
-  int count;
-  uint32_t cells[kTileHeight * kCellsPerRow + kLanes];
-  S dy[kTileHeight + kLanes] = {}, linear[kTileHeight + kLanes] = {}, constant[kTileHeight + kLanes] = {};
-};
-
 struct Region {
   int64_t x, y;       // of the tile in the window
   int width, height;  // of the tile inside the window
@@ -71,8 +62,19 @@ template <class S> struct Centers {
   }
 };
 
+// What a Gaussian covers of a tile: the cells (offsets of vectors in the tile's planes), row by row, and its terms in
+// every row that has one. Sized for the full tile and for what `pack` may write past it; a cell on the pad
+// finds finite terms.
+template <class S> struct Cover {
+  Centers<S> centers;
+  int count;
+  uint32_t cells[kTileHeight * kCellsPerRow + kLanes];
+  S dy[kTileHeight + kLanes] = {}, linear[kTileHeight + kLanes] = {}, constant[kTileHeight + kLanes] = {};
+};
+
 // Bit r of `live`: row r has unfinished pixels.
-template <class S> DGR_HD void cover(const Record<S>& r, const Centers<S>& centers, uint64_t live, Cover<S>& out) {
+template <class S> DGR_HD void cover(const Record<S>& r, uint64_t live, Cover<S>& out) {
+  const Centers<S>& centers = out.centers;
   out.count = 0;
   // The centre of the footprint from the corner of the tile. Rounded, unlike dy: only which cells to try depends on it.
   const S x = r.x - centers.left, y = r.y - centers.top;
@@ -144,7 +146,7 @@ template <class S> DGR_HD const Record<S>& record_at(const DrawLists<S>& lists, 
 // Returns the position behind the last Gaussian drawn.
 template <class S, class Draw>
 DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, const S* t, const Draw& draw) {
-  Cover<S> covered;
+  Cover<S> covered{centers};
   const int32_t begin = lists.tile_start[tile], end = lists.tile_start[tile + 1];
   uint64_t live = 0;
   for (int32_t i = begin; i < end; ++i) {
@@ -154,7 +156,7 @@ DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_
       for (int64_t byte = 0; byte < lists.stride * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(ahead + byte);
     }
     const Record<S>& record = record_at(lists, lists.ranks[i]);
-    cover(record, centers, live, covered);
+    cover(record, live, covered);
     draw(record, covered, i);
   }
   return end;
@@ -187,14 +189,13 @@ template <class S> DGR_HD Cells<S> of_columns(const S* table, const uint32_t* at
 
 template <class S, int C>
 void draw_tile(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* planes) {
-  const S* columns = centers.columns;
   walk(lists, centers, tile, t, [=](const Record<S>& r, const Cover<S>& cover, int64_t) DGR_LAMBDA {
     const int n = channels<C>(runtime);
     const S* features = r.features();
     const Cells<S> a{V<S>(r.a)}, x{V<S>(r.x)};
     for (int k = 0; k < cover.count; k += kStep) {
       const uint32_t* at = cover.cells + k;
-      const Cells<S> dx = of_columns(columns, at) - x;
+      const Cells<S> dx = of_columns(cover.centers.columns, at) - x;
       Cells<S> trans = load_cells(t, at);
       const Cells<S> weight = blend(opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx)), trans);
       store_cells(trans, t, at);
@@ -210,7 +211,6 @@ void draw_tile(const DrawLists<S>& lists, const Centers<S>& centers, int64_t til
 template <class S, int C, bool A>
 void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* rest, const S* grads,
                    V<S>* runtime_sums, S* pair_grads) {
-  const S* columns = centers.columns;
   const int32_t drawn = walk(lists, centers, tile, t, [=](const Record<S>& r, const Cover<S>& cover, int64_t position) DGR_LAMBDA {
     const int n = channels<C>(runtime);
     const S *alpha_grads = grads + n * kPlane, *features = r.features();
@@ -221,7 +221,7 @@ void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t
     for (int i = 0; i < pair_row(n); ++i) sums[i] = zero;
     for (int k = 0; k < cover.count; k += kStep) {
       const uint32_t* at = cover.cells + k;
-      const Cells<S> dx = of_columns(columns, at) - x;
+      const Cells<S> dx = of_columns(cover.centers.columns, at) - x;
       Cells<S> weight, trans = load_cells(t, at), left = load_cells(rest, at);
       const Opacity<Cells<S>> opacity = opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx));
       Cells<S> color_grad = A ? load_cells(alpha_grads, at) : Cells<S>(zero);
