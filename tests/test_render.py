@@ -1,5 +1,6 @@
 """One view: what is drawn, what is left out, what training gets back, and its scores."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from momentum_gs.core.geometry import in_view
 from momentum_gs.core.types import Camera, Gaussians, PointCloud
+from momentum_gs.core.window import Window
 from momentum_gs.data.images import write_png
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
@@ -79,11 +81,11 @@ def test_screen_gradient_is_in_ndc() -> None:
 def test_window_and_tiles_are_parts_of_the_image() -> None:
     gaussian = one_gaussian([0, 0, 0])
     whole = rasterize(gaussian, camera(), GREY)
-    window = (10, 7, 33, 20)
+    window = Window(10, 7, torch.ones(20, 33), torch.ones(2, 3, dtype=torch.bool), 0.0, (48, 36))
     drawn = rasterize(gaussian, camera(), GREY, window)
     assert drawn.image.equal(whole.image[:, 7:27, 10:43]) and drawn.depth.equal(whole.depth[7:27, 10:43])
     left = torch.tensor([[True, False, False], [False, False, False]])
-    tiles = rasterize(gaussian, camera(), GREY, window, left)
+    tiles = rasterize(gaussian, camera(), GREY, replace(window, tiles=left))
     assert tiles.image[:, :16, :16].equal(drawn.image[:, :16, :16]) and drawn.alpha[:16, :16].any()
     assert tiles.image[:, :, 16:].equal(GREY[:, None, None].expand(3, 20, 17)) and not tiles.alpha[16:].any()
 
@@ -107,9 +109,11 @@ def test_visible_anchors_are_those_that_touch_the_picture() -> None:
 
 def test_windows_see_fewer_anchors() -> None:
     anchors, view = random_anchors(500), camera(distance=2.0)
-    whole, part = visible_anchors(anchors, view), visible_anchors(anchors, view, (0, 0, 24, 18))
+    window = Window(0, 0, torch.ones(18, 24), torch.ones(2, 2, dtype=torch.bool), 0.0, (48, 36))
+    assert window.reach == (0, 0, 27, 20)
+    whole, part = visible_anchors(anchors, view), visible_anchors(anchors, view, window)
     assert set(part.tolist()) < set(whole.tolist())
-    assert visible_anchors(anchors, view, (0, 0, 48, 36)).equal(whole)
+    assert visible_anchors(anchors, view, replace(window, weights=torch.ones(36, 48))).equal(whole)
 
 
 def test_invisible_anchors_do_not_matter() -> None:

@@ -73,7 +73,7 @@ def spherical_harmonics(
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
     """Indices of the anchors in view: those whose ellipsoid with their first three scales projects onto the image, or
-    onto the window.
+    near its window (``Window.reach``).
 
     Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
 
@@ -84,7 +84,7 @@ def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = No
         anchors.position,
         anchors.scales[:, :3].contiguous(),
         anchors.rotation,
-        window=None if window is None else window.rectangle,
+        window=None if window is None else window.reach,
         **_pinhole(camera, anchors.position),
     )
     return radii.nonzero()[:, 0]
