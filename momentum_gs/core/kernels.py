@@ -33,7 +33,7 @@ def check_kernels() -> None:
     for package, (module, operator) in PACKAGES.items():
         folder = _folder(package)
         if folder is None:
-            raise UserError(f"kernels: the package {package} is not installed, expected that of momentum-gs; {repair()}")
+            raise UserError(f"kernels: the package {package} is not installed, expected momentum-gs's; {repair()}")
         if not (folder / "reference.py").is_file():  # Each of our packages has a reference in PyTorch.
             raise _stranger(package, folder)
         built = build_record(package).get("torch")
