@@ -1,9 +1,10 @@
-"""What the four setup.py's share: the torch they build for, whether the GPU's part is built, what a build records.
+"""Build rules shared by the four setup.py: the torch to build for, whether to build CUDA kernels, the build record.
 
-The CPU's part is always built; the GPU's where torch is a CUDA build and nvcc is there. FORCE_CUDA=1 makes their
-absence an error, FORCE_CUDA=0 builds for CPUs only. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
+The CPU kernels are always built, the CUDA kernels if torch is a CUDA build and nvcc is installed. FORCE_CUDA=1 makes it
+an error if they cannot be built, FORCE_CUDA=0 builds for CPUs only. TORCH_CUDA_ARCH_LIST names the GPU architectures,
+as for any torch extension.
 
-The CPU part runs on any x86-64 with AVX2 and chooses its kernels there; NATIVE=1 builds for this machine alone.
+The CPU kernels run on any x86-64 CPU with AVX2 and are chosen at run time; NATIVE=1 builds for this machine only.
 """
 
 import json
@@ -18,20 +19,20 @@ try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
-    raise SystemExit("build: torch is not there, but the kernels compile against it; install it first, then add "
+    raise SystemExit("build: torch is not installed, but the kernels compile against it; install it first, then add "
                      "--no-build-isolation") from error  # fmt: skip
 
 ARCHITECTURES = "8.0;9.0+PTX"
-"""GPUs to build for where none is visible: those that scripts/compile_cuda.sh checks, and in PTX those to come."""
+"""GPU architectures to build for if no GPU is visible: those that scripts/compile_cuda.sh checks, and PTX for newer."""
 
 TORCH = "torch=={}.{}.*".format(*torch.__version__.split(".")[:2])
-"""What a built package requires: a library that was compiled for one minor version of torch fits no other."""
+"""Requirement of a built package: a library compiled for one minor version of torch does not work with another."""
 
 
 def with_cuda() -> bool:
-    """Whether the GPU's part is built; ends the build where it is demanded and cannot be.
+    """Whether to build the CUDA kernels; ends the build if FORCE_CUDA demands them and they cannot be built.
 
-    Where no GPU is visible to say for which one, ``ARCHITECTURES`` is set.
+    If no GPU is visible, sets TORCH_CUDA_ARCH_LIST to ``ARCHITECTURES``, unless it is set already.
     """
     wanted = os.environ.get("FORCE_CUDA", "")
     if wanted == "0":
@@ -43,13 +44,13 @@ def with_cuda() -> bool:
         missing = f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to its folder"
     if missing and wanted:
         raise SystemExit(f"build: FORCE_CUDA={wanted}, but {missing}")
-    if missing is None and not torch.cuda.is_available():  # torch would ask the GPUs that it sees.
+    if missing is None and not torch.cuda.is_available():  # Otherwise torch builds for the visible GPUs.
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     return missing is None
 
 
 def machine_flags() -> list[str]:
-    """Instruction set: none, as csrc/cpu chooses when it runs; the builder's own where NATIVE asks for it."""
+    """Compiler flags for the instruction set: none, as csrc/cpu chooses at run time, or this CPU's with NATIVE=1."""
     if os.environ.get("NATIVE", "0") in ("", "0"):
         return []
     return ["-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native", "-DCPU_KERNELS_NATIVE"]
@@ -61,7 +62,7 @@ Extension = CUDAExtension if CUDA else CppExtension
 
 
 class _Build(BuildExtension):
-    """Writes beside each library what it was built for: built.json, which the program compares with what is there."""
+    """Writes built.json next to each library: the torch, GPUs and CPU that it was built for, checked at run time."""
 
     def build_extensions(self) -> None:
         super().build_extensions()
@@ -78,7 +79,7 @@ class _Build(BuildExtension):
 
 
 class _Sdist(sdist):
-    """A package's own source distribution carries this file along."""
+    """Adds this file to the source distribution of a single package."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)

@@ -1,6 +1,6 @@
-"""Rules of the house that a machine can check: who may import whom, and what is written nowhere.
+"""Rules of the code that a test can check: which packages may import which, and what no file may contain.
 
-Each rule looks at the syntax tree of one file and names the offending line.
+Each rule checks the syntax tree of one file and names the offending line.
 """
 
 import ast
@@ -75,7 +75,7 @@ def extensions_know_only_torch(path: str, tree: ast.Module) -> Iterator[Violatio
 
 
 def extensions_have_doors(path: str, tree: ast.Module) -> Iterator[Violation]:
-    """Of the package: calling a kernel is the business of few files, so that its face can change."""
+    """In the package, only few files call the kernels, so that the kernels' interface can change."""
     for line, name in imports(tree, path):
         if path.startswith("momentum_gs/") and path not in DOORS.get(name.split(".")[0], {path}):
             yield line, f"imports {name}, which is done by {' and '.join(sorted(DOORS[name.split('.')[0]]))}"

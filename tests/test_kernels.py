@@ -68,7 +68,7 @@ def test_another_minor_version_is_not_even_loaded(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_folder", lambda package: None)
-    with pytest.raises(UserError, match="the package diff_gaussian_rasterization is not there, expected that of"):
+    with pytest.raises(UserError, match="the package diff_gaussian_rasterization is not installed, expected"):
         kernels.check_kernels()
 
 

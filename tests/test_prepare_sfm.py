@@ -168,7 +168,7 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
     (out / "sparse" / "0" / "test.txt").write_text(min(truth))
     assert main([*argv, "-r", "2"]) == 0
     said = capsys.readouterr().out
-    assert said.count("done before") == 4
+    assert said.count("already done") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
     halved = load_scene(SceneConfig(path=str(out), resolution=1.0))
     assert [len(halved.train), len(halved.test)] == [15, 1]  # The list is the user's and stays.

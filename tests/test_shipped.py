@@ -54,7 +54,7 @@ def test_the_working_folder_changes_no_name(tmp_path: Path, monkeypatch: pytest.
     [
         (
             "rubbel",
-            "no shipped settings file is called 'rubbel'; did you mean scenes/rubble? A file of your own is named",
+            "no shipped settings file is called 'rubbel'; did you mean scenes/rubble? Give your own file with its",
         ),
         ("gaussian", "did you mean modes/gaussians?"),
         ("modes/ful", "did you mean modes/full or "),

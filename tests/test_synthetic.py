@@ -292,9 +292,9 @@ def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     settings = CitySettings(blocks_x=1, blocks_y=1, views=4, width=16, height=16)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "mine.jpg").write_text("an image")
-    with pytest.raises(UserError, match="no synthetic city.*--force"):
+    with pytest.raises(UserError, match="other than a synthetic city.*--force"):
         write_city(tmp_path, settings)
-    with pytest.raises(UserError, match="no synthetic city"):
+    with pytest.raises(UserError, match="other than a synthetic city"):
         write_city(tmp_path / "missing" / "..", settings)
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
     write_city(tmp_path, settings, force=True)

@@ -96,7 +96,7 @@ def test_a_lens_that_folds_within_the_picture_is_cut_before_the_fold_or_refused(
     y = (np.array([0.5, window.height - 0.5]) - window.cy) / window.fy
     assert folding.unfolded(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).all()
     for hopeless in (replace(folding, extra=(-900.0,)), replace(folding, center=(320.0, 1000.0))):
-        with pytest.raises(UserError, match="SIMPLE_RADIAL lens of 640x480 .*maps no image"):
+        with pytest.raises(UserError, match="SIMPLE_RADIAL lens of 640x480 .*cannot be undistorted"):
             pinhole_window(hopeless)
 
 

@@ -368,7 +368,7 @@ def test_a_slow_image_is_named_while_it_is_waited_for(
             assert timers[-1].cancelled
     assert {timer.interval for timer in timers} == {views_module.SLOW_SECONDS}
     said = capsys.readouterr().err
-    assert re.search(r"3\.png \(40x30 in training\) is waited for since 10 s", said)
+    assert re.search(r"waiting for image .*3\.png \(40x30 in training\) for more than 10 s", said)
     assert said.count("3.png") == 1, "once an image"
 
 

@@ -1,4 +1,4 @@
-"""The words of docs/glossary.md are used, and those it lists as not used are not: in names, comments, help and docs."""
+"""Names, comments, help texts and docs do not contain the words that docs/glossary.md lists as not used."""
 
 import re
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ RETIRED = {
     r"confin(e|es|ed|ing)\b": "offset clamping",
 }
 ALLOWED = {
-    # What old files and other programs call things.
+    # Names in old files and in other programs.
     "anchor_demon", "read_all_pose_priors", "gaussians.prior", "blocks.confine",
 }  # fmt: skip
 
 
 def texts() -> Iterator[Path]:
-    """Everything that a stranger reads."""
+    """All files that readers of the project see, except tests and the glossary."""
     for pattern in ("*.md", "docs/*.md", "configs/**/*.yaml", "scripts/**/*.sh", "scripts/**/*.py",
                     "momentum_gs/**/*.py", "submodules/*/*.md", "submodules/**/*.py",
                     "submodules/*/csrc/**/*.[ch]*"):  # fmt: skip

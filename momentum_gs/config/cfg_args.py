@@ -1,4 +1,4 @@
-"""``cfg_args``: the one-line record of settings that programs of 3DGS codebases read beside a model."""
+"""``cfg_args``: the one-line record of settings beside a model, which programs of 3DGS codebases read."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ def cfg_args(config: Config) -> str:
     """The line ``Namespace(name=value, ...)`` under the names that 3DGS codebases use.
 
     The SIBR viewers search the text for ``sh_degree``, ``white_background``, ``add_*_dist`` and ``source_path`` and
-    read up to the next comma, so the paths stand last, where nothing in them can be taken for a setting. With anchors
-    colours come from the decoder; ``sh_degree`` is there because the viewers insist on it.
+    read up to the next comma, so the paths come last, where no part of them can be mistaken for a setting. With
+    anchors, colours come from the decoder; ``sh_degree`` is there because the viewers require it.
     """
     model = config.model
     source = "" if config.scene.path is None else os.path.abspath(config.scene.path)

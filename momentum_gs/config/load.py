@@ -1,18 +1,19 @@
-"""YAML files and ``key=value`` overrides in, one checked ``Config`` out, and back to YAML.
+"""Loads a checked ``Config`` from YAML files and ``key=value`` overrides, and writes it back to YAML.
 
-A file may start from another one and may hold settings for one stage only:
+A file may be based on another one and may hold settings for one stage only:
 
-    base: ../base.yaml          # relative to this file; without suffix a shipped file: base, scenes/rubble
+    base: ../base.yaml          # relative to this file; without a suffix, a shipped file: base, scenes/rubble
     growth: {until: 30_000}
     stages:
       coarse: {growth: {until: 15_000}}
 
-Later wins: the schema's defaults, the base, the file, the settings of the chosen stage (wherever they stand), the
+Later ones win: the schema's defaults, the base, the file, the settings of the chosen stage (in whichever file), the
 overrides.
 
-Numbers of steps may be a share of ``steps``, as in ``growth: {until: 60%}``, so that a run of any length is one whose
-parts fit together; and what depends on the scene and the machine may be ``auto``. Neither reaches a ``Config``: shares
-are counted when all sources are merged, and whoever knows the scene chooses what is ``auto`` (``Settings``).
+Numbers of steps may be given as a share of ``steps``, as in ``growth: {until: 60%}``, so that the schedule fits a run
+of any length; and settings that depend on the scene and the machine may be ``auto``. Neither reaches a ``Config``:
+shares become numbers when all sources are merged, and the caller, who knows the scene, chooses values for what is
+``auto`` (``Settings``).
 """
 
 import difflib
@@ -49,13 +50,13 @@ _SHARES = frozenset([
 ])  # fmt: skip
 """Numbers of steps that may be given as a share of ``steps``."""
 _AUTO = frozenset(["steps", "scene.resolution", "model.voxel_size"])
-"""Settings that may be ``auto`` in a source, though a ``Config`` has a number there. (Where the schema itself has
-``auto``, the setting is resolved where it is used.)"""
+"""Settings that may be ``auto`` in a file or an override, but are numbers in a ``Config``. (Settings whose type in the
+schema includes ``auto`` are resolved where they are used.)"""
 _SHARE = re.compile(r"\d+(?:\.\d+)?%")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; a key that stands twice is an error instead of a silent choice."""
+    """Reads plain data only; a duplicate key is an error instead of a silent choice."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
@@ -63,12 +64,12 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the text that ``_Loader`` would read as something else; lists stay on one line."""
+    """Quotes exactly the strings that ``_Loader`` would read as another type; lists stay on one line."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
@@ -82,39 +83,40 @@ _Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("
 def load_config(
     path: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Config:
-    """The experiment that a file (None: the defaults) and overrides such as ``growth.interval=50`` describe.
+    """The experiment that a file or several (None: the defaults) and overrides such as ``growth.interval=50`` describe.
 
-    Raises UserError as ``load_settings`` does, for a value out of range, and for one that is ``auto``.
+    Raises:
+        UserError: as ``load_settings``; also for a value that is out of range or ``auto``.
     """
     return load_settings(path, overrides, quiet=quiet).config()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings from all sources, merged; what is ``auto`` among them is still open."""
+    """Settings merged from all sources; those that are ``auto`` have no value yet."""
 
     values: Mapping[str, Any]
-    """Nested, without the settings that nobody gave."""
+    """Nested; only settings that some source gave."""
 
     @property
     def auto(self) -> tuple[str, ...]:
-        """Dotted names of the settings that are ``auto`` and that ``config`` needs a choice for."""
+        """Dotted names of the settings that are ``auto``, for which ``config`` needs a choice."""
         flat = flat_settings(self.values)
         return tuple(sorted(key for key in flat if key in _AUTO and flat[key] == "auto"))
 
     def config(self, choices: Mapping[str, Any] | None = None) -> Config:
-        """The experiment. With Gaussians in the place of anchors, what needs anchors is off (``NEEDS_ANCHORS``).
+        """The experiment. With ``model.primitive=gaussians``, settings that need anchors are off (``NEEDS_ANCHORS``).
 
         Args:
-            choices: Dotted name -> value, for the settings of ``auto``. Others are not changed.
+            choices: Dotted name -> value for the settings that are ``auto``; other names are ignored.
 
         Raises:
-            UserError: for a value out of range, and for an ``auto`` that is left.
+            UserError: for a value out of range, and for a setting that is ``auto`` without a choice.
         """
         values = dict(self.values)
         for key in self.auto:
             if choices is None or key not in choices:
-                raise UserError(f"config: {key} is auto, which needs a scene to choose by; give a number here")
+                raise UserError(f"config: {key} is auto, which can only be resolved with a scene; give a number here")
             values = _merged(values, _nested(key, choices[key]))
         steps = values.get("steps", Config.steps)
         for key, value in flat_settings(values).items():
@@ -131,13 +133,15 @@ def load_settings(
 ) -> Settings:
     """The settings that files and overrides give.
 
-    Of several files the later win, as if each were based on the one before.
+    Of several files, later ones win, as if each were based on the one before.
 
-    An override's value is YAML; where the setting is text it is taken as typed, and the brackets of a list may be left
-    out (``partition.dim=2,2,1``). Names of earlier versions (``config/renamed.py``) are read, with one line of warning
-    unless ``quiet``.
+    An override's value is YAML, except that the value of a text setting is taken as typed, and that the brackets of a
+    list may be left out (``partition.dim=2,2,1``). Setting names of earlier versions (``config/renamed.py``) are
+    accepted, with a warning of one line unless ``quiet``.
 
-    Raises UserError for an unreadable file, an unknown key (naming the nearest valid one), a value of the wrong type.
+    Raises:
+        UserError: for an unreadable file, an unknown key (the message names the nearest valid one) and a value of the
+            wrong type.
     """
     given: dict[str, Any] = {}
     stages: dict[str, Any] = {}
@@ -160,7 +164,7 @@ def config_from_dict(data: Mapping[str, Any], where: str = "settings") -> Config
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """Every setting as nested plain data (tuples where the schema has tuples); undone by ``config_from_dict``."""
+    """Every setting as nested plain data (tuples where the schema has tuples); ``config_from_dict`` is the inverse."""
     return asdict(config)
 
 
@@ -178,8 +182,12 @@ def dump_config(config: Config) -> str:
 
 
 def _read(path: Path, children: tuple[Path, ...], old: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, settings by stage) of a file and its bases; ``children`` are the files that led here, ``old`` takes
-    warnings about old names."""
+    """(settings, settings by stage) of a file and its bases.
+
+    Args:
+        children: The files whose chain of bases led to this one.
+        old: Warnings about old names are appended to it.
+    """
     if path.resolve() in children:
         raise UserError(f"config: {path} is its own base; remove 'base:' from one of the files")
     try:
@@ -232,7 +240,7 @@ def _parse_override(text: str, old: list[str]) -> dict[str, Any]:
         try:
             value = yaml.load(f"[{raw}]" if is_list and not null and raw[0] != "[" else raw, _Loader)
         except yaml.YAMLError:
-            value = raw  # The type check below says what was expected.
+            value = raw  # The type check below raises an error that names the expected type.
     return _typed(_current(_nested(name, value), "command line", old), Config, "", "command line")
 
 
@@ -244,14 +252,14 @@ def _nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def _current(data: Any, where: str, old: list[str]) -> Any:
-    """Settings under the names that they have now; warnings about old ones go to ``old``."""
-    data, said = current_settings(data, where)
-    old += [f"{where}: {text}" for text in said]
+    """Settings under their current names; warnings about old names are appended to ``old``."""
+    data, warnings = current_settings(data, where)
+    old += [f"{where}: {text}" for text in warnings]
     return data
 
 
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
-    """``value`` in the types of ``hint``; sections stay dictionaries, so that files can be merged."""
+    """``value`` converted to the types of ``hint``; sections stay dictionaries, so that files can be merged."""
     if not is_dataclass(hint):
         is_share = name in _SHARES and isinstance(value, str) and _SHARE.fullmatch(value)
         if is_share or (name in _AUTO and value == "auto"):
@@ -278,7 +286,7 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
 
 
 def _scalar(value: Any, hint: Any) -> Any:
-    """``value`` as a field of type ``hint`` holds it; TypeError where it is something else."""
+    """``value`` converted to the type ``hint``; raises TypeError where it has another type."""
     for kind in _options(hint):
         if kind is type(None) and value is None:
             return None
@@ -290,7 +298,7 @@ def _scalar(value: Any, hint: Any) -> Any:
         if kind in (bool, str) and isinstance(value, kind):
             return value
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if kind is int and number and value == int(value):  # 3e4 is a whole number too.
+        if kind is int and number and value == int(value):  # 3e4 is a whole number, too.
             return int(value)
         if kind is float and number:
             return float(value)
@@ -303,7 +311,7 @@ def _build(cls: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, section by section; ``above`` wins."""
+    """Both merged section by section; ``above`` wins."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -313,7 +321,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _options(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the type alone."""
-    # A union with a Literal in it is of typing's own kind.
+    # The origin of a union that contains a Literal is typing.Union.
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
@@ -333,7 +341,7 @@ def _described(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as a person would have typed it, cut to a length that fits on the line."""
+    """A value as one would type it in YAML, cut to 80 characters."""
     if isinstance(value, str):
         text = repr(value)
     else:
@@ -342,7 +350,7 @@ def _shown(value: Any) -> str:
 
 
 def _unknown_key(name: str, where: str) -> UserError:
-    """Nearest is a key with the same last part (a forgotten section), or else the one spelt most alike."""
+    """The error that suggests the most similar key, preferably one with the same last part (a forgotten section)."""
     valid = list(_keys(Config, ""))
     same_leaf = [key for key in valid if key.rpartition(".")[2] == name.rpartition(".")[2]]
     nearest = difflib.get_close_matches(name, same_leaf or valid, n=1, cutoff=0)[0]

@@ -1,4 +1,4 @@
-"""The settings of a run: where they are read from, where it writes, and which coordinates it has."""
+"""The settings of a run: its configuration file, its folders and its coordinates."""
 
 import os
 from dataclasses import replace
@@ -9,12 +9,12 @@ from momentum_gs.config.schema import Config, SceneConfig
 from momentum_gs.core.errors import UserError
 
 OWN_FILE = "own"
-"""Name of the shipped settings for one's own images."""
+"""Name of the shipped settings for a user's own images."""
 
 
 def absolute_paths(config: Config) -> Config:
-    """Settings that mean the same from any working directory, as the copy in the output folder has to."""
-    # Files that are not found from here are relative to the scene.
+    """The settings with absolute paths, so that their copy in the output folder holds in any working directory."""
+    # Files that do not exist relative to the working directory are relative to the scene.
     test_list, points = (
         _absolute(path) if path is not None and os.path.isfile(path) else path
         for path in (config.scene.test_list, config.scene.points)
@@ -31,7 +31,7 @@ def absolute_paths(config: Config) -> Config:
 
 
 def load_run_config(out: str | Path) -> Config:
-    """The experiment whose output folder is ``out``; its own ``out`` is this folder, wherever it was moved."""
+    """The experiment whose output folder is ``out``; its ``out`` is set to this folder, in case it was moved."""
     file = Path(out) / "config.yaml"
     if not file.is_file():
         raise UserError(f"run: {file} is missing, expected the output folder of 'momentum-gs train -m OUT'")
@@ -39,28 +39,29 @@ def load_run_config(out: str | Path) -> Config:
 
 
 def frame_of_run(scene: SceneConfig, out: Path) -> SceneConfig:
-    """The settings of a scene with the coordinates of an earlier run, where both say ``unit: auto`` and it found them.
+    """The scene's settings with the coordinates that an earlier run in ``out`` determined for ``unit: auto``.
 
-    A coarse model, the partition made with it and a run that is resumed share their coordinates, whatever images the
-    scene has gained or lost in between.
+    The settings are unchanged unless both have ``unit: auto`` and the earlier run has determined its coordinates. So a
+    coarse model, the partition made with it and a resumed run share coordinates, even if images were added to the scene
+    or removed in between.
     """
     if scene.unit != "auto" or not (out / "config.yaml").is_file():
         return scene
     earlier = load_run_config(out).scene
-    if earlier.unit == "auto" or earlier.axes is None:  # It has none yet, or trained in the scene's own.
+    if earlier.unit == "auto" or earlier.axes is None:  # Not determined yet, or the scene's own coordinates.
         return scene
     return replace(scene, offset=earlier.offset, unit=earlier.unit, axes=earlier.axes)
 
 
 def out_folder(config: Config) -> Path:
-    """The output folder, which a command that writes cannot do without."""
+    """The output folder; UserError where none is set."""
     if config.out is None:
         raise UserError("config: out is not set, expected an output folder; give one with -m OUT")
     return Path(config.out)
 
 
 def coarse_folder(config: Config) -> Path:
-    """Where the coarse model of the experiment is, or would be."""
+    """The output folder of the experiment's coarse model, whether or not it exists."""
     return Path(config.partition.coarse) if config.partition.coarse else out_folder(config) / "coarse"
 
 

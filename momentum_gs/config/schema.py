@@ -1,9 +1,9 @@
-"""Every setting of an experiment: typed, frozen, checked when built.
+"""Every setting of an experiment: typed, frozen and checked on construction.
 
-A docstring under a field gives its meaning, its unit and where the default comes from: [MGS] the official Momentum-GS
-code, [SGS] Scaffold-GS, [paper] Momentum-GS, [ours] a decision of this project (docs/fidelity.md lists those).
-"Block step" counts the steps that one block has trained; "scene unit" is the unit of the scene's
-files, "training unit" the one of ``scene.unit``.
+The docstring under a field gives its meaning, its unit and the origin of its default: [MGS] the official Momentum-GS
+code, [SGS] Scaffold-GS, [3DGS] the original code, [paper] the Momentum-GS paper, [ours] a decision of this project
+(docs/fidelity.md lists those). A block step is a step that one block has trained; a scene unit is the unit of the
+scene's files; a training unit is ``scene.unit`` scene units.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ NEEDS_ANCHORS = {
     "teacher.enabled": False, "blocks.boundary_finetuning": False, "blocks.offset_clamping": False,
     "model.background": "fixed",
 }  # fmt: skip
-"""What needs anchors or a decoder, and its value without: ``model.primitive=gaussians`` switches it off."""
+"""Settings that need anchors or a decoder, with the values that ``model.primitive=gaussians`` gives them."""
 
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 """A signed axis of the scene's coordinates."""
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def _developers(default: T) -> T:
-    """A setting that only who works on the program turns; such settings come last in their section."""
+    """A setting that only developers of the program change; such settings come last in their section."""
     return field(default=default, metadata={"developers": True})
 
 
@@ -39,46 +39,51 @@ class SceneConfig:
     """Where the images are and which of them train."""
 
     path: str | None = None
-    """Scene folder (``-s``): ``images/`` and ``sparse/0``, Mega-NeRF style ``train/`` and ``val/``, or
-    ``transforms.json``."""
+    """Scene folder (``-s``): with ``images/`` and ``sparse/0``, with ``train/`` and ``val/`` as Mega-NeRF has them, or
+    with ``transforms.json``."""
     images: str = "images"
     """Name of the image folder (``-i``)."""
     resolution: float = -1.0
-    """``-r``: 1, 2, 4, 8 divide the size; any other positive number is the width; -1 caps the width at 1600 [SGS]."""
+    """``-r``: 1, 2, 4 and 8 divide the image size; any other positive number is the image width in pixels; -1 limits
+    the width to 1600 [SGS]."""
     test_every: int = 8
-    """Every n-th image in order of name is held out [SGS]; 0 holds out none. Unused with a list or a val folder."""
+    """Every n-th image, in order of name, is held out [SGS]; 0: none. Ignored where there is a ``test_list`` or a
+    ``val/`` folder."""
     test_list: str | None = None
-    """File with one held-out image name a line; also found as ``sparse/0/test.txt`` and ``test_list.txt``."""
+    """File with one held-out image name per line. Default: ``sparse/0/test.txt`` or ``test_list.txt`` of the scene,
+    where there is one."""
     white_background: bool = False
-    """``-w``: composite on white instead of black."""
+    """``-w``: composite onto white instead of black."""
     cache_gb: float = 4.0
-    """Bound of the decoded-image cache, GiB of host memory of one process [ours]."""
+    """Largest size of the cache of decoded images, GiB of host memory per process [ours]."""
     bad_images: Literal["fail", "skip"] = "fail"
-    """What an image that cannot be read does to a run: end it, or leave its views out of training and report how many
-    were [ours]."""
+    """What happens when an image cannot be read: the run ends (``fail``), or the image is left out of training and the
+    number of such images is reported (``skip``) [ours]."""
     masks: str = "masks"
     """Folder in the scene with a mask for each image, ``<image name>.png``; black pixels are ignored in the loss, in
-    scores and in growth. Empty: masks are not looked for [ours]."""
+    scores and in growth. Empty: no masks are used [ours]."""
     undistort: bool = False
-    """Undistort images of cameras with distortion into ``undistort_folder``; otherwise they are refused [ours]."""
+    """Undistort images of cameras with lens distortion into ``undistort_folder``; without this, such a scene is an
+    error [ours]."""
     points: str | None = None
     """Initial points instead of the scene's own: a PLY, LAS or LAZ file in the scene's coordinates, or ``random``
-    (100,000 where the cameras look) [ours]."""
+    (100,000 random points where the cameras look) [ours]."""
     offset: tuple[float, float, float] | None = None
-    """Taken from all coordinates of the scene. Default: zero, unless the cameras are so far from the origin (100 times
-    their extent) that float32 would blur the scene; then their rounded centre; with ``unit: auto`` always their centre.
-    ``config.yaml`` of a run holds the one used [ours]."""
+    """Subtracted from all coordinates of the scene, scene units. Default: zero, unless the cameras are so far from the
+    origin (100 times their extent) that float32 would blur the scene; then their rounded centre. With ``unit: auto``
+    the default is always their centre. A run writes the offset that it used to its ``config.yaml`` [ours]."""
     unit: float | Literal["auto"] = 1.0
-    """Scene units in one training unit: all coordinates are divided by it. 1: the scene trains in its own coordinates
-    [SGS, MGS]. ``auto``: the unit in which the cameras see the points from a median distance of 5, so that the same
-    settings suit a scene in metres, in feet or in COLMAP's own units. All lengths in settings, ``partition.aabb`` among
-    them, and all results are in training units; ``config.yaml`` of a run holds the unit used [ours]."""
+    """Scene units in one training unit: all coordinates are divided by this number. 1: training uses the scene's own
+    coordinates [SGS, MGS]. ``auto``: the unit in which the median distance from the cameras to the points is 5, so that
+    the same settings suit a scene in metres, in feet or in COLMAP's arbitrary unit. All lengths in settings, including
+    ``partition.aabb``, and all results are in training units. A run writes the unit that it used to its
+    ``config.yaml`` [ours]."""
     axes: tuple[Axis, Axis, Axis] | None = None
     """Axes of the scene that become x, y and z of the training coordinates, e.g. ``[x, -z, y]``. Default: the scene's
-    own; with ``unit: auto`` those that point up (z) and from the cameras to the points (x). ``config.yaml`` of a run
-    holds the ones used [ours]."""
+    own; with ``unit: auto`` those that point up (z) and from the cameras to the points (x). A run writes the axes that
+    it used to its ``config.yaml`` [ours]."""
     undistort_folder: str = _developers("undistorted")
-    """Where undistorted copies are kept, relative to the scene; may be deleted at any time [ours]."""
+    """Folder of the undistorted copies, relative to the scene; it may be deleted at any time [ours]."""
 
     def __post_init__(self) -> None:
         _check(self.resolution == -1 or self.resolution > 0, "scene.resolution", self.resolution, "-1 or above 0")
@@ -92,25 +97,26 @@ class ModelConfig:
     """Anchors and decoder."""
 
     feature_dim: int = 32
-    """Length of an anchor's feature [MGS]."""
+    """Length of an anchor's feature vector [MGS]."""
     n_offsets: int = 10
-    """Gaussians that one anchor spawns, K [MGS]."""
+    """Number of Gaussians that one anchor spawns, K [MGS]."""
     voxel_size: float = 1e-4
-    """Edge of the voxel that holds one initial anchor, training units [MGS]; 0: median nearest distance [SGS]."""
+    """Edge of the voxels that each hold one initial anchor, training units [MGS]; 0: the median distance of a point to
+    its nearest neighbour [SGS]."""
     primitive: Literal["anchors", "gaussians"] = "anchors"
-    """What a block learns: anchors with a decoder, or Gaussians with colours of their own, as 3DGS has them
-    (``gaussians``; docs/baseline_3dgs.md)."""
+    """What a block learns: anchors with a decoder, or explicit Gaussians as in 3DGS (docs/baseline_3dgs.md)."""
     fill_points: float = 0.0
-    """Initial points that are added where training images see something but no point lies, at a depth interpolated from
-    the points around: at most so many times the scene's points [ours; 0: none]."""
+    """Upper bound on the number of fill points, as a multiple of the number of the scene's points. Fill points are
+    initial points added where training images see a surface but no point lies, at a depth interpolated from the points
+    around [ours]. 0: none."""
     background: Literal["fixed", "constant", "directional"] = "fixed"
-    """What shows where no Gaussian hides it: black, or white with ``scene.white_background`` [MGS]; one colour, learned
-    and shared by all blocks as the decoder is [ours]; or such a colour by direction, spherical harmonics of degree 2
-    [ours]."""
+    """What a pixel shows where no Gaussian covers it. ``fixed``: black, or white with ``scene.white_background`` [MGS];
+    ``constant``: one learned colour, shared by all blocks like the decoder [ours]; ``directional``: a learned colour
+    that depends on the viewing direction, spherical harmonics of degree 2, also shared [ours]."""
     use_feature_bank: bool = _developers(False)
-    """Blend three strides of the feature by view [SGS, off in MGS]."""
+    """Blend the anchor's feature at three strides, with weights that depend on the view [SGS, off in MGS]."""
     add_opacity_dist: bool = _developers(False)
-    """Feed the distance to the camera to the opacity head [SGS, off in MGS]."""
+    """Give the distance to the camera to the opacity head as an input [SGS, off in MGS]."""
     add_cov_dist: bool = _developers(False)
     """The same for the covariance head."""
     add_color_dist: bool = _developers(False)
@@ -126,35 +132,36 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam and its learning rates. Pairs decay exponentially from first to second over ``lr_steps`` block steps."""
+    """Adam and its learning rates. A pair of rates decays exponentially from the first to the second over ``lr_steps``
+    block steps."""
 
     offset_lr: tuple[float, float] = (0.01, 1e-4)
-    """Times ``lr_scale`` [MGS]."""
+    """Learning rates of the anchors' offsets, multiplied by ``lr_scale`` [MGS]."""
     lr_scale: float | None = None
-    """Multiplies the rates of offsets and positions, training units. Default: the radius of the block's cameras
-    (``spatial_lr_scale``), which grows with the survey [MGS]. With normalized coordinates (``scene.unit: auto``) 5, the
-    viewing distance, suits every scene [ours]."""
+    """Factor on the learning rates of offsets and positions, training units. Default: the radius of the block's cameras
+    (``spatial_lr_scale``), which grows with the extent of the survey [MGS]. With ``scene.unit: auto``, 5, the viewing
+    distance, suits every scene [ours]."""
     scaling_lr: float = 0.007
-    """[MGS]"""
+    """Learning rate of the anchors' scales [MGS]."""
     lr_steps: int = 30_000
-    """Block steps after which the pairs stay at their second value [MGS]."""
+    """Block steps after which pairs of learning rates stay at their second value [MGS]."""
     max_scale: float | None = None
-    """Bound on the scales of an anchor's Gaussians at all times, training units, so that none runs away; default: no
-    bound, [SGS] has one only while anchors grow (``growth.max_log_scale``) [ours]."""
+    """Upper bound on the scales of an anchor's Gaussians at every step, training units, so that none grows without
+    limit [ours]. Null: no bound; [SGS] bounds scales only when anchors grow (``growth.max_log_scale``)."""
     decoder_clip: float | None = None
-    """Longest gradient of one of the decoder's heads, times the usual (root of Adam's second moment); what is longer is
-    scaled down. None: no bound [MGS]."""
+    """Upper bound on the gradient norm of each head of the decoder, as a multiple of its usual norm (the root of Adam's
+    second moment); longer gradients are scaled down [ours]. Null: no bound [MGS]."""
     pose: float | None = None
-    """First learning rate of the training images' poses, radians and training units; it falls to a hundredth of that
-    over ``lr_steps``. Suited to ``scene.unit: auto`` (docs/poses.md). Null: poses stay as given [MGS]."""
+    """Initial learning rate of the training images' poses, radians and training units; it decays to a hundredth of that
+    over ``lr_steps`` [ours]. Meant for ``scene.unit: auto`` (docs/poses.md). Null: poses stay as given [MGS]."""
     feature_lr: float = _developers(0.0075)
-    """[MGS]"""
+    """Learning rate of the anchors' features [MGS]."""
     opacity_mlp_lr: tuple[float, float] = _developers((0.002, 2e-5))
-    """[MGS]"""
+    """Learning rates of the decoder's opacity head [MGS]."""
     cov_mlp_lr: tuple[float, float] = _developers((0.004, 0.004))
-    """[MGS]"""
+    """Learning rates of the decoder's covariance head [MGS]."""
     color_mlp_lr: tuple[float, float] = _developers((0.008, 5e-5))
-    """[MGS]"""
+    """Learning rates of the decoder's colour head [MGS]."""
     eps: float = _developers(1e-15)
     """Adam's epsilon [MGS]."""
 
@@ -172,12 +179,12 @@ class LossConfig:
     """Weights of the loss terms."""
 
     dssim: float = 0.2
-    """(1 - dssim) * L1 + dssim * (1 - SSIM) [MGS]."""
+    """Share of the SSIM term: the image loss is (1 - dssim) * L1 + dssim * (1 - SSIM) [MGS]."""
     volume: float = 0.01
-    """Times the mean product of the Gaussians' scales [SGS, MGS; absent from the paper]."""
+    """Weight of the mean product of the Gaussians' scales [SGS, MGS; absent from the paper]."""
     depth: float = 0.0
-    """Times the mean error of the rendered inverse depth where an image observes sparse points, relative to the point's
-    own, weighed by reprojection error and track; needs a COLMAP model with tracks [ours; 0: off]."""
+    """Weight of the mean relative error of the rendered inverse depth at the sparse points that an image observes; each
+    point counts by its reprojection error and track length. Needs a COLMAP model with tracks [ours]. 0: off."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.dssim <= 1, "loss.dssim", self.dssim, "a number in [0, 1]")
@@ -189,14 +196,14 @@ class AppearanceConfig:
     """A colour correction for each training image, shared by all blocks that see it (docs/appearance.md)."""
 
     model: Literal["none", "affine", "bilateral"] = "none"
-    """What the loss applies to a render before it compares it with the image: nothing [MGS], an affine map of the
-    colours (3x4), or one that varies over the image and with brightness (a grid of 16x16x8 such maps). Held-out views
-    are rendered without."""
+    """Correction that the loss applies to a render before comparing it with the training image: none [MGS]; ``affine``:
+    an affine map of the colours (3x4); ``bilateral``: one that varies over the image and with brightness (a grid of
+    16x16x8 such maps). Held-out views are rendered without a correction."""
     lr: tuple[float, float] = (0.01, 0.001)
-    """Learning rates of the corrections; decays like the pairs of ``optim`` [3DGS: its exposures]."""
+    """Learning rates of the corrections; they decay like the pairs of ``optim`` [3DGS: exposure learning rates]."""
     smooth: float = 0.0
-    """Weight of a loss term that keeps the corrections of images taken one after the other alike; needs images that
-    carry their times. 0: off [ours]."""
+    """Weight of a loss term that keeps the corrections of images taken one after the other similar; needs images with
+    capture times [ours]. 0: off."""
 
     def __post_init__(self) -> None:
         _check(self.smooth >= 0, "appearance.smooth", self.smooth, "at least 0")
@@ -207,27 +214,28 @@ class GrowthConfig:
     """When anchors are added and removed. Steps are block steps."""
 
     start_stat: int = 500
-    """First step whose gradients are counted [MGS]."""
+    """First step whose gradients are accumulated [MGS]."""
     from_step: int = 300
-    """First step that may grow [MGS]."""
+    """First step at which anchors may be added and removed [MGS]."""
     until: int = 30_000
-    """Last step that counts and grows [MGS; 15,000 for the coarse model]."""
+    """Last step at which gradients are accumulated and anchors added and removed [MGS; 15,000 for the coarse model]."""
     interval: int = 25
     """Steps between growths [MGS; 100 in SGS]."""
     grad_threshold: float = 2e-4
-    """Mean norm of the screen gradient (NDC) above which an offset grows [SGS]."""
+    """Mean norm of the screen-space gradient (NDC) above which an offset grows a new anchor [SGS]."""
     min_opacity: float = 0.005
     """Anchors with a smaller mean opacity are pruned [SGS]."""
     init_factor: int = 128
-    """Edge of the coarsest growth voxel over ``model.voxel_size`` [MGS; 16 in SGS]."""
+    """Edge of the coarsest growth voxel, as a multiple of ``model.voxel_size`` [MGS; 16 in SGS]."""
     birth_scale: float = 1.0
-    """Largest scale of a new anchor's Gaussians over the edge of its voxel [SGS: 1]. New anchors draw over what is
-    there already; small ones enter the images softly and grow where they are needed [ours]."""
+    """Largest scale of a new anchor's Gaussians, as a share of the edge of its voxel [SGS: 1]. New anchors cover what
+    is rendered already; small ones change the render little and grow where they are needed [ours]."""
     max_log_scale: float | None = 0.05
-    """Bound that each growth puts on the natural log of the Gaussians' scales, training units [SGS: e^0.05 = 1.05
-    units]. It cuts down the few large Gaussians that stand for what nothing else covers; null: no bound [ours]."""
+    """Upper bound that each growth sets on the natural logarithm of the Gaussians' scales in training units [SGS:
+    e^0.05 = 1.05 units]. It shrinks the few large Gaussians that cover what nothing else does. Null: no bound
+    [ours]."""
     success_threshold: float = _developers(0.8)
-    """Share of the interval in which an anchor must have been seen to be eligible [SGS]."""
+    """Share of the steps between growths in which an anchor must have been seen to be eligible [SGS]."""
     depth: int = _developers(3)
     """Number of voxel levels [SGS]."""
     hierarchy_factor: int = _developers(4)
@@ -244,44 +252,46 @@ class GrowthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GaussiansConfig:
-    """The explicit baseline, used with ``model.primitive=gaussians``. Steps are block steps. ``optim.lr_steps``,
-    ``optim.lr_scale`` and ``optim.eps`` hold for it, too; the other settings of ``optim``, ``growth`` and ``anchors``
-    do not."""
+    """The baseline of explicit Gaussians, used with ``model.primitive=gaussians``. Steps are block steps. It also uses
+    ``optim.lr_steps``, ``optim.lr_scale`` and ``optim.eps``, but no other settings of ``optim``, ``growth`` and
+    ``anchors``."""
 
     sh_degree: int = 3
     """Highest degree of the colours' spherical harmonics, 0 to 3 [3DGS]."""
     sh_every: int = 1000
-    """Steps after which one more degree is evaluated [3DGS]; with ``from_coarse`` blocks begin with all."""
+    """Steps after which the active degree rises by one [3DGS]; with ``from_coarse``, blocks begin with all degrees."""
     position_lr: tuple[float, float] = (1.6e-4, 1.6e-6)
-    """Times ``optim.lr_scale``; decays like the pairs of ``optim`` [3DGS]."""
+    """Learning rates of the positions, multiplied by ``optim.lr_scale``; they decay like the pairs of ``optim``
+    [3DGS]."""
     opacity_lr: float = 0.05
-    """[3DGS as published; 0.025 in its later code]"""
+    """Learning rate of the opacities [3DGS as published; 0.025 in its later code]."""
     scaling_lr: float = 0.005
-    """[3DGS]"""
+    """Learning rate of the scales [3DGS]."""
     from_step: int = 500
-    """Last step that never densifies [3DGS]."""
+    """Densification begins after this step [3DGS]."""
     until: int = 15_000
-    """First step that no longer counts gradients, densifies or resets [3DGS]."""
+    """First step without accumulation of gradients, densification and opacity resets [3DGS]."""
     interval: int = 100
     """Steps between densifications [3DGS]."""
     grad_threshold: float = 2e-4
-    """Mean norm of the screen gradient (NDC) from which a Gaussian is cloned or split [3DGS]."""
+    """Mean norm of the screen-space gradient (NDC) from which a Gaussian is cloned or split [3DGS]."""
     min_opacity: float = 0.005
-    """Gaussians with less are pruned [3DGS]."""
+    """Gaussians with a smaller opacity are pruned [3DGS]."""
     reset_every: int = 3000
-    """Steps between resets of all opacities to 0.01 at most; 0: none [3DGS]."""
+    """Steps between opacity resets, which lower all opacities to at most 0.01; 0: no resets [3DGS]."""
     max_per_block: int | None = None
-    """Densification stops at so many Gaussians in a block, those with the largest gradients first; default: no bound
-    [ours]."""
+    """Number of Gaussians in a block at which densification stops; those with the largest gradients are densified
+    first. Null: no bound [ours]."""
     from_coarse: bool = True
-    """A block starts from the coarse model's Gaussians that its cameras see [CityGaussian], or else from points."""
+    """Start a block from those Gaussians of the coarse model that its cameras see [CityGaussian]; false: from
+    points."""
     percent_dense: float = _developers(0.01)
-    """Largest scale that is cloned, over ``optim.lr_scale``; larger ones are split [3DGS]."""
+    """Largest scale of a Gaussian that is cloned, as a share of ``optim.lr_scale``; larger ones are split [3DGS]."""
     max_world_size: float = _developers(0.1)
-    """Largest scale over ``optim.lr_scale``; larger ones are pruned after the first ``reset_every`` steps
-    [3DGS]."""
+    """Largest allowed scale, as a share of ``optim.lr_scale``; larger Gaussians are pruned after the first
+    ``reset_every`` steps [3DGS]."""
     max_screen_radius: int | None = _developers(None)
-    """The same for the radius on the screen, pixels. 3DGS has 20 here, but clears the radii before it looks at them."""
+    """The same for the radius on the screen, pixels. 3DGS sets 20, but clears the radii before it reads them."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.sh_degree <= 3, "gaussians.sh_degree", self.sh_degree, "0, 1, 2 or 3")
@@ -298,10 +308,11 @@ class AnchorsConfig:
     """How large a block may grow [ours]."""
 
     max_per_block: int | None = None
-    """Growth stops at so many anchors in a block, those with the largest gradients first; default: no bound."""
+    """Number of anchors in a block at which growth stops; candidates with the largest gradients are added first.
+    Null: no bound."""
     max_gb_per_block: float | None = None
-    """The same as GiB that a block takes while it trains: anchors, gradients, moments and statistics. Views in work
-    come on top."""
+    """The same bound as GiB that a block takes while it trains: anchors, gradients, Adam moments and growth statistics.
+    The view that is being rendered takes memory besides. Null: no bound."""
 
     def __post_init__(self) -> None:
         _check(self.max_per_block is None or self.max_per_block >= 1, "anchors.max_per_block", self.max_per_block,
@@ -315,16 +326,18 @@ class TeacherConfig:
     """The momentum teacher and the consistency loss."""
 
     enabled: bool = True
-    """Off: the shared decoder learns from the images alone (the 'alternating' row of Table 7)."""
+    """Use a teacher [paper]; false: the shared decoder learns from the images alone (the 'alternating' row of
+    Table 7)."""
     momentum: float = 0.9
-    """m of eq. 4 [paper, Table 9]."""
+    """Momentum of the teacher's moving average, m of eq. 4 [paper, Table 9]."""
     consistency: float = 50.0
-    """lambda_cons of eq. 6 [paper, Table 8]."""
+    """Weight of the consistency loss, lambda_cons of eq. 6 [paper, Table 8]."""
     detach: bool = True
-    """Treat the teacher's outputs as fixed targets [paper]; false lets gradients through it to the anchors [MGS]."""
+    """Treat the teacher's outputs as fixed targets [paper]; false: let gradients pass through the teacher to the
+    anchors [MGS]."""
     start: float = 0.0
-    """Share of a block's steps before the consistency loss begins [ours; paper: 0]. It holds a decoder back that has
-    much to learn yet, so short runs do better with a later start."""
+    """Share of a block's steps before the consistency loss begins [ours; paper: 0]. The loss holds back a decoder that
+    still has much to learn, so short runs do better with a later start."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.momentum < 1, "teacher.momentum", self.momentum, "a number in [0, 1)")
@@ -336,22 +349,24 @@ class WeightingConfig:
     """Reconstruction-guided block weights, eq. 7."""
 
     enabled: bool = True
+    """Weight the losses of blocks by their scores [paper]; false: every block has weight 1."""
     sigma: float = 10.0
-    """[MGS; 9 to 13 by scene]"""
+    """sigma of eq. 7 [MGS; 9 to 13, by scene]; a smaller one raises the weights of lagging blocks."""
     every: int = 1000
-    """Block steps between measurements; the weight is 1 before the first [MGS]."""
+    """Block steps between measurements of a block's scores; its weight is 1 before the first [MGS]."""
     source: Literal["measured", "running"] = "measured"
-    """What a measurement is: renders of every ``view_stride``-th training view [MGS], or the mean over the views that
-    the block has trained since the last one, which costs no render [ours]."""
+    """Where the scores come from. ``measured``: from renders of every ``view_stride``-th training view [MGS];
+    ``running``: the mean over the views that the block has trained since the last measurement, which needs no extra
+    renders [ours]."""
     ssim_scale: float = _developers(10.0)
-    """SSIM differences are multiplied by this before squaring, so lambda of eq. 7 is its square, 100 [MGS]; 0: the
-    weights go by PSNR alone (Table 4)."""
+    """Factor on SSIM differences before they are squared; lambda of eq. 7 is its square, 100 [MGS]. 0: the weights
+    depend on PSNR alone (Table 4)."""
     psnr_scale: float = _developers(1.0)
-    """The same for PSNR differences in dB [MGS: 1]; 0: the weights go by SSIM alone."""
+    """The same for PSNR differences in dB [MGS: 1]. 0: the weights depend on SSIM alone."""
     view_stride: int = _developers(10)
     """Every n-th training view of the block is measured [MGS]."""
     smoothing: float = _developers(0.9)
-    """Share of the old score kept at a measurement [MGS]."""
+    """Share of the old score that a measurement keeps [MGS]."""
 
     def __post_init__(self) -> None:
         _check(self.sigma > 0, "weighting.sigma", self.sigma, "a number above 0")
@@ -362,33 +377,38 @@ class WeightingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BlocksConfig:
-    """k of n: which blocks train when."""
+    """Which k of the n blocks train in each round."""
 
     active: int | Literal["all"] | None = None
-    """k, blocks that train in a round, or ``all``; default: the number of ranks. A setting of the experiment, not the
-    machine."""
+    """k, the number of blocks that train in a round, or ``all``. Default: the number of ranks. The result depends on
+    this number, but not on how many ranks share the k blocks."""
     decoder: Literal["shared", "per_block"] = "shared"
-    """One decoder for all blocks [paper], or one of its own for each, as blocks that train independently have it
-    (Tables 5 and 7); then without teacher and without ``boundary_finetuning``."""
+    """One decoder for all blocks [paper], or one per block, for blocks that train independently (Table 5); the latter
+    excludes the teacher and ``boundary_finetuning``."""
     interval: int = 500
-    """Block steps of a round [MGS]."""
+    """Block steps in a round [MGS]."""
     schedule: Literal["permutation", "sequential", "random", "lagging"] = "permutation"
     """How rounds choose their blocks [ours; MGS: sequential]. ``lagging``: in proportion to the blocks' weights."""
     groups: int = 1
-    """Blocks b with b mod groups = g form group g; every round draws equally from each, and a group stays with its
-    share of the processes. As many groups as machines keep every block on one machine [ours]."""
+    """Blocks b with b mod groups = g form group g. Every round draws equally many blocks from each group, and a group
+    always trains on the same share of the processes. With one group per machine, no block moves between machines
+    [ours]."""
     decoder_freeze_rounds: int = 1
-    """Epochs of rounds at the end in which the decoder is frozen [ours; in MGS the freeze never fires: 0]."""
+    """Epochs at the end of the run in which the decoder is frozen; an epoch is the rounds in which every block trains
+    once [ours; 0 in MGS, where the freeze never takes effect]."""
     init: Literal["visible", "full"] = "visible"
-    """Initial points of a block: those that one of its cameras sees [ours], or the whole cloud [MGS]."""
+    """Initial points of a block: ``visible``: those that at least one of its cameras sees [ours]; ``full``: all points
+    of the scene [MGS]."""
     windows: bool = False
     """A block trains only the pixels that its own cell makes up, amid the other blocks' anchors as they were when the
     round began, held fixed; so no block repeats another's work and the merge drops nothing [ours; MGS: false]."""
     boundary_finetuning: bool = True
-    """In the rounds with a frozen decoder a block trains its own cell amid the other cells as they are, held fixed,
-    instead of anchors of its own that the merge drops [ours; MGS: false]."""
+    """In the rounds with a frozen decoder, a block trains only the anchors in its own cell and renders them together
+    with the fixed anchors of the other cells, instead of its own anchors there, which the merge drops [ours; MGS:
+    false]."""
     offset_clamping: bool = True
-    """Gaussians stay on their anchor's side of the cell's border, so the merge leaves no seam [ours; MGS: false]."""
+    """Keep Gaussians on their anchor's side of the cell's border, so that the merge leaves no seam [ours; MGS:
+    false]."""
 
     def __post_init__(self) -> None:
         _check(not isinstance(self.active, int) or self.active >= 1, "blocks.active", self.active, "at least 1, or all")
@@ -399,13 +419,13 @@ class BlocksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """Where blocks rest that are not training [ours]."""
+    """Where inactive blocks are kept [ours]."""
 
     ram_gb: float | None = None
-    """GiB of host memory for inactive blocks, of each process; what is over it goes to disk. Default: half of the
-    memory that is free at the start, shared by the processes of the machine."""
+    """Host memory for inactive blocks, GiB per process; blocks beyond it are offloaded to disk. Default: half of the
+    memory that is free at the start, shared equally by the processes of the machine."""
     folder: str | None = None
-    """Where blocks go that memory cannot hold, best a fast local disk; default ``<out>/store``."""
+    """Folder of the offloaded blocks, preferably on a fast local disk. Default: ``<out>/store``."""
 
     def __post_init__(self) -> None:
         _check(self.ram_gb is None or self.ram_gb >= 0, "store.ram_gb", self.ram_gb, "at least 0")
@@ -413,37 +433,39 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionConfig:
-    """How the scene is cut and who sees what."""
+    """How the scene is cut into blocks, and which cameras train each block."""
 
     blocks: int | Literal["auto"] = 8
-    """n, used where ``dim`` is not given: the grid is then chosen to fit the ground plan [paper: 8]. ``auto``: as few
-    as keep every block within ``anchors.max_per_block`` and ``anchors.max_gb_per_block``, or without these within half
-    of the device's free memory. ``blocks.n`` is another name of this setting."""
+    """n, the number of blocks, used where ``dim`` is not given; the grid is then chosen to fit the ground plan [paper:
+    8]. ``auto``: the fewest that keep every block within ``anchors.max_per_block`` and ``anchors.max_gb_per_block``,
+    or, without these, within half of the device's free memory. ``blocks.n`` is another name of this setting."""
     dim: tuple[int, int, int] | None = None
-    """Cells along x, y, z of the grid's frame."""
+    """Number of cells along x, y and z of the grid's frame."""
     aabb: tuple[float, float, float, float, float, float] | None = None
-    """xmin, ymin, zmin, xmax, ymax, zmax of the uncontracted core, in world axes; default: from cameras and points.
-    With an aabb the grid's frame is the world's; without, it stands on the ground plane."""
+    """xmin, ymin, zmin, xmax, ymax, zmax of the uncontracted core, world axes, training units. Default: from cameras
+    and points. With an aabb, the grid's axes are the world's; without, the grid is aligned with the ground plane."""
     balance: Literal["area", "cameras", "points", "contracted"] | None = None
-    """What the cuts share out equally on each axis: the ground inside the box [paper], the cameras, or the points; or
-    contracted space [MGS], where of 4 cells the outer two hold what lies outside the box. Default: ``contracted`` with
-    an aabb, which is how the published ones are meant, else ``points`` [ours]."""
+    """What the cuts along each axis divide equally: the ground inside the box (``area``) [paper], the cameras, the
+    points, or contracted space [MGS], in which the outer two of 4 cells hold what lies outside the box. Default:
+    ``contracted`` with an aabb, for which the published boxes are made; else ``points`` [ours]."""
     assign: Literal["ssim", "contribution", "visibility"] = "ssim"
-    """Who says which cameras train a block: the coarse image with and without it, a render for each block [MGS]; its
-    share in the pixels of one coarse render for all blocks; or the share of the image that the box around its points
-    covers, without a coarse model and whatever hides it [ours]."""
+    """How the cameras of a block are chosen. ``ssim``: by the difference between coarse renders with and without the
+    block, one render per block [MGS]; ``contribution``: by the block's share in the pixels of one coarse render, which
+    serves all blocks [ours]; ``visibility``: by the share of the image that the box around the block's points covers,
+    which needs no coarse model but ignores occlusion [ours]."""
     threshold: float = 0.05
-    """A camera joins a block when 1 - SSIM of the coarse render with and without the block exceeds this [MGS], or the
-    share that the other two ways go by: on the same scale, as scripts/scale/assignment.py measures."""
+    """A camera trains a block if 1 - SSIM of the coarse renders with and without the block exceeds this [MGS], or if
+    the share used by the other two values of ``assign`` does; all three are on the same scale, as
+    scripts/scale/assignment.py measures."""
     min_views: int = 3
-    """A block with fewer training views is joined to a neighbour; 0: never. The third view of a place is the first that
-    can contradict the other two [ours; MGS: 0]."""
+    """A block with fewer training views is joined to a neighbour; 0: never. A place needs three views for one to be
+    able to contradict the other two [ours; MGS: 0]."""
     min_points: int = 10
-    """The same for sparse points in its cell [ours; MGS: 0]."""
+    """A block with fewer sparse points in its cell is joined to a neighbour; 0: never [ours; MGS: 0]."""
     coarse: str | None = None
-    """Output folder of the coarse model that renders the test; default ``<out>/coarse``."""
+    """Output folder of the coarse model from which cameras are assigned. Default: ``<out>/coarse``."""
     file: str | None = None
-    """Partition file; default ``<out>/partition.json``."""
+    """Partition file. Default: ``<out>/partition.json``."""
 
     @property
     def balance_used(self) -> Literal["area", "cameras", "points", "contracted"]:
@@ -465,23 +487,25 @@ class LogConfig:
     """What a run writes while it trains. Steps are global steps."""
 
     every: int = 10
-    """Steps between scalar records in events.jsonl and the trackers."""
+    """Steps between records of scalars in events.jsonl, TensorBoard and Weights & Biases."""
     tensorboard: bool = True
+    """Also record to TensorBoard."""
     wandb: bool = False
     """Also record to Weights & Biases (project ``momentum-gs``; WANDB_MODE=offline is honoured)."""
     checkpoint_every: int = 5000
-    """Steps between checkpoints; 0: none by steps. There is always one at the end."""
+    """Steps between checkpoints; 0: none by steps. The end of a run always writes one."""
     checkpoint_minutes: float = 15.0
-    """Minutes after which a checkpoint is written anyway; 0: none by time."""
+    """Minutes after which a checkpoint is written in any case; 0: none by time."""
     keep_checkpoints: int = 2
-    """The newest so many are kept."""
+    """Number of newest checkpoints to keep; older ones are deleted."""
     test_every: int = 0
-    """Steps between scores of the held-out views; 0 scores none while training."""
+    """Steps between evaluations of the held-out views; 0: none during training."""
     link_checkpoints: bool = _developers(False)
-    """Blocks that did not train between two checkpoints are one file with two names. Saves most of the time and space
-    where n is much larger than k; but harm to such a file harms both."""
+    """Hard-link the files of blocks that did not train between two checkpoints instead of writing them again. This
+    saves most of the time and space where n is much larger than k, but damage to such a file affects both
+    checkpoints."""
     stop_psnr_ssim: tuple[float, float] | None = _developers(None)
-    """Stop once the held-out views pass both (used by the time-to-quality script)."""
+    """Stop once the held-out views exceed both this PSNR (dB) and this SSIM (used by the time-to-quality script)."""
 
     def __post_init__(self) -> None:
         _check(self.keep_checkpoints >= 1, "log.keep_checkpoints", self.keep_checkpoints, "at least 1")
@@ -493,14 +517,16 @@ class Config:
     """One experiment."""
 
     stage: Literal["coarse", "blocks"] = "blocks"
-    """``coarse``: the whole scene as one block, no teacher; ``blocks``: k-of-n training of a partitioned scene."""
+    """``coarse``: the whole scene as one block, without a teacher; ``blocks``: a partitioned scene, k of n blocks at a
+    time."""
     out: str | None = None
     """Output folder (``-m``)."""
     steps: int = 60_000
-    """Total block steps of every block [MGS; 30,000 for the coarse model]. A total, not an increment."""
+    """Steps that every block trains in total, those before a resume included [MGS; 30,000 for the coarse model]."""
     seed: int = 0
+    """Seed of all random numbers of the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where torch and the rasterizer have it, else the CPU."""
+    """``auto``: CUDA where both torch and the compiled kernels support it, else the CPU."""
     scene: SceneConfig = field(default_factory=SceneConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -518,17 +544,17 @@ class Config:
 
     @property
     def per_block_decoders(self) -> bool:
-        """Whether each block has a decoder of its own; the coarse model is one block with one decoder."""
+        """Whether there is one decoder per block; the coarse model is one block with one decoder."""
         return self.stage == "blocks" and self.model.primitive == "anchors" and self.blocks.decoder == "per_block"
 
     @property
     def starts_from_coarse(self) -> bool:
-        """Whether blocks go on with the coarse model's Gaussians."""
+        """Whether blocks start from the coarse model's Gaussians."""
         return self.stage == "blocks" and self.model.primitive == "gaussians" and self.gaussians.from_coarse
 
     @property
     def switched_off(self) -> str:
-        """In words, what is off because there are Gaussians in the place of anchors; empty where there are anchors."""
+        """A sentence on what is off because the model has explicit Gaussians; empty where it has anchors."""
         if self.model.primitive == "anchors":
             return ""
         off = ", ".join(f"{name}={str(value).lower()}" for name, value in NEEDS_ANCHORS.items())
@@ -536,9 +562,9 @@ class Config:
 
     @property
     def idle_sections(self) -> tuple[str, ...]:
-        """Sections that do nothing in this experiment; a prefix of the dotted names of their settings."""
+        """Prefixes of the dotted names of settings that have no effect in this experiment."""
         gaussians = ("gaussians.",) if self.model.primitive == "anchors" else ()
-        # Not the model: with other corrections, or none, it is another experiment.
+        # appearance.model itself always has an effect: with other corrections, or none, it is another experiment.
         return gaussians + (("appearance.lr", "appearance.smooth") if self.appearance.model == "none" else ())
 
     def __post_init__(self) -> None:

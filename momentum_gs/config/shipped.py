@@ -1,10 +1,10 @@
 """The settings files and sweeps that come with the program, by name: ``rubble``, ``modes/full``, ``table7``.
 
-They lie in ``configs`` of a checkout, which a wheel carries as ``momentum_gs/configs``.
+They are in the folder ``configs`` of a checkout, which a wheel contains as ``momentum_gs/configs``.
 
-A name that ends in .yaml or .yml, or begins with '/', '.' or '~', is the path of the user's own file. Any other is
-looked for among the shipped ones: as the path below ``configs`` without its suffix, and where that is not there, as the
-end of such a path. What lies in the working folder never changes what a name means.
+A name that ends in .yaml or .yml, or begins with '/', '.' or '~', is the path of a user's own file. Any other name is
+looked up among the shipped files: first as a path below ``configs`` without suffix, then as the end of such a path.
+Files in the working directory never change what a name means.
 """
 
 import difflib
@@ -24,21 +24,21 @@ def shipped_folder() -> Path:
 
 
 def find_settings(name: str | Path) -> Path:
-    """The file of settings that a name means (see above); the path itself where it is one, whether or not it is there.
+    """The settings file with this name (see above). A path is returned as it is, whether or not it exists.
 
     Raises:
-        UserError: for a name that no shipped file has, or several have.
+        UserError: for a name that no shipped file has, or that several have.
     """
     return _find(str(name), _settings(), "config", "settings file")
 
 
 def find_sweep(name: str | Path) -> Path:
-    """The sweep file that a name means; ``sweeps/table7`` is ``table7``, too. Raises as ``find_settings`` does."""
+    """The sweep file with this name, ``table7`` or ``sweeps/table7``. Raises as ``find_settings`` does."""
     return _find(str(name).removeprefix(_SWEEPS), _sweeps(), "sweep", "sweep")
 
 
 def instead_of(path: str | Path) -> str:
-    """What to say of a path that is not there: the shipped file that may be meant, or the end of the line."""
+    """Advice for an error about a missing path: to check it, and the shipped file that may be meant."""
     words = Path(str(path).removesuffix(".yml").removesuffix(".yaml")).parts
     known = {**_settings(), **{_SWEEPS + name: file for name, file in _sweeps().items()}}
     tails = ["/".join(words[start:]) for start in range(len(words))]
@@ -47,7 +47,7 @@ def instead_of(path: str | Path) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name is that of a user's own file."""
+    """Whether a name is the path of a user's own file."""
     return name.endswith((".yaml", ".yml")) or name.startswith(("/", ".", "~"))
 
 
@@ -65,7 +65,7 @@ def _sweeps() -> dict[str, Path]:
 
 
 def _ends(name: str, shipped: dict[str, Path]) -> list[str]:
-    """The shipped files that a name means."""
+    """The shipped files that a name may mean."""
     return [name] if name in shipped else [known for known in shipped if known.endswith(f"/{name}")]
 
 
@@ -80,4 +80,4 @@ def _find(name: str, shipped: dict[str, Path], where: str, kind: str) -> Path:
     stems = {known.rpartition("/")[2]: known for known in reversed(shipped)}
     near = dict.fromkeys(stems.get(match, match) for match in difflib.get_close_matches(name, [*shipped, *stems]))
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(shipped)}"
-    raise UserError(f"{where}: no shipped {kind} is called {name!r}; {hint} A file of your own is named with its .yaml")
+    raise UserError(f"{where}: no shipped {kind} is called {name!r}; {hint} Give your own file with its suffix")

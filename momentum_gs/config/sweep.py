@@ -13,10 +13,10 @@ from momentum_gs.config.shipped import instead_of, shipped_folder
 from momentum_gs.core.errors import UserError
 
 MODES = shipped_folder() / "modes"
-"""Where the training modes lie that rows name."""
+"""Folder of the training modes that rows refer to by name."""
 
 PAPER_METRICS = ("PSNR_cc", "SSIM_cc", "LPIPS_cc")
-"""What a row's ``paper`` holds: the paper's tables are colour-corrected."""
+"""The metrics in a row's ``paper``: those of the paper's tables, which are colour-corrected."""
 
 _KEYS = {"name", "title", "source", "set", "mode", "rows", "grid", "reference", "compare", "seeds"}
 _ROW_KEYS = {"name", "set", "mode", "stretch", "paper"}
@@ -24,33 +24,33 @@ _ROW_KEYS = {"name", "set", "mode", "stretch", "paper"}
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow:
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     mode: Path | None = None
-    """A file of settings, stronger than the configuration that the sweep is run with."""
+    """A settings file, which overrides the configuration that the sweep is run with."""
     settings: tuple[str, ...] = ()
-    """``key=value``, stronger than the mode's."""
+    """``key=value``; these override the mode."""
     stretch: int = 1
-    """Factor on the number of steps and on the clocks that end with it."""
+    """Factor on ``steps``, ``optim.lr_steps``, ``growth.until`` and ``gaussians.until``."""
     paper: Mapping[str, tuple[float, float, float]]
     """Scene -> the paper's PSNR (dB), SSIM and LPIPS, colour-corrected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Rows, seeds and what to compare."""
+    """The rows of a table, their seeds, and which rows to compare."""
 
     name: str
-    """Names the files of the table."""
+    """Name of the table's files."""
     title: str
     source: str
-    """Where the paper's numbers stand."""
+    """Where the paper's numbers are from."""
     rows: tuple[SweepRow, ...]
     reference: str
-    """Name of the row from which differences are taken."""
+    """Name of the row that all others are compared with."""
     compare: tuple[tuple[str, str], ...]
-    """Further pairs of rows: the first minus the second."""
+    """Further pairs of rows to compare; the table shows the first minus the second."""
     seeds: tuple[int, ...]
 
 
@@ -58,8 +58,8 @@ def load_sweep(path: Path) -> Sweep:
     """Reads a sweep file.
 
     Raises:
-        UserError: for a file that cannot be read, an unknown key, a mode or a row that is not there, and names that
-            stand twice.
+        UserError: for a file that cannot be read, an unknown key, mode or row, a value of the wrong type, and a name
+            that two rows have.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def load_sweep(path: Path) -> Sweep:
     data = _section(data, _KEYS, where)
     given = _list(data, "rows", where)
     if not given and "grid" not in data:
-        raise UserError(f"{where}: has neither rows nor grid, expected what to compare; see docs/experiments.md")
+        raise UserError(f"{where}: found neither rows nor grid, expected at least one of them; see docs/experiments.md")
     rows = tuple(
         _row(row, f"{where}: row {index}", data, cell, path.parent)
         for index, row in enumerate(given or [{}], 1)
@@ -90,7 +90,7 @@ def load_sweep(path: Path) -> Sweep:
         return str(name)
 
     if any(row.paper for row in rows) and not data.get("source"):
-        raise UserError(f"{where}: rows have numbers of a paper, expected 'source:' to say where they stand; add it")
+        raise UserError(f"{where}: rows have a paper's numbers, expected 'source:' to say where they are from; add it")
     compare = _list(data, "compare", where)
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in compare):
         raise UserError(f"{where}: compare is {compare}, expected pairs of rows such as [[first, second]]")
@@ -111,7 +111,7 @@ def load_sweep(path: Path) -> Sweep:
 def _row(row: Any, where: str, data: Mapping[str, Any], cell: Mapping[str, Any], folder: Path) -> SweepRow:
     row = _section(row, _ROW_KEYS, where)
     settings = [f"{key}={_text(value)}" for key, value in cell.items()]
-    # A comma would end the name in --only.
+    # --only separates names by commas.
     name = " ".join([*([str(row["name"])] if "name" in row else []), *(text.replace(",", " ") for text in settings)])
     if not name:
         raise UserError(f"{where}: has no name, expected one for the table; add 'name:'")
@@ -146,7 +146,7 @@ def _mode(name: Any, where: str, folder: Path) -> Path | None:
 
 
 def _cells(grid: Any, where: str) -> list[dict[str, Any]]:
-    """Every combination of the grid's values; one without settings where there is no grid."""
+    """Every combination of the grid's values; one empty combination where there is no grid."""
     grid = {} if grid is None else grid
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"{where}: grid is {grid!r}, expected 'setting: [value, value]' lines")

@@ -1,7 +1,7 @@
 """Communication between ranks: the only file that imports torch.distributed.
 
-One rank runs the same code through ``LocalComm``, where every collective vanishes. What crosses between ranks is one
-flat buffer a step (``all_reduce_sum_``) and blocks of named tensors between rounds (``send`` / ``recv``).
+A single rank runs the same code with ``LocalComm``, whose collectives do nothing. Ranks exchange one flat buffer per
+step (``all_reduce_sum_``), and blocks as named tensors between rounds (``send`` / ``recv``).
 """
 
 import contextlib
@@ -22,9 +22,10 @@ from torch.distributed.rendezvous import rendezvous
 from momentum_gs.core.errors import LostRank, UserError
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop, Watch, lay_out
 
-# A rank may wait while another scores many views or writes a checkpoint; half an hour is a hang, not work.
+# A rank may wait while another one scores many views or writes a checkpoint, but neither takes half an hour.
 _TIMEOUT = timedelta(minutes=30)
-# A block is asked for when the round before it begins, and comes at its end. The watch finds dead ranks.
+# A block is requested at the start of the round before it is needed and arrives at its end, so the wait is as long as a
+# round. The watch, not this timeout, finds dead ranks.
 _TRANSFER_TIMEOUT = timedelta(days=1)
 # Loading programs from a busy network disk takes minutes on some machines.
 _JOIN_TIMEOUT = timedelta(minutes=10)
@@ -36,31 +37,31 @@ class Launch:
     """What a process knows of the ranks that were started with it."""
 
     restarts: int
-    """How often the launcher has started the ranks again, as far as this rank knows; 0 for the first attempt."""
+    """How often the launcher has restarted the ranks, as far as this rank knows; 0 for the first attempt."""
     store: dist.Store | None = None
-    """Where the ranks of this attempt find each other; None for one rank."""
+    """Key-value store through which the ranks of this attempt find each other; None for a single rank."""
     watch: Watch | None = None
-    """Ends this rank with the others; None for one rank."""
+    """Ends this rank when another one fails; None for a single rank."""
 
 
 @contextlib.contextmanager
 def launched(stop: Stop, silence_seconds: float = SILENCE_SECONDS) -> Iterator[Launch]:
-    """Joins the ranks that ``torchrun`` started, or stands alone; around all that may fail on one rank only.
+    """Joins the ranks that ``torchrun`` started, if any. Everything that may fail on one rank belongs in its body.
 
     Args:
-        stop: requests to stop, which launchers also send when a rank has died.
-        silence_seconds: without a sign of life, after which a rank counts as lost and the run ends.
+        stop: Requests to stop, which launchers also send when a rank has died.
+        silence_seconds: Seconds without a sign of life after which a rank counts as lost and the run ends.
 
     Raises:
-        UserError: where the other ranks do not come. What the body raises ends the process (``core/watch.py``), except
-            with one rank.
+        UserError: if the other ranks do not start in time. With several ranks, an exception in the body ends the
+            process (``core/watch.py``); with one rank it propagates.
     """
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if world_size == 1:
         yield Launch(restarts)
         return
-    # Two connections: one that waits for a key keeps its other users waiting.
+    # Two connections, because a connection that waits for a key blocks its other users.
     stores = [next(rendezvous("env://", timeout=_JOIN_TIMEOUT))[0] for _ in range(2)]
     attempt = _agree_on_attempt(stores[0], rank, world_size, stop)
     ours, watched = (dist.PrefixStore(f"attempt {attempt}", store) for store in stores)
@@ -69,11 +70,11 @@ def launched(stop: Stop, silence_seconds: float = SILENCE_SECONDS) -> Iterator[L
 
 
 def _agree_on_attempt(store: dist.Store, rank: int, world_size: int, stop: Stop) -> int:
-    """The number of this attempt, from 1, and room for its watch: the launcher's store outlives the attempts.
+    """The number of this attempt, from 1; also creates the keys of its watch. The launcher's store outlives attempts.
 
-    TORCHELASTIC_RESTART_COUNT will not do: it is counted by each machine, and only where a rank of its own failed. So
-    rank 0 counts, and answers those that are alive: they repeat their call until then, the dead of earlier attempts do
-    not.
+    TORCHELASTIC_RESTART_COUNT is no substitute: each machine counts for itself, and only failures of its own ranks. So
+    rank 0 counts, and answers the calls of the other ranks. It deletes old calls first; ranks that are alive repeat
+    theirs until they are answered, dead ranks of earlier attempts do not.
     """
     deadline = time.monotonic() + _JOIN_TIMEOUT.total_seconds()
 
@@ -84,7 +85,7 @@ def _agree_on_attempt(store: dist.Store, rank: int, world_size: int, stop: Stop)
             missing = [key for key in keys if not store.check([key])]
             raise UserError(
                 f"ranks: no {', '.join(missing)} within {_JOIN_TIMEOUT}, expected all {world_size} ranks to start; "
-                "look at the output of their machines"
+                "check the output of their machines"
             )
         time.sleep(_JOIN_POLL_SECONDS)
         return not store.check(keys)
@@ -108,17 +109,17 @@ def _agree_on_attempt(store: dist.Store, rank: int, world_size: int, stop: Stop)
 
 
 class Comm(ABC):
-    """What the training needs from other ranks."""
+    """Communication that training needs."""
 
     rank: int
     world_size: int
 
     @abstractmethod
     def all_reduce_sum_(self, flat: Tensor) -> None:
-        """Replace ``flat``, on this rank's device or the host, by the sum over ranks; the same bits on every rank."""
+        """Replace ``flat``, on this rank's device or the host, by the sum over all ranks, bit-identical on each."""
 
     def all_reduce_sums_(self, tensors: Sequence[Tensor]) -> None:
-        """``all_reduce_sum_`` of tensors of one type on one device, in one message; none of them: no message."""
+        """``all_reduce_sum_`` of tensors of one dtype on one device, in one message; no message for no tensors."""
         if len(tensors) == 1:
             self.all_reduce_sum_(tensors[0])
         elif tensors and self.world_size > 1:
@@ -129,19 +130,19 @@ class Comm(ABC):
 
     @abstractmethod
     def barrier(self) -> None:
-        """Wait for every rank. Work under way on a GPU is not waited for."""
+        """Wait for every rank. Unfinished work on GPUs is not waited for."""
 
     @abstractmethod
     def doing(self, what: str) -> None:
-        """Note what this rank is at, e.g. ``step 120, block 5, image 0012.jpg``, for the case that it falls silent."""
+        """Note what this rank is doing, e.g. ``step 120, block 5, image 0012.jpg``, for the message if it is lost."""
 
     @abstractmethod
     def send(self, tensors: Mapping[str, Tensor], meta: str, to: int) -> None:
-        """Send named tensors and a string to rank ``to``; returns when it has taken them.
+        """Send named tensors and a string to rank ``to``; returns when that rank has received them.
 
-        ``send`` and ``recv`` have connections of their own, so one thread may transfer while another one sums; not two.
-        Ranks that exchange several messages must walk one common list of moves in the same order, else two senders
-        wait for each other.
+        ``send`` and ``recv`` use connections of their own, so one thread (not more) may transfer while another one
+        reduces. Ranks that exchange several messages must process one common list of moves in the same order, else two
+        senders wait for each other.
 
         Raises:
             ValueError: if ``to`` is this rank itself or no rank.
@@ -165,7 +166,7 @@ class Comm(ABC):
 
 
 class LocalComm(Comm):
-    """One rank: sums are themselves and there is no other rank."""
+    """A single rank: reductions leave tensors unchanged, and there is no peer."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = 0, 1
@@ -193,8 +194,8 @@ class LocalComm(Comm):
 class TorchComm(Comm):
     """Ranks of an initialised default process group (gloo on the CPU, NCCL on GPUs).
 
-    Beside it, two groups of gloo: one for tensors on the host, where NCCL cannot reach them; one for transfers, as the
-    calls of two threads on one group could pair up differently on different ranks.
+    There are two more gloo groups: one for tensors on the host, which NCCL cannot reduce, and one for transfers, since
+    the calls of two threads on one group could be matched differently on different ranks.
     """
 
     def __init__(self, device: torch.device, watch: Watch | None) -> None:
@@ -215,7 +216,7 @@ class TorchComm(Comm):
             self._watch.doing = what
 
     def send(self, tensors: Mapping[str, Tensor], meta: str, to: int) -> None:
-        # Length of the header, the header (JSON), then the tensors as bytes: nothing is pickled, every dtype travels.
+        # The header's length, the header (JSON), then the tensors as bytes: no pickle, and every dtype works.
         self._check_peer(to)
         layout = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()]
         header = bytearray(json.dumps({"meta": meta, "tensors": layout}).encode())
@@ -248,7 +249,7 @@ class TorchComm(Comm):
 
 @contextlib.contextmanager
 def _lost_rank() -> Iterator[None]:
-    """Marks what torch raises where a connection broke, so that it may give way to the error of the rank behind it."""
+    """Turns torch's error for a broken connection into LostRank, so that the error that caused it takes precedence."""
     try:
         yield
     except RuntimeError as error:
@@ -256,10 +257,10 @@ def _lost_rank() -> Iterator[None]:
 
 
 def connect(device: torch.device, launch: Launch) -> Comm:
-    """The groups through which the ranks of a launch communicate.
+    """Connects this rank with the others of its launch.
 
     Args:
-        device: This rank's device; it decides between NCCL and gloo.
+        device: This rank's device; gloo is used on the CPU, NCCL on a GPU.
     """
     if launch.store is None:
         return LocalComm()

@@ -1,4 +1,4 @@
-"""Which device this process works on. No other file of the package names one."""
+"""The device that this process works on. No other file of the package contains a device name."""
 
 import os
 import shutil
@@ -17,13 +17,13 @@ def pick_device(setting: str) -> torch.device:
     """The device for one process.
 
     Args:
-        setting: ``cpu``, ``cuda``, or ``auto``, which means CUDA where both torch and our kernels have it.
+        setting: ``cpu``, ``cuda``, or ``auto``, which means CUDA where both torch and our kernels support it.
 
     Returns:
-        The CPU, or under ``torchrun`` the GPU of this process' local rank.
+        The CPU, or the GPU with the number of this process's local rank (0 without ``torchrun``).
 
     Raises:
-        UserError: for an unknown setting, or for CUDA that is not there.
+        UserError: for an unknown setting, for ``cuda`` where it is not available, and for more ranks than GPUs.
     """
     if setting not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: {setting!r}, expected auto, cpu or cuda; set device=auto")
@@ -40,10 +40,10 @@ def pick_device(setting: str) -> torch.device:
 
 
 def print_device(setting: str) -> None:
-    """Says in a line what this process works on and with which kernels, and warns of a GPU that is left idle.
+    """Prints the device and kernels of this process in one line, and warns if a GPU stays unused.
 
     Args:
-        setting: as for ``pick_device``, which says what is raised.
+        setting: As for ``pick_device``, which also documents the errors.
     """
     device = pick_device(setting)
     if device.type == "cpu":
@@ -66,22 +66,22 @@ def visible_gpus(setting: str) -> list[str]:
 
 
 def pins_memory(device: torch.device) -> bool:
-    """Whether what travels to and from the device should lie in page-locked host memory."""
+    """Whether tensors copied to and from the device should be in page-locked host memory."""
     return device.type == "cuda"
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device without taking them from anybody."""
+    """Bytes of memory that are free on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 def total_device_memory(device: torch.device) -> int:
-    """Bytes that a device has, whoever uses them."""
+    """Bytes of memory that a device has in total."""
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
 
 
 def device_use(device: torch.device) -> dict[str, str | int]:
-    """What a record says of the machine: the device's name, the peak memory so far in bytes, and what that counts."""
+    """Fields for a record of a run: the device's name, the peak memory so far in bytes, and what that counts."""
     if device.type == "cuda":
         return {
             "device": torch.cuda.get_device_name(device),
@@ -96,14 +96,14 @@ def device_use(device: torch.device) -> dict[str, str | int]:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """The tensor in host memory, page-locked where it comes from a GPU; itself where it is there already."""
+    """The tensor in host memory: a page-locked copy of one on a GPU, else the tensor itself."""
     if not pins_memory(tensor.device):
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def _why_no_cuda() -> str | None:
-    """The reason why CUDA cannot be used, None where it can."""
+    """Why CUDA cannot be used; None if it can."""
     if not torch.cuda.is_available():
         return "torch finds no usable GPU"
     return None if _kernels_have_cuda() else f"the extensions were built without it ({repair(with_gpu=True)})"
@@ -116,7 +116,7 @@ def _kernels_have_cuda() -> bool:
 
 
 def _idle_gpu() -> str | None:
-    """Why a GPU that is there is not used, and what to do; None where there is none, or where it was hidden."""
+    """Why this machine's GPU is not used, and what to do; None if there is none, or if it was hidden."""
     if torch.cuda.is_available():
         return f"a GPU is visible but not used, as the extensions are built for CPUs only; {repair(with_gpu=True)}"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

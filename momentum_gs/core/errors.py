@@ -1,4 +1,4 @@
-"""How things go wrong: what a person can mend, a rank that is gone, and where it happened."""
+"""Exceptions: errors that users can fix, lost ranks, and the place where an error occurred."""
 
 import contextlib
 import sys
@@ -14,26 +14,26 @@ class UserError(Exception):
 
 
 class LostRank(Exception):
-    """Communication with another rank broke off. Mostly an effect: the cause is what that rank met."""
+    """Communication with another rank broke off. Usually only a consequence of an error on that rank."""
 
 
 @contextlib.contextmanager
 def blame(where: str) -> Iterator[None]:
-    """Names the place in what is raised inside: before a ``UserError``'s message, as a note on any other exception.
+    """Adds a place to exceptions raised inside: before a ``UserError``'s message, as a note to any other exception.
 
     Args:
-        where: e.g. ``block 3, image 0012.jpg``. Of several places around each other the outermost comes first.
+        where: E.g. ``block 3, image 0012.jpg``. Of nested places, the outermost comes first.
     """
     try:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:
-        if sys.version_info >= (3, 11):  # Notes came with it.
+        if sys.version_info >= (3, 11):  # add_note is new in 3.11.
             error.add_note(f"at {where}")
         raise
 
 
 def complain(message: str) -> None:
-    """One line to the person at the terminal about what went wrong."""
+    """Prints an error message to stderr."""
     print(f"momentum-gs: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writing of files: a file is complete or absent."""
 
 import contextlib
 import os
@@ -8,8 +8,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to. It takes its place, on the disk for good, when the block ends normally, and
-    is removed when it does not: whoever reads ``path`` finds the old file or the whole new one."""
+    """A temporary path in the same folder to write to.
+
+    If the body ends normally, the temporary file is synced to disk and replaces ``path``; otherwise it is removed. A
+    reader of ``path`` finds either the old file or the complete new one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary

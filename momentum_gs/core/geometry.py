@@ -1,4 +1,4 @@
-"""Geometry: space contraction, quaternions, cameras. Every map stands beside its inverse.
+"""Geometry: space contraction, quaternions, cameras.
 
 Notation: world points are rows [N,3]; ``aabb`` is (xmin, ymin, zmin, xmax, ymax, zmax); pixels are COLMAP's, where the
 centre of the first pixel is (0.5, 0.5); quaternions are (w, x, y, z).
@@ -18,10 +18,10 @@ Aabb = Shaped[Tensor, "6"] | Sequence[float | int]
 
 
 def contract(points: Float[Tensor, "n 3"], aabb: Aabb) -> Float[Tensor, "n 3"]:
-    """Squeeze all of space into the unit cube, L-infinity contraction.
+    """Map all of space into the unit cube, by the L-infinity contraction.
 
-    The box maps linearly to [0.25, 0.75]; with x the point in units of the box's half edges and |x| > 1 its largest
-    coordinate, what lies outside goes to (2 - 1/|x|) x/|x|, then / 4 + 0.5.
+    The box maps linearly to [0.25, 0.75] on each axis. Let x be a point relative to the box's centre in units of its
+    half edges, and |x| its largest absolute coordinate: points with |x| > 1 map to (2 - 1/|x|) x/|x| / 4 + 0.5.
     Source: CityGaussian's and Momentum-GS' contract_to_unisphere.
 
     Returns:
@@ -35,12 +35,12 @@ def contract(points: Float[Tensor, "n 3"], aabb: Aabb) -> Float[Tensor, "n 3"]:
 
 
 def uncontract(unit: Float[Tensor, "n 3"], aabb: Aabb) -> Float[Tensor, "n 3"]:
-    """Inverse of ``contract``. Points on the faces of the unit cube come back as infinite."""
+    """Inverse of ``contract``. Points on the faces of the unit cube map to infinity."""
     low, high = _box(aabb, unit)
     y = (unit - 0.5) * 4
     norm = y.abs().amax(dim=1, keepdim=True)
-    # |x| = 1 / (2 - |y|). The face itself, and what round-off puts beyond it, is infinitely far, never mirrored; a zero
-    # coordinate stays zero there, where 0 * inf would be NaN.
+    # |x| = 1 / (2 - |y|). Points on a face of the cube, or beyond it by round-off, map to infinity without a change of
+    # sign; their zero coordinates stay zero, where 0 * inf would be NaN.
     outside = torch.where(y == 0, y, (y / norm) / (2 - norm).clamp_min(0))
     x = torch.where(norm > 1, outside, y)
     return (x + 1) / 2 * (high - low) + low
@@ -67,7 +67,7 @@ def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor,
 
     Returns:
         Pixels (x, y) and depth along the camera's axis, in the unit of the points. Behind the camera the depth is
-        negative and the pixel without meaning; at depth 0 it is infinite or NaN.
+        negative and the pixel is meaningless; at depth 0 the pixel is infinite or NaN.
     """
     # Subtracting the centre first keeps precision where the scene lies far from the origin.
     seen = (points - camera.center.to(points)) @ camera.rotation.to(points).T
@@ -76,9 +76,9 @@ def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor,
 
 
 def pixel_directions(camera: Camera, like: Tensor) -> Float[Tensor, "p 3"]:
-    """Unit vectors in the world from the camera through the centre of each pixel, row by row.
+    """Unit vectors, in world axes, from the camera through the centre of each pixel, row by row.
 
-    They have the dtype of ``like`` and are made on its device.
+    They have the dtype and device of ``like``.
     """
     column, row = (
         torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 for side in (camera.width, camera.height)
@@ -115,9 +115,9 @@ def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool
 
 
 def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: float = 0.2) -> bool:
-    """Whether an axis-aligned box may show in one of the images; never false where a point of it does.
+    """Whether an axis-aligned box may be visible in one of the images; never false if a point of it is.
 
-    A box is out of an image if all of its corners are beyond one of the planes that bound the view.
+    A box is outside an image if all of its corners are beyond one of the planes that bound the view.
 
     Args:
         box: xmin, ymin, zmin, xmax, ymax, zmax in world coordinates.
@@ -135,9 +135,9 @@ def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: fl
 
 
 def camera_radius(centers: Float[Tensor, "m 3"]) -> float:
-    """1.1 times the largest distance of a camera from the cameras' mean, training units.
+    """1.1 times the largest distance of a camera from the cameras' mean, in the unit of ``centers``.
 
-    ``spatial_lr_scale`` of 3DGS codebases (3DGS scene/dataset_readers.py::getNerfppNorm).
+    This is ``spatial_lr_scale`` of 3DGS codebases (3DGS scene/dataset_readers.py::getNerfppNorm).
     """
     return 1.1 * float((centers - centers.mean(dim=0)).norm(dim=1).max())
 

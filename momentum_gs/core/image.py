@@ -39,9 +39,9 @@ def ssim(
 ) -> Float[Tensor, ""]:
     """Mean structural similarity: 11x11 Gaussian window of sigma 1.5, zero padding (3DGS utils/loss_utils.py::ssim).
 
-    With a mask both images are made black where pixels are ignored, so windows see nothing of them, and 1 - SSIM is
-    summed over all windows and divided by the number of pixels that count. A window over ignored pixels alone adds
-    nothing; one at their border counts for the pixels in it that do.
+    With a mask, ignored pixels are made black in both images, so that they do not influence any window, and 1 - SSIM is
+    summed over all windows and divided by the number of pixels that count. A window with ignored pixels only adds
+    nothing; a window at the border of the mask compares the pixels in it that count.
 
     With weights it is the mean over the windows, each by the weight of its central pixel. Windows see the pixels around
     as they are, whatever those weigh: nothing is made black.
@@ -85,14 +85,14 @@ def color_correct(
     """Warp the colours of ``image`` to those of ``reference``, for the colour-corrected metrics.
 
     Each output channel is a quadratic polynomial of the three input channels, fitted by least squares over the whole
-    image, and the fit is repeated on its own (clamped) result. A pixel takes part in a channel's fit only where the
-    first image, the current one and the reference are all unsaturated there. A channel without such pixels stays as it
-    is. Source of the method: Mip-NeRF 360's evaluation (Barron et al. 2022).
+    image, and the fit is repeated on its own (clamped) result. A pixel takes part in a channel's fit only if the
+    original render, the current one and the reference are all unsaturated there. A channel without such pixels is left
+    unchanged. Source of the method: Mip-NeRF 360's evaluation (Barron et al. 2022).
 
     Args:
         image: The render.
-        reference: The image.
-        iterations: Fits, 5 as Momentum-GS render/metrics use it.
+        reference: The target image.
+        iterations: Number of fits; 5 as in Momentum-GS render/metrics.
         eps: Values closer than this to 0 or 1 count as saturated: half a step of 8 bits.
 
     Returns:
@@ -124,11 +124,11 @@ def _quadratic_terms(pixels: Float[Tensor, "3 n"]) -> Float[Tensor, "10 n"]:
 
 
 def _least_squares(terms: Float[Tensor, "t n"], wanted: Float[Tensor, "n"]) -> Float[Tensor, "t"]:
-    """Smallest x that minimises |x @ terms - wanted|, by the normal equations and one step of refinement.
+    """The shortest x that minimises |x @ terms - wanted|, by the normal equations and one step of refinement.
 
-    The refinement gives back the digits that squaring the condition number took. 1e-13: a direction whose share of the
-    energy is below float64's round-off (2e-16 summed over 10 terms and many pixels) is one that the colours do not
-    span, as in a grey or a flat image.
+    The refinement recovers the digits that are lost because the normal equations square the condition number. rtol is
+    1e-13, because a direction whose share of the energy is below float64's round-off (2e-16 summed over 10 terms and
+    many pixels) is not spanned by the colours, as in a grey or uniform image.
     """
     inverse = torch.linalg.pinv(terms @ terms.T, hermitian=True, rtol=1e-13)
     x = inverse @ (terms @ wanted)

@@ -1,6 +1,6 @@
-"""The three compiled packages: whether they are there, ours, and built for the torch that runs.
+"""Checks of the three compiled packages: installed, ours, and built for the installed torch.
 
-Their import names are those of 3DGS codebases, so another package may lie in their place.
+They have the import names of 3DGS codebases, so other packages may be installed under the same names.
 """
 
 import importlib
@@ -20,21 +20,21 @@ PACKAGES = {
     "simple_knn": ("_C", "mean_squared_distance"),
     "fused_ssim": ("ops", "mean_ssim"),
 }
-"""Package -> the module that loads its library, and an operator that only ours registers."""
+"""Package -> the module that loads its library, and an operator that only our package registers."""
 
 
 def check_kernels() -> None:
     """Loads the three packages.
 
     Raises:
-        UserError: naming the first that is missing, that is another's, or that was compiled for another torch, and the
-            command that mends it.
+        UserError: naming the first that is missing, not ours, or compiled for another torch, and the command that
+            repairs it.
     """
     for package, (module, operator) in PACKAGES.items():
         folder = _folder(package)
         if folder is None:
-            raise UserError(f"kernels: the package {package} is not there, expected that of momentum-gs; {repair()}")
-        if not (folder / "reference.py").is_file():  # Each of ours has its formulas in readable PyTorch.
+            raise UserError(f"kernels: the package {package} is not installed, expected momentum-gs's; {repair()}")
+        if not (folder / "reference.py").is_file():  # Each of our packages has a reference in PyTorch.
             raise _stranger(package, folder)
         built = build_record(package).get("torch")
         versions = f"compiled for torch {built or 'of unknown version'}, found torch {torch.__version__}"
@@ -50,7 +50,7 @@ def check_kernels() -> None:
 
 
 def build_record(package: str) -> dict[str, str | None]:
-    """What the build wrote down of itself (submodules/build_rules.py): ``torch``, ``cpu``, ``gpus``; else nothing."""
+    """What the build recorded in built.json (submodules/build_rules.py): ``torch``, ``cpu``, ``gpus``; {} without."""
     folder = _folder(package)
     try:
         return dict(json.loads((folder / "built.json").read_text(encoding="utf-8"))) if folder else {}
@@ -59,10 +59,10 @@ def build_record(package: str) -> dict[str, str | None]:
 
 
 def cpu_kernels() -> str:
-    """The instruction set of the CPU's kernels, which the three packages choose alike: ``x86-64-v4``.
+    """The instruction set of the CPU kernels, e.g. ``x86-64-v4``; all three packages choose the same.
 
     Raises:
-        UserError: for a CPU that they do not run on, or a MOMENTUM_GS_CPU that is not there.
+        UserError: for a CPU that no variant runs on, or if MOMENTUM_GS_CPU names a variant that does not exist.
     """
     from fused_ssim import cpu_kernels as chosen
 
@@ -73,7 +73,7 @@ def cpu_kernels() -> str:
 
 
 def repair(with_gpu: bool = False) -> str:
-    """The command that puts the three packages right; ``with_gpu``: and insists on the GPU's part."""
+    """The command that reinstalls the three packages; ``with_gpu`` makes it fail if the GPU kernels cannot be built."""
     root = Path(momentum_gs.__file__).parents[1]
     force = "FORCE_CUDA=1 " if with_gpu else ""
     if (root / "scripts" / "setup.sh").is_file():

@@ -1,4 +1,4 @@
-"""Words for the person at the terminal: plain lines and progress bars, from rank 0; warnings from any."""
+"""Terminal output: plain lines and progress bars from rank 0, warnings from any rank."""
 
 import os
 import sys
@@ -9,22 +9,22 @@ from tqdm import tqdm
 
 
 def info(message: str) -> None:
-    """Print one line on rank 0 without tearing a progress bar."""
+    """Print one line on rank 0 without breaking a progress bar."""
     if _is_first_rank():
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
 
 
 def warn(message: str) -> None:
-    """Print one line on whichever rank it concerns; others than the first say which they are."""
+    """Print one line to stderr on the calling rank; ranks other than 0 put their number in front."""
     tqdm.write(message if _is_first_rank() else f"[rank {os.environ['RANK']}] {message}", file=sys.stderr)
     sys.stderr.flush()
 
 
 def progress(items: Iterable[Any] | int, desc: str) -> tqdm:
-    """A progress bar over items, or one that counts to a total by ``.update()``.
+    """A progress bar over items, or one with the total ``items`` that ``.update()`` advances.
 
-    Silent on other ranks, and where stderr is not a terminal: logs stay free of half-drawn bars.
+    Silent on ranks other than 0, and where stderr is not a terminal, so that log files contain no partial bars.
     """
     iterable, total = (None, items) if isinstance(items, int) else (items, None)
     silent = not (_is_first_rank() and sys.stderr.isatty())

@@ -1,8 +1,8 @@
 """Edits of row-aligned tensors and of the Adam moments that belong to the same rows.
 
-``rows`` is a dict of tensors that share their first dimension, such as ``Anchors.rows()``. A row that learns is the
-only parameter of an optimizer group whose ``name`` is its key; the others are plain tensors. After an edit the learning
-rows are new leaves without a gradient, so an optimizer step rests them until the next backward pass.
+``rows`` is a dict of tensors with the same first dimension, such as ``Anchors.rows()``. A learnable tensor is the only
+parameter of the optimizer group whose ``name`` is its key; the others are plain tensors. After an edit, learnable
+tensors are new leaves without a gradient, so optimizer steps skip them until the next backward pass.
 
 Source: cat_tensors_to_optimizer and _prune_anchor_optimizer of Scaffold-GS, scene/gaussian_model.py.
 """
@@ -20,11 +20,11 @@ except ImportError:
     _torch_scatter_max = None
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's state that has a row for every row of the parameter; its ``step`` counts for the whole group."""
+"""Entries of Adam's state with a row for every row of the parameter; ``step`` is one number for the whole parameter."""
 
 
 def keep_rows(rows: Mapping[str, Tensor], mask: Bool[Tensor, "n"], optimizer: Adam | None) -> dict[str, Tensor]:
-    """The rows where ``mask`` holds, in their order, with their moments."""
+    """The rows where ``mask`` is true, in their order, with their moments."""
     return edit_rows(rows, mask.nonzero().squeeze(1), None, optimizer)
 
 
@@ -42,7 +42,7 @@ def edit_rows(
     """The rows at ``kept`` (None: all) followed by ``new`` (None: nothing), in one copy.
 
     Raises:
-        ValueError: a row is not the tensor that the optimizer's group of its name moves.
+        ValueError: a tensor in ``rows`` is not the parameter of the optimizer group with its name.
     """
     groups = {} if optimizer is None else {group["name"]: group for group in optimizer.param_groups}
     edited = {}
@@ -51,14 +51,14 @@ def edit_rows(
         edited[name] = _edit(row.detach(), kept, added).requires_grad_(row.requires_grad)
         if optimizer is not None and name in groups:
             if groups[name]["params"][0] is not row:
-                raise ValueError(f"rows: '{name}' is not the tensor that the optimizer's group of this name moves")
+                raise ValueError(f"rows: '{name}' is not the parameter of the optimizer group with this name")
             state = optimizer.state.pop(row, {})
             groups[name]["params"] = [edited[name]]
             if state:
-                at_rest = None if added is None else added.new_zeros(()).expand_as(added)
+                zeros = None if added is None else added.new_zeros(()).expand_as(added)
                 optimizer.state[edited[name]] = state
                 for key in MOMENTS:
-                    state[key] = _edit(state[key], kept, at_rest)
+                    state[key] = _edit(state[key], kept, zeros)
     return edited
 
 
@@ -75,9 +75,9 @@ def _edit(row: Tensor, kept: Int[Tensor, "m"] | None, added: Tensor | None) -> T
 
 
 def scatter_max(src: Float[Tensor, "m f"], index: Int[Tensor, "m"], n_rows: int) -> Float[Tensor, "n f"]:
-    """Row r is the entry-wise maximum of the rows of ``src`` whose index is r; zero where there is none.
+    """Row r is the entry-wise maximum of the rows of ``src`` whose index is r, or zero if there are none.
 
-    By torch_scatter where it is installed, else by torch's own reduction; the two agree bit for bit.
+    Uses torch_scatter where it is installed, else torch's own reduction; the two agree bit for bit.
     """
     if _torch_scatter_max is not None:
         found: Tensor = _torch_scatter_max(src, index.unsqueeze(1).expand_as(src), dim=0, dim_size=n_rows)[0]

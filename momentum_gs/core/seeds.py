@@ -1,8 +1,8 @@
-"""Random numbers by key instead of by history.
+"""Random numbers that depend on a key, not on earlier draws.
 
-A generator is made from (seed, purpose, block, step, ...) whenever it is needed. Nothing has to be stored to resume,
-and neither the number of ranks nor the order of the blocks can change what is drawn. ``keyed_uniform`` goes one step
-further: a number for each index, whichever other indices are asked for, on whatever device.
+A generator is made from (seed, purpose, block, step, ...) whenever it is needed. So resuming needs no stored state, and
+neither the number of ranks nor the order of the blocks changes what is drawn. ``keyed_uniform`` goes one step further:
+the number for an index depends neither on the other indices nor on the device.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from torch import Tensor
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
 _FLOAT_BITS = 24
-"""Of a float32's mantissa: every multiple of 2^-24 below 1 is one."""
+"""Bits of a float32's significand: every multiple of 2^-24 below 1 is exact."""
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
@@ -37,10 +37,10 @@ def keyed_uniform(index: Int[Tensor, "n"], *key: int | str) -> Float[Tensor, "n"
 
 
 def _hash(key: tuple[int | str, ...]) -> int:
-    """64 bits; hashed, so that neighbouring keys are unrelated (a sum of seeds would not be)."""
+    """64 bits; hashed, so that similar keys give unrelated streams (a sum of seeds would not)."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def _shift_right(bits: Int[Tensor, "n"], by: int) -> Int[Tensor, "n"]:
-    """With zeros from the left; torch's own shift repeats the sign."""
+    """Logical shift, which fills with zeros; torch's own shift repeats the sign bit."""
     return (bits >> by) & (2 ** (64 - by) - 1)

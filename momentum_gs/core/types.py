@@ -1,4 +1,4 @@
-"""The nouns that every floor speaks: camera, point cloud, Gaussians, one rendered view.
+"""Types that all floors share: camera, target image, point cloud, Gaussians, render output.
 
 Conventions (docs/conventions.md has the whole page): right-handed world; camera axes as COLMAP has them (x right,
 y down, z forward); ``w2c`` maps world to camera as ``x_cam = rotation @ x_world + translation``; the principal point is
@@ -53,7 +53,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class TargetImage:
-    """The image that a view is held against."""
+    """The image that a render is compared with."""
 
     image: Float[Tensor, "3 h w"]
     mask: Float[Tensor, "1 h w"] | None = None
@@ -70,7 +70,7 @@ class PointCloud:
     """Coloured points in world coordinates."""
 
     xyz: Float[Tensor, "n 3"]
-    """float64: scenes may lie far from the origin."""
+    """float64, because scenes may lie far from the origin."""
     rgb: UInt8[Tensor, "n 3"]
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class PointCloud:
 
 @dataclass(frozen=True)
 class Gaussians:
-    """What the rasterizer draws, activations applied."""
+    """The rasterizer's input, with activations applied."""
 
     means: Float[Tensor, "g 3"]
     scales: Float[Tensor, "g 3"]
@@ -106,4 +106,4 @@ class RenderOutput:
     radii: Int[Tensor, "g"]
     """Screen radius in pixels, 0 where a Gaussian was culled."""
     screen_means: Tensor
-    """[G,3] leaf whose ``.grad[:, :2]`` after backward is the gradient of the projected means in NDC units."""
+    """[G,3] leaf; after the backward pass, ``.grad[:, :2]`` is the gradient by the projected means, NDC units."""

@@ -1,6 +1,6 @@
-"""Points to the cells of a grid, and sets of cells by sorted 64-bit keys.
+"""Cells of a voxel grid, and sets of cells as sorted 64-bit keys.
 
-Cell c of edge s holds the points nearer to c*s than to any other multiple: ``round(point / s)`` as the original does.
+Cell c of edge s holds the points nearest to c*s: ``round(point / s)``, as in Scaffold-GS.
 """
 
 import math
@@ -14,17 +14,17 @@ _MAX_KEYS = 2**63 - 1
 
 
 def cells_of(points: Float[Tensor, "n 3"], size: float) -> Int[Tensor, "n 3"]:
-    """Cell of every point for cells of edge ``size``, in the rounding of the points' own dtype."""
+    """Cell of every point, for cells of edge ``size``; computed in the points' dtype."""
     return torch.round(points / size).long()
 
 
 def cell_centers(cells: Int[Tensor, "n 3"], size: float, dtype: torch.dtype) -> Float[Tensor, "n 3"]:
-    """Where the cells lie."""
+    """Centres of the cells."""
     return cells.to(dtype) * size
 
 
 def unique_cells(cells: Int[Tensor, "n 3"]) -> tuple[Int[Tensor, "m 3"], Int[Tensor, "n"]]:
-    """The distinct cells in lexicographic order, and the place of every given one among them.
+    """The distinct cells in lexicographic order, and the index of every given cell among them.
 
     The same as ``torch.unique(cells, dim=0, return_inverse=True)``.
     """
@@ -42,16 +42,16 @@ def free_cells(
 ) -> tuple[Int[Tensor, "f"], Int[Tensor, "f"], Int[Tensor, "u 3"]]:
     """Which of ``cells`` are not among ``taken``.
 
-    Two sorts and a search, where the original compares each with each (scene/gaussian_model.py::anchor_growing).
-    ``free_cells_reference`` is that compare.
+    Two sorts and a search; the original compares all pairs (Scaffold-GS scene/gaussian_model.py::anchor_growing), as
+    ``free_cells_reference`` does.
 
     Args:
-        low, high: Bounds of ``cells``, inclusive. They may be wide, but no cell may lie outside. Asked for, because to
-            find them here would make a GPU wait once more for each call.
+        low, high: Bounds of ``cells``, inclusive. They may be wider than needed, but no cell may lie outside. The
+            caller gives them, because finding them here would synchronize with the GPU once more per call.
 
     Returns:
-        Rows of ``cells`` that are free, equal cells beside each other, in lexicographic order; for each of them the
-        place of its cell among the distinct free ones; and those.
+        Row numbers of the free ``cells`` in lexicographic order, so that equal cells are adjacent; for each of them the
+        index of its cell among the distinct free cells; and the distinct free cells.
     """
     keys, present = _pack([cells, taken], low, high)
     keys, order = keys.sort()
@@ -67,16 +67,16 @@ def free_cells(
 def free_cells_reference(
     cells: Int[Tensor, "n 3"], taken: Int[Tensor, "m 3"]
 ) -> tuple[Bool[Tensor, "n"], Int[Tensor, "u 3"]]:
-    """Mask of the free ones among ``cells``, and the distinct free cells: in the plain way, O(N*M)."""
+    """Mask of the free ones among ``cells``, and the distinct free cells, by comparing all pairs, O(N*M)."""
     free = ~(cells[:, None] == taken[None]).all(dim=2).any(dim=1)
     return free, torch.unique(cells[free], dim=0)
 
 
 def _pack(parts: Sequence[Int[Tensor, "_ 3"]], low: Sequence[int], high: Sequence[int]) -> Sequence[Int[Tensor, "_"]]:
-    """One int64 a cell: equal for equal cells, and ordered as the cells are lexicographically.
+    """One int64 key per cell: equal for equal cells, and in the lexicographic order of the cells.
 
-    The key is the cell's number in the box from ``low`` to ``high``, -1 outside. Where that box has 2^63 cells or more
-    (on average 21 bits an axis: 1 km at 0.5 mm), it is the cell's rank among all of ``parts``.
+    The key is the cell's number in the box from ``low`` to ``high``, or -1 outside. If that box has 2^63 cells or more
+    (on average 21 bits per axis: 1 km at 0.5 mm), the key is the cell's rank among the cells of all ``parts``.
     """
     bases = [last - first + 1 for first, last in zip(low, high, strict=True)]
     if math.prod(bases) > _MAX_KEYS:
@@ -93,7 +93,7 @@ def _pack(parts: Sequence[Int[Tensor, "_ 3"]], low: Sequence[int], high: Sequenc
 
 
 def _rank(cells: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
-    """Place of every cell among the distinct ones, axis by axis: a product of two ranks always fits 63 bits."""
+    """Rank of every cell among the distinct ones, found axis by axis: a product of two ranks always fits 63 bits."""
     rank = cells.new_zeros(len(cells))
     for digit in cells.unbind(1):
         distinct, place = torch.unique(digit, return_inverse=True)

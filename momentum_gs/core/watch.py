@@ -1,8 +1,8 @@
-"""Ranks that end together: signs of life, the first error of a run, and requests to stop.
+"""Ends all ranks together: signs of life, the first error of a run, and requests to stop.
 
-A rank that fails leaves the others in a collective, where they would wait for its time-out. So each rank has a thread
-that tells the others, through the store of the launcher, that it is alive, and ends its process when another rank has
-failed or fallen silent. The rank that failed prints its error; the others end without a word.
+When a rank fails, the others would wait in a collective until it times out. So each rank has threads that report
+through the launcher's store that it is alive, and that end its process when another rank has failed or has given no
+sign of life. The rank that failed prints its error; the others end silently.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from typing import NoReturn, Protocol, runtime_checkable
 from momentum_gs.core.errors import LostRank, UserError, complain
 
 SILENCE_SECONDS = 60.0
-"""A machine that swaps may stall for long; one that is silent for a minute does not come back."""
+"""A machine that swaps may stall for a while, but one that is silent for a minute does not come back."""
 
 TICK_SECONDS = 0.5
-# How long the rank with the error stays: two ticks' time for the others to hear of it before the launcher ends them.
+# The rank with the error waits two ticks before it exits, so that the others learn of it before the launcher ends them.
 _LINGER_SECONDS = 2 * TICK_SECONDS
-# The others stay longer, so that the launcher sees the rank with the error end first and names that one.
+# The others wait longer, so that the launcher sees the rank with the error exit first and reports that one.
 _YIELD_SECONDS = 3 * TICK_SECONDS
 # After a broken connection: time in which its cause may be announced, and in which a dead rank misses several beats.
 _CAUSE_SECONDS = 6 * TICK_SECONDS
-# Silence that is too long once we were asked to stop: launchers do so when a rank has died, and kill after 30 s. But a
-# rank may also be silent for seconds because it writes a checkpoint without letting its threads run.
+# The limit of silence after a request to stop: launchers send one when a rank has died, and kill after 30 s. It is not
+# shorter, because a rank may be silent for seconds while it writes a checkpoint and its threads do not run.
 _STOPPING_SILENCE_SECONDS = 20.0
-# Of a request that arrives twice: from a scheduler that signals every process, and from the launcher below it.
+# Requests within this time count as one: a scheduler signals every process, and the launcher does so again.
 _SAME_REQUEST_SECONDS = 1.0
 _DONE = "done"
 
@@ -40,19 +40,19 @@ _DONE = "done"
 class Stop:
     """Whether this process was asked to stop, by SIGTERM (schedulers) or SIGINT (Ctrl-C).
 
-    A context manager for the main thread. The first request is only noted; a second one ends the process at once.
+    A context manager for the main thread. The first request is only recorded; a second one ends the process at once.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """The first request."""
+        """Signal of the first request; None before."""
         self._first = 0.0
 
     def __enter__(self) -> "Stop":
-        # Python runs handlers in the main thread, which may sit in a collective that never returns. The pipe is
-        # written by the C handler, so that any thread can hear of the request.
+        # Python runs handlers in the main thread, which may be blocked in a collective that never returns. The C
+        # handler writes to the pipe, so that any thread can learn of the request.
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, False)
@@ -70,7 +70,7 @@ class Stop:
             os.close(end)
 
     def __call__(self) -> bool:
-        """True once a request has come; from any thread, inside the context."""
+        """True once a stop was requested; may be called from any thread inside the context."""
         with contextlib.suppress(BlockingIOError):  # Nothing has arrived.
             for number in os.read(self._pipe[0], 16):
                 if number in self.SIGNALS:
@@ -87,38 +87,44 @@ class Stop:
 
 @runtime_checkable
 class Store(Protocol):
-    """What the watch needs of the launcher's key-value store."""
+    """What the watch needs from the launcher's key-value store."""
 
     def set(self, key: str, value: str, /) -> None:
         """Writes a value."""
 
     def multi_get(self, keys: list[str], /) -> list[bytes]:
-        """Reads several values that are there."""
+        """Reads the values of several existing keys."""
 
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
         """Writes ``desired`` if the value is ``expected``; returns the value after that."""
 
 
 def lay_out(store: Store, world_size: int) -> None:
-    """Writes the keys of a watch that is about to begin, so that reading them never waits."""
+    """Creates the keys of a watch before it begins, so that reading them never waits."""
     for key in ("error", *map(_beat, range(world_size))):
         store.set(key, "")
 
 
 class Watch:
-    """One rank's part in ending together. A context manager around all that the rank does.
+    """One rank's side of the watch. A context manager around everything that the rank does.
 
-    An exception that leaves it is announced to the other ranks and printed, once for all ranks: a ``UserError`` as one
-    line (exit status 2), any other with its traceback (1). The process ends there and then, without waiting for
-    threads that communicate with other ranks. ``LostRank`` gives way to the error that caused it.
+    An exception that leaves the context is announced to the other ranks and printed once for all ranks: a
+    ``UserError`` as one line (exit status 2), any other with its traceback (exit status 1). The process then ends
+    immediately, without waiting for threads that communicate with other ranks. For a ``LostRank``, the error that
+    caused it is printed instead, where some rank announces one.
     """
 
     def __init__(
         self, store: Store, rank: int, world_size: int, stop: Stop, silence_seconds: float = SILENCE_SECONDS
     ) -> None:
-        """``store``: laid out, for this watch alone; ``silence_seconds``: after which a rank counts as lost."""
+        """Prepares the watch; it begins on entering the context.
+
+        Args:
+            store: Used by this watch alone, with its keys created (``lay_out``).
+            silence_seconds: Seconds without a sign of life after which a rank counts as lost.
+        """
         self.doing = "starting"
-        """What this rank is at, for the message of the ranks that miss it."""
+        """What this rank is doing, for the message of the others if it is lost."""
         self._store, self._rank, self._world_size = store, rank, world_size
         self._stop, self._silence = stop, silence_seconds
         # Each rank watches one other, so the traffic grows with the number of ranks, not its square.
@@ -128,7 +134,7 @@ class Watch:
         self._still_beats = 0
         self._seen = ""
         self._over = threading.Event()
-        # The store may cease to answer, when its machine is gone; the thread that ends the process must not use it.
+        # The store may stop answering when its machine is gone, so the thread that ends the process must not use it.
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._communication, self._guard)]
 
     def __enter__(self) -> "Watch":
@@ -148,9 +154,9 @@ class Watch:
         self._over.set()
         for thread in self._threads:
             thread.join(_LINGER_SECONDS)
-        with contextlib.suppress(RuntimeError):  # Other ranks were quicker, and the store is gone with the launcher.
+        with contextlib.suppress(RuntimeError):  # The store is gone with the launcher, since other ranks ended first.
             self._store.set(_beat(self._rank), _DONE)
-            # Some launchers leave the store to rank 0: it goes when no other rank needs it.
+            # With some launchers rank 0 hosts the store, so rank 0 waits until no other rank needs it.
             deadline = time.monotonic() + self._silence
             while self._rank == 0 and not self._stop() and time.monotonic() < deadline:
                 if self._read("error")[0] or set(self._beats_of_all()) == {_DONE}:
@@ -158,24 +164,25 @@ class Watch:
                 time.sleep(TICK_SECONDS / 10)
 
     def _communication(self) -> None:
-        """Shows that this rank is alive, and looks for errors and for the next rank's signs of life."""
+        """Writes this rank's signs of life, and reads errors and the next rank's signs of life."""
         host = socket.gethostname()
         try:
             while not self._over.is_set():
                 self._store.set(_beat(self._rank), f"{self._beats} on {host}, {self.doing}")
                 error, beat = self._read("error", _beat(self._next))
-                # Counted in beats of our own: while this process or its machine was frozen, no time has passed.
+                # Counted in this rank's own beats, so that time in which this process was frozen does not count.
                 self._still_beats = self._still_beats + 1 if beat == self._seen and beat != _DONE else 0
                 self._error, self._seen = error, beat
                 self._beats += 1
                 self._over.wait(TICK_SECONDS)
         except RuntimeError:
-            return  # The store is gone; the guard notices that the beats have ceased.
+            return  # The store is gone; the guard notices that this thread has ended.
 
     def _guard(self) -> None:
-        """Ends the process where the run is over, whatever the main thread waits for.
+        """Ends the process if the run has failed, whatever the main thread is waiting for.
 
-        A collective cannot be interrupted, so the process exits without unwinding. What it writes is whole or absent.
+        A collective cannot be interrupted, so the process exits without unwinding. Files are written atomically, so
+        none is left incomplete.
         """
         beats = unanswered = 0
         while not self._over.wait(TICK_SECONDS):
@@ -190,9 +197,9 @@ class Watch:
                 self._leave_without_store()
 
     def _fail(self, message: str, status: int) -> NoReturn:
-        """Announces and prints an error, unless another rank was first; ends the process."""
+        """Announces and prints an error, unless another rank announced one before; ends the process."""
         first = f"{self._rank} {message}"
-        with contextlib.suppress(RuntimeError):  # Without a store nobody else speaks for all.
+        with contextlib.suppress(RuntimeError):  # Without the store no other rank can have announced an error.
             first = self._store.compare_set("error", "", first).decode()
         if not first.startswith(f"{self._rank} "):
             self._yield()
@@ -201,13 +208,13 @@ class Watch:
         _end(status)
 
     def _wait_for_cause(self, error: LostRank) -> NoReturn:
-        """Ends the process with the error that broke a connection; with this one where no rank announces any."""
+        """Ends the process after a broken connection; prints an error unless another rank announces one."""
         try:
             before = self._beats_of_all()
             deadline = time.monotonic() + _CAUSE_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(TICK_SECONDS)
-                # Asked to stop: the launcher saw the other rank end, and says so.
+                # After a request to stop, the launcher has seen the other rank end and reports it.
                 if self._error or self._stop():
                     self._yield()
             after = self._beats_of_all()
@@ -220,12 +227,12 @@ class Watch:
         self._fail("".join(traceback.format_exception(error)), 1)
 
     def _yield(self) -> NoReturn:
-        """Ends the process without a word, after the rank that speaks."""
+        """Ends the process silently, after the rank that prints the error."""
         time.sleep(_YIELD_SECONDS)
         _end(1)
 
     def _leave_without_store(self) -> NoReturn:
-        """Ends the process with a message from each machine, as the ranks can no longer agree on one."""
+        """Ends the process; one rank per machine prints a message, since the ranks can no longer agree on one."""
         if os.environ.get("LOCAL_RANK", "0") == "0":
             complain(f"[rank {self._rank}] rank 0 is gone, or the launcher on its machine")
         _end(1)

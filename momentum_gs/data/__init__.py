@@ -1,1 +1,1 @@
-"""Floor 3: scenes on disk, images, the block grid and the synthetic city."""
+"""Floor 3: scenes on disk, images, the block grid, the partition file and the synthetic city."""

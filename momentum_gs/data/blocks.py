@@ -1,4 +1,4 @@
-"""The block grid: cells of contracted space. The only home of the formula between cell id and place."""
+"""The block grid: cells of contracted space. Only this file maps between positions, cells and block ids."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,30 +13,29 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import contract
 
 Cuts = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
-"""Where x, y and z are cut, contracted coordinates in (0, 1), ascending."""
+"""Positions of the cuts along x, y and z, contracted coordinates in (0, 1), ascending."""
 
 
 @dataclass(frozen=True, init=False)
 class BlockGrid:
     """``dim`` = (dx, dy, dz) cells of the unit cube that ``contract(points, aabb)`` maps space into.
 
-    They are equal where no ``cuts`` are given.
-
-    Cells are half-open, [low, high) on each axis, and the last also holds coordinate 1: every point is in exactly one.
-    The cell (x, y, z) is block z * dx * dy + y * dx + x (Momentum-GS utils/partition_utils.py). A partition may join
-    cells to larger blocks (``PartitionTable``); the grid alone has a block for each cell.
+    Cells have equal sizes if no ``cuts`` are given. They are half-open, [low, high) on each axis, and the last one
+    includes coordinate 1, so every point is in exactly one. The cell (x, y, z) is block z * dx * dy + y * dx + x
+    (Momentum-GS utils/partition_utils.py). A partition may join cells to larger blocks (``PartitionTable``); in the
+    grid alone every cell is a block.
     """
 
     aabb: tuple[float, ...]
     """xmin, ymin, zmin, xmax, ymax, zmax of the core, in the grid's frame."""
     dim: tuple[int, ...]
     cuts: Cuts | None
-    """One number fewer than cells on each axis; None: equal cells."""
+    """One number fewer than there are cells on each axis; None: cells of equal size."""
 
     def __init__(
         self, aabb: Iterable[SupportsFloat], dim: Iterable[SupportsInt], cuts: Cuts | None = None
     ) -> None:
-        """Takes any six and three numbers.
+        """Checks six numbers for ``aabb``, three for ``dim`` and the cuts.
 
         Raises:
             ValueError: for an empty box, a count below 1, or cuts that do not make ``dim`` cells.
@@ -44,7 +43,7 @@ class BlockGrid:
         object.__setattr__(self, "aabb", tuple(float(v) for v in aabb))
         object.__setattr__(self, "dim", tuple(int(d) for d in dim))
         object.__setattr__(self, "cuts", cuts)
-        # Phrased so that NaN fails.
+        # The condition is written so that NaN fails it.
         if not (len(self.aabb) == 6 and all(self.aabb[i] < self.aabb[i + 3] for i in range(3))):
             raise ValueError(f"BlockGrid: aabb is {self.aabb}, expected xmin,ymin,zmin,xmax,ymax,zmax with min < max")
         if not (len(self.dim) == 3 and min(self.dim) >= 1):
@@ -65,7 +64,7 @@ class BlockGrid:
         """Block id of every point, computed in the dtype of ``points``.
 
         Raises:
-            UserError: for points that are NaN or infinite: they are nowhere.
+            UserError: for points that are NaN or infinite.
         """
         bad = int((~points.isfinite().all(dim=1)).sum())
         if bad:
@@ -74,7 +73,7 @@ class BlockGrid:
         if self.cuts is None:
             dim = torch.tensor(self.dim, device=points.device)
             cell = (unit * dim).floor().long()
-            # At most round-off beyond the cube, and coordinate 1 itself, which belongs to the last cell.
+            # Clamped for round-off, and for coordinate 1, which belongs to the last cell.
             x, y, z = torch.minimum(cell.clamp_min(0), dim - 1).unbind(dim=1)
         else:
             columns = zip(unit.unbind(dim=1), self.cuts, strict=True)
@@ -84,7 +83,7 @@ class BlockGrid:
         return z * dx * dy + y * dx + x
 
     def members(self, points: Float[Tensor, "n 3"], block: int) -> Bool[Tensor, "n"]:
-        """Which points are in a block."""
+        """Which points are in a block; errors as ``cell`` and ``cell_of``."""
         self.cell(block)
         return self.cell_of(points) == block
 
@@ -112,12 +111,12 @@ class BlockGrid:
         return tuple([0.0, *axis, 1.0] for axis in self.cuts)
 
     def column(self, block: int, axis: int) -> list[int]:
-        """The blocks of the cells in line with this one's along an axis, itself among them, from low to high."""
+        """The blocks whose cells lie in one line with this block's along an axis, including it, from low to high."""
         stride = (1, self.dim[0], self.dim[0] * self.dim[1])[axis]
         first = block - stride * self.cell(block)[axis]
         return [first + stride * place for place in range(self.dim[axis])]
 
     def beside(self, block: int) -> list[int]:
-        """The blocks whose cells share a face with this one's."""
+        """The blocks whose cells share a face with this block's."""
         lines = ((self.column(block, axis), place) for axis, place in enumerate(self.cell(block)))
         return [line[i] for line, place in lines for i in (place - 1, place + 1) if 0 <= i < len(line)]

@@ -1,4 +1,4 @@
-"""When a scene's training images were taken: from a table beside the scene, else from the image files."""
+"""Capture times of a scene's training images: from a table in the scene's folder, else from the image files."""
 
 import csv
 from datetime import datetime, timezone
@@ -9,11 +9,11 @@ from momentum_gs.data.exif import capture_time
 from momentum_gs.data.scene import Scene
 
 TIMES_FILE = "times.csv"
-"""In the scene's folder: an image's name and its time in every line."""
+"""File in the scene's folder with an image name and its time per line."""
 
 
 def capture_times(scene: Scene) -> dict[str, float]:
-    """Image name -> seconds, of the training images whose time is known; differences alone mean something.
+    """Image name -> capture time in seconds, for training images whose time is known; only differences have a meaning.
 
     Raises:
         UserError: for lines of ``times.csv`` that hold no time.
@@ -26,7 +26,7 @@ def capture_times(scene: Scene) -> dict[str, float]:
 
 
 def _read_times(file: Path) -> dict[str, float]:
-    """Nothing where there is no such file. A first line ``name,time`` is a heading."""
+    """Image name -> seconds; empty if there is no such file. A line ``name,time`` is a header."""
     if not file.is_file():
         return {}
     times = {}

@@ -1,4 +1,7 @@
-"""Points to start from where training images see something but no point lies: rims, and walls without texture."""
+"""Fill points: initial points where training images overlap but the sparse model has none.
+
+Such places are the rims of a survey and surfaces without texture.
+"""
 
 from collections.abc import Sequence
 
@@ -9,25 +12,29 @@ from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
 
 PER_CELL = 10
-"""Points of an image over cells of its grid: were they spread evenly, one cell in 20,000 would show none by chance."""
+"""Mean number of an image's points per cell of its grid. With points at random, one cell in 20,000 would be empty by
+chance."""
 NEIGHBOURS = 3
-"""Points of the image between whose depths a new point's depth lies."""
+"""Number of nearest points in the image from which a new point's depth is interpolated."""
 MAX_POINTS = 20_000
-"""Points of an image among which the nearest are looked for; of more, every so manieth. Cells are far larger."""
+"""Number of an image's points among which the nearest are searched; of more points, every n-th is used. Cells are far
+larger than the distance between these."""
 
 
 def fill_points(points: PointCloud, cameras: Sequence[Camera], share: float, seed: int) -> PointCloud:
-    """The points, and behind them random ones in the cells of the images' grids that show no point.
+    """The points, followed by fill points in the cells of the images' grids that show no point.
 
-    View after view, so that what one has filled the next ones leave alone. A cell gets ``PER_CELL`` points, as the
-    others have. Their depth is interpolated from the nearest points of the image, as inverse depth, which is linear in
-    the image of a plane; their colour is the nearest point's. The result depends on points, cameras and seed alone.
+    Views are processed one after another, and later views see the points that earlier ones added. An empty cell gets
+    ``PER_CELL`` random points, the mean of the others. Their inverse depth is interpolated from the nearest points in
+    the image, since the inverse depth of a plane is linear in the image; their colour is that of the nearest point. The
+    result depends only on points, cameras and seed.
 
     Args:
-        points: Scene units.
+        points: World, training units.
         cameras: Training views.
-        share: New points are at most so many times the points; where there would be more, some are drawn.
-        seed: Of the draws.
+        share: Upper bound on the number of fill points, as a multiple of the number of points; a random subset is kept
+            where there are more.
+        seed: Seed of the random numbers.
     """
     filled = points
     for camera in cameras:
@@ -42,7 +49,7 @@ def _joined(one: PointCloud, other: PointCloud) -> PointCloud:
 
 
 def _fill(points: PointCloud, camera: Camera, draw: torch.Generator) -> PointCloud:
-    """New points of one view."""
+    """The fill points of one view."""
     pixels, depth = project(points.xyz, camera)
     size = pixels.new_tensor([camera.width, camera.height])
     seen = ((pixels >= 0) & (pixels < size)).all(dim=1) & (depth > 0)

@@ -1,9 +1,9 @@
 """The coordinates that a scene trains in: those of its files, or normalized ones that do not depend on their unit.
 
-Rates, loss terms, clamps and the near plane of the 3DGS codebases are lengths, found on scenes whose cameras see the
-subject from a few units away. A survey in metres is a hundred times as large, in other coordinates a tenth. Normalized
-coordinates put every scene where these lengths mean the same: origin at the centre of the cameras, median viewing
-distance ``VIEW_DISTANCE``, axes turned by quarter turns so that z points up.
+Learning rates, loss terms, bounds and the near plane of 3DGS codebases depend on the unit of length; they were tuned on
+scenes whose cameras see the subject from a few units away. A survey in metres is a hundred times as large, one in other
+units a tenth. In normalized coordinates these values mean the same for every scene: the origin is the centre of the
+cameras, the median viewing distance is ``VIEW_DISTANCE``, and axes are rotated by quarter turns so that z points up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,39 +20,39 @@ from momentum_gs.core.geometry import in_view
 from momentum_gs.core.types import Camera, PointCloud
 
 VIEW_DISTANCE = 5.0
-"""Training units from which the cameras see the points, in the median, in normalized coordinates: about what it is in
-the captures on which the rates of 3DGS and Scaffold-GS were found, whose cameras circle their subject at a radius of
-four to five units."""
+"""Median distance from the cameras to the points in normalized coordinates, training units. It is about that of the
+captures on which the learning rates of 3DGS and Scaffold-GS were tuned, whose cameras circle their subject at a radius
+of four to five units."""
 
-# Normalized coordinates are rounded to multiples of these, so that the noise of the last digit of a file's unit or
-# origin does not reach the training: a scene in feet, or shifted by a million, trains to the same bits. A camera 5
-# units from the ground whose focal length is 5,000 pixels moves by at most 0.0005 pixels, a point by 0.008. Rotations
-# are rounded below the precision of the float32 that renders.
+# Normalized coordinates are rounded to multiples of these, so that round-off from a file's unit or origin does not
+# reach the training: a scene in feet, or shifted by a million, gives bit-identical training. At 5 units from the ground
+# and a focal length of 5,000 pixels, rounding moves a camera by at most 0.0005 pixels and a point by 0.008. Rotations
+# are rounded more finely than the float32 of the renderer.
 _CAMERA_STEP = 2.0**-20
 _POINT_STEP = 2.0**-16
 _ROTATION_STEP = 2.0**-30
 _SAMPLE = 20_000
-"""Points that are held against the cameras to measure the viewing distance."""
+"""Number of points from which the viewing distance is measured, at most."""
 
 Axes = tuple[Axis, Axis, Axis]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where training coordinates lie in those of the scene's files: ``axes @ (point - offset) / unit``."""
+    """Transform from the scene's coordinates to training coordinates: ``axes @ (point - offset) / unit``."""
 
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Origin of the training coordinates, scene units."""
     unit: float = 1.0
     """Scene units in one training unit."""
     axes: Axes = ("x", "y", "z")
-    """Axes of the scene that become x, y and z; a right-handed set."""
+    """Axes of the scene that become x, y and z; they must be right-handed."""
     normalized: bool = False
     """Whether coordinates are rounded to the steps of normalized coordinates."""
 
     @property
     def rotation(self) -> Float[Tensor, "3 3"]:
-        """Scene axes to training axes, float64: a signed permutation."""
+        """Rotation from scene axes to training axes, float64; a signed permutation."""
         return torch.stack([_vector(axis) for axis in self.axes])
 
     @property
@@ -61,11 +61,11 @@ class Frame:
         return not any(self.offset) and self.unit == 1 and self.axes == ("x", "y", "z")
 
     def record(self) -> dict[str, Any]:
-        """Offset, unit and axes as JSON holds them."""
+        """Offset, unit and axes as JSON values."""
         return {"offset": list(self.offset), "unit": self.unit, "axes": list(self.axes)}
 
     def recorded(self, config: SceneConfig) -> SceneConfig:
-        """Settings that give this frame again, whatever becomes of the scene."""
+        """The settings with this frame's values, which reproduce it even if the scene changes."""
         if self.is_identity:
             return config
         return replace(config, offset=self.offset, unit=self.unit, axes=self.axes if self.normalized else config.axes)
@@ -75,7 +75,7 @@ class Frame:
         return self._rounded(self._moved(xyz), _POINT_STEP)
 
     def scene_points(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """Points in training coordinates in those of the scene's files, float64: the inverse of ``points``."""
+        """Points from training coordinates to the scene's, float64; the inverse of ``points``, except for rounding."""
         offset = torch.tensor(self.offset, dtype=torch.float64)
         return xyz.double() * self.unit @ self.rotation + offset
 
@@ -98,20 +98,20 @@ class Frame:
 
 
 def recorded_frame(config: SceneConfig, record: Mapping[str, Any]) -> SceneConfig:
-    """Settings with ``unit: auto`` replaced by what a file recorded (``Frame.record``), where it did."""
+    """The settings with ``unit: auto`` replaced by a recorded frame (``Frame.record``), if the record has one."""
     if config.unit != "auto" or not {"offset", "unit", "axes"} <= record.keys():
         return config
     return replace(config, offset=tuple(record["offset"]), unit=record["unit"], axes=tuple(record["axes"]))
 
 
 def same_frame(one: SceneConfig, other: SceneConfig) -> bool:
-    """Whether two runs have the same coordinates, by the settings that they recorded (``Frame.recorded``)."""
+    """Whether two runs have the same coordinates, according to their recorded settings (``Frame.recorded``)."""
     none = (0.0, 0.0, 0.0)
     return (one.offset or none, one.unit, one.axes) == (other.offset or none, other.unit, other.axes)
 
 
 def check_axes(axes: Axes) -> None:
-    """Raises UserError for axes that are not a right-handed set."""
+    """Raises UserError if the axes are not right-handed."""
     rotation = torch.stack([_vector(axis) for axis in axes])
     if round(float(torch.linalg.det(rotation))) != 1:
         raise UserError(
@@ -125,16 +125,18 @@ def normalized_frame(
     offset: tuple[float, float, float] | None = None,
     axes: Axes | None = None,
 ) -> Frame:
-    """The frame in which a scene has neither unit nor origin nor heading; the parts that are given are kept.
+    """The frame of normalized coordinates.
 
-    The same views and points, scaled, shifted or turned by quarter turns, give the same training coordinates.
+    The same views and points, scaled, shifted or rotated by quarter turns, give the same training coordinates.
 
     Args:
         cameras: All views, at least one, in scene coordinates.
         points: The sparse points, in scene coordinates.
+        offset: Origin, scene units; None: the centre of the cameras.
+        axes: Axes that become x, y and z; None: chosen so that z points up.
 
     Raises:
-        UserError: where no camera has a point in view, so that there is no distance to measure.
+        UserError: no camera has a point in view, so that the viewing distance cannot be measured.
     """
     centers = torch.stack([camera.center for camera in cameras])
     center = centers.mean(dim=0)
@@ -147,10 +149,10 @@ def normalized_frame(
 
 
 def view_distance(cameras: Sequence[Camera], points: PointCloud) -> float:
-    """Median depth of the points in the cameras' views, over all pairs of a camera and a point in its view.
+    """Median depth over all pairs of a camera and a point in its view, in the unit of the points.
 
     Raises:
-        UserError: where no camera has a point in view.
+        UserError: no camera has a point in view.
     """
     sample = _sample(points)
     depths = []
@@ -160,7 +162,7 @@ def view_distance(cameras: Sequence[Camera], points: PointCloud) -> float:
     depth = torch.cat(depths)
     if len(depth) == 0:
         raise UserError(
-            f"scene: none of {len(sample)} points is in view of one of {len(cameras)} cameras, expected points that "
+            f"scene: none of {len(sample)} points is in view of any of {len(cameras)} cameras, expected points that "
             "they see; check the poses in sparse/0, or set scene.unit=1 to train in the scene's own coordinates"
         )
     return float(depth.median())
@@ -171,13 +173,13 @@ def _sample(points: PointCloud) -> Float[Tensor, "n 3"]:
 
 
 def _upright(cameras: Sequence[Camera], points: Float[Tensor, "n 3"], center: Float[Tensor, "3"]) -> Axes:
-    """z: the signed axis closest to up; x: of the four others the one closest to the way from cameras to points.
+    """z: the signed axis closest to up; x: of the four others, the one closest to the direction from cameras to points.
 
-    Cameras are held upright and look at the horizon or below it, so that up is the mean of what is up and what is
-    behind in the images. Where both are an axis, as in images taken straight down, up is the one along which the points
-    spread less.
+    Cameras are assumed to be held upright and to look at the horizon or below it, so that up is between the cameras'
+    mean up and backward directions. Where these are two different axes, as in images taken straight down, up is the one
+    along which the points spread less.
     """
-    towards = points.mean(dim=0) - center  # Need not be far, only turn with the scene.
+    towards = points.mean(dim=0) - center  # Its length does not matter; it rotates with the scene.
     low, high = torch.quantile(points, torch.tensor([0.25, 0.75], dtype=points.dtype), dim=0)
     spread = high - low
     held = -torch.stack([camera.rotation[1] + camera.rotation[2] for camera in cameras]).mean(dim=0)

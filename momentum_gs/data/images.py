@@ -1,7 +1,7 @@
 """Image files: size from the header, decoding to 8-bit RGB, area resampling, writing.
 
-Pixels are taken as they are stored: EXIF orientation is ignored, as COLMAP ignores it, so that image and intrinsics
-agree. 16-bit images are rounded to 8 bits, grey ones repeated over the channels, transparent ones composited.
+Pixels are used as they are stored: EXIF orientation is ignored, as in COLMAP, so that image and intrinsics agree.
+16-bit images are rounded to 8 bits, grey ones repeated over the channels, transparent ones composited.
 """
 
 import io
@@ -19,10 +19,10 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import to_uint8
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-"""Endings of the image files that are looked for, in lower case."""
-# The -r -1 of 3DGS codebases: images wider than this are scaled down to it (3DGS utils/camera_utils.py::loadCam).
+"""Suffixes of image files, in lower case."""
+# With -r -1, images wider than this are scaled down to it (3DGS utils/camera_utils.py::loadCam).
 MAX_WIDTH = 1600
-# Widths under this are taken for a mistyped divisor (-r 3): SSIM's window alone is 11 pixels.
+# Smaller widths are probably a mistyped divisor (-r 3); SSIM's window alone is 11 pixels wide.
 MIN_WIDTH = 16
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +37,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an image file, pixels; JPEG and PNG from the header alone, other formats by decoding.
 
     Raises:
-        UserError: naming a file that cannot be read or is no image.
+        UserError: the file cannot be read or is no image.
     """
     try:
         with path.open("rb") as file:
@@ -50,7 +50,7 @@ def image_size(path: Path) -> tuple[int, int]:
                 for marker, segment in jpeg_segments(file):
                     if marker in _FRAMES and len(segment) >= 5:
                         height, width = struct.unpack(">HH", segment[1:5])
-                        if width and height:  # height 0: it comes after the first scan; the decoder will know
+                        if width and height:  # Height 0: it follows the first scan, so decode.
                             return width, height
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -61,8 +61,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def target_size(width: int, height: int, resolution: float | int) -> tuple[int, int]:
     """Training size of an image, the ``-r`` of 3DGS codebases (3DGS utils/camera_utils.py::loadCam).
 
-    1, 2, 4 and 8 divide both sides, rounded; any other positive number is the width; -1 caps the width at 1600. Where
-    the width is given it is met exactly (3DGS loses a pixel for some sizes) and the height is cut down.
+    1, 2, 4 and 8 divide both sides, rounded; any other positive number is the width; -1 limits the width to 1600. A
+    given width is met exactly (3DGS loses a pixel for some sizes), and the height is rounded down.
 
     Raises:
         UserError: for a width below 16 pixels.
@@ -81,9 +81,9 @@ def target_size(width: int, height: int, resolution: float | int) -> tuple[int, 
 
 
 def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether one scale gives both sides of (width, height), each rounded up or down to a pixel.
+    """Whether two sizes (width, height) differ by one scale, up to rounding of each side to whole pixels.
 
-    images_4 of 4000x3003 is 1000x751.
+    E.g. images_4 of 4000x3003 is 1000x751.
     """
     smallest = max((side - 1) / of for side, of in zip(a, b, strict=True))
     largest = min((side + 1) / of for side, of in zip(a, b, strict=True))
@@ -93,11 +93,11 @@ def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
 def read_image(path: Path, width: int, height: int, white_background: bool = False) -> UInt8[Tensor, "3 h w"]:
     """Decodes an image file to RGB at a given size.
 
-    Area resampling (cv2.INTER_AREA) where the image shrinks, cubic where it grows. Transparent pixels are composited
-    over black, or white, as the render will be.
+    Uses area resampling (cv2.INTER_AREA) to shrink an image, cubic interpolation to enlarge it. Transparent pixels are
+    composited onto black or white, as renders are.
 
     Raises:
-        UserError: naming a file that is missing, damaged, truncated or of an unusual pixel type.
+        UserError: the file is missing, damaged, truncated or of an unsupported pixel type.
     """
     pixels = stored_pixels(path)
     if pixels.dtype == np.uint16:
@@ -121,7 +121,7 @@ def read_image(path: Path, width: int, height: int, white_background: bool = Fal
 
 
 def write_png(path: Path, image: Float[Tensor, "3 h w"]) -> None:
-    """Writes an RGB image in [0, 1] as an 8-bit PNG, making its folder; values outside are clamped."""
+    """Writes an RGB image in [0, 1] as an 8-bit PNG and creates its folder; values outside are clamped."""
     rgb = to_uint8(image.detach()).cpu().numpy().transpose(1, 2, 0)
     _, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def write_png(path: Path, image: Float[Tensor, "3 h w"]) -> None:
 
 
 def _composite(rgba: np.ndarray, background: int) -> np.ndarray:
-    """[H,W,4] over a grey level, [H,W,3]."""
+    """RGBA pixels [H,W,4] composited onto a grey level, [H,W,3]."""
     if rgba[..., 3].min() == 255:
         return rgba[..., :3]
     alpha = rgba[..., 3:].astype(np.float32) / 255
@@ -137,13 +137,13 @@ def _composite(rgba: np.ndarray, background: int) -> np.ndarray:
 
 
 def stored_pixels(path: Path) -> np.ndarray:
-    """Pixels as they are stored, [H,W] or [H,W,C] in OpenCV's channel order, orientation untouched.
+    """Pixels as they are stored, [H,W] or [H,W,C] in OpenCV's channel order, without EXIF rotation.
 
     Raises:
-        UserError: naming a file that is missing, damaged or truncated.
+        UserError: the file is missing, damaged or truncated.
     """
     try:
-        data = path.read_bytes()  # not cv2.imread, which cannot open every path that Python can
+        data = path.read_bytes()  # cv2.imread cannot open every path that Python can.
     except OSError as error:
         raise _unreadable(path, error) from error
     pixels = None
@@ -158,19 +158,19 @@ def stored_pixels(path: Path) -> np.ndarray:
 
 
 def _is_cut_off(data: bytes) -> bool:
-    """A JPEG whose pixels do not end. OpenCV 4 fills the missing part with grey and only warns."""
+    """Whether a JPEG lacks its end. OpenCV 4 fills the missing part with grey and only warns."""
     if not data.startswith(_JPEG):
         return False
     file = io.BytesIO(data)
     for marker, _ in jpeg_segments(file):
         if marker == _START_OF_SCAN:
-            # Among compressed pixels a zero follows every 0xFF, so there the end marker can only be the end.
+            # In compressed pixel data a zero follows every 0xFF, so the end marker cannot occur inside it.
             return data.find(_END_OF_IMAGE, file.tell()) < 0
     return True
 
 
 def jpeg_segments(file: io.BufferedReader | io.BytesIO) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of each segment of a JPEG's header, through the start of the first scan or the file's end."""
+    """Marker and content of each segment of a JPEG's header, up to and including the start of the first scan."""
     file.seek(len(_JPEG))
     while True:
         lead, code = file.read(1), file.read(1)

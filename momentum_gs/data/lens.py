@@ -1,10 +1,10 @@
-"""What the lens of each COLMAP camera model does to a ray, and back.
+"""Lens distortion of the COLMAP camera models, and its inverse.
 
-A ray (x, y) stands for the direction (x, y, 1) in camera axes. Models bend either the ray itself or, those for fisheye
-lenses, the point at distance theta from the centre on the ray's side, theta being its angle to the optical axis; then
-pixel = focal * bent + centre. Names and order of the parameters as COLMAP lists them
-(https://colmap.github.io/cameras.html). RAD_TAN_THIN_PRISM_FISHEYE is the Fisheye624 of Project Aria, EUCM that of
-Khomutenko et al. 2016, the division models that of Fitzgibbon 2001, FOV that of Devernay and Faugeras 2001.
+A ray (x, y) is the direction (x, y, 1) in camera axes. A model distorts either the ray itself or, for fisheye lenses,
+the point in the same direction from the centre at distance theta, the ray's angle to the optical axis; then
+pixel = focal * distorted + centre. Names and parameter order are COLMAP's (https://colmap.github.io/cameras.html).
+Sources: RAD_TAN_THIN_PRISM_FISHEYE is Fisheye624 of Project Aria, EUCM is from Khomutenko et al. 2016, the division
+models from Fitzgibbon 2001, FOV from Devernay and Faugeras 2001.
 """
 
 import math
@@ -17,11 +17,11 @@ from jaxtyping import Float
 
 Points = Float[np.ndarray, "n 2"]
 
-# Newton's method on smooth maps near the identity needs about five; the rest is for lenses of 180 degrees.
+# Newton's method on smooth maps near the identity needs about five iterations; lenses of 180 degrees need more.
 _ITERATIONS = 50
-# In units of the focal length: a thousandth of a thousandth of a pixel at any focal length in use.
+# In units of the focal length: less than a millionth of a pixel for any focal length in use.
 _RESIDUAL = 1e-10
-# Rays at a right angle to the axis, or behind it, are on no plane before the camera; they are taken for nearly there.
+# Rays at 90 degrees to the axis or more do not meet the image plane; their angle is limited to this.
 _STEEPEST = math.radians(89.9)
 
 
@@ -29,7 +29,7 @@ class _Kind(NamedTuple):
     focals: int
     """1: one focal length for both axes."""
     extra: int
-    """Number of further parameters."""
+    """Number of distortion parameters."""
     by_angle: bool
     bend: Callable[[Points, Sequence[float]], Points]
 
@@ -47,7 +47,7 @@ def _series(s: np.ndarray, factors: Sequence[float]) -> np.ndarray:
 
 
 def _decentered(q: Points, p1: float, p2: float) -> Points:
-    """The tangential part alone (Brown 1966)."""
+    """The tangential distortion alone (Brown 1966)."""
     s, cross = _squares(q), 2 * q[:, :1] * q[:, 1:]
     return cross * np.array([p1, p2]) + (s + 2 * q * q) * np.array([p2, p1])
 
@@ -84,13 +84,13 @@ def _fov(q: Points, k: Sequence[float]) -> Points:
     if omega == 0:
         return q
     slope, r = 2 * math.tan(omega / 2), np.sqrt(_squares(q))
-    at_center = r < 1e-9  # where the quotient has no digits left; its limit is exact to round-off
+    at_center = r < 1e-9  # Here the quotient loses all digits, but its limit is exact to round-off.
     r = np.where(at_center, 1.0, r)
     return q * np.where(at_center, slope, np.arctan(r * slope) / r) / omega
 
 
 def _division(q: Points, k: Sequence[float]) -> Points:
-    # The inverse of bent / (1 + k |bent|^2); NaN where no bent point gives the ray.
+    # The inverse of d / (1 + k |d|^2) for the distorted point d; NaN if there is no such point.
     return q * (2 / (1 + np.sqrt(1 - 4 * k[0] * _squares(q))))
 
 
@@ -119,11 +119,11 @@ _KINDS = {
     "EUCM": _Kind(2, 2, False, _eucm),
 }
 MODELS = tuple(_KINDS)
-"""Camera models in the order of COLMAP's numbers, from 0. What comes after them is no lens (EQUIRECTANGULAR)."""
+"""Camera models in the order of COLMAP's ids, from 0. Models with higher ids are no lenses (EQUIRECTANGULAR)."""
 
 
 def parameter_count(model: str) -> int:
-    """How many parameters COLMAP writes for a model."""
+    """Number of parameters that COLMAP writes for a model."""
     kind = _KINDS[model]
     return kind.focals + 2 + kind.extra
 
@@ -152,27 +152,27 @@ class Lens:
 
     @property
     def is_pinhole(self) -> bool:
-        """Whether nothing is bent: then an image needs no undistortion."""
+        """Whether there is no distortion, so that images need no undistortion."""
         return not (_KINDS[self.model].by_angle or any(self.extra))
 
     def resized(self, width: int, height: int) -> "Lens":
-        """The same lens over another pixel grid."""
+        """The same lens for images of another size."""
         sx, sy = width / self.width, height / self.height
         (fx, fy), (cx, cy) = self.focal, self.center
         return replace(self, width=width, height=height, focal=(fx * sx, fy * sy), center=(cx * sx, cy * sy))
 
     def to_pixels(self, rays: Points) -> Points:
-        """Where rays fall, float64; NaN for those that the model sends nowhere."""
+        """Pixels of rays, float64; NaN for rays that the model maps to no pixel."""
         return self._bend(_to_angle(rays) if _KINDS[self.model].by_angle else rays) * self.focal + self.center
 
     def to_rays(self, pixels: Points) -> Points:
         """Rays of pixels, the inverse of ``to_pixels``, float64 to about 1e-10.
 
-        NaN for pixels that no ray reaches on the near side of the place where the model folds back onto itself.
+        NaN for pixels that no ray reaches before the radius at which the model folds back onto itself.
         """
         target = (pixels - self.center) / self.focal
         q = target.copy()
-        with np.errstate(all="ignore"):  # What runs away ends as NaN.
+        with np.errstate(all="ignore"):  # Diverging values end as NaN.
             for _ in range(_ITERATIONS):
                 error = self._bend(q) - target
                 if not (np.abs(error) > _RESIDUAL).any():
@@ -180,13 +180,13 @@ class Lens:
                 a, b, c, d = self._slopes(q)
                 x, y = error.T
                 q = q - np.stack([d * x - b * y, a * y - c * x], axis=1) / (a * d - b * c)[:, None]
-            # Phrased so that NaN fails.
+            # The condition is written so that NaN fails it.
             good = (np.abs(self._bend(q) - target) < 10 * _RESIDUAL).all(axis=1) & self._near_side(q)
         q[~good] = np.nan
         return _from_angle(q) if _KINDS[self.model].by_angle else q
 
     def unfolded(self, rays: Points) -> np.ndarray:
-        """[n] whether each ray is on the near side of the place where the model folds back onto itself."""
+        """Whether each ray is inside the radius at which the model folds back onto itself, [n]."""
         with np.errstate(all="ignore"):
             return self._near_side(_to_angle(rays) if _KINDS[self.model].by_angle else rays)
 
@@ -195,12 +195,12 @@ class Lens:
             return _KINDS[self.model].bend(q, self.extra)
 
     def _near_side(self, q: Points) -> np.ndarray:
-        """[n] whether the derivative neither mirrors nor turns by more than a right angle."""
+        """Whether the derivative at each point neither mirrors nor rotates by more than 90 degrees, [n]."""
         a, b, c, d = self._slopes(q)
         return (a * d - b * c > 0) & (a + d > 0)
 
     def _slopes(self, q: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The derivative of the bend, row by row, by central differences."""
+        """The four entries of the derivative of the distortion, row by row, by central differences."""
         step = 1e-6
         columns = [(self._bend(q + h) - self._bend(q - h)) / (2 * step) for h in np.eye(2) * step]
         (a, c), (b, d) = columns[0].T, columns[1].T
@@ -208,7 +208,7 @@ class Lens:
 
 
 def _to_angle(rays: Points) -> Points:
-    """The point at distance theta on the ray's side."""
+    """The point in the ray's direction at distance theta, the ray's angle to the axis."""
     r = np.sqrt(_squares(rays))
     at_center = r < 1e-9
     r = np.where(at_center, 1.0, r)

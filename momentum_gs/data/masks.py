@@ -1,7 +1,7 @@
-"""Masks: images beside the images that say which pixels count. Black is ignored, everything else counts.
+"""Masks: images that mark which pixels count. Black pixels are ignored, all others count.
 
-The mask of ``a/1.jpg`` is ``a/1.jpg.png`` (COLMAP's form) or ``a/1.png`` below the mask folder, or a file of the
-image's own name. An image without a mask counts as a whole.
+The mask of ``a/1.jpg`` is ``a/1.jpg.png`` (as in COLMAP), ``a/1.png`` or ``a/1.jpg`` below the mask folder. All pixels
+of an image without a mask count.
 """
 
 from collections.abc import Collection
@@ -16,16 +16,16 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.images import image_size, read_image, same_aspect
 
-# Half of the range: the noise that JPEG puts around 0 is still black.
+# Half of the range, so that JPEG noise around 0 still counts as black.
 _BLACK_BELOW = 128
 
 
 def find_masks(folder: Path, names: Collection[str]) -> tuple[dict[str, Path], list[str]]:
-    """Mask files of images, by image name, and the files in the folder that belong to no image.
+    """Mask files by image name, and the files in the folder that belong to no image.
 
     Args:
-        folder: The mask folder; where there is none, there are no masks.
-        names: Image names as the scene has them.
+        folder: The mask folder; it need not exist.
+        names: Image names of the scene.
     """
     if not folder.is_dir():
         return {}, []
@@ -42,23 +42,23 @@ def find_masks(folder: Path, names: Collection[str]) -> tuple[dict[str, Path], l
 
 
 def check_mask(path: Path, width: int, height: int) -> None:
-    """Compares a mask's size with its image's, by the header.
+    """Checks, by its header, that a mask has the size of its image or a scaled copy's.
 
     Raises:
-        UserError: where one is not the other resized, or the mask cannot be read.
+        UserError: the sizes have different aspect ratios, or the mask cannot be read.
     """
     found = image_size(path)
     if not same_aspect(found, (width, height)):
         raise UserError(
             f"data: mask {path} is {found[0]}x{found[1]}, but its image is {width}x{height}, expected that size or the "
-            "same shape; make the mask from the image, or take it away"
+            "same shape; make the mask from the image, or remove it"
         )
 
 
 def read_mask(path: Path, width: int, height: int) -> UInt8[Tensor, "1 h w"]:
-    """A mask at the size of training: 1 where a pixel counts, 0 where it is ignored.
+    """A mask at training resolution: 1 where a pixel counts, 0 where it is ignored.
 
-    A pixel of a smaller image counts only where all of the mask's pixels below it do.
+    A pixel of a downscaled mask counts only if all pixels of the mask file that it covers do.
 
     Raises:
         UserError: as ``read_image``.

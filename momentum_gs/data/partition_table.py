@@ -1,4 +1,4 @@
-"""The partition of a scene: one JSON file that train, merge, render and eval all read, so nothing is typed twice."""
+"""The partition of a scene: one JSON file that train, merge, render and eval all read."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ from momentum_gs.data.frame import Frame
 from momentum_gs.data.scene import Scene
 
 VERSION = 2
-"""Of the file; raised when its meaning changes. 1 had neither cuts nor joined cells and is still read."""
+"""Version of the file format. Version 1 had neither cuts nor joined cells and is still read."""
 
-# Rotations and boxes may have passed through float32, whose round-off is 6e-8 a number; real differences are larger.
+# Rotations and boxes may have been float32, whose relative round-off is 6e-8; real differences are larger than this.
 TOLERANCE = 1e-5
 
 _AGAIN = "re-run 'momentum-gs partition'"
@@ -31,29 +31,29 @@ _AGAIN = "re-run 'momentum-gs partition'"
 
 @dataclass(frozen=True, eq=False)
 class PartitionTable:
-    """The grid, the frame it stands in, and the training views of every block, by image name."""
+    """The grid, the frame of its axes, and the training views of every block, by image name."""
 
     aabb: tuple[float, float, float, float, float, float]
     """xmin, ymin, zmin, xmax, ymax, zmax of the uncontracted core, in the grid's frame."""
     dim: tuple[int, int, int]
-    """Cells along x, y, z."""
+    """Number of cells along x, y and z."""
     rotation: Float[Tensor, "3 3"]
-    """World to grid frame, float64."""
+    """Rotation from world axes to the grid's, float64."""
     views: list[list[str]]
-    """Names of the training views of each block; a view may serve several."""
+    """Names of the training views of each block; a view may train several."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Whatever else is worth recording (threshold, coverage of the blocks): anything JSON holds. Where the
-    frame (``Frame.record``) and ``balance`` are there, ``check`` compares them."""
+    """Further JSON values about the partition (threshold, coverage of the blocks, ...). If the coordinates
+    (``Frame.record``) and ``balance`` are among them, ``check`` compares them."""
     cuts: Cuts | None = None
-    """Where the axes are cut; None: equal cells in contracted space."""
+    """Positions of the cuts; None: cells of equal size in contracted space."""
     joined: tuple[int, ...] | None = None
-    """Block of every cell, in the order of the grid's ids; None: each cell is a block of its own."""
+    """Block of every cell, in the order of the grid's ids; None: each cell is a block."""
     windows: list[list[str]] | None = None
     """What each block owns of each of its views (``core.window.pack_owned``), in the order of ``views``; None: not
     known, as in files of earlier versions."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the parts do not fit together."""
+        """Raises ValueError for parts that are inconsistent."""
         if self.joined is None:
             blocks = self.grid.n
         else:
@@ -65,13 +65,13 @@ class PartitionTable:
         if any(len(set(names)) != len(names) for names in self.views):
             raise ValueError("a view is listed twice in one block")
         off = (self.rotation @ self.rotation.T - torch.eye(3, dtype=self.rotation.dtype)).abs().max()
-        # Phrased so that NaN fails; a reflection would turn left into right.
+        # The condition is written so that NaN fails it; the determinant excludes reflections.
         if not (off < TOLERANCE and torch.linalg.det(self.rotation) > 0):
             raise ValueError(f"rotation is not one: {self.rotation.tolist()}")
 
     @property
     def n(self) -> int:
-        """Number of blocks: of cells, less those that are joined to others."""
+        """Number of blocks, joined cells counted once."""
         return len(self.views)
 
     @property
@@ -81,15 +81,15 @@ class PartitionTable:
 
     @property
     def cells_sha256(self) -> str:
-        """Of what says which block a place belongs to. Partitions may share it and differ in their views, or in their
-        coordinates (``in_frame``)."""
+        """SHA-256 of everything that determines the block of a position. Partitions with the same hash may differ in
+        their views, and in their coordinates (``in_frame``)."""
         if "cells_sha256" in self.meta:
             return str(self.meta["cells_sha256"])
         parts = (self.aabb, self.dim, self.rotation.tolist(), self.cuts, self.joined)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def block_of(self, cells: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
-        """The blocks that cells of the grid belong to."""
+        """The block of each cell of the grid."""
         return cells if self.joined is None else torch.tensor(self.joined, device=cells.device)[cells]
 
     def cells(self, block: int) -> list[int]:
@@ -101,7 +101,7 @@ class PartitionTable:
         return points @ self.rotation.to(points).T
 
     def cell_of(self, points: Float[Tensor, "n 3"]) -> Int64[Tensor, "n"]:
-        """The block whose cell holds each world point, joined cells as one; errors as ``BlockGrid.cell_of``."""
+        """The block of each world point, joined cells counted as one; errors as ``BlockGrid.cell_of``."""
         return self.block_of(self.grid.cell_of(self.to_grid(points)))
 
     def owner(self, camera: Camera) -> int:
@@ -109,7 +109,7 @@ class PartitionTable:
         return int(self.cell_of(camera.center[None]))
 
     def in_frame(self, frame: Frame) -> "PartitionTable":
-        """The same cells in other training coordinates; itself where it does not say what its own are."""
+        """The same cells in other training coordinates; unchanged if ``meta`` does not record its own."""
         if "offset" not in self.meta or all(self.meta.get(k) == v for k, v in frame.record().items()):
             return self
         x, y, z = self.meta["offset"]
@@ -127,7 +127,7 @@ class PartitionTable:
         )
 
     def save(self, path: Path) -> None:
-        """Writes the table; an older file at that place is replaced only once the new one is complete."""
+        """Writes the table, atomically, and creates its folder."""
         record = {
             "version": VERSION,
             "aabb": list(self.aabb),
@@ -146,7 +146,7 @@ class PartitionTable:
 
     @classmethod
     def load(cls, path: Path) -> "PartitionTable":
-        """Reads what ``save`` wrote.
+        """Reads a file of ``save``.
 
         Raises:
             UserError: for a missing or damaged file, or one of another version.
@@ -168,8 +168,8 @@ class PartitionTable:
         """Compares the table with the settings and the scene of a run.
 
         Raises:
-            UserError: where it was made for another grid, cut by something else or in moved coordinates, or names views
-                that are not among the training views.
+            UserError: the table was made for another grid, another ``balance`` or other coordinates, or it names views
+                that are not training views.
         """
         if config.dim is not None and config.dim != self.dim:
             raise UserError(
@@ -201,7 +201,7 @@ class PartitionTable:
             )
 
     def check_coordinates(self, scene: Scene) -> None:
-        """Raises UserError where the table was made for coordinates that are moved against the scene's."""
+        """Raises UserError if the table was made for other coordinates than the scene's."""
         now = scene.frame.record()
         made = {name: self.meta[name] for name in now if name in self.meta}  # Earlier versions have fewer.
         if any(value != now[name] for name, value in made.items()):
@@ -209,7 +209,7 @@ class PartitionTable:
 
 
 def _from_record(record: dict[str, Any]) -> PartitionTable:
-    """Checks every type, for JSON holds NaN, and true for 1. Raises ValueError, KeyError or TypeError."""
+    """Checks every type, since JSON may hold NaN, or true for 1. Raises ValueError, KeyError or TypeError."""
     aabb, dim, rotation, views, meta = (record[key] for key in ("aabb", "dim", "rotation", "views", "meta"))
     numbers = [*aabb, *(v for row in rotation for v in row)]
     if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):

@@ -1,8 +1,8 @@
-"""Point clouds in files of their own, as initial points: PLY, and LAS or LAZ from surveys.
+"""Point cloud files as initial points: PLY, and LAS or LAZ from surveys.
 
-A scan may hold a thousand times more points than anchors can start from. It is read piece by piece and thinned on the
-way: as soon as more than twice ``MAX_POINTS`` are held, only the first point in every voxel stays, and voxels grow
-until ``MAX_POINTS`` suffice. Memory is bounded by that, not by the file.
+A scan may hold a thousand times as many points as anchors can start from. It is read in pieces and thinned while it is
+read: whenever more than twice ``MAX_POINTS`` are held, only the first point in every voxel is kept, with voxels so
+large that at most ``MAX_POINTS`` remain. So memory does not depend on the size of the file.
 """
 
 import struct
@@ -19,18 +19,18 @@ from momentum_gs.core.types import PointCloud
 from momentum_gs.core.voxels import unique_cells
 
 MAX_POINTS = 5_000_000
-"""Points that stay of a larger cloud, at most; more than half of them do."""
+"""Largest number of points that are kept of a larger cloud; usually more than half as many are."""
 _PIECE = 1_000_000
 _PIECE_BYTES = 1 << 24
-# Twice the area of a voxel's side: a cloud of a surface is halved.
+# Growth of a voxel's edge per pass: the area of its side doubles, which halves a cloud of a surface.
 _GROW = 2**0.5
 _MAX_HEADER = 1 << 16
-# Heads of the records that stand before and after the points of a LAS file, the least that each has.
+# Header sizes, and so minimum sizes, of the variable-length records before and after the points of a LAS file.
 _LAS_RECORD, _LAS_EXTENDED = 54, 60
-# Farther than any scene, and near enough that differences of coordinates are finite.
+# Larger than the coordinates of any scene, but so small that differences of coordinates are finite.
 _FARTHEST = 1e30
 _GREY = 128
-"""Colour of points without one."""
+"""Grey level of points without a colour."""
 _COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 
 Piece = tuple[np.ndarray, np.ndarray | None]
@@ -38,20 +38,20 @@ Piece = tuple[np.ndarray, np.ndarray | None]
 
 
 def read_point_file(path: Path, limit: int = MAX_POINTS) -> PointCloud:
-    """Reads a point cloud, thinned to at most ``limit`` points; those that stay keep their order.
+    """Reads a point cloud, thinned to at most ``limit`` points, which keep their order.
 
-    PLY: vertices x, y, z with red, green, blue, binary or text. LAS and LAZ (with the extra ``las``): scaled
+    PLY: vertices x, y, z with red, green, blue, binary or text. LAS and LAZ (they need the extra ``las``): scaled
     coordinates, colours of 8 or 16 bits.
 
     Raises:
-        UserError: for a file that is missing, damaged, empty or of another kind, and for a missing extra.
+        UserError: the file is missing, damaged, empty or of another kind, or the extra is not installed.
     """
     kinds = {".ply": _ply_pieces, ".las": _las_pieces, ".laz": _las_pieces}
     if path.suffix.lower() not in kinds:
         raise UserError(f"data: point file {path} ends in {path.suffix!r}, expected .ply, .las or .laz; convert it")
     xyz, rgb, size = np.empty((0, 3)), np.empty((0, 3)), 0.0
     for points, colours in kinds[path.suffix.lower()](path):
-        bad = int((~(np.abs(points) < _FARTHEST).all(axis=1)).sum())  # phrased so that NaN is bad
+        bad = int((~(np.abs(points) < _FARTHEST).all(axis=1)).sum())  # written so that NaN is bad
         if bad:
             raise UserError(f"data: point file {path} has {bad} points that are NaN or infinite; export it again")
         xyz = np.concatenate([xyz, points])
@@ -66,9 +66,13 @@ def read_point_file(path: Path, limit: int = MAX_POINTS) -> PointCloud:
 
 
 def _thinned(xyz: np.ndarray, rgb: np.ndarray, size: float, limit: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The first point in each voxel of edge ``size`` (0: none yet), grown until at most ``limit`` stay; that edge."""
+    """The first point in each voxel, for voxels of edge ``size`` or larger that leave at most ``limit`` points.
+
+    Returns:
+        Positions, colours, and the edge of the voxels.
+    """
     low = xyz.min(axis=0)
-    # A plane of this size has about as many voxels as points may stay, so few rounds are left.
+    # With this edge a plane of the cloud's extent has 16 * limit voxels, so few passes follow.
     size = max(size, float((xyz.max(axis=0) - low).max()) / limit**0.5 / 4, np.finfo(np.float64).tiny)
     while len(xyz) > limit:
         place = unique_cells(torch.from_numpy(np.floor((xyz - low) / size)).long())[1]
@@ -80,7 +84,7 @@ def _thinned(xyz: np.ndarray, rgb: np.ndarray, size: float, limit: int) -> tuple
 
 
 def _eight_bits(rgb: np.ndarray) -> np.ndarray:
-    """[n,3] uint8. The range is not written anywhere: 1, 255 or 65535, the smallest that holds all values."""
+    """Colours as uint8, [n,3]. Files do not state the range: it is 1, 255 or 65535, the smallest that fits all."""
     known = rgb[np.isfinite(rgb)]
     largest = float(known.max()) if len(known) else 0.0
     scale = 255.0 if largest <= 1 and not (known == known.round()).all() else 1.0 if largest <= 255 else 1 / 257
@@ -96,10 +100,10 @@ def _ply_pieces(path: Path) -> Iterator[Piece]:
         colours = next((group for group in _COLOURS if set(group) <= set(names)), None)
         for start in range(0, len(vertex), _PIECE):
             part = slice(start, start + _PIECE)
-            with np.errstate(invalid="ignore"):  # Signalling NaNs; the caller refuses all.
+            with np.errstate(invalid="ignore"):  # Signalling NaNs; the caller rejects all NaNs.
                 xyz = np.stack([axis[part].astype(np.float64) for axis in axes], axis=1)
             yield xyz, None if colours is None else np.stack([vertex[name][part] for name in colours], axis=1)
-    except Exception as error:  # plyfile and numpy raise whatever they stumble over in a damaged file.
+    except Exception as error:  # plyfile and numpy raise many kinds of exceptions for a damaged file.
         raise UserError(
             f"data: point file {path} is damaged or no point cloud ({' '.join(str(error).split())[:200]}), expected a "
             "PLY with vertices x, y, z; export it again"
@@ -107,7 +111,7 @@ def _ply_pieces(path: Path) -> Iterator[Piece]:
 
 
 def _check_ply_counts(path: Path) -> None:
-    """Compares the counts in a PLY header with the file's size before anybody takes memory for them."""
+    """Compares the counts in a PLY header with the file's size before memory is allocated for them."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -119,7 +123,7 @@ def _check_ply_counts(path: Path) -> None:
                         " export it again")  # fmt: skip
     for line in head[: head.index(b"end_header")].splitlines():
         words = line.split()
-        # A row has at least one byte. (Python refuses to read thousands of digits.)
+        # A row has at least one byte. (The number of digits is limited, since Python refuses to parse thousands.)
         fits = len(words) == 3 and words[2].isdigit() and len(words[2]) < 20 and int(words[2]) <= size
         if words[:1] == [b"element"] and not fits:
             raise UserError(
@@ -129,10 +133,10 @@ def _check_ply_counts(path: Path) -> None:
 
 
 def _check_las_counts(path: Path) -> None:
-    """Compares the counts in a LAS header (ASPRS LAS 1.4 R15) with the file's size before anybody counts to them.
+    """Compares the counts in a LAS header (ASPRS LAS 1.4 R15) with the file's size before they are used.
 
     Raises:
-        ValueError, OSError, struct.error: for counts that the file cannot hold, and places that it does not have.
+        ValueError, OSError, struct.error: for counts that the file cannot hold, and offsets outside of it.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -144,16 +148,17 @@ def _check_las_counts(path: Path) -> None:
     after, extended = 0, 0
     if head[25] >= 4 and len(head) >= 255:
         after, extended, points = struct.unpack_from("<QIQ", head, 235)
-    # Bit 7 of the format: compressed points, which may be any number in few bytes, but come piece by piece.
+    # Bit 7 of the format marks compressed points: any number may fit into few bytes, but they are read in pieces.
     held = 0 if form & 0x80 else points * length
     if max(header + records * _LAS_RECORD, start + held, after + extended * _LAS_EXTENDED, chunks) > size:
         raise ValueError(f"{points} points and {records} + {extended} other records in {size} bytes")
 
 
 def _laz_chunks(file: BinaryIO, head: bytes, size: int) -> int:
-    """How many pieces the table of a compressed file lists, each of at least one byte; 0 for other files.
+    """Number of chunks, each of at least one byte, in the chunk table of a compressed file; 0 for other files.
 
-    Its place stands before the points, or where the writer could not go back (-1) at the end.
+    The offset of the table precedes the points; it is -1 there, and at the end of the file, if the writer could not
+    seek back.
     """
     if not head[104] & 0x80:
         return 0
@@ -175,15 +180,15 @@ def _las_pieces(path: Path) -> Iterator[Piece]:
         ) from error
     try:
         _check_las_counts(path)
-        # One thread: the parallel decompressor divides by what a damaged file says, and panics.
+        # Single-threaded: the parallel decompressor divides by a number from the file, and panics if it is damaged.
         with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as file:
-            # A record may have up to 65,535 bytes, and laspy asks for the memory of all before it reads the first.
+            # A record may have up to 65,535 bytes, and laspy allocates memory for all records of a piece first.
             for points in file.chunk_iterator(max(_PIECE_BYTES // file.header.point_format.size, 1)):
                 coloured = {"red", "green", "blue"} <= set(points.point_format.dimension_names)
                 colours = np.stack([points.red, points.green, points.blue], axis=1) if coloured else None
                 yield np.stack([points.x, points.y, points.z], axis=1).astype(np.float64), colours
     except BaseException as error:
-        # laspy raises whatever it stumbles over in a damaged file, and panics of its decompressor are no Exceptions.
+        # laspy raises many kinds of exceptions for a damaged file, and panics of its decompressor are no Exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(

@@ -1,4 +1,4 @@
-"""Points to start from where nobody measured any."""
+"""Random initial points, for scenes without a point cloud."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.types import Camera, PointCloud
 
 COUNT = 100_000
-"""As many as 3DGS codebases draws for scenes without a cloud."""
+"""The number that 3DGS codebases use for scenes without a cloud."""
 _NEAREST, _FARTHEST = 0.05, 2.0
-"""Depths, in radii of the cameras: from close by to across the scene."""
+"""Depths in units of the camera radius: from close to a camera to the other side of the scene."""
 
 
 def random_points(cameras: Sequence[Camera], count: int = COUNT, seed: int = 0) -> PointCloud:
-    """Random points of random colours where cameras look, the same for the same cameras and seed.
+    """Random points with random colours where cameras look; they depend only on the cameras, the count and the seed.
 
-    Each is a random pixel of a random camera, at a depth from 0.05 to 2 radii of the cameras, its logarithm uniform: so
-    every point is in an image, whether the cameras stand around an object or fly over a city. The radius is 1.1 times
-    the largest distance of a camera from their mean, or 1 where they are all in one place.
+    Each point is at a random pixel of a random camera, at a log-uniform depth from 0.05 to 2 camera radii. So every
+    point is in an image, whether the cameras surround an object or fly over a city. The camera radius is 1.1 times the
+    largest distance of a camera from their mean, or 1 if all are at one position.
     """
     draw = np.random.default_rng(seed)
     radius = camera_radius(torch.stack([camera.center for camera in cameras])) or 1.0

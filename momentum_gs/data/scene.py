@@ -1,4 +1,4 @@
-"""A scene: posed views, their image files and the points, checked as a whole before anything trains."""
+"""A scene: posed views, their image files and the initial points, all checked before training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,37 +23,38 @@ from momentum_gs.data.splits import read_list, split
 from momentum_gs.data.transforms import Transforms, find_transforms, read_transforms
 from momentum_gs.data.undistort import Job, Window, cached_path, pinhole_window, undistort_files
 
-# The renderer computes in float32, whose steps at a distance d are d / 8e6. Beyond this many times the scene's extent
-# they pass a hundred-thousandth of it: a tenth of a pixel, seen from within the scene.
+# The renderer computes in float32, whose resolution at distance d from the origin is d / 8e6. Farther than this many
+# times the scene's extent, that exceeds a hundred-thousandth of the extent: a tenth of a pixel, seen from inside.
 FAR = 100
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a run trains and scores on. No pixels: ``Views`` reads those when they are wanted."""
+    """What a run trains on and is scored on, without pixels: ``Views`` reads those on demand."""
 
     path: Path
     train: list[Camera]
-    """Views to train on, in order of name, at training resolution."""
+    """Training views, in order of name, at training resolution."""
     test: list[Camera]
     """Held-out views, likewise; no name is in both."""
     points: PointCloud
+    """Initial points, training coordinates."""
     image_paths: dict[str, Path]
-    """File of every view, by name; of a distorted one its undistorted copy."""
+    """Image file of every view, by name; for a distorted view its undistorted copy."""
     white_background: bool = False
-    """Transparent pixels show white instead of black."""
+    """Whether transparent pixels are white instead of black."""
     mask_paths: dict[str, Path] = field(default_factory=dict)
     """Mask file of the views that have one, by name."""
     frame: Frame = Frame()
-    """Where the coordinates of views and points lie in those of the scene's files."""
+    """Transform from the coordinates of the scene's files to those of views and points."""
 
 
 @dataclass(frozen=True)
 class _Photo:
-    """A view as the scene's files have it."""
+    """A view as the scene's files describe it."""
 
     camera: Camera
-    """The pinhole part, at the size that the files tell."""
+    """The pinhole part, at the image size in the model."""
     lens: Lens
     path: Path
     mask: Path | None = None
@@ -61,7 +62,7 @@ class _Photo:
 
 @dataclass(frozen=True)
 class _Views:
-    """Views that can be trained on, by name, in order of name."""
+    """Checked views at training resolution, by name, in order of name."""
 
     cameras: dict[str, Camera]
     images: dict[str, Path]
@@ -76,19 +77,20 @@ class _Views:
 
 
 def load_scene(config: SceneConfig) -> Scene:
-    """Reads a scene's poses and points and checks every image file by its header.
+    """Reads a scene's poses and points, and checks every image file by its header.
 
-    Three layouts: ``sparse/0`` with an image folder, held-out views chosen by list or count; ``train/`` and ``val/``
-    that each hold such a scene (Mega-NeRF's split; points are those of ``train/``; if a name occurs in both, all names
-    get their folder in front); or ``transforms.json``, or ``transforms_train.json`` and ``transforms_test.json``.
+    There are three layouts: ``sparse/0`` with an image folder, with held-out views chosen by a list or every n-th;
+    ``train/`` and ``val/`` that each hold such a scene (Mega-NeRF's split; points are those of ``train/``; if a name
+    occurs in both, all names are prefixed with their folder); and ``transforms.json``, or ``transforms_train.json``
+    with ``transforms_test.json``.
 
-    Distorted views are undistorted into a cache where ``config.undistort`` says so. Where cameras are so far from the
-    origin that float32 would blur the scene, everything is moved (``Scene.frame``).
+    With ``config.undistort``, distorted views are undistorted into a cache. If cameras are so far from the origin that
+    float32 would blur the scene, all coordinates are shifted (``Scene.frame``).
 
     Raises:
-        UserError: for missing or damaged files, missing images (all counted in one message; with ``bad_images=skip``
-            only where all are missing), images and masks that are not the size the model says, distorted views that
-            are not to be undistorted, a test list that names what is not there.
+        UserError: for missing or damaged files; missing images (one message with their number; with
+            ``bad_images=skip`` only if all are missing); images and masks that do not fit the size in the model;
+            distorted views without ``config.undistort``; and a test list with unknown names.
     """
     if config.path is None:
         raise UserError("scene.path: none given; name the scene's folder with -s")
@@ -141,7 +143,7 @@ def _load_transforms(root: Path, config: SceneConfig) -> Scene:
         train, test = _split(views, listed if listed and listed.is_file() else None, config)
     elif config.test_list is not None:
         raise UserError(
-            f"scene.test_list: {config.test_list} is given, but {found.file} says what is held out; use one of the two"
+            f"scene.test_list: {config.test_list} is given, but {found.file} lists held-out images; use one of the two"
         )
     else:
         names = split(list(views.cameras), 0, found.held_out)
@@ -153,7 +155,7 @@ def _cloud(found: Transforms, train: list[Camera]) -> PointCloud:
     if found.cloud is not None:
         return read_point_file(found.cloud)
     points = random_points(train)
-    info(f"scene: {found.file.name} names no points, so training starts from {len(points):,} random ones")
+    info(f"scene: {found.file.name} names no point cloud, so training starts from {len(points):,} random points")
     return points
 
 
@@ -166,7 +168,7 @@ def _scene(
     cloud: Callable[[], PointCloud],
     config: SceneConfig,
 ) -> Scene:
-    """The checked parts together; ``cloud`` reads the points of ``source``, unless others are asked for."""
+    """Assembles the scene; ``cloud`` reads the points of ``source``, which are used unless ``scene.points`` is set."""
     if config.points == "random":
         points = random_points(train)
     elif config.points is not None:
@@ -175,29 +177,30 @@ def _scene(
         points = cloud()
     if len(points) == 0:
         raise UserError(
-            f"data: {source} holds no points, expected the sparse cloud of the scene; triangulate it, or give a cloud "
-            "with scene.points=FILE, or start from random ones with scene.points=random"
+            f"data: {source} holds no points, expected the sparse points of the scene; triangulate them, or give a "
+            "cloud with scene.points=FILE, or start from random points with scene.points=random"
         )
     scene = Scene(root, train, test, points, views.images, config.white_background, views.masks)
     return _framed(scene, _frame(scene, config))
 
 
 def _frame(scene: Scene, config: SceneConfig) -> Frame:
-    """The coordinates that the settings ask for, with what they leave open found from the scene."""
+    """The coordinates according to the settings; what these leave open is determined from the scene."""
     if config.axes is not None:
         check_axes(config.axes)
     if config.unit == "auto":
         return normalized_frame([*scene.train, *scene.test], scene.points, config.offset, config.axes)
     offset = config.offset if config.offset is not None else _needed_offset(scene)
-    # Only normalized coordinates have axes written down, by the run that found them: they are rounded again.
+    # Axes are set only where a run recorded normalized coordinates, so coordinates are rounded as in that run.
     return Frame(offset, config.unit, config.axes or ("x", "y", "z"), normalized=config.axes is not None)
 
 
 def _needed_offset(scene: Scene) -> tuple[float, float, float]:
-    """What to take from all coordinates: nothing, but for cameras more than ``FAR`` times the extent from the origin.
+    """The default ``scene.offset``: zero, unless the cameras are more than ``FAR`` times the extent from the origin.
 
-    Then their centre, rounded to a power of ten above the extent, so that a view more or less does not move the scene.
-    The extent is the cameras' radius, or the points' median distance from the cameras' centre where that is larger.
+    Otherwise it is the cameras' centre, rounded to multiples of a power of ten above the extent, so that an additional
+    view does not shift the scene. The extent is the camera radius or the points' median distance from the cameras'
+    centre, whichever is larger.
     """
     centers = torch.stack([camera.center for camera in (*scene.train, *scene.test)])
     center = centers.mean(dim=0)
@@ -235,13 +238,13 @@ def _load_views(root: Path, part: Path, config: SceneConfig) -> _Views:
 
 
 def _prepared(root: Path, part: Path, photos: Sequence[_Photo], where: str, config: SceneConfig) -> _Views:
-    """Views with all files checked, distorted ones undistorted, at training resolution."""
+    """Views at training resolution, with all files checked and distorted ones undistorted."""
     missing = [photo.path for photo in photos if not photo.path.is_file()]
-    # All of them: that is a wrong folder.
+    # If all are missing, the folder is wrong.
     if missing and (config.bad_images == "fail" or len(missing) == len(photos)):
         raise UserError(
             f"data: {len(missing)} of {len(photos)} images named in {where} are missing, first: "
-            f"{missing[0].relative_to(root)}; correct the image folder (-i), or take them out of the model "
+            f"{missing[0].relative_to(root)}; correct the image folder (-i), or remove them from the model "
             "(colmap image_deleter)"
         )
     masks = _found_masks(part / config.masks, photos) if config.masks else {}
@@ -274,9 +277,9 @@ def _prepared(root: Path, part: Path, photos: Sequence[_Photo], where: str, conf
 
 
 def _found_masks(folder: Path, photos: Sequence[_Photo]) -> dict[str, Path]:
-    """Mask files by image name; says how many there are, and which belong to no image."""
+    """Mask files by image name; reports how many there are, and warns of files that belong to no image."""
     found, unknown = find_masks(folder, [photo.camera.name for photo in photos])
-    # Those that frames name themselves come first.
+    # A mask that a frame of transforms.json names takes precedence.
     found |= {photo.camera.name: photo.mask for photo in photos if photo.mask is not None}
     if found:
         info(f"scene: {len(found)} of {len(photos)} images have a mask; black pixels are ignored (scene.masks)")
@@ -290,9 +293,9 @@ def _found_masks(folder: Path, photos: Sequence[_Photo]) -> dict[str, Path]:
 
 
 def _at_file_size(photo: _Photo, config: SceneConfig) -> Camera:
-    """The camera of an image file as it is. The file may be a smaller copy of what COLMAP saw, not another crop.
+    """The camera at the size of its image file, which may be a scaled copy of the model's image, but not a crop.
 
-    One that cannot be read, where that is allowed, keeps the model's size: its view counts, but is never shown.
+    With ``bad_images=skip``, a view whose image cannot be read keeps the model's size; it is never trained on.
     """
     camera = photo.camera
     try:
@@ -311,17 +314,18 @@ def _at_file_size(photo: _Photo, config: SceneConfig) -> Camera:
 
 
 def same_shape(width: int, height: int, camera: Camera) -> bool:
-    """Whether an image of this size may be a resized copy of what the camera saw."""
+    """Whether an image of this size may be a scaled copy of the camera's image."""
     return same_aspect((width, height), (camera.width, camera.height))
 
 
 def _given_or_below(path: Path, root: Path) -> Path:
-    """A path relative to the run's start, or else to the scene."""
+    """A path relative to the working directory if that file exists, else relative to the scene."""
     return path if path.is_file() else root / path
 
 
 def find_test_list(root: Path, model: Path, config: SceneConfig) -> Path | None:
-    """The list of held-out names: the one set, relative to the run's start or to the scene, else a known place."""
+    """The list of held-out images: ``scene.test_list`` (relative to the working directory or the scene), or else
+    ``test.txt`` of the model or ``test_list.txt`` of the scene; None if there is none."""
     if config.test_list is not None:
         return _given_or_below(Path(config.test_list), root)
     found = (path for path in (model / "test.txt", root / "test_list.txt") if path.is_file())

@@ -1,4 +1,4 @@
-"""Which views train and which are held out."""
+"""Splitting of views into training views and held-out views."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ def split(
     """Splits image names into train and test, each in order of name.
 
     Args:
-        names: All names of the scene.
-        test_every: Every n-th name in sorted order is held out, the first included (``llffhold`` in 3DGS); 0: none.
-        test_names: The names to hold out instead.
+        names: All image names of the scene.
+        test_every: Hold out every n-th name in sorted order, beginning with the first (``llffhold`` in 3DGS); 0: none.
+        test_names: Names to hold out instead of every n-th.
 
     Raises:
-        UserError: naming a listed image that the scene does not have, or where no image is left to train on.
+        UserError: the scene has no image of a name in ``test_names``, or no image is left to train on.
     """
     ordered = sorted(names)
     if test_names is not None:
@@ -40,10 +40,10 @@ def split(
 
 
 def read_list(path: Path) -> list[str]:
-    """Names of a list file, one a line; blank lines and lines that begin with '#' are left out.
+    """Names in a list file, one per line; blank lines and lines that begin with '#' are ignored.
 
     Raises:
-        UserError: where the file cannot be read as text.
+        UserError: the file cannot be read as text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

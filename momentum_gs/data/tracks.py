@@ -1,4 +1,4 @@
-"""Which images observe which sparse points: read only where it is asked for, since tracks are most of a model."""
+"""Tracks: which images observe which sparse points. They are read only on demand, since they are most of a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,11 @@ class Tracks:
     points: PointCloud
     """In the file's order."""
     error: Float[Tensor, "p"]
-    """Mean reprojection error, pixels of the images that the model was made from, float64; at or below 0: not known."""
+    """Mean reprojection error, pixels of the images that the model was made from, float64; at or below 0: unknown."""
     length: Int64[Tensor, "p"]
-    """Observations of each point."""
+    """Number of observations of each point."""
     seen: dict[str, Int64[Tensor, "m"]]
-    """Image name -> rows of the points that it observes, ascending; images without any are left out."""
+    """Image name -> rows of the points that it observes, ascending; images without observations are left out."""
 
 
 def read_tracks(folder: Path) -> Tracks:

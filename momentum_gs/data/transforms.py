@@ -1,10 +1,9 @@
 """``transforms.json``: poses as NeRF tools write them (nerfstudio, Blender's NeRF-synthetic, MatrixCity).
 
-Intrinsics stand beside the frames or in them: ``fl_x fl_y cx cy w h``, or ``camera_angle_x`` and the image's size;
-distortion as ``k1 k2 k3 k4 p1 p2`` of the ``camera_model``. Poses are camera to world in OpenGL's axes (x right, y up,
-z backward); their world is kept as it is. nerfstudio's ``applied_transform`` tells how that world came about and has
-been applied to its cloud as well, so there is nothing to undo. A uniform scale of a rotation (MatrixCity's 0.01) is
-taken out.
+Intrinsics are given once for the file or per frame: ``fl_x fl_y cx cy w h``, or ``camera_angle_x`` and the image's
+size; distortion as ``k1 k2 k3 k4 p1 p2`` of the ``camera_model``. Poses are camera to world in OpenGL's axes (x right,
+y up, z backward); world coordinates are kept. nerfstudio's ``applied_transform`` has been applied to its point cloud,
+too, so there is nothing to undo. A uniform scale in the rotation (MatrixCity's 0.01) is removed.
 """
 
 import json
@@ -23,9 +22,9 @@ from momentum_gs.data.images import image_size
 from momentum_gs.data.lens import Lens
 
 WHOLE, TRAIN, TEST = "transforms.json", "transforms_train.json", "transforms_test.json"
-# Tried where a frame names its image without one, as NeRF-synthetic does.
+# Tried if a frame names its image without a suffix, as in NeRF-synthetic.
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".tif", ".webp")
-# Poses pass through float32 and text of six digits.
+# Tolerance of rotations, since poses may have been float32 and text with six digits.
 _ORTHONORMAL = 1e-3
 
 
@@ -34,7 +33,7 @@ class Frame:
     """One image with its pose."""
 
     camera: Camera
-    """The pinhole part, at the size that the file tells."""
+    """The pinhole part, at the image size in the file."""
     lens: Lens
     path: Path
     mask: Path | None
@@ -43,20 +42,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Transforms:
-    """What the files of a scene say."""
+    """The contents of a scene's pose files."""
 
     frames: list[Frame]
     """In order of name."""
     held_out: list[str] | None
-    """Names of the views to test on, where the files tell."""
+    """Names of the held-out views; None if the files do not list them."""
     cloud: Path | None
-    """``ply_file_path``."""
+    """The point cloud (``ply_file_path``)."""
     file: Path
-    """The one that poses came from, for messages."""
+    """The first pose file, for messages."""
 
 
 def find_transforms(scene: Path) -> list[Path]:
-    """The pose files of a scene: ``transforms.json``, else ``transforms_train.json`` and, if there, the test file."""
+    """The pose files of a scene: ``transforms.json``, or else ``transforms_train.json`` and ``transforms_test.json``
+    as far as they exist."""
     if (scene / WHOLE).is_file():
         return [scene / WHOLE]
     return [scene / name for name in (TRAIN, TEST) if (scene / TRAIN).is_file() and (scene / name).is_file()]
@@ -67,7 +67,7 @@ def read_transforms(scene: Path, images: str = "images") -> Transforms:
 
     Args:
         scene: The folder that holds them; every path in them is below it.
-        images: Folder to take images from where the files say ``images/`` (nerfstudio's images_2, images_4, ...).
+        images: Folder that replaces ``images/`` in the files' paths (nerfstudio's images_2, images_4, ...).
 
     Raises:
         UserError: for damaged files, impossible values, paths that lead out of the scene and names that occur twice.
@@ -86,7 +86,7 @@ def read_transforms(scene: Path, images: str = "images") -> Transforms:
             frame = _frame(scene, {**record, **entry}, where, images)
             if frame.camera.name in frames:
                 raise UserError(f"{where}: image {frame.camera.name!r} is listed twice, expected unique names; "
-                                "take one of them out")  # fmt: skip
+                                "remove one of them")  # fmt: skip
             frames[frame.camera.name] = frame
             names.append(frame.camera.name)
         if file.name == TEST:
@@ -120,7 +120,7 @@ def _list(record: Mapping[str, Any], key: str, file: Path) -> list[Any]:
 
 
 def _named_test(scene: Path, record: Mapping[str, Any], file: Path, images: str) -> list[str] | None:
-    """nerfstudio's lists of held-out images."""
+    """Held-out images in nerfstudio's lists; None if there is no list."""
     for key in ("test_filenames", "val_filenames"):
         if key in record:
             return [_image(scene, path, f"{file}: {key}", images)[0] for path in _list(record, key, file)]
@@ -144,7 +144,7 @@ def _frame(scene: Path, entry: Mapping[str, Any], where: str, images: str) -> Fr
 
 
 def _inside(value: object, where: str) -> str:
-    """A path below the scene, as a POSIX path. Others would read what is none of the scene's business."""
+    """A path below the scene, as a POSIX path; UserError for paths that lead out of the scene."""
     if not isinstance(value, str):
         raise UserError(f"{where}: {str(value)[:80]!r} is no path, expected text; export it again")
     while value.startswith("./"):
@@ -154,7 +154,7 @@ def _inside(value: object, where: str) -> str:
 
 
 def _image(scene: Path, value: object, where: str, images: str) -> tuple[str, Path]:
-    """Name and file of an image. The name has no leading ``images/``, as COLMAP's have none."""
+    """Name and file of an image. A leading ``images/`` is removed from the name, as COLMAP's names have none."""
     name = _inside(value, where)
     below = name.startswith("images/")
     folder, name = (scene / images, name.removeprefix("images/")) if below else (scene, name)
@@ -164,11 +164,11 @@ def _image(scene: Path, value: object, where: str, images: str) -> tuple[str, Pa
 
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
-    """A finite number, or None where there is no such key."""
+    """A finite number, or None if there is no such key."""
     value = entry.get(key)
     if value is None:
         return None
-    if type(value) not in (int, float) or not abs(value) < 1e30:  # NaN, and integers that no float holds
+    if type(value) not in (int, float) or not abs(value) < 1e30:  # Excludes NaN, and integers too large for a float.
         raise UserError(f"{where}: {key} is {str(value)[:80]}, expected a finite number; export it again")
     return float(value)
 
@@ -193,18 +193,18 @@ def _lens(entry: Mapping[str, Any], path: Path, where: str) -> Lens:
 
 
 def _focal(side: int, angle: float | None) -> float | None:
-    """Pixels; None for angles that are none."""
+    """Focal length in pixels from a field of view in radians; None if the angle is missing or impossible."""
     return 0.5 * side / math.tan(0.5 * angle) if angle is not None and 0 < angle < math.pi else None
 
 
 def _distortion(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[float, ...]]:
-    """COLMAP's name of the camera model, and its parameters."""
+    """COLMAP's name of the camera model, and its distortion parameters."""
     k1, k2, k3, k4, p1, p2 = (_number(entry, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
     model = "OPENCV_FISHEYE" if entry.get("is_fisheye") else entry.get("camera_model", "OPENCV")
     if model == "OPENCV_FISHEYE" and not (p1 or p2):
         return "OPENCV_FISHEYE", (k1, k2, k3, k4)
     if model in ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV") and not k4:
-        # k3 is known to FULL_OPENCV only, of which the others are special cases.
+        # Only FULL_OPENCV has k3; the others are special cases of it.
         if k3:
             return "FULL_OPENCV", (k1, k2, p1, p2, k3, 0.0, 0.0, 0.0)
         return ("OPENCV", (k1, k2, p1, p2)) if k1 or k2 or p1 or p2 else ("PINHOLE", ())
@@ -215,23 +215,24 @@ def _distortion(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[float,
 
 
 def _pose(entry: Mapping[str, Any], where: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """World-to-camera rotation in our axes, and the camera's position; float64."""
+    """World-to-camera rotation, for camera axes as COLMAP has them, and the camera's position; float64."""
     rows = entry.get("transform_matrix", entry.get("rot_mat"))
     good = isinstance(rows, list) and len(rows) in (3, 4)
     good = good and all(isinstance(row, list) and len(row) == 4 for row in rows)
     good = good and all(type(v) in (int, float) and abs(v) < 1e30 for row in rows for v in row)
     if not good:
         raise UserError(
-            f"{where}: transform_matrix is {str(rows)[:80]}, expected 4x4 finite numbers; take the frame out"
+            f"{where}: transform_matrix is {str(rows)[:80]}, expected 4x4 finite numbers; remove the frame"
         )
     matrix = torch.tensor(rows, dtype=torch.float64)[:3]
     scale = torch.linalg.det(matrix[:, :3]).abs() ** (1 / 3)
     rotation = matrix[:, :3] / scale
     off = (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max()
-    # Phrased so that NaN fails.
+    # The condition is written so that NaN fails it.
     if not (off < _ORTHONORMAL and torch.linalg.det(rotation) > 0):
-        raise UserError(f"{where}: transform_matrix {rows} holds no rotation, expected one; take the frame out")
-    # The nearest exact rotation: what is left of the text's rounding would move the camera by as much of its distance.
+        raise UserError(f"{where}: transform_matrix {rows} holds no rotation, expected one; remove the frame")
+    # The nearest exact rotation: rounding errors of the file in it would be multiplied by the camera's distance from
+    # the origin.
     u, _, v = torch.linalg.svd(rotation)
     flipped = u @ v * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # OpenGL's y is up, its z backward.
     return flipped.T.contiguous(), matrix[:, 3]

@@ -1,8 +1,8 @@
-"""Images of bent lenses to images of pinholes, kept in a folder beside the originals.
+"""Undistortion of images to pinhole images, which are kept in a cache folder in the scene.
 
-The focal length stays, so the middle of the image keeps its sharpness; the image is cut to a window whose whole
-border is seen by the lens, so nothing black is in it. A window never reaches farther from the principal point than the
-whole width or height of the original: a fisheye's rim is drawn out without end.
+The focal length is unchanged, so the centre of the image keeps its resolution; the image is cropped to a window whose
+whole border the lens sees, so it has no black parts. A window extends from the principal point by at most the
+original's width or height, since the rim of a fisheye image would be stretched without limit.
 """
 
 import functools
@@ -24,24 +24,24 @@ from momentum_gs.data.exif import with_exif
 from momentum_gs.data.images import stored_pixels
 from momentum_gs.data.lens import Lens, Points
 
-# Part of every key: raised when the same input would give other pixels.
+# Part of every cache key; to be increased when the same input gives other pixels.
 _VERSION = 1
-# Points along each border from which the window is found; between them a border of 4000 pixels moves by under 0.01.
+# Samples along each border that determine the window; between them a border of 4000 pixels deviates by under 0.01.
 _SAMPLES = 257
 _SLACK = 0.05
-"""Pixels by which a window may look past the outermost pixel centres, for round-off and what lies between samples."""
+"""Pixels by which a window may exceed the outermost pixel centres, for round-off and deviations between samples."""
 _SHRINK = 0.98
 _SMALLEST = 0.1
-"""Share of the original's width below which a window is no image: such a lens is a mistake in the model."""
-# A second generation of compression must not show: quality 98 is COLMAP's undistorter's order of loss.
+"""Smallest size of a window, as a share of the original's; a lens with a smaller one is an error in the model."""
+# High enough that compressing a second time is invisible; COLMAP's undistorter has a loss of the same order.
 _JPEG_QUALITY = 98
-# Rows whose places are found at once: their float64 arrays then stay in the processor's cache.
+# Rows that are mapped at once: few enough that their float64 arrays stay in the processor's cache.
 _ROWS = 16
 
 
 @dataclass(frozen=True)
 class Window:
-    """The pinhole image that an undistorted image is."""
+    """Size and intrinsics of an undistorted image, pixels."""
 
     width: int
     height: int
@@ -59,12 +59,12 @@ def pinhole_window(lens: Lens) -> Window:
     """
     center, focal = np.array(lens.center), np.array(lens.focal)
     size = np.array([lens.width, lens.height], dtype=np.float64)
-    along = np.linspace(0.5, size - 0.5, _SAMPLES)  # pixel centres: beyond the outermost there is nothing to blend
+    along = np.linspace(0.5, size - 0.5, _SAMPLES)  # Pixel centres; interpolation needs neighbours.
     low, high = center - size, center + size
     for axis in (0, 1):
         for value, inner, bound in ((0.5, np.fmax, low), (size[axis] - 0.5, np.fmin, high)):
             reached = lens.to_rays(_with(along, axis, value)) * focal + center
-            # fmax and fmin pass over NaN: corners, or a whole border, may lie beyond what the model covers.
+            # fmax and fmin ignore NaN: the lens model may not cover corners, or even a whole border.
             bound[axis] = inner.reduce(reached[:, axis], initial=bound[axis])
     while not _all_seen(lens, low, high):
         low, high = center + (low - center) * _SHRINK, center + (high - center) * _SHRINK
@@ -82,13 +82,13 @@ def pinhole_window(lens: Lens) -> Window:
 def _no_window(lens: Lens) -> UserError:
     return UserError(
         f"data: a {lens.model} lens of {lens.width}x{lens.height} with focal lengths {lens.focal}, principal point "
-        f"{lens.center} and parameters {list(lens.extra)} maps no image one to one, expected mild distortion; "
-        "calibrate again"
+        f"{lens.center} and parameters {list(lens.extra)} cannot be undistorted, expected a mapping that is one to "
+        "one in the image; calibrate again"
     )
 
 
 def _all_seen(lens: Lens, low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether the border of a window falls onto pixels of the lens, all on the near side of a fold."""
+    """Whether the whole border of a window maps into the lens's image, inside the radius where the model folds back."""
     if not (low < high).all():
         return False
     along = np.linspace(low, high, _SAMPLES)
@@ -106,11 +106,11 @@ def _with(points: Points, axis: int, value: float) -> Points:
 
 
 Places = tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]
-"""Column and line of a lens's image that each pixel of a window shows, counted from the first pixel's centre."""
+"""Column and row in the lens's image for each pixel of a window, relative to the centre of the first pixel."""
 
 
 def places_of(lens: Lens, window: Window) -> Places:
-    """Where the pixels of a window come from."""
+    """The positions in the lens's image of the pixels of a window."""
     columns, lines = (np.empty((window.height, window.width), np.float32) for _ in range(2))
     x = (np.arange(window.width) + 0.5 - window.cx) / window.fx
     for start in range(0, window.height, _ROWS):
@@ -122,9 +122,10 @@ def places_of(lens: Lens, window: Window) -> Places:
 
 
 def undistort(pixels: np.ndarray, places: Places, nearest: bool = False) -> np.ndarray:
-    """An image of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, as the window shows it.
+    """Resamples an image of the lens, [H,W] or [H,W,C] of 8 or 16 bits and of the lens's size, at ``places``.
 
-    Cubic interpolation, at places rounded to 1/32 pixel (cv2.remap); ``nearest`` for masks, which must not blend.
+    Cubic interpolation at positions rounded to 1/32 pixel (cv2.remap); ``nearest`` is for masks, which must not be
+    blended.
     """
     interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_CUBIC
     return cv2.remap(pixels, *places, interpolation, borderMode=cv2.BORDER_REPLICATE)
@@ -136,22 +137,22 @@ class Job:
 
     source: Path
     lens: Lens
-    """At the size of the file, or for a mask of its image."""
+    """The lens at the size of the file, for a mask at the size of its image."""
     window: Window
     target: Path
     mask: bool = False
 
 
 def cached_path(folder: Path, name: str, source: Path, lens: Lens, mask: bool = False) -> Path:
-    """Where the undistorted copy of a file lies: its name holds a key of the file's size, time and lens.
+    """Path of the undistorted copy of a file; it contains a hash of the file's size, modification time and lens.
 
-    JPEG stays JPEG; everything else, and every mask, becomes PNG. Copies of an earlier state of a file stay, since a
-    run may be reading them; the folder may be deleted when none does.
+    A JPEG stays a JPEG; other formats and all masks become PNG. Copies of earlier versions of a file are not removed,
+    since a run may be reading them; the folder may be deleted when none does.
     """
     try:
         stat = source.stat()
         stamp = (stat.st_size, stat.st_mtime_ns)
-    except OSError:  # A missing file where that is allowed: its copy will not be found either.
+    except OSError:  # The file is missing, which bad_images=skip allows; its copy will be missing, too.
         stamp = (-1, -1)
     key = hashlib.blake2b(repr((_VERSION, stamp, lens, mask)).encode(), digest_size=8).hexdigest()
     jpeg = source.suffix.lower() in (".jpg", ".jpeg") and not mask
@@ -159,18 +160,18 @@ def cached_path(folder: Path, name: str, source: Path, lens: Lens, mask: bool = 
 
 
 def undistort_files(jobs: Sequence[Job], skip_bad: bool) -> None:
-    """Writes the copies that are not there yet, in parallel; each is whole or absent.
+    """Writes the copies that do not exist yet, in parallel and atomically.
 
-    Ranks that share a folder begin at different places and leave out what the others have done meanwhile.
+    Ranks that share a folder begin with different files and skip those that others have finished.
 
     Raises:
-        UserError: for a file that cannot be read (with ``skip_bad`` it is named and left out) or written.
+        UserError: a file cannot be read (with ``skip_bad``, a warning is printed instead) or written.
     """
     jobs = [job for job in jobs if not job.target.is_file()]
     if not jobs:
         return
     start = len(jobs) * int(os.environ.get("RANK", "0")) // int(os.environ.get("WORLD_SIZE", "1"))
-    # One lens mostly serves many images in a row, and finding its places takes longer than all else.
+    # Usually many consecutive images have the same lens, and computing the positions takes most of the time.
     kept = functools.lru_cache(maxsize=2)(places_of)
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads, progress(len(jobs), "undistorting images") as bar:
         work = [threads.submit(_undistort_file, job, kept, skip_bad) for job in [*jobs[start:], *jobs[:start]]]
@@ -189,7 +190,7 @@ def _undistort_file(job: Job, places: Callable[[Lens, Window], Places], skip_bad
     try:
         pixels = stored_pixels(job.source)
         if pixels.shape[1::-1] != (job.lens.width, job.lens.height):
-            # Only a mask: images are measured before.
+            # This is a mask; the sizes of images have been checked before.
             pixels = cv2.resize(pixels, (job.lens.width, job.lens.height), interpolation=cv2.INTER_NEAREST)
         if pixels.dtype not in (np.uint8, np.uint16):
             raise UserError(f"data: image {job.source} is of type {pixels.dtype}, expected 8 or 16 bits; convert it")
@@ -212,6 +213,6 @@ def _undistort_file(job: Job, places: Callable[[Lens, Window], Places], skip_bad
             part.write_bytes(data)
     except OSError as error:
         raise UserError(
-            f"{job.target.parent}: undistorted images cannot be written ({error.strerror}); name a folder that can, "
+            f"{job.target.parent}: undistorted images cannot be written ({error.strerror}); set a writable folder "
             "with scene.undistort_folder"
         ) from error

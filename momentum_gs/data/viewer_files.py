@@ -1,4 +1,4 @@
-"""Files of a run that the viewers of 3DGS codebases look for: ``cameras.json`` and ``input.ply``."""
+"""Files of a run that the viewers of 3DGS codebases read: ``cameras.json`` and ``input.ply``."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ _VERTEX = np.dtype(
 
 
 def write_cameras_json(path: Path, scene: Scene) -> None:
-    """Writes all views, test first, then train, as 3DGS does ( utils/camera_utils.py::camera_to_JSON).
+    """Writes all views, held-out views first, as 3DGS does (utils/camera_utils.py::camera_to_JSON).
 
     ``position`` and ``rotation`` (row by row) are camera to world; sizes and focal lengths are those of training;
-    ``img_name`` keeps folders and extension, so that no two views share one.
+    ``img_name`` includes folders and suffix, so that it is unique.
     """
     views = [
         {
@@ -40,10 +40,10 @@ def write_cameras_json(path: Path, scene: Scene) -> None:
 
 
 def read_cameras_json(path: Path) -> list[Camera]:
-    """The views that ``write_cameras_json`` wrote. The file knows no principal point: it is the middle here.
+    """Reads a file of ``write_cameras_json``. It has no principal point, so that is set to the image's centre.
 
     Raises:
-        UserError: for a file that is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     try:
         return [_camera(view) for view in json.loads(path.read_text())]

@@ -1,4 +1,4 @@
-"""Images on demand: decoded ahead in the background, kept as 8 bits under a bound of bytes."""
+"""Images on demand: decoded ahead of time in background threads, and cached as 8 bits up to a memory limit."""
 
 import os
 import threading
@@ -21,32 +21,38 @@ from momentum_gs.data.images import read_image
 from momentum_gs.data.masks import read_mask
 from momentum_gs.data.scene import Scene
 
-# Decoding one image takes several steps' time on a GPU, so a few at once keep up; more would only hold memory.
+# Decoding one image takes as long as several training steps on a GPU, so a few threads keep up; more only use memory.
 MAX_THREADS = 8
-# A core decodes images of 100 megapixels in 2 to 4 s; what takes longer than this is not arriving.
+# A core decodes images of 100 megapixels in 2 to 4 s; what takes longer than this is probably not readable at all.
 SLOW_SECONDS = 10.0
 
 
 class Views:
     """The images of a scene at training resolution. A context manager; safe to use from several threads.
 
-    The least recently used leave first. Invariant: what is cached plus what is promised to decodes under way never
-    exceeds ``cache_bytes``. Beyond it each decode holds one image at full size for a moment. No file stays open.
+    The least recently used images are evicted first. Invariant: the bytes that are cached or reserved for running
+    decodes never exceed ``cache_bytes``. In addition, each decode briefly holds one image at full size. No file stays
+    open.
     """
 
     def __init__(self, scene: Scene, cache_bytes: int, device: torch.device, *, skip_bad: bool = False) -> None:
-        """``cache_bytes`` bounds host memory (0: nothing is kept); ``device`` is where images are delivered;
-        ``skip_bad`` is what ``target_or_skip`` does with those that cannot be read (``scene.bad_images``)."""
+        """Starts the decoding threads.
+
+        Args:
+            cache_bytes: Upper bound on cached bytes of host memory; 0: nothing is cached.
+            device: Device of the returned images.
+            skip_bad: Whether ``target_or_skip`` skips images that cannot be read (``scene.bad_images``).
+        """
         self._scene, self._bound, self._device, self._skip_bad = scene, cache_bytes, device, skip_bad
         self.bad: dict[str, str] = {}
-        """Name -> reason of the images that were skipped. One that is read again later leaves."""
+        """Name -> reason for the images that were skipped; an image that can be read later is removed."""
         self._sizes = {camera.name: (camera.width, camera.height) for camera in (*scene.train, *scene.test)}
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._pending: dict[str, Future[Tensor]] = {}
         self._slow: set[str] = set()
         self._held = 0
         self._lock = threading.Lock()
-        # Not an executor: the interpreter would wait at its end for a thread that a dead network folder holds.
+        # Not an executor: at exit, the interpreter would wait for its threads, which a dead network folder may block.
         self._todo: SimpleQueue[tuple[str, Future[Tensor]] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"views-{i}", daemon=True)
@@ -66,22 +72,22 @@ class Views:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are cached or promised to decodes under way."""
+        """Bytes that are cached or reserved for running decodes."""
         return self._held
 
     def image(self, name: str) -> Float[Tensor, "3 h w"]:
-        """The render of ``image`` alone; errors likewise."""
+        """``target`` without the mask; errors likewise."""
         return self.target(name).image
 
     def target(self, name: str) -> TargetImage:
-        """One image, RGB in [0, 1], and its mask, if it has one: tensors of their own.
+        """One image, RGB in [0, 1], and its mask, if it has one; new tensors on the device.
 
-        One that takes seconds is named on the terminal, once.
+        Warns once about an image that takes longer than ``SLOW_SECONDS``.
 
         Raises:
-            UserError: naming the file where it is missing or cannot be decoded, also if it was when prefetched.
+            UserError: the file is missing or cannot be decoded, now or when it was prefetched.
             KeyError: for a name that is not in the scene.
-            RuntimeError: where the views are closed while it waits.
+            RuntimeError: the views were closed during the wait.
         """
         with self._lock:
             pixels, pending = self._cache.get(name), self._pending.get(name)
@@ -95,9 +101,10 @@ class Views:
         return TargetImage(image, pixels[3:].float() if len(pixels) > 3 else None)
 
     def target_or_skip(self, name: str) -> TargetImage | None:
-        """``image``; with ``skip_bad`` None for one that cannot be read, which is named once and kept in ``bad``.
+        """``target``; with ``skip_bad``, None for an image that cannot be read, which gets one warning and an entry in
+        ``bad``.
 
-        The file is tried anew each time, so that the answer depends on the file and not on when a process began.
+        The file is tried again each time, so that the result depends on the file, not on when a process was started.
         """
         if not self._skip_bad:
             return self.target(name)
@@ -112,9 +119,9 @@ class Views:
         return found
 
     def prefetch(self, names: Sequence[str]) -> None:
-        """Begins to decode what is not cached, in the given order, as far as the bound goes. Returns at once.
+        """Starts to decode images that are not cached, in the given order, as far as memory allows; returns at once.
 
-        Cached images leave for it, but none of ``names``. Errors wait for ``image`` to meet them.
+        Cached images other than ``names`` are evicted to make room. Errors are raised by ``target``.
 
         Raises:
             KeyError: for a name that is not in the scene.
@@ -135,9 +142,9 @@ class Views:
                     self._todo.put((name, self._pending[name]))
 
     def close(self) -> None:
-        """Drops decodes not begun, waits for those under way, empties the cache. ``prefetch`` is over after this.
+        """Cancels waiting decodes, waits for running ones, and empties the cache. ``prefetch`` is an error after this.
 
-        A decode that takes longer than ``SLOW_SECONDS`` is left to its thread.
+        Does not wait for decodes that take longer than ``SLOW_SECONDS``.
         """
         with self._lock:
             self._closed = True
@@ -154,7 +161,7 @@ class Views:
             self._held = 0
 
     def _work(self) -> None:
-        """Prefetches in a thread until ``close``; whatever goes wrong is for the caller who waits."""
+        """Decodes prefetched images in a thread until ``close``; exceptions are passed to the waiting caller."""
         while (task := self._todo.get()) is not None:
             name, future = task
             if future.set_running_or_notify_cancel():
@@ -164,7 +171,7 @@ class Views:
                     future.set_exception(error)
 
     def _fetch(self, name: str) -> Tensor:
-        """A prefetch in its thread; its bytes are already counted."""
+        """Decodes a prefetched image, whose bytes are reserved already, into the cache."""
         try:
             pixels = self._decode(name)
         except BaseException:
@@ -173,16 +180,16 @@ class Views:
                     self._held -= self._bytes(name)
             raise
         with self._lock:
-            # Not there any more where it was closed meanwhile.
+            # It is no longer pending if the views were closed meanwhile.
             if self._pending.pop(name, None) is not None:
                 self._cache[name] = pixels
         return pixels
 
     def _decode_and_keep(self, name: str) -> Tensor:
-        """A decode in the caller's thread; kept if there is room beside what is promised."""
+        """Decodes in the caller's thread; caches the image if there is room besides the reserved bytes."""
         pixels = self._decode(name)
         with self._lock:
-            # Another thread may have brought the same image meanwhile.
+            # Another thread may have decoded the same image meanwhile.
             if name not in self._cache and name not in self._pending and self._make_room(self._bytes(name)):
                 self._held += self._bytes(name)
                 self._cache[name] = pixels
@@ -197,7 +204,7 @@ class Views:
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
-        """Names an image that is long in coming while it is waited for: the wait itself may never end."""
+        """Warns about a slow image while waiting for it, since the wait may never end."""
         timer = threading.Timer(SLOW_SECONDS, self._tell_slow, [name])
         timer.daemon = True
         timer.start()
@@ -210,11 +217,11 @@ class Views:
         if name not in self._slow:
             self._slow.add(name)
             width, height = self._sizes[name]
-            # No look at the file itself: its folder may be what does not answer.
+            # The file itself is not touched, since its folder may be what does not respond.
             warn(
-                f"data: image {self._scene.image_paths[name]} ({width}x{height} in training) is waited for since "
-                f"{SLOW_SECONDS:g} s, expected a fraction of a second; see whether its folder answers, copy the images "
-                "to a local disk, or make them smaller"
+                f"data: waiting for image {self._scene.image_paths[name]} ({width}x{height} in training) for more than "
+                f"{SLOW_SECONDS:g} s, expected a fraction of a second; check whether its folder responds, copy the "
+                "images to a local disk, or make them smaller"
             )
 
     def _bytes(self, name: str) -> int:
@@ -222,7 +229,7 @@ class Views:
         return (4 if name in self._scene.mask_paths else 3) * width * height
 
     def _make_room(self, size: int, spare: Collection[str] = ()) -> bool:
-        """Lets the oldest go until ``size`` bytes fit; nothing goes if they cannot fit. Needs the lock."""
+        """Evicts the oldest images until ``size`` bytes fit, or none if they cannot fit. The caller holds the lock."""
         leaving, room = [], self._bound - self._held
         for name in self._cache:
             if room >= size:
@@ -242,4 +249,4 @@ def _result(pending: Future[Tensor], name: str) -> Tensor:
     try:
         return pending.result()
     except CancelledError as error:
-        raise RuntimeError(f"views: closed while {name} was waited for") from error
+        raise RuntimeError(f"views: closed while waiting for {name}") from error

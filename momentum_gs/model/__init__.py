@@ -1,1 +1,1 @@
-"""Floor 4: anchors, the decoder and the Gaussians that they become."""
+"""Floor 4: anchors, explicit Gaussians, the decoder, and the Gaussians decoded from anchors."""

@@ -1,7 +1,7 @@
 """Anchors: the points that a decoder turns into Gaussians.
 
-An anchor holds a place in the world, a feature, and K offsets at which it spawns Gaussians. Only the offsets, the
-feature and the scales learn; positions, rotations and opacities are kept because the files of 3DGS codebases have them.
+An anchor has a position, a feature, and K offsets at which it spawns Gaussians. Only the offsets, the feature and the
+scales are learned; rotations and opacities are kept because the files of 3DGS codebases have them.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from momentum_gs.model.row_model import RowModel, initial_rows
 class Anchors(RowModel):
     """N anchors as row-aligned tensors."""
 
-    # Momentum-GS freezes the position (learning rate 0) and the other two.
+    # Momentum-GS does not train positions (learning rate 0), rotations and opacities.
     LEARNABLE: ClassVar[tuple[str, ...]] = ("offset", "feature", "log_scale")
     NOUN: ClassVar[str] = "anchors"
 
     offset: Float[Tensor, "n k 3"]
-    """Of the K Gaussians, in units of the anchor's first three scales. Learnable."""
+    """Offsets of the K Gaussians, in units of the anchor's first three scales. Learnable."""
     feature: Float[Tensor, "n f"]
     """Learnable."""
     log_scale: Float[Tensor, "n 6"]
@@ -30,16 +30,16 @@ class Anchors(RowModel):
     rotation: Float[Tensor, "n 4"]
     """Quaternion (w, x, y, z); the identity in every model of 3DGS codebases."""
     opacity: Float[Tensor, "n 1"]
-    """Logit; only files and the view test of the anchors themselves read it."""
+    """Logit; used only in files and in the visibility test of the anchors themselves."""
 
     @property
     def n_offsets(self) -> int:
-        """K, Gaussians an anchor."""
+        """K, the number of Gaussians per anchor."""
         return self.offset.shape[1]
 
     @property
     def feature_dim(self) -> int:
-        """F, length of a feature."""
+        """F, the length of a feature."""
         return self.feature.shape[1]
 
     @property
@@ -55,7 +55,7 @@ class Anchors(RowModel):
         log_scale: Float[Tensor, "n 6"],
         n_offsets: int,
     ) -> "Anchors":
-        """New anchors: all offsets at the centre, no rotation, opacity 0.1."""
+        """New anchors with zero offsets, no rotation and opacity 0.1."""
         return cls(
             position=position,
             offset=position.new_zeros(len(position), n_offsets, 3),

@@ -1,7 +1,7 @@
-"""What each image's exposure and white balance make of the scene's colours (docs/appearance.md).
+"""Per-image colour corrections for differences in exposure and white balance (docs/appearance.md).
 
 A row of the table is the deviation of one image's correction from the identity, so zeros change nothing. An image has
-one row however many blocks train on it. Held-out views and exports have no correction.
+one row, however many blocks train on it. Held-out views and exports have no correction.
 """
 
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from momentum_gs.model.image_table import ImageTable, load_table, save_table
 
 APPEARANCE_FILE = "appearance.safetensors"
 ROW_SHAPES = {"affine": (3, 4), "bilateral": (12, 8, 16, 16)}
-"""Shape of a row by ``appearance.model``. A bilateral grid has an affine map (its three rows one after the other) at
-each of 8 levels of brightness, 16 places from top to bottom and 16 from left to right, as many as gsplat's."""
+"""Shape of a row by ``appearance.model``. A bilateral grid has an affine map (3x4, row by row) for each of 8 levels of
+brightness, 16 positions from top to bottom and 16 from left to right, the size of gsplat's."""
 _LUMA = (0.299, 0.587, 0.114)
-"""Brightness of a colour, ITU-R BT.601."""
+"""Weights of red, green and blue in the brightness, ITU-R BT.601."""
 
 
 @dataclass(frozen=True)
 class AppearanceTable(ImageTable):
-    """The corrections of a scene's training images; the mean one is the identity."""
+    """The corrections of a scene's training images; their mean is the identity."""
 
     def correct(self, image: Float[Tensor, "3 h w"], name: str) -> Float[Tensor, "3 h w"]:
-        """The render as the image of that name has it; as it is where there is no such image."""
+        """The render with the correction of the named image; unchanged if the table has no such image."""
         return correct(image, self.rows[self.names.index(name)].to(image)) if name in self.names else image
 
 
 def correct(
     image: Float[Tensor, "3 h w"], row: Float[Tensor, "..."], window: Window | None = None
 ) -> Float[Tensor, "3 h w"]:
-    """Adds to every colour c of a render what ``row`` makes of (c, 1): c + row @ (c, 1). Not clamped.
+    """Corrects every colour c of a render to c + row @ (c, 1), without clamping.
 
-    Of a bilateral grid (Chen, Paris and Durand 2007) every pixel takes the map at its place and its brightness.
+    With a bilateral grid (Chen, Paris and Durand 2007), every pixel uses the map at its position and brightness.
     ``window``: the part of the whole render that ``image`` is.
     """
     if row.dim() == 4:
@@ -49,9 +49,9 @@ def correct(
 def sliced(
     grid: Float[Tensor, "c l y x"], image: Float[Tensor, "3 h w"], window: Window | None = None
 ) -> Float[Tensor, "c h w"]:
-    """The grid's values at every pixel's place and brightness, between its neighbours in a straight line.
+    """The grid's values at every pixel's position and brightness, interpolated linearly between neighbours.
 
-    The outermost values stand at the image's edges, those for brightness at 0 and 1; beyond, they go on.
+    The outermost values are at the image's edges and at brightness 0 and 1; beyond these they stay constant.
     """
     _, height, width = image.shape
     brightness = torch.einsum("c,chw->hw", image.new_tensor(_LUMA), image)
@@ -66,7 +66,7 @@ def sliced(
 
 
 def roughness(grid: Float[Tensor, "c l y x"]) -> Float[Tensor, ""]:
-    """Mean squared difference of neighbours, summed over the three directions (gsplat's total variation)."""
+    """Mean squared difference of neighbours, summed over the three axes of the grid (gsplat's total variation)."""
     return torch.stack([grid.diff(dim=d).square().mean() for d in (1, 2, 3)]).sum()
 
 
@@ -76,7 +76,7 @@ def save_appearance(folder: Path, table: AppearanceTable) -> None:
 
 
 def load_appearance(folder: Path) -> AppearanceTable | None:
-    """The table beside a model, on the CPU; None for a model that was trained without.
+    """The table in a model folder, on the CPU; None for a model that was trained without one.
 
     Raises:
         UserError: the file is damaged.

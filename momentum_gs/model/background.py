@@ -1,4 +1,4 @@
-"""What is behind everything, learned: the colour of the light that meets no Gaussian, by its direction."""
+"""The learned background: what a ray shows where no Gaussian covers it, as a function of its direction."""
 
 import math
 
@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 DEGREE = {"constant": 0, "directional": 2}
-"""Highest degree of the spherical harmonics of each kind. Two is a sky with a horizon and a bright side; more would
-learn the outlines of what only a few views show."""
+"""Degree of the spherical harmonics of each kind. Degree 2 suffices for a sky with a horizon and a bright side; higher
+degrees would learn the shapes of objects that only a few views show."""
 
 
 class Background(nn.Module):
-    """RGB by direction: real spherical harmonics up to degree 0 or 2, plus 0.5. Begins grey."""
+    """RGB by direction: real spherical harmonics up to degree 0, 1 or 2, plus 0.5. Initially grey."""
 
     def __init__(self, degree: int) -> None:
         super().__init__()
@@ -20,8 +20,8 @@ class Background(nn.Module):
         self.sh = nn.Parameter(torch.zeros((degree + 1) ** 2, 3))
 
     def forward(self, direction: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """Colours of unit vectors from the camera into the world. Not clamped, as images are at the very end: a bound
-        here would take the gradient from what lies beyond it."""
+        """Colours for unit vectors from the camera into the world. Not clamped, since clamping would zero the gradient
+        of colours beyond the bounds; images are clamped only when they are written."""
         return sh_basis(self.degree, direction) @ self.sh + 0.5
 
 

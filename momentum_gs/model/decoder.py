@@ -1,4 +1,5 @@
-"""The Gaussian decoder: small heads that turn an anchor's feature and a view of it into K Gaussians.
+"""The Gaussian decoder: small networks (heads) that turn an anchor's feature and the direction it is seen from into the
+attributes of K Gaussians.
 
 Student and teacher are two instances. Source: scene/gaussian_model.py::GaussianModel.__init__ of Scaffold-GS and
 Momentum-GS (paper section 3.1).
@@ -16,7 +17,7 @@ HEADS = ("opacity", "cov", "color")
 
 
 class DecoderOutput(NamedTuple):
-    """What the heads say of M anchors."""
+    """The heads' outputs for M anchors."""
 
     opacity: Float[Tensor, "m k"]
     """In (-1, 1); a Gaussian exists where it is positive."""
@@ -27,10 +28,11 @@ class DecoderOutput(NamedTuple):
 
 
 class GaussianDecoder(nn.Module):
-    """Heads ``opacity``, ``cov`` and ``color``, each two linear layers, and a ``feature_bank`` if asked for.
+    """Heads ``opacity``, ``cov`` and ``color``, each with two linear layers, and an optional ``feature_bank``.
 
-    A head reads the feature [F], the direction [3] and, with its ``add_*_dist``, the distance [1]. A learned
-    ``background`` decodes no anchor; it is here because it is shared, learned and stored as the heads are.
+    The inputs of a head are the feature [F], the direction [3] and, with its ``add_*_dist``, the distance [1]. A
+    learned ``background`` decodes no anchor; it is a part of the decoder because it is shared, trained and stored in
+    the same way.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class GaussianDecoder(nn.Module):
             "add_color_dist": add_color_dist,
         }
         """The constructor's arguments: ``GaussianDecoder(**decoder.architecture)`` takes this one's state dict."""
-        if background_degree is not None:  # Without one, files are those of other codebases.
+        if background_degree is not None:  # Files of models without a background do not record it.
             self.architecture["background_degree"] = background_degree
         self.n_offsets = n_offsets
 
@@ -76,7 +78,7 @@ class GaussianDecoder(nn.Module):
         self.background = None if background_degree is None else Background(background_degree)
 
     def at(self, rows: Int[Tensor, "m"]) -> "GaussianDecoder":
-        """The decoder of the anchors in these rows: this one, whichever they are (``DecoderBank`` has several)."""
+        """The decoder of the anchors in these rows, always this one (unlike ``DecoderBank.at``)."""
         return self
 
     def forward(
@@ -95,9 +97,9 @@ class GaussianDecoder(nn.Module):
 
 
 def blend_strides(feature: Float[Tensor, "m f"], weight: Float[Tensor, "m 3"]) -> Float[Tensor, "m f"]:
-    """The feature bank: every 4th entry tiled 4 times, every 2nd tiled twice, and the feature itself, blended.
+    """The feature bank: a blend of every 4th entry tiled 4 times, every 2nd tiled twice, and the feature itself.
 
-    Far anchors can so be read at a coarser stride (Scaffold-GS, section 3.2.1). F is a multiple of 4.
+    So distant anchors can use a coarser stride (Scaffold-GS, section 3.2.1). F is a multiple of 4.
     """
     coarse, middle, fine = weight.split(1, dim=1)
     return feature[:, ::4].repeat(1, 4) * coarse + feature[:, ::2].repeat(1, 2) * middle + feature * fine

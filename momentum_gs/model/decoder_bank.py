@@ -1,4 +1,4 @@
-"""One decoder for each block in one model, as blocks that trained independently leave it."""
+"""Several decoders in one model: that of blocks with per-block decoders after the merge."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from momentum_gs.model.decoder import DecoderOutput, GaussianDecoder
 
 
 class DecoderBank(nn.Module):
-    """Decoders of one architecture, and which of them decodes each anchor."""
+    """Decoders of one architecture, and the index of the decoder of each anchor."""
 
     def __init__(self, decoders: Sequence[GaussianDecoder], block: Int[Tensor, "n"]) -> None:
-        """``block``: of every anchor of the model, an index into ``decoders``."""
+        """``block``: for every anchor of the model, an index into ``decoders``."""
         super().__init__()
         self.decoders = nn.ModuleList(decoders)
         self.block: Tensor
@@ -31,14 +31,14 @@ class _AtRows:
     def __call__(
         self, feature: Float[Tensor, "m f"], direction: Float[Tensor, "m 3"], distance: Float[Tensor, "m 1"]
     ) -> DecoderOutput:
-        """As ``GaussianDecoder.forward``: each decoder is given its own anchors, once."""
+        """As ``GaussianDecoder.forward``; each decoder is called once, with its anchors."""
         order = self._block.argsort(stable=True)
         counts = self._block.bincount(minlength=len(self._decoders)).tolist()
         parts = zip(*(x.index_select(0, order).split(counts) for x in (feature, direction, distance)), strict=True)
-        said = [decoder(*part) for decoder, part in zip(self._decoders, parts, strict=True)]
+        outputs = [decoder(*part) for decoder, part in zip(self._decoders, parts, strict=True)]
         back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
-        return DecoderOutput(*(torch.cat(heads).index_select(0, back) for heads in zip(*said, strict=True)))
+        return DecoderOutput(*(torch.cat(heads).index_select(0, back) for heads in zip(*outputs, strict=True)))
 
 
 Decoder = GaussianDecoder | DecoderBank
-"""Whatever decodes a whole model."""
+"""The decoder of a whole model."""

@@ -1,8 +1,8 @@
-"""From anchors and a camera to Gaussians.
+"""Decoding of anchors into Gaussians for one camera.
 
-Letters: M visible anchors of N, K offsets, G Gaussians kept (those with a positive neural opacity). The kept
-(anchor, offset) pairs are picked first and everything else is gathered for them, so nothing of size M*K beyond the
-decoder's own output exists. ``expand_reference`` is the same in the plain form of the original, for reading and tests.
+Notation: N anchors, M of them visible, K offsets, G Gaussians kept (those with a positive neural opacity). The kept
+(anchor, offset) pairs are selected first and everything else is gathered for them only, so that no tensor of size M*K
+exists besides the decoder's outputs. ``expand_reference`` is the plain form of the original, for reading and tests.
 
 Source: gaussian_renderer/__init__.py::generate_neural_gaussians and
 generate_neural_gaussians_and_momentum_gaussians of Momentum-GS.
@@ -24,11 +24,11 @@ from momentum_gs.model.decoder_bank import Decoder
 
 @dataclass(frozen=True)
 class Decoded:
-    """The Gaussians of one view and where they came from."""
+    """The Gaussians of one view, and the anchors and offsets that they come from."""
 
     gaussians: Gaussians
     neural_opacity: Float[Tensor, "mk 1"]
-    """Of every offset of every visible anchor, in (-1, 1)."""
+    """Opacity output of every offset of every visible anchor, in (-1, 1)."""
     kept: Bool[Tensor, "mk"]
     """Which offsets became Gaussians: ``neural_opacity > 0``."""
     visible: Int[Tensor, "m"]
@@ -37,7 +37,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the teacher makes of the same anchors and view; attributes where the *student* keeps a Gaussian."""
+    """The teacher's outputs for the same anchors and view; attributes only where the *student* keeps a Gaussian."""
 
     color: Float[Tensor, "g 3"]
     scale: Float[Tensor, "g 3"]
@@ -77,15 +77,16 @@ def decode_with_teacher(
 ) -> tuple[Decoded, TeacherTargets]:
     """The student's Gaussians, and the teacher's for the same offsets.
 
-    ``detach`` makes the teacher's outputs fixed targets (the paper); without, gradients flow through the teacher into
-    features and scales as in the official code. The teacher's own parameters are the caller's to freeze.
+    With ``detach`` the teacher's outputs are fixed targets, as in the paper; without, gradients flow through the
+    teacher to features and scales, as in the official code. The caller freezes the teacher's parameters.
     """
     view = _look(anchors, camera_center, visible)
     decoded, kept = _spawn(anchors, view, student(view.feature, view.direction, view.distance))
     with torch.no_grad() if detach else contextlib.nullcontext():
-        said = teacher(view.feature, view.direction, view.distance)
-        color, scale, rotation = _attributes(said, kept, view.scales.index_select(0, kept // anchors.n_offsets)[:, 3:])
-    return decoded, TeacherTargets(color, scale, rotation, said.opacity.reshape(-1, 1))
+        output = teacher(view.feature, view.direction, view.distance)
+        bound = view.scales.index_select(0, kept // anchors.n_offsets)[:, 3:]
+        color, scale, rotation = _attributes(output, kept, bound)
+    return decoded, TeacherTargets(color, scale, rotation, output.opacity.reshape(-1, 1))
 
 
 def _look(anchors: Anchors, camera_center: Tensor, visible: Tensor | None) -> _View:
@@ -103,10 +104,10 @@ def _look(anchors: Anchors, camera_center: Tensor, visible: Tensor | None) -> _V
     return _View(rows, feature, log_scale.exp(), ray / distance, distance)
 
 
-def _spawn(anchors: Anchors, view: _View, said: DecoderOutput) -> tuple[Decoded, Int[Tensor, "g"]]:
+def _spawn(anchors: Anchors, view: _View, output: DecoderOutput) -> tuple[Decoded, Int[Tensor, "g"]]:
     """Gaussians for the positive opacities, and their indices into the M*K offsets."""
     n_offsets = anchors.n_offsets
-    neural_opacity = said.opacity.reshape(-1, 1)
+    neural_opacity = output.opacity.reshape(-1, 1)
     is_kept = neural_opacity.squeeze(1) > 0
     kept = is_kept.nonzero().squeeze(1)
 
@@ -114,7 +115,7 @@ def _spawn(anchors: Anchors, view: _View, said: DecoderOutput) -> tuple[Decoded,
     row = view.rows.index_select(0, of_visible)
     scales = view.scales.index_select(0, of_visible)
     offset = anchors.offset.flatten(0, 1).index_select(0, row * n_offsets + (kept - of_visible * n_offsets))
-    color, scale, rotation = _attributes(said, kept, scales[:, 3:])
+    color, scale, rotation = _attributes(output, kept, scales[:, 3:])
     gaussians = Gaussians(
         means=anchors.position.index_select(0, row) + offset * scales[:, :3],
         scales=scale,
@@ -126,18 +127,18 @@ def _spawn(anchors: Anchors, view: _View, said: DecoderOutput) -> tuple[Decoded,
 
 
 def _attributes(
-    said: DecoderOutput, kept: Int[Tensor, "g"], bound: Float[Tensor, "g 3"]
+    output: DecoderOutput, kept: Int[Tensor, "g"], bound: Float[Tensor, "g 3"]
 ) -> tuple[Float[Tensor, "g 3"], Float[Tensor, "g 3"], Float[Tensor, "g 4"]]:
     """Color, scale (a share of the anchor's ``bound``) and unit rotation of the kept offsets."""
-    color = said.color.flatten(0, 1).index_select(0, kept)
-    logit, quat = said.cov.flatten(0, 1).index_select(0, kept).split((3, 4), dim=1)
+    color = output.color.flatten(0, 1).index_select(0, kept)
+    logit, quat = output.cov.flatten(0, 1).index_select(0, kept).split((3, 4), dim=1)
     return color, bound * torch.sigmoid(logit), F.normalize(quat)
 
 
 def expand_reference(
     anchors: Anchors, decoder: GaussianDecoder, camera_center: Float[Tensor, "3"], visible: Int[Tensor, "m"]
 ) -> Gaussians:
-    """``decode(...).gaussians`` the readable way: repeat every anchor K times, then mask."""
+    """``decode(...).gaussians`` in its plain form: repeat every anchor K times, then mask."""
     position, offset, feature = anchors.position[visible], anchors.offset[visible], anchors.feature[visible]
     ray = position - camera_center
     distance = ray.norm(dim=1, keepdim=True)

@@ -1,7 +1,6 @@
-"""A table with one row for each training image, whose rows are zero in the mean: exposures, poses.
+"""A table with one row per training image, whose mean row is zero: colour corrections, pose corrections.
 
-A row is a deviation from what holds without it, so zeros change nothing. An image has one row however many blocks train
-on it.
+A row is a deviation, so zeros change nothing. An image has one row, however many blocks train on it.
 """
 
 import json
@@ -22,21 +21,21 @@ from momentum_gs.core.files import replacing
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The deviations of a scene's training images."""
+    """The corrections of a scene's training images, as deviations from no correction."""
 
     names: tuple[str, ...]
-    """Images in order of name, one row each."""
+    """Image names in ascending order, one per row."""
     rows: Float[Tensor, "v ..."]
     """Deviations; zeros change nothing."""
     shown: Bool[Tensor, "v"]
-    """Images that have been trained on; the rows of the others are zero. The mean of the rows is zero, too."""
+    """Which images have been trained on; the rows of the others are zero. The mean of all rows is zero, too."""
 
 
 AnyTable = TypeVar("AnyTable", bound=ImageTable)
 
 
 def rows_of(table: AnyTable, names: Sequence[str]) -> AnyTable:
-    """The rows of other images, by name; those of images that the table does not hold are zero and not shown."""
+    """The table for the images ``names``; rows of images that ``table`` does not have are zero and not shown."""
     place = {name: i for i, name in enumerate(table.names)}
     rows, shown = table.rows.new_zeros(len(names), *table.rows.shape[1:]), table.shown.new_zeros(len(names))
     for i, name in enumerate(names):
@@ -46,10 +45,11 @@ def rows_of(table: AnyTable, names: Sequence[str]) -> AnyTable:
 
 
 def pin(rows: Float[Tensor, "v ..."], shown: Bool[Tensor, "v"]) -> Float[Tensor, "v ..."]:
-    """The nearest rows, in the sum of squares, that are zero in the mean over the images shown; the others stay.
+    """Subtracts the mean over the images shown from their rows; the other rows are unchanged.
 
-    A change that all images have in common is one of the scene, which the model must learn: renders without a
-    correction would lack it. The mean is taken in float64, so that it stays zero over any number of steps.
+    This is the projection onto rows with mean zero. A change common to all images must be learned by the model, since
+    renders without a correction would lack it. The mean is computed in float64, so that it stays zero over any number
+    of steps.
     """
     count = shown.to(rows).view(-1, *[1] * (rows.dim() - 1))
     mean = (rows * count).sum(0, dtype=torch.float64) / count.sum().clamp_min(1)
@@ -64,11 +64,11 @@ def save_table(path: Path, table: ImageTable) -> None:
 
 
 def load_table(path: Path, kind: type[AnyTable], shapes: Sequence[tuple[int, ...]]) -> AnyTable | None:
-    """The table of a file, on the CPU; None where there is no such file.
+    """The table in a file, on the CPU; None if there is no such file.
 
     Args:
-        kind: What to make of it.
-        shapes: Those that a row may have.
+        kind: Class of the table.
+        shapes: Allowed shapes of a row.
 
     Raises:
         UserError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Anchors, or splats, from a point cloud.
+"""Initialization of anchors or explicit Gaussians from a point cloud.
 
 Source: create_from_pcd and voxelize_sample of Scaffold-GS, create_from_pcd of 3DGS, scene/gaussian_model.py.
 """
@@ -15,15 +15,15 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.splats import Splats
 
 _MIN_DIST2 = 1e-7
-"""Smallest squared spacing from which a scale is made, so that coinciding anchors have a finite one [SGS]."""
+"""Lower bound on the squared spacing that gives an initial scale, so that coinciding points have a finite one [SGS]."""
 
 
 def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "m 3"]:
-    """Centres of the voxels that hold a point, in lexicographic order.
+    """Centres of the voxels that hold at least one point, in lexicographic order, in the dtype of ``points``.
 
     Args:
-        points: Scene units; computed in their dtype.
-        voxel_size: Edge, training units.
+        points: World, training units.
+        voxel_size: Edge of a voxel, training units.
     """
     return cell_centers(unique_cells(cells_of(points, voxel_size))[0], voxel_size, points.dtype)
 
@@ -31,14 +31,14 @@ def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "
 def init_anchors(points: PointCloud, config: ModelConfig) -> tuple[Anchors, float]:
     """One anchor in every voxel that holds a point, on the CPU.
 
-    Offsets and features start at zero; all six scales at the root mean squared distance to the three nearest anchors.
+    Offsets and features start at zero, all six scales at the root mean squared distance to the three nearest anchors.
 
     Returns:
-        The anchors as leaves, and the voxel size: ``config.voxel_size``, or where that is 0 the median over the points
-        of their distance to the nearest ones. (Scaffold-GS takes the *squared* distance there, which is not a length.)
+        The anchors as leaves, and the voxel size: ``config.voxel_size``, or, if that is 0, ``median_spacing`` of the
+        points. (Scaffold-GS uses the *squared* distance there, which is not a length.)
 
     Raises:
-        UserError: there is no point, a point is not finite, or no voxel size fits because most points coincide.
+        UserError: there is no point, a point is not finite, or the median spacing is 0 because most points coincide.
     """
     _check_finite(points)
     voxel_size = config.voxel_size or median_spacing(points.xyz)
@@ -49,7 +49,9 @@ def init_anchors(points: PointCloud, config: ModelConfig) -> tuple[Anchors, floa
 
 
 def init_splats(points: PointCloud, sh_degree: int) -> Splats:
-    """One splat at every point, on the CPU: its colour, a sphere as wide as the distance to the three nearest points.
+    """One isotropic Gaussian at every point, on the CPU, with the point's colour.
+
+    Its scale is the root mean squared distance to the three nearest points.
 
     Raises:
         UserError: there is no point, or a point is not finite.
@@ -68,12 +70,16 @@ def _check_finite(points: PointCloud) -> None:
 
 
 def _log_spacing(position: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1"]:
-    """Log of the root mean squared distance to the three nearest others."""
+    """Natural log of the root mean squared distance to the three nearest other points."""
     return distCUDA2(position).clamp_min(_MIN_DIST2).sqrt().log().unsqueeze(1)
 
 
 def median_spacing(points: Float[Tensor, "n 3"]) -> float:
-    """Median over the points of the root mean squared distance to the three nearest others, training units."""
+    """Median over the points of the root mean squared distance to the three nearest other points, in their unit.
+
+    Raises:
+        UserError: the median is 0 because most points coincide.
+    """
     spacing = float(distCUDA2(points.float()).median().sqrt())
     if not spacing > 0:
         raise UserError(

@@ -1,8 +1,8 @@
-"""Models as files. Anchors in the layout of Scaffold-GS: a PLY, and decoder heads as TorchScript.
+"""Reading and writing of models. Anchors have the layout of Scaffold-GS: a PLY, and decoder heads as TorchScript.
 
-Beside the heads lies ``decoder.safetensors``, the decoder as we load it: weights, and the architecture in the metadata.
-Where blocks have a decoder each, these lie in ``decoder_block<i>/``, and each anchor of the merged PLY names its block.
-Splats are a PLY alone (``splat_io.py``). A file is written under another name and renamed, so it is whole or not there.
+Next to the heads is ``decoder.safetensors``, from which the decoder is loaded: the weights, with the architecture in
+the metadata. Per-block decoders are in ``decoder_block<i>/``, and each vertex of the merged PLY holds its block.
+Explicit Gaussians are a PLY alone (``splat_io.py``). All files are written atomically.
 Source: save_ply, load_ply_sparse_gaussian and save_mlp_checkpoints of Scaffold-GS, scene/gaussian_model.py.
 """
 
@@ -28,7 +28,7 @@ from momentum_gs.model.splats import Harmonics, Model, Splats
 
 DECODER_FILE = "decoder.safetensors"
 BLOCK_PROPERTY = "block"
-"""Of a vertex, int32: the block whose decoder the anchor needs."""
+"""Property of a vertex, int32: the block whose decoder decodes the anchor."""
 
 
 _BLOCK = "point_cloud_block"
@@ -36,7 +36,7 @@ _MAX_HEADER = 1 << 16
 
 
 def model_folder(out: Path, iteration: int = -1) -> Path:
-    """OUT/point_cloud/iteration_<N>, the highest N for -1. Raises UserError where there is none."""
+    """OUT/point_cloud/iteration_<N>, for -1 the one with the highest N. Raises UserError if there is none."""
     folders = {
         int(path.name.removeprefix("iteration_")): path
         for path in (out / "point_cloud").glob("iteration_*")
@@ -51,10 +51,10 @@ def model_folder(out: Path, iteration: int = -1) -> Path:
 
 
 def model_file(folder: Path, block: int | None = None) -> Path:
-    """The PLY in ``point_cloud/iteration_<N>``: of the merged or coarse model, or of one block before the merge.
+    """The PLY of the merged or coarse model in ``point_cloud/iteration_<N>``, or that of one block before the merge.
 
     Raises:
-        UserError: it is not there.
+        UserError: there is no such file.
     """
     if block is None:
         ply = folder / "point_cloud.ply"
@@ -64,12 +64,12 @@ def model_file(folder: Path, block: int | None = None) -> Path:
     ply = folder / f"{_BLOCK}{block}.ply"
     if not ply.exists():
         found = len(list(folder.glob(f"{_BLOCK}*.ply")))
-        raise UserError(f"{ply}: missing, found {found} blocks; expected what the training of blocks leaves there")
+        raise UserError(f"{ply}: missing, found {found} blocks; expected the blocks that training wrote; train again")
     return ply
 
 
 def save_model(path: Path, model: Model) -> None:
-    """Write the rows of a model as a PLY, anchors or splats each in their layout."""
+    """Write a model as a PLY, in the layout of Scaffold-GS for anchors, of 3DGS for explicit Gaussians."""
     if isinstance(model, Splats):
         save_splats(path, model)
     else:
@@ -77,7 +77,7 @@ def save_model(path: Path, model: Model) -> None:
 
 
 def save_ply(path: str | Path, anchors: Anchors) -> None:
-    """Write anchors as float32, one vertex each: position, zero normals, offsets (all x, all y, all z), feature,
+    """Write anchors as float32, one vertex per anchor: position, zero normals, offsets (all x, all y, all z), feature,
     opacity logit, log scales, rotation."""
     table = torch.cat(
         [
@@ -95,7 +95,7 @@ def save_ply(path: str | Path, anchors: Anchors) -> None:
 
 
 def load_ply(path: str | Path) -> Anchors:
-    """Read what ``save_ply`` or Scaffold-GS wrote, as leaves on the CPU.
+    """Read a PLY of ``save_ply`` or Scaffold-GS, as leaves on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, or its vertices are not anchors.
@@ -121,12 +121,14 @@ def load_ply(path: str | Path) -> Anchors:
 
 
 def block_decoder_folder(folder: Path, block: int) -> Path:
-    """Where the decoder of a block lies, ``folder`` being ``point_cloud/iteration_<N>``."""
+    """Folder of a block's decoder in ``folder``, which is ``point_cloud/iteration_<N>``."""
     return folder / f"decoder_block{block}"
 
 
 def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
-    """The anchors or splats of a file in ``point_cloud/iteration_<N>`` with what decodes them, on the CPU.
+    """The anchors with their decoder, or the explicit Gaussians with their harmonics, of a model's PLY, on the CPU.
+
+    ``ply`` is in ``point_cloud/iteration_<N>``, next to the decoder's files.
 
     Raises:
         UserError: as ``load_splats``, ``load_ply`` and ``load_decoder``.
@@ -150,7 +152,7 @@ def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
 
 
 def _holds_splats(ply: Path) -> bool:
-    """By the header; what is no PLY at all is refused by ``load_ply``."""
+    """Decided by the header; a file that is no PLY at all is an error in ``load_ply``."""
     if not ply.is_file():
         return False
     with ply.open("rb") as file:
@@ -169,9 +171,9 @@ def _property_names(n_offsets: int, feature_dim: int) -> list[str]:
 
 
 def save_decoder(folder: str | Path, decoder: GaussianDecoder) -> None:
-    """Write ``decoder.safetensors`` and one ``<head>_mlp.pt`` a head into an existing folder.
+    """Write ``decoder.safetensors`` and one ``<head>_mlp.pt`` per head into an existing folder.
 
-    The heads take [M, F + 3 (+ 1 with their distance flag)]: feature, direction, distance.
+    The input of a head is [M, F + 3 (+ 1 with its distance flag)]: feature, direction, distance.
     """
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in decoder.state_dict().items()}
@@ -191,7 +193,7 @@ def load_decoder(folder: str | Path) -> GaussianDecoder:
     """Read ``decoder.safetensors`` of a folder, bit for bit, on the CPU.
 
     Raises:
-        UserError: the file is missing or damaged, or it holds another kind of model.
+        UserError: the file is missing or damaged, or it holds no decoder.
     """
     path = Path(folder) / DECODER_FILE
     if not path.is_file():
@@ -207,7 +209,7 @@ def load_decoder(folder: str | Path) -> GaussianDecoder:
 
 
 def _build(architecture: dict[str, bool | int], tensors: dict[str, Tensor]) -> GaussianDecoder:
-    """A decoder with these weights; draws nothing from the global random stream."""
+    """A decoder with these weights; does not advance the global random number generator."""
     with torch.device("meta"):
         decoder = GaussianDecoder(**architecture)  # type: ignore[arg-type]
     decoder.load_state_dict(tensors, assign=True)
@@ -216,6 +218,6 @@ def _build(architecture: dict[str, bool | int], tensors: dict[str, Tensor]) -> G
 
 def _script(head: nn.Sequential) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
-        # TorchScript is what the viewers of 3DGS codebases load; that torch has newer formats does not matter here.
+        # TorchScript is deprecated, but it is what the viewers of 3DGS codebases load.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         return torch.jit.script(head.eval())

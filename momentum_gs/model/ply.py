@@ -1,4 +1,4 @@
-"""Rows of float32 numbers as the vertices of a PLY file: what the files of anchors and of splats have in common."""
+"""Tables of float32 numbers as the vertices of a PLY file, for anchors and explicit Gaussians."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from momentum_gs.core.files import replacing
 
 
 def write_vertices(path: Path, names: Sequence[str], table: Float[Tensor, "n p"]) -> None:
-    """A binary file with a vertex a row and a property a column; whole or not there."""
+    """Writes, atomically, a binary PLY with one vertex per row and one property per column of ``table``."""
     layout = np.dtype([(name, "<f4") for name in names])
     vertices = np.ascontiguousarray(table.detach().cpu().numpy(), dtype="<f4").view(layout).reshape(-1)
     with replacing(path) as temporary:
@@ -23,8 +23,14 @@ def write_vertices(path: Path, names: Sequence[str], table: Float[Tensor, "n p"]
 
 
 def read_vertices(path: Path, kind: str) -> np.ndarray:
-    """The vertices as a structured array. Raises UserError for a file that is missing or damaged; ``kind`` names what
-    was expected in it."""
+    """The vertices as a structured array.
+
+    Args:
+        kind: What the vertices are expected to be, for messages.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected a PLY of {kind}; train and merge first")
     try:
@@ -35,10 +41,10 @@ def read_vertices(path: Path, kind: str) -> np.ndarray:
 
 
 def number_names(vertices: np.ndarray) -> set[str]:
-    """Names of the properties that hold a number each."""
+    """Names of the properties that hold a single number."""
     return {name for name in vertices.dtype.names or () if vertices.dtype[name].kind in "fiu"}
 
 
 def columns(vertices: np.ndarray, names: Sequence[str]) -> Float[Tensor, "n p"]:
-    """The named properties, float32, a copy."""
+    """The named properties as a float32 table; a copy."""
     return torch.from_numpy(structured_to_unstructured(vertices[list(names)], dtype=np.float32, copy=True))

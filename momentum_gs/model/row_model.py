@@ -1,4 +1,4 @@
-"""Row-aligned tensors by name, and models made of them: what anchors and explicit Gaussians have in common."""
+"""Row-aligned tensors by name, the common base of anchors and explicit Gaussians."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch.optim import Adam
 from momentum_gs.core.rows import edit_rows
 
 INITIAL_OPACITY = 0.1
-"""Of every new row [SGS, 3DGS]."""
+"""Opacity of every new anchor or Gaussian [SGS, 3DGS]."""
 
 AnyTable = TypeVar("AnyTable", bound="RowTable")
 AnyModel = TypeVar("AnyModel", bound="RowModel")
@@ -21,26 +21,26 @@ AnyModel = TypeVar("AnyModel", bound="RowModel")
 
 @dataclass
 class RowTable:
-    """Tensors by name; subclasses declare them as fields. Files keep the names."""
+    """Tensors by name; subclasses declare them as fields. Block files use the same names."""
 
     def rows(self) -> dict[str, Tensor]:
-        """The tensors by name; not copies."""
+        """The tensors by name, not copied."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_rows(cls: type[AnyTable], rows: Mapping[str, Tensor]) -> AnyTable:
-        """The inverse of ``rows``; other names in ``rows`` are left aside."""
+        """The inverse of ``rows``; names that are no fields are ignored."""
         return cls(**{field.name: rows[field.name] for field in fields(cls)})
 
 
 @dataclass
 class RowModel(RowTable):
-    """What a scene or a block is made of: N rows, one for each anchor or Gaussian."""
+    """The model of a scene or a block: N rows, one per anchor or Gaussian."""
 
     LEARNABLE: ClassVar[tuple[str, ...]]
-    """Rows that an optimizer moves, each the only parameter of the group of its name."""
+    """Names of the tensors that are optimized, each the only parameter of the optimizer group with its name."""
     NOUN: ClassVar[str]
-    """What the rows are called in messages, in the plural."""
+    """Plural noun for the rows, for messages."""
 
     position: Float[Tensor, "n 3"]
     """World, training units."""
@@ -50,17 +50,17 @@ class RowModel(RowTable):
 
     @property
     def n_offsets(self) -> int:
-        """Gaussians that a row stands for."""
+        """Number of Gaussians per row."""
         return 1
 
     def as_leaves(self: AnyModel) -> AnyModel:
-        """The same values cut from any graph, with the learnable rows as leaves that ask for a gradient."""
+        """The same values, detached, with the learnable tensors as leaves that require a gradient."""
         return type(self)(
             **{name: row.detach().requires_grad_(name in self.LEARNABLE) for name, row in self.rows().items()}
         )
 
     def to(self: AnyModel, device: torch.device | str) -> AnyModel:
-        """Leaves on another device; rows that are there already are shared, not copied."""
+        """Leaves on another device; tensors that are on it already are shared, not copied."""
         return self.from_rows({name: row.detach().to(device) for name, row in self.rows().items()}).as_leaves()
 
     def subset(self: AnyModel, rows: Bool[Tensor, "n"] | Int[Tensor, "m"]) -> AnyModel:
@@ -69,7 +69,7 @@ class RowModel(RowTable):
 
     @classmethod
     def cat(cls: type[AnyModel], parts: Sequence[AnyModel]) -> AnyModel:
-        """Leaves that hold the rows of all parts, one after another; the parts share the shape of a row."""
+        """Leaves with the rows of all parts, one part after the other; row shapes must agree."""
         rows = [part.rows() for part in parts]
         return cls(**{name: torch.cat([row[name].detach() for row in rows]) for name in rows[0]}).as_leaves()
 
@@ -81,7 +81,7 @@ class RowModel(RowTable):
 
 
 def initial_rows(position: Float[Tensor, "n 3"]) -> dict[str, Tensor]:
-    """What every new row has: no rotation, opacity 0.1."""
+    """Tensors that are the same for every new row: no rotation, opacity 0.1."""
     n = len(position)
     rotation = position.new_zeros(n, 4)
     rotation[:, 0] = 1

@@ -1,4 +1,4 @@
-"""Splats as files, in the layout of 3D Gaussian Splatting that its viewers open.
+"""Reading and writing of explicit Gaussians, in the PLY layout of 3D Gaussian Splatting, which its viewers open.
 
 Source: save_ply and load_ply of 3DGS, scene/gaussian_model.py.
 """
@@ -16,8 +16,8 @@ _DEGREES = {3 * (degree + 1) ** 2 - 3: degree for degree in range(4)}
 
 
 def save_splats(path: str | Path, splats: Splats) -> None:
-    """Write splats as float32, one vertex each: position, zero normals, degree 0 of R, G, B, the higher degrees (all of
-    R, all of G, all of B), opacity logit, log scales, rotation."""
+    """Write Gaussians as float32, one vertex per Gaussian: position, zero normals, degree 0 of R, G, B, the higher
+    degrees (all of R, all of G, all of B), opacity logit, log scales, rotation."""
     table = torch.cat(
         [
             splats.position,
@@ -34,7 +34,7 @@ def save_splats(path: str | Path, splats: Splats) -> None:
 
 
 def load_splats(path: str | Path) -> Splats:
-    """Read what ``save_splats`` or a 3DGS program wrote, as leaves on the CPU.
+    """Read a PLY of ``save_splats`` or of a 3DGS program, as leaves on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, or its vertices are not Gaussians.

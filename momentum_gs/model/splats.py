@@ -1,6 +1,6 @@
-"""Splats: Gaussians that are learned themselves, without anchors and decoder, as 3D Gaussian Splatting has them.
+"""Splats: explicit Gaussians, which are learned themselves, without anchors and decoder, as in 3D Gaussian Splatting.
 
-The explicit primitive of the baseline (``model.primitive=gaussians``).
+They are the primitive of the baseline (``model.primitive=gaussians``).
 """
 
 import math
@@ -14,7 +14,7 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.row_model import RowModel, initial_rows
 
 SH_CONSTANT = 0.5 / math.sqrt(math.pi)
-"""The spherical harmonic of degree 0: colour = 0.5 + SH_CONSTANT * sh_dc, before higher degrees."""
+"""The spherical harmonic of degree 0: colour = 0.5 + SH_CONSTANT * sh_dc + terms of higher degrees."""
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Splats(RowModel):
     NOUN: ClassVar[str] = "Gaussians"
 
     sh_dc: Float[Tensor, "n 1 3"]
-    """Spherical harmonics of degree 0, RGB."""
+    """Coefficients of the spherical harmonic of degree 0, RGB."""
     sh_rest: Float[Tensor, "n rest 3"]
-    """Those of the higher degrees, (degree + 1)^2 - 1 of them."""
+    """Coefficients of the higher degrees, (degree + 1)^2 - 1 per channel."""
     log_scale: Float[Tensor, "n 3"]
     """Natural log of the standard deviations in training units."""
     rotation: Float[Tensor, "n 4"]
@@ -37,7 +37,7 @@ class Splats(RowModel):
 
     @property
     def sh_degree(self) -> int:
-        """Highest degree that there are coefficients for."""
+        """Highest degree of the coefficients."""
         return math.isqrt(1 + self.sh_rest.shape[1]) - 1
 
     @property
@@ -49,10 +49,10 @@ class Splats(RowModel):
     def fresh(
         cls, position: Float[Tensor, "n 3"], rgb: Float[Tensor, "n 3"], log_scale: Float[Tensor, "n 3"], sh_degree: int
     ) -> "Splats":
-        """New splats of one colour from all sides: no rotation, opacity 0.1.
+        """New splats whose colour does not depend on direction, without rotation and with opacity 0.1.
 
         Args:
-            position: World, training units; the others have its dtype and device.
+            position: World, training units; new tensors have its dtype and device.
             rgb: In [0, 1].
             log_scale: Natural log of training units.
             sh_degree: 0 to 3; the coefficients above 0 are zero.
@@ -67,11 +67,11 @@ class Splats(RowModel):
 
 
 Model = Anchors | Splats
-"""What a scene or a block is made of."""
+"""The model of a scene or a block."""
 
 
 class Harmonics(nn.Module):
-    """What splats have in the place of a decoder: the degree up to which their colours are evaluated."""
+    """Takes the place of a decoder for splats: holds the degree up to which their colours are evaluated."""
 
     def __init__(self, degree: int) -> None:
         """``degree``: 0 to 3, at most that of the splats."""

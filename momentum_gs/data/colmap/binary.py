@@ -1,7 +1,6 @@
-"""Binary COLMAP files: read from a map of the file, records of which only what training needs is parsed.
+"""Binary COLMAP files, memory-mapped; only the parts of records that training needs are parsed.
 
-A file is never believed about its own size: every count is compared with the bytes that are there before memory is
-taken for it.
+Counts in a file are not trusted: each is compared with the size of the file before memory is allocated for it.
 """
 
 import mmap
@@ -17,7 +16,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.data.colmap.records import Intrinsics, Pose, check_model
 from momentum_gs.data.lens import MODELS, Lens, parameter_count
 
-# Longer than any path a file system takes; bounds the search for the end of a name in a damaged file.
+# Longer than any path that a file system accepts; limits the search for the end of a name in a damaged file.
 MAX_NAME = 4096
 
 _COUNT = struct.Struct("<Q")
@@ -25,18 +24,18 @@ _CAMERA = struct.Struct("<iiQQ")  # id, model, width, height; then the parameter
 _IMAGE = struct.Struct("<i7di")  # id, quaternion, translation, camera id; then the name, a zero byte, the observations
 _OBSERVATION_BYTES = 24  # x, y as doubles and a 64-bit point id
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")])
-_TRACK_AT = _POINT.itemsize - _COUNT.size  # where the length of the track stands
+_TRACK_AT = _POINT.itemsize - _COUNT.size  # offset of the length of the track in a record
 _TRACK_BYTES = 8  # image id and observation index, 32 bits each
 
 
 class _Reader:
-    """A cursor over a mapped file that reports the file's end as the user's problem."""
+    """A cursor over a mapped file; reading past the end raises a UserError."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.at = path, 0
         try:
             with path.open("rb") as file:
-                # A file of no bytes cannot be mapped.
+                # An empty file cannot be mapped.
                 empty = path.stat().st_size == 0
                 self.data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
@@ -61,7 +60,7 @@ class _Reader:
         self.at += size
 
     def count(self, smallest: int) -> int:
-        """Number of records, at least ``smallest`` bytes each, believed only where the file can hold them."""
+        """Number of records of at least ``smallest`` bytes each; an error if the file is too small for them."""
         (count,) = self.take(_COUNT)
         if self.at + count * smallest > len(self):
             self.short(self.at + count * smallest)
@@ -82,7 +81,7 @@ class _Reader:
             raise UserError(f"{self.path}: image name {raw!r} is not UTF-8; rename the image") from error
 
     def end(self) -> None:
-        """Checks that nothing follows: a file longer than its count says is as damaged as a shorter one."""
+        """Checks that nothing follows: a file longer than its counts imply is damaged, too."""
         if self.at != len(self):
             raise UserError(
                 f"{self.path}: damaged, found {len(self)} bytes, expected {self.at} by its own counts; "
@@ -91,7 +90,7 @@ class _Reader:
 
 
 def binary_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
-    """Id and lens of every camera in ``cameras.bin``; a UserError where the file is not whole."""
+    """Id and lens of every camera in ``cameras.bin``; UserError if the file is damaged."""
     reader = _Reader(path)
     for _ in range(reader.count(_CAMERA.size)):
         number, model, width, height = reader.take(_CAMERA)
@@ -103,9 +102,9 @@ def binary_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
 
 
 def binary_images(path: Path) -> Iterator[Pose]:
-    """The images of ``images.bin``; a UserError where the file is not whole."""
+    """The images of ``images.bin``; UserError if the file is damaged."""
     reader = _Reader(path)
-    # The smallest record has an empty name, its zero byte and no observation.
+    # The smallest record has an empty name with its zero byte, and no observations.
     for _ in range(reader.count(_IMAGE.size + 1 + _COUNT.size)):
         number, *pose, camera = reader.take(_IMAGE)
         name = reader.name()
@@ -116,7 +115,7 @@ def binary_images(path: Path) -> Iterator[Pose]:
 
 
 def binary_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [P,3] and colours [P,3] (bytes) of ``points3D.bin``; a UserError where the file is not whole."""
+    """Positions [P,3] and colours [P,3] (bytes) of ``points3D.bin``; UserError if the file is damaged."""
     reader = _Reader(path)
     count = reader.count(_POINT.itemsize)
     starts = _point_starts(reader, count)
@@ -125,13 +124,16 @@ def binary_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.empty((0, 3)), np.empty((0, 3), np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(reader.data, np.uint8), _POINT.itemsize)
     records = windows[starts].view(_POINT)[:, 0]
-    # Copies, since torch takes no strides of 51 bytes (and ascontiguousarray leaves those of a single point).
+    # Copies, since torch does not accept strides of 51 bytes (and ascontiguousarray keeps those of a single point).
     return records["xyz"].astype(np.float64), records["rgb"].copy()
 
 
 def binary_tracks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of ``points3D.bin``: reprojection errors [P], lengths of the tracks [P], and the image ids of all tracks, one
-    after another; a UserError where the file is not whole."""
+    """Reprojection errors [P], track lengths [P] and the concatenated image ids of all tracks in ``points3D.bin``.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     reader = _Reader(path)
     starts = _point_starts(reader, reader.count(_POINT.itemsize))
     reader.end()
@@ -147,7 +149,7 @@ def binary_tracks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _point_starts(reader: _Reader, count: int) -> np.ndarray:
-    """Where each point begins, [count]. A record's length hangs on its track, so this walk is sequential, and bare."""
+    """Byte offset of each point, [count]. Record lengths depend on the tracks, so this loop is sequential."""
     length, data, size = _COUNT.unpack_from, reader.data, len(reader)
     record, at, starts = _POINT.itemsize, reader.at, array("q")
     for _ in range(count):
@@ -164,7 +166,7 @@ def _point_starts(reader: _Reader, count: int) -> np.ndarray:
 def write_binary(
     folder: Path, ids: dict[Intrinsics, int], poses: Sequence[Pose], xyz: np.ndarray, rgb: np.ndarray
 ) -> None:
-    """Writes the three files: cameras with their ids, images numbered from 1, points [P,3] with colours [P,3]."""
+    """Writes the three files of a model: cameras with their ids, images numbered from 1, points and colours [P,3]."""
     pinhole = MODELS.index("PINHOLE")
     cameras = [_CAMERA.pack(i, pinhole, c.width, c.height) + struct.pack("<4d", *c[2:]) for c, i in ids.items()]
     images = [

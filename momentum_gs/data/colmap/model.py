@@ -1,7 +1,7 @@
 """COLMAP models, binary and text: ``cameras``, ``images`` and ``points3D`` in one folder.
 
-Layouts as COLMAP's documentation gives them (https://colmap.github.io/format.html). Only what training needs is read:
-observations and tracks are skipped unparsed, newer companions (``frames``, ``rigs``) are not opened.
+The layouts are those of COLMAP's documentation (https://colmap.github.io/format.html). Only what training needs is
+read: observations and tracks are skipped, and the newer files ``frames`` and ``rigs`` are not opened.
 """
 
 import math
@@ -20,16 +20,16 @@ from momentum_gs.data.colmap.records import Intrinsics, Pose
 from momentum_gs.data.colmap.text import text_cameras, text_images, text_points, write_text
 from momentum_gs.data.lens import Lens
 
-# Wider than any image that the decoders open (JPEG ends at 65,535); a forged size must not reach an allocation.
+# Wider than any image that decoders open (JPEG's limit is 65,535); a forged size must not reach an allocation.
 MAX_SIDE = 2**20
 
 
 @dataclass(frozen=True)
 class ColmapModel:
-    """What a COLMAP model says about a scene."""
+    """Cameras and points of a COLMAP model."""
 
     cameras: list[Camera]
-    """Sorted by name, sizes as COLMAP saw the images."""
+    """Sorted by name, at the image sizes that COLMAP used."""
     points: PointCloud
 
 
@@ -37,7 +37,7 @@ def find_model(scene: Path) -> Path:
     """The model's folder in a scene: ``sparse/0``, else ``sparse``.
 
     Raises:
-        UserError: where neither holds a ``cameras`` file.
+        UserError: neither holds a ``cameras`` file.
     """
     for folder in (scene / "sparse" / "0", scene / "sparse"):
         if any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
@@ -46,10 +46,10 @@ def find_model(scene: Path) -> Path:
 
 
 def read_model(folder: Path) -> ColmapModel:
-    """Reads the model in a folder; of each of the three files the binary form is preferred.
+    """Reads the model in a folder; each of the three files is read in its binary form if there is one.
 
     Raises:
-        UserError: for missing, truncated or inconsistent files, impossible values and lenses that bend rays.
+        UserError: for missing, truncated or inconsistent files, impossible values and lenses with distortion.
     """
     return ColmapModel(read_cameras(folder), read_points(folder))
 
@@ -65,9 +65,9 @@ def read_views(
     """Posed views of a model with their lenses, sorted by name.
 
     Args:
-        folder: Holds the model.
-        distorted: Whether lenses may bend rays; the camera is then only the pinhole part of the view.
-        bad: Takes the images with impossible names, poses or cameras, by name, which are then left out.
+        folder: Folder of the model.
+        distorted: Whether lenses may have distortion; the camera is then the pinhole part of the view.
+        bad: If given, images with impossible names, poses or cameras are left out and added here, name -> error.
 
     Raises:
         UserError: as ``read_model``.
@@ -148,7 +148,7 @@ def write_model(folder: Path, cameras: Sequence[Camera], points: PointCloud, bin
 
 
 def model_file(folder: Path, stem: str) -> Path:
-    """``cameras``, ``images`` or ``points3D`` of a model, the binary form first; a UserError where there is neither."""
+    """The file ``cameras``, ``images`` or ``points3D`` of a model, preferably binary; UserError if there is none."""
     for suffix in (".bin", ".txt"):
         if (folder / (stem + suffix)).is_file():
             return folder / (stem + suffix)
@@ -157,7 +157,7 @@ def model_file(folder: Path, stem: str) -> Path:
 
 def _checked_lens(path: Path, number: int, lens: Lens) -> Lens:
     (fx, fy), (cx, cy) = lens.focal, lens.center
-    # Phrased so that NaN fails.
+    # The condition is written so that NaN fails it.
     size_ok = 1 <= lens.width <= MAX_SIDE and 1 <= lens.height <= MAX_SIDE
     if not (size_ok and fx > 0 and fy > 0 and all(math.isfinite(v) for v in (fx, fy, cx, cy, *lens.extra))):
         raise UserError(
@@ -171,7 +171,7 @@ def _checked_lens(path: Path, number: int, lens: Lens) -> Lens:
 def _checked_pose(path: Path, pose: Pose) -> Pose:
     checked_name(path, pose.name)
     length = math.hypot(*pose.quat)
-    # COLMAP writes unit quaternions; near 0 a direction is round-off, and what is not finite fails the comparison.
+    # COLMAP writes unit quaternions. Near length 0 the direction is only round-off; NaN fails the comparison.
     if not (1e-6 < length < math.inf and all(math.isfinite(v) for v in pose.translation)):
         raise UserError(
             f"{path}: image {pose.name!r} has quaternion {list(pose.quat)} and translation {list(pose.translation)}, "
@@ -181,13 +181,16 @@ def _checked_pose(path: Path, pose: Pose) -> Pose:
 
 
 def checked_name(where: Path | str, name: str) -> None:
-    """Names are joined to the image folder, so none may lead out of it, on any system.
+    """Checks that an image name, joined to the image folder, stays inside it on any operating system.
+
+    Args:
+        where: Source of the name, for the message.
 
     Raises:
-        UserError: for one that does; ``where`` says what names it.
+        UserError: for a name that is not a plain relative path.
     """
     parts = name.replace("\\", "/").split("/")
-    # Half of a surrogate pair, which JSON can hold, has no encoding; parts of over 255 bytes no file system takes.
+    # Half of a surrogate pair, which JSON can hold, cannot be encoded; no file system accepts parts over 255 bytes.
     encodable = not any(0xD800 <= ord(c) < 0xE000 for c in name)
     long = encodable and any(len(part.encode()) > 255 for part in parts)
     if (
@@ -206,8 +209,8 @@ def checked_name(where: Path | str, name: str) -> None:
 def _matrix_to_quat(rotations: np.ndarray) -> np.ndarray:
     """Quaternions (w, x, y, z) of rotation matrices [M,3,3], w >= 0.
 
-    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4x4 matrix (Bar-Itzhack 2000): no case
-    distinction, and exact to round-off for every angle.
+    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4x4 matrix (Bar-Itzhack 2000), which
+    needs no case distinction and is exact to round-off for every angle.
     """
     xx, xy, xz, yx, yy, yz, zx, zy, zz = rotations.reshape(-1, 9).T
     zero = np.zeros_like(xx)

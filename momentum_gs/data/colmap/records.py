@@ -1,4 +1,4 @@
-"""What both forms of a COLMAP model hold, as plain values."""
+"""Records that binary and text COLMAP models share, as plain values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from momentum_gs.data.lens import MODELS
 
 
 class Intrinsics(NamedTuple):
-    """What one COLMAP camera of a written model holds."""
+    """One PINHOLE camera of a model that is written; sizes, focal lengths and principal point in pixels."""
 
     width: int
     height: int
@@ -20,17 +20,17 @@ class Intrinsics(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """What one COLMAP image holds, its observations left aside."""
+    """One COLMAP image without its observations."""
 
     name: str
     quat: Sequence[float]
     """Rotation from world to camera: w, x, y, z."""
     translation: Sequence[float]
-    """From world to camera."""
+    """Translation from world to camera."""
     camera: int
-    """Id of its camera."""
+    """Id of the image's camera."""
     number: int = 0
-    """The image's own id, which tracks name."""
+    """Id of the image, which tracks refer to."""
 
 
 def check_model(path: Path, number: int | str, model: str) -> None:

@@ -1,4 +1,4 @@
-"""COLMAP's text files."""
+"""Text COLMAP files."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from momentum_gs.data.lens import Lens, parameter_count
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number from 1 and text of every line."""
+    """Number (from 1) and text of every line."""
     try:
         with path.open(encoding="utf-8") as file:
             yield from enumerate((line.rstrip("\r\n") for line in file), start=1)
@@ -31,7 +31,7 @@ def _bad_line(path: Path, number: int, line: str, expected: str) -> UserError:
 
 
 def text_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
-    """Id and lens of every camera in ``cameras.txt``; a UserError names a line that cannot be read."""
+    """Id and lens of every camera in ``cameras.txt``; UserError with the first line that cannot be read."""
     for at, line in _lines(path):
         if not _holds_data(line):
             continue
@@ -50,7 +50,7 @@ def text_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
 
 
 def text_images(path: Path) -> Iterator[Pose]:
-    """The images of ``images.txt``; a UserError names a line that cannot be read."""
+    """The images of ``images.txt``; UserError with the first line that cannot be read."""
     lines = _lines(path)
     for at, line in lines:
         if not _holds_data(line):
@@ -64,8 +64,8 @@ def text_images(path: Path) -> Iterator[Pose]:
                 raise ValueError(line)
         except ValueError as error:
             raise _bad_line(path, at, line, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME") from error
-        # Each image has a second line with its observations, empty if it has none. Only its last word is looked at: a
-        # point's number there, where a file without second lines would have a name and lose every other image.
+        # Each image has a second line with its observations, empty if it has none. Only its last word is checked: it is
+        # a point's id. In a file without second lines it would be an image name, and every other image would be lost.
         at, line = next(lines, (at, ""))
         try:
             int(line.rsplit(maxsplit=1)[-1] if line.strip() else 0)
@@ -76,7 +76,7 @@ def text_images(path: Path) -> Iterator[Pose]:
 
 
 def text_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [P,3] and colours [P,3] (bytes) of ``points3D.txt``; a UserError names a line that cannot be read."""
+    """Positions [P,3] and colours [P,3] (bytes) of ``points3D.txt``; UserError with the first line that is no point."""
     xyz, rgb = array("d"), array("B")
     for at, line in _lines(path):
         if not _holds_data(line):
@@ -91,7 +91,7 @@ def text_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def text_tracks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of ``points3D.txt``: what ``binary_tracks`` reads; a UserError names a line that cannot be read."""
+    """As ``binary_tracks``, for ``points3D.txt``; UserError with the first line that cannot be read."""
     error, length, images = array("d"), array("q"), array("i")
     for at, line in _lines(path):
         if not _holds_data(line):
@@ -113,7 +113,7 @@ def text_tracks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def write_text(
     folder: Path, ids: dict[Intrinsics, int], poses: Sequence[Pose], xyz: np.ndarray, rgb: np.ndarray
 ) -> None:
-    """Writes what ``write_binary`` does, as text; numbers read back to the same bits."""
+    """As ``write_binary``, for text files; numbers read back bit for bit."""
     cameras = (f"{i} PINHOLE {_words(c)}\n" for c, i in ids.items())
     images = (
         f"{i} {_words(p.quat)} {_words(p.translation)} {p.camera} {p.name}\n\n" for i, p in enumerate(poses, start=1)
@@ -131,5 +131,5 @@ def write_text(
 
 
 def _words(values: Iterable[float | int]) -> str:
-    """Numbers as text that reads back to the same bits."""
+    """Numbers as text that reads back bit for bit."""
     return " ".join(str(v) for v in values)

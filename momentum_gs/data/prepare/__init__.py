@@ -1,1 +1,1 @@
-"""From images, or another project's scene, to a COLMAP scene that training reads."""
+"""Makes COLMAP scenes, which training reads, from images or from the data sets of other projects."""

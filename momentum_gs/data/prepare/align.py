@@ -1,4 +1,4 @@
-"""Putting a reconstruction on the ground: local metres from GPS fixes, and similarities that ignore bad ones.
+"""Georeferencing of a reconstruction: local metres from GPS fixes, and similarities that ignore bad fixes.
 
 Geodetic positions are latitude and longitude in degrees and the height above the WGS 84 ellipsoid in metres; local ones
 are metres east, north and up (ENU) of an origin.
@@ -18,11 +18,11 @@ _AXIS, _FLATTENING = 6378137.0, 1 / 298.257223563
 MIN_FIXES = 3
 """A similarity has seven unknowns, three points give nine numbers."""
 SPREAD = 5.0
-"""How many times wider than their typical error the fixes must lie across, for their tilt to mean something."""
+"""How many times their typical error the fixes must extend across their longest direction to determine the tilt."""
 BEST_ERROR = 0.1
-"""Metres that a fix errs at least, as EXIF has it: three that fit exactly are luck, and on a line they give no tilt."""
+"""Smallest error of a fix in EXIF that is assumed, metres: three fixes may fit exactly by chance."""
 SAMPLES = 500
-"""Minimal samples of the robust fit: with half of the fixes wrong, all of them fail with a chance of 1e-29."""
+"""Minimal samples of the robust fit: with half of the fixes wrong, the probability that all samples fail is 1e-29."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Similarity:
     translation: Float[Tensor, "3"]
 
     def apply(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """The points, mapped."""
+        """The transformed points."""
         return self.scale * points @ self.rotation.T + self.translation
 
     def after(self, first: "Similarity") -> "Similarity":
-        """This one after another."""
+        """The composition that applies ``first``, then this one."""
         translation = self.apply(first.translation[None])[0]
         return Similarity(self.scale * first.scale, self.rotation @ first.rotation, translation)
 
@@ -57,7 +57,7 @@ class GpsFit:
 
     @property
     def usable(self) -> bool:
-        """Whether the fixes lie wide enough for their errors."""
+        """Whether the fixes extend far enough, compared with their errors."""
         return self.spread > SPREAD * max(self.error, BEST_ERROR)
 
 
@@ -73,34 +73,34 @@ def geodetic_to_enu(positions: Float[Tensor, "n 3"], origin: Float[Tensor, "3"])
 
 
 def local_origin(positions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
-    """Where local metres of geodetic positions start: their median, which one bad fix does not move."""
+    """Origin of the local metres for geodetic positions: their median, which is robust against bad fixes."""
     return positions.double().median(dim=0).values
 
 
 def fit_similarity(source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> Similarity:
-    """The similarity that takes ``source`` to ``target`` with the least squared distance (Umeyama 1991)."""
+    """The similarity that maps ``source`` to ``target`` with the least squared distance (Umeyama 1991)."""
     source, target = source.double(), target.double()
     from_center, to_center = source.mean(dim=0), target.mean(dim=0)
     a, b = source - from_center, target - to_center
     u, sizes, vt = torch.linalg.svd(b.T @ a)
     signs = torch.ones(3, dtype=torch.float64)
-    signs[2] = torch.linalg.det(u @ vt).sign()  # of all fits the best that is no reflection
+    signs[2] = torch.linalg.det(u @ vt).sign()  # The best fit without a reflection.
     rotation = u @ torch.diag(signs) @ vt
-    # All in one place: any scale is as good.
+    # If all points coincide, any scale fits equally well.
     scale = float((sizes * signs).sum() / a.square().sum().clamp_min(1e-300))
     return Similarity(scale, rotation, to_center - scale * rotation @ from_center)
 
 
 def fit_gps(centers: Float[Tensor, "n 3"], fixes: Float[Tensor, "n 3"], seed: int = 0) -> GpsFit:
-    """The similarity from a reconstruction's cameras to their fixes, whatever up to half of the fixes say.
+    """The similarity from a reconstruction's cameras to their fixes; up to half of the fixes may be wrong.
 
-    Least median of squares over minimal samples (Rousseeuw 1984), which needs no threshold to be chosen; then least
-    squares over the fixes within three robust standard deviations.
+    Least median of squares over minimal samples (Rousseeuw 1984), which needs no threshold; then least squares over the
+    fixes within three robust standard deviations.
 
     Args:
         centers: Camera centres, the reconstruction's unit.
         fixes: Local metres of the same cameras; at least three.
-        seed: Of the samples.
+        seed: Seed of the samples.
     """
     draw = keyed_generator(seed, "gps")
 
@@ -113,9 +113,9 @@ def fit_gps(centers: Float[Tensor, "n 3"], fixes: Float[Tensor, "n 3"], seed: in
         candidates.append(fit_similarity(centers[sample], fixes[sample]))
     best = min(candidates, key=median_error)
     inliers = torch.ones(len(fixes), dtype=torch.bool)
-    for _ in range(3):  # settles after one or two
+    for _ in range(3):  # Converges after one or two iterations.
         distance = (best.apply(centers) - fixes).norm(dim=1)
-        # 1.4826 * 3: three standard deviations, were it the median of normal errors. Exact fixes leave rounding.
+        # 3 * 1.4826 times the median is three standard deviations of normal errors; 1e-6 allows for round-off.
         inliers = distance <= max(3 * 1.4826 * float(distance.median()), 1e-6)
         best = fit_similarity(centers[inliers], fixes[inliers])
     kept = fixes[inliers]
@@ -128,22 +128,22 @@ def fit_places(
 ) -> GpsFit:
     """``fit_gps`` by east and north alone, for fixes on a line, or with heights that contradict the reconstruction.
 
-    Heights err most, by tens of metres where they restart from zero or mix two references.
+    Heights have the largest errors: tens of metres where they restart from zero or mix two references.
 
     Args:
         centers: Camera centres, the reconstruction's unit.
         fixes: Local metres of the same cameras; at least three.
-        level: Makes the reconstruction upright, as its ground says.
-        seed: Of the samples.
+        level: Similarity that makes the reconstruction upright, from its ground plane.
+        seed: Seed of the samples.
 
     Returns:
-        Upright as ``level`` has it, with the median height of the cameras at 0. The error is horizontal, and the spread
-        that along the longest direction, as one line is enough for turn and scale.
+        The fit, upright as ``level``, with the median height of the cameras at 0. Its error is horizontal, and its
+        spread is along the longest direction, since a line suffices for heading and scale.
     """
     upright = level.apply(centers.double())
     flat = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
     fit = fit_gps(upright * flat, fixes.double() * flat, seed)
-    # Of points in a plane the rotation is about its normal, up to rounding.
+    # The fit of points in a horizontal plane rotates about the vertical only, up to round-off.
     above = level.translation - torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) * upright[:, 2].median()
     kept = (fixes * flat)[fit.inliers]
     along = torch.linalg.svdvals(kept - kept.mean(dim=0))[0] / len(kept) ** 0.5

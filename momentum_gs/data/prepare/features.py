@@ -1,7 +1,8 @@
-"""A COLMAP database made in stages that are each done once: features of images, and matches between pairs.
+"""A COLMAP database made in resumable stages: features of images, and matches between pairs.
 
-``WORK/state.json`` says which stages are complete, and with what; a stage whose settings changed is done again, with
-those after it. Within features and matching COLMAP's database knows what it has, so that an interruption costs little.
+``WORK/state.json`` records which stages are complete and with which settings; a stage whose settings changed is
+repeated, with all stages after it. Features and matching resume from the contents of COLMAP's database, so that little
+is lost when they are interrupted.
 """
 
 import hashlib
@@ -25,23 +26,24 @@ from momentum_gs.data.prepare.files import workers
 from momentum_gs.data.prepare.sift import sift
 
 MAX_FEATURES = 8192
-"""SIFT features of an image (COLMAP's default)."""
+"""Largest number of SIFT features per image (COLMAP's default)."""
 NEIGHBOURS = 40
-"""By place: in a flight with 80 % forward and 70 % side overlap, as many share an eighth of the image or more."""
+"""Nearest cameras that an image is matched with: in a flight with 80 % forward and 70 % side overlap, this many share
+an eighth of the image or more."""
 PAIRS_AT_ONCE = 100
-"""Pairs of one call: what an interruption loses, and the step of the progress bar."""
+"""Pairs that are matched in one call: what an interruption loses, and the step of the progress bar."""
 
 
 class Workshop:
-    """pycolmap at work on one folder of images.
+    """Runs pycolmap on one folder of images, stage by stage.
 
     Args:
         photos: Folder of the images.
-        names: Theirs, sorted, without spaces: COLMAP's lists of pairs are split there.
-        work: Folder for the database and the state; made if need be.
+        names: Image names, sorted, without spaces, at which COLMAP would split its lists of pairs.
+        work: Folder for the database and the state; created if needed.
 
     Raises:
-        UserError: where pycolmap is missing, or the state damaged.
+        UserError: pycolmap is missing, or the state is damaged.
     """
 
     def __init__(self, photos: Path, names: Sequence[str], work: Path) -> None:
@@ -51,15 +53,15 @@ class Workshop:
         self.database = work / "database.db"
         self._state = _State(work / "state.json")
         self.spent: dict[str, tuple[float, float]] = {}
-        """Seconds of each stage that was done now, on the clock and of all cores."""
-        # COLMAP's own log goes to the terminal and would bury ours; errors (2) still show.
+        """Wall-clock and CPU seconds of each stage that was run now."""
+        # COLMAP's own log would drown ours in the terminal; errors (level 2) are still shown.
         self.pycolmap.logging.minloglevel = 2
         self.pycolmap.set_random_seed(0)
 
     def stage(self, name: str, key: dict[str, Any], work: Callable[[bool], None]) -> None:
-        """Does a stage unless it is done with this key; ``work`` is told whether it goes on with what it had begun."""
+        """Runs a stage unless it is complete with this key; ``work`` is called with whether it resumes."""
         if self._state.is_done(name, key):
-            info(f"{name}: done before")
+            info(f"{name}: already done")
             return
         start, cpu = time.perf_counter(), time.process_time()
         work(self._state.begin(name, key))
@@ -72,11 +74,11 @@ class Workshop:
         return self.pycolmap.Database.open(self.database)
 
     def extract(self, groups: Sequence[tuple[Sequence[str], dict[str, str]]], max_features: int) -> None:
-        """The stages of cameras and of features.
+        """The stages ``images`` (with cameras) and ``features``.
 
         Args:
-            groups: Names that share a camera, with the settings of COLMAP's ``ImageReaderOptions`` for it.
-            max_features: Of an image.
+            groups: Names that share a camera, with COLMAP's ``ImageReaderOptions`` for it.
+            max_features: Largest number of features per image.
         """
 
         def list_images(_: bool) -> None:
@@ -100,7 +102,7 @@ class Workshop:
                 ids = {image.name: image.image_id for image in database.read_all_images()}
                 if lost := sorted(set(self.names) - set(ids)):
                     raise UserError(f"prepare: {lost[0]} cannot be read, expected an image; replace or remove it")
-                # Descriptors are written last: with them a feature is whole.
+                # Descriptors are written last, so an image that has them is complete.
                 left = [name for name in self.names if not database.exists_descriptors(ids[name])]
                 with progress(len(self.names), "features") as bar:
                     bar.update(len(self.names) - len(left))
@@ -119,8 +121,8 @@ class Workshop:
         self.stage("features", {"max_features": max_features}, extract)
 
     def _features(self, names: Sequence[str], count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Of one image after the other, found by several threads."""
-        step = 4 * workers()  # What Ctrl-C waits for.
+        """Name, positions and descriptors of each image, computed in several threads."""
+        step = 4 * workers()  # Ctrl-C has to wait for this many images.
         with ThreadPoolExecutor(workers()) as pool:
             for some in (names[i : i + step] for i in range(0, len(names), step)):
                 for name, (places, descriptors) in zip(
@@ -129,7 +131,7 @@ class Workshop:
                     yield name, places, descriptors
 
     def match(self, key: dict[str, Any], choose: Callable[[], Sequence[tuple[str, str]]]) -> None:
-        """The stage of matching, for the pairs that ``choose`` gives; ``key`` stands for how it chooses."""
+        """The stage ``matching``, for the pairs that ``choose`` returns; ``key`` identifies how they are chosen."""
         options = self.pycolmap.FeatureMatchingOptions()
         options.num_threads = workers()
         listed = self.work / "pairs.txt"
@@ -153,16 +155,16 @@ class Workshop:
         self.stage("matching", key, match)
 
     def _fingerprint(self) -> str:
-        """Changes when images come, go or are edited."""
+        """A hash that changes when images are added, removed or edited."""
         stats = [(name, (self.photos / name).stat()) for name in self.names]
         return digest("\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 
 
 def nearest_pairs(names: Sequence[str], places: Float[Tensor, "n d"]) -> set[tuple[str, str]]:
-    """Each name, which are in order, with the NEIGHBOURS whose places are nearest."""
+    """Pairs of each name with the ``NEIGHBOURS`` whose positions are nearest; ``names`` are sorted."""
     pairs = set()
     nearest = min(NEIGHBOURS + 1, len(names))
-    for start in range(0, len(names), 1000):  # bounds the matrix of distances
+    for start in range(0, len(names), 1000):  # Limits the size of the distance matrix.
         near = torch.cdist(places[start : start + 1000], places).topk(nearest, largest=False).indices
         for i, row in enumerate(near.tolist(), start=start):
             pairs |= {(names[min(i, j)], names[max(i, j)]) for j in row if j != i}
@@ -170,7 +172,7 @@ def nearest_pairs(names: Sequence[str], places: Float[Tensor, "n d"]) -> set[tup
 
 
 def import_pycolmap() -> Any:
-    """The module, which is an extra; UserError where it is not there, or older than what this was written for."""
+    """The pycolmap module; UserError if it is not installed (it is an optional dependency) or too old."""
     try:
         module = importlib.import_module("pycolmap")
     except ImportError as error:
@@ -183,12 +185,12 @@ def import_pycolmap() -> Any:
 
 
 def digest(text: str) -> str:
-    """A short stand-in for a long text."""
+    """A short hash of a text."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class _State:
-    """Which stages were begun and which are complete, and with what settings."""
+    """Records which stages were begun and which are complete, with their settings."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -203,7 +205,7 @@ class _State:
         return self._stages.get(name) == {"key": key, "done": True}
 
     def begin(self, name: str, key: dict[str, Any]) -> bool:
-        """Notes that a stage begins, and forgets those after it; whether it goes on with what it had begun."""
+        """Records the beginning of a stage and discards those after it; returns whether the stage resumes."""
         resumes = self._stages.get(name, {}).get("key") == key
         order = list(self._stages)
         for later in order[order.index(name) :] if name in order else []:

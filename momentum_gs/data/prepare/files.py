@@ -1,7 +1,7 @@
-"""What every source of a scene ends in: images and a COLMAP model in a folder, and ``scene.json`` beside them.
+"""Output of all converters: images and a COLMAP model in a folder, and ``scene.json``.
 
-Images that need no change are hard links, so that a converted data set takes no second disk. The model is written
-last: a folder with a model is complete, and a run that was interrupted goes on with the images that are missing.
+Images that need no change are hard links, so that a converted data set takes no additional disk space. The model is
+written last, so a folder with a model is complete; an interrupted run continues with the missing images.
 """
 
 import json
@@ -28,30 +28,30 @@ from momentum_gs.data.exif import with_exif
 from momentum_gs.data.images import IMAGE_SUFFIXES, image_size, read_image, same_aspect, target_size
 
 JPEG_QUALITY = 95
-"""Of images that must be encoded again; at 95 the loss is far below that of any reconstruction."""
+"""Quality of images that must be encoded again; at 95 the loss is far below that of any reconstruction."""
 
 _COLMAP_FILES = tuple(f"{stem}{suffix}" for stem in ("cameras", "images", "points3D") for suffix in (".bin", ".txt"))
 
 
 @dataclass(frozen=True)
 class SourceView:
-    """One view of a data set: where its image is, and the camera that took it."""
+    """One view of a data set: its image file and its camera."""
 
     camera: Camera
-    """Named as the scene will name it; of any size with the image's proportions."""
+    """With the view's name in the scene; of any size with the image's aspect ratio."""
     image: Path
     distortion: tuple[float, ...] = ()
-    """OpenCV's k1, k2, p1, p2[, k3] of the image as it lies there."""
+    """OpenCV's k1, k2, p1, p2[, k3] of the image file."""
 
 
 def nearest_rotation(axes: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
-    """The rotation next to a matrix that is one but for rounding (data sets store float32, or few digits).
+    """The rotation nearest to a matrix that is one up to rounding (data sets store float32, or few digits).
 
     Raises:
-        ValueError: where it is none: columns of other lengths than 1 by more than a hundredth, or a reflection.
+        ValueError: the columns' lengths differ from 1 by more than about a hundredth, or it is a reflection.
     """
     product = axes.T @ axes - torch.eye(3, dtype=axes.dtype)
-    # Phrased so that NaN fails.
+    # The condition is written so that NaN fails it.
     if not (product.abs().max() < 0.02 and torch.linalg.det(axes) > 0):
         raise ValueError(f"{axes.tolist()} is no rotation")
     u, _, vt = torch.linalg.svd(axes)
@@ -67,7 +67,7 @@ def find_images(folder: Path) -> list[str]:
     """Names of all image files below a folder as POSIX paths, sorted; hidden files and folders are left out.
 
     Raises:
-        UserError: where the folder is missing or holds none.
+        UserError: the folder is missing or holds no images.
     """
     if not folder.is_dir():
         raise UserError(f"prepare: {folder} is not a folder, expected one with images; correct the path")
@@ -82,18 +82,18 @@ def find_images(folder: Path) -> list[str]:
 def write_images(folder: Path, views: Sequence[SourceView], resolution: float) -> list[Camera]:
     """Writes ``images/`` of a scene, or of one of its parts.
 
-    Images with distortion are undistorted to the same intrinsics; larger ones than asked for are resampled by area.
+    Images with distortion are undistorted to the same intrinsics; images are shrunk by area resampling.
 
     Args:
-        folder: Made if need be. Images that are there in the right size are kept.
+        folder: Created if needed. Existing images of the right size are kept.
         resolution: The ``-r`` of 3DGS codebases (``images.target_size``).
 
     Returns:
-        The views' cameras, for the images as they are written.
+        The views' cameras at the size of the written images.
 
     Raises:
-        UserError: for images that are missing (all counted in one message) or unreadable, or have other proportions
-            than their camera.
+        UserError: images are missing (one message with their number) or unreadable, or have another aspect ratio than
+            their camera.
     """
     check_images([view.image for view in views])
 
@@ -118,8 +118,8 @@ def write_images(folder: Path, views: Sequence[SourceView], resolution: float) -
 
 
 def place_model(folder: Path, model: Path | Sequence[Camera]) -> None:
-    """Makes ``folder`` hold a model alone: that of another folder, byte for byte, or of cameras without points."""
-    for name in _COLMAP_FILES:  # An older model in the other form would be mixed with it.
+    """Replaces the model in ``folder`` by that of another folder, byte for byte, or by cameras without points."""
+    for name in _COLMAP_FILES:  # Files of an older model, in text form, say, would be mixed with it.
         (folder / name).unlink(missing_ok=True)
     if not isinstance(model, Path):
         nothing = PointCloud(torch.empty((0, 3), dtype=torch.float64), torch.empty((0, 3), dtype=torch.uint8))
@@ -131,7 +131,7 @@ def place_model(folder: Path, model: Path | Sequence[Camera]) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """One more name for a file; a copy where the file system has no hard links, or ends between the two."""
+    """Hard-links a file; copies it if the file system has no hard links, or the paths are on different ones."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
         try:
@@ -141,7 +141,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def check_images(images: Sequence[Path]) -> None:
-    """Raises UserError where any is missing, with their number and the first."""
+    """Raises UserError if any image is missing, with their number and the first."""
     missing = [path for path in images if not path.is_file()]
     if missing:
         raise UserError(
@@ -150,14 +150,14 @@ def check_images(images: Sequence[Path]) -> None:
 
 
 def write_scene_json(folder: Path, record: dict[str, Any]) -> None:
-    """Writes ``scene.json``: where the scene comes from, its unit, and where on the Earth it lies, if known."""
+    """Writes ``scene.json``: the scene's source, its unit, and its place on the Earth, if known."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "scene.json") as part:
         part.write_text(json.dumps({"version": 1, **record}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _place_image(view: SourceView, camera: Camera, target: Path, size: tuple[int, int]) -> None:
-    """The image at ``target`` in ``size``; ``camera`` has the size that it has now."""
+    """Writes the view's image to ``target`` in ``size``; ``camera`` has the source image's size."""
     width, height = camera.width, camera.height
     changes = size != (width, height) or any(view.distortion)
     if target.is_file() and (target.samefile(view.image) or changes and image_size(target) == size):

@@ -1,12 +1,12 @@
 """MatrixCity's folders as views with COLMAP cameras.
 
   SRC/{train,test}/<block>/transforms.json     frames with frame_index and rot_mat, camera_angle_x
-  SRC/{train,test}/<block>/0000.png            where the archive of the block unpacks; or below input/, rgb/, images/
+  SRC/{train,test}/<block>/0000.png            as the archive of the block unpacks; or below input/, rgb/, images/
   SRC/pose/<name>/transforms_{train,test}.json a selection: frames with file_path and transform_matrix, fl_x, cx, w, ...
 
 Camera axes are OpenGL's (right, up, back). In the blocks positions are metres and the rotation is divided by 100; in
-``pose`` both are scaled so that the unit is 100 m. What comes out has that unit, in which the aabb of
-configs/scenes/matrixcity.yaml is given. Source: README and scripts of city-super/MatrixCity.
+``pose`` both are scaled so that the unit is 100 m. The views returned here have that unit, as does the aabb in
+configs/scenes/matrixcity.yaml. Source: README and scripts of city-super/MatrixCity.
 """
 
 import json
@@ -23,7 +23,7 @@ from momentum_gs.data.images import image_size
 from momentum_gs.data.prepare.files import SourceView, check_images, nearest_rotation
 
 SPLITS = {"train": "train", "val": "test"}
-"""Our part of a scene and MatrixCity's name of it."""
+"""Part of the written scene -> MatrixCity's name of the split."""
 UNIT_METRES = 100.0
 
 _SUB_FOLDERS = ("", "input", "rgb", "images")
@@ -32,8 +32,8 @@ _SUB_FOLDERS = ("", "input", "rgb", "images")
 def read_matrixcity(source: Path, pose: str = "block_all") -> dict[str, list[SourceView]]:
     """Views of both splits, in the source's order.
 
-    A split that has a selection ``pose/<pose>`` is that, its views numbered ``0000.png`` and on, as in the published
-    COLMAP models; another is all of its blocks, with views named ``block_1/0000.png``.
+    For a split with a selection ``pose/<pose>``, these are its views, numbered from ``0000.png`` as in the published
+    COLMAP models; for another split, those of all its blocks, with names like ``block_1/0000.png``.
 
     Raises:
         UserError: for missing or damaged files.
@@ -73,12 +73,12 @@ def _blocks(folder: Path) -> list[SourceView]:
 
 
 def _numerically(file: Path) -> list[str | int]:
-    """Order in which block_2 comes before block_10."""
+    """Sort key by which block_2 comes before block_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.parent.name)]
 
 
 def _image(file: Path, frame: dict[str, Any], folder: Path) -> Path:
-    """Where a frame's image is; the first place looked at where it is nowhere."""
+    """The image file of a frame; if there is none, the first path that was tried."""
     if "file_path" in frame:
         named = Path(str(frame["file_path"]))
         block, name = folder / named.parent.name, named.name
@@ -97,7 +97,7 @@ def _view(file: Path, record: dict[str, Any], frame: dict[str, Any], name: str, 
         if pose.shape != (4, 4):
             raise ValueError(f"a pose of shape {tuple(pose.shape)}")
         axes, center = pose[:3, :3], pose[:3, 3]
-        if axes.norm(dim=0).mean() < 0.1:  # of a block: metres, axes of length 0.01
+        if axes.norm(dim=0).mean() < 0.1:  # A pose of a block: metres, and axes of length 0.01.
             axes, center = axes * UNIT_METRES, center / UNIT_METRES
         rotation = nearest_rotation(axes * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)).T
         if "fl_x" in record:

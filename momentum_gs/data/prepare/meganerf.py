@@ -6,9 +6,9 @@
   SRC/mappings.txt                      lines 'original image,000123.pt'
 
 Mega-NeRF's world is DRB (x down, y right, z back) with the origin moved to origin_drb and divided by
-pose_scale_factor; the columns of c2w are the camera's right, up and back. What comes out is the COLMAP world it was
-made from (x right, y down, z forward, metres): the frame of the published COLMAP models and of the aabbs in
-configs/scenes. Source: README and scripts/colmap_to_mega_nerf.py of cmusatyalab/mega-nerf.
+pose_scale_factor; the columns of c2w are the camera's right, up and back. The views returned here are in the COLMAP
+world that it was made from (x right, y down, z forward, metres), which is also that of the published COLMAP models and
+of the aabbs in configs/scenes. Source: README and scripts/colmap_to_mega_nerf.py of cmusatyalab/mega-nerf.
 """
 
 from pathlib import Path
@@ -31,8 +31,8 @@ def read_mega_nerf(source: Path, photos: Path | None = None) -> dict[str, list[S
 
     Args:
         source: The data set's folder.
-        photos: Folder with the original images, where ``rgbs`` is not there (UrbanScene3D): they are found through
-            ``mappings.txt`` and have the distortion that the metadata say. The renders in ``rgbs`` have none left.
+        photos: Folder with the original images, for data sets without ``rgbs`` (UrbanScene3D): they are found through
+            ``mappings.txt`` and have the distortion in the metadata. The images in ``rgbs`` are undistorted.
 
     Raises:
         UserError: for missing or damaged files.
@@ -62,7 +62,7 @@ def camera_from_mega_nerf(
     """One pose in COLMAP's world and camera axes.
 
     Args:
-        name: Of the view.
+        name: Name of the view.
         size: Width and height, pixels.
         intrinsics: fx, fy, cx, cy, pixels.
         c2w: As stored.
@@ -70,9 +70,9 @@ def camera_from_mega_nerf(
         scale: pose_scale_factor, metres.
 
     Raises:
-        ValueError: where c2w holds no rotation.
+        ValueError: c2w holds no rotation.
     """
-    # Its own inverse: swaps right with down, and back with forward.
+    # Swaps right with down and back with forward, so it is its own inverse.
     drb_to_rdf = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, -1]], dtype=torch.float64)
     pose = c2w.double()
     axes = drb_to_rdf @ pose[:, :3] * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # right, down, forward
@@ -117,17 +117,17 @@ def _rgb(file: Path) -> Path:
             f"prepare: {folder} is missing, expected the undistorted images; give the folder of the original "
             "images with --photos"
         )
-    return folder / f"{file.stem}.jpg"  # Missing, and counted with the others.
+    return folder / f"{file.stem}.jpg"  # Missing; it will be counted with the other missing images.
 
 
 def _originals(source: Path, photos: Path) -> dict[str, Path]:
-    """Original image of each metadata file's name, by mappings.txt."""
+    """Name of a metadata file -> original image, from mappings.txt."""
     mappings = source / "mappings.txt"
     try:
         lines = [line.strip() for line in mappings.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prepare: cannot read {mappings} ({error}); download the poses again") from error
-    # The images may lie in other folders than when the poses were made.
+    # The images may be in other folders than when the poses were made.
     by_name: dict[str, list[Path]] = {}
     for name in find_images(photos):
         by_name.setdefault(Path(name).name.lower(), []).append(photos / name)
@@ -154,7 +154,7 @@ def _load(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"prepare: {path} is missing; name the folder with coordinates.pt, train and val") from error
-    except Exception as error:  # torch raises whatever its readers do
+    except Exception as error:  # torch.load raises many kinds of exceptions
         raise UserError(f"prepare: {path} cannot be read ({str(error).splitlines()[0]}); download it again") from error
     missing = [key for key in keys if not isinstance(record, dict) or key not in record]
     if missing:

@@ -1,4 +1,4 @@
-"""Which pairs of images are matched, and what hangs together once they are."""
+"""Choice of the pairs of images to match, and the connected groups of the matched pairs."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,27 +15,29 @@ from momentum_gs.data.prepare.align import geodetic_to_enu, local_origin
 Matching = Literal["auto", "exhaustive", "spatial", "sequential"]
 
 EXHAUSTIVE = 150
-"""Up to so many images without GPS every pair is matched: 11,175 pairs."""
+"""Largest number of images without GPS of which every pair is matched: 11,175 pairs."""
 OVERLAP = 20
-"""By name: every image with the next so many; and further ones at distances of powers of two."""
+"""Sequential matching: every image is matched with this many next ones by name, and with those at distances of powers
+of two."""
 SECTORS = 8
-"""By place: directions that are looked into. Six and more connect all places (Yao 1982), however dense along a line."""
+"""Spatial matching: directions in which neighbours are searched. Six or more connect all positions (Yao 1982), however
+dense they are along a line."""
 IN_SECTOR = 2
-"""Nearest places in each: 16 in all inside a flight, the same as its first two rings but for two diagonals."""
+"""Nearest positions in each direction: 16 in total inside a flight, nearly its first two rings of neighbours."""
 NEXT = 4
-"""By place: so many next ones by name as well, for images whose fix is wrong."""
+"""Spatial matching: every image is also matched with this many next ones by name, in case its fix is wrong."""
 LINKED = 30
-"""Matches that link two images: what COLMAP's mapper asks of an image before it takes it in."""
+"""Matches that link two images: the minimum with which COLMAP's mapper registers an image."""
 
 Fixes = dict[str, tuple[float, float, float]]
 """Latitude and longitude, degrees, and height, metres, by name."""
 
 
 def resolve(way: Matching, names: Sequence[str], fixes: Fixes) -> Matching:
-    """What ``auto`` means: by GPS where 9 of 10 images have it, else all pairs of few images, else by name."""
+    """Resolves ``auto``: spatial if 9 of 10 images have GPS, else exhaustive for few images, else sequential."""
     if way != "auto":
         return way
-    # Of fewer, all pairs are hardly more.
+    # For fewer images, matching all pairs costs little more.
     if len(names) > SECTORS * IN_SECTOR and len(fixes) >= 0.9 * len(names):
         return "spatial"
     return "exhaustive" if len(names) <= EXHAUSTIVE else "sequential"
@@ -45,12 +47,12 @@ def choose_pairs(names: Sequence[str], way: Matching, fixes: Fixes) -> list[tupl
     """Pairs of names to match, each once, in order.
 
     Args:
-        names: In order.
-        way: ``spatial`` takes images without a fix as neighbours of those next to them by name.
-        fixes: Geodetic positions, ``Sfm.fixes``.
+        names: Sorted image names.
+        way: With ``spatial``, images without a fix are matched by name, as with ``sequential``.
+        fixes: Geodetic positions, from ``Sfm.fixes``.
 
     Raises:
-        UserError: for ``spatial`` with too few fixes.
+        UserError: ``spatial`` with fewer than two fixes.
     """
     if way == "exhaustive":
         return list(combinations(names, 2))
@@ -59,7 +61,7 @@ def choose_pairs(names: Sequence[str], way: Matching, fixes: Fixes) -> list[tupl
     for i, name in enumerate(names):
         if way == "sequential" or name not in fixes:
             pairs |= {(name, names[i + step]) for step in ahead if i + step < len(names)}
-            # Those behind, too: they may have a fix, and none of them would look here.
+            # Also with earlier ones: those with a fix would not be matched with this one.
             pairs |= {(names[i - step], name) for step in ahead if step <= i}
     if way == "spatial":
         if len(fixes) < 2:
@@ -75,19 +77,19 @@ def choose_pairs(names: Sequence[str], way: Matching, fixes: Fixes) -> list[tupl
 
 
 def pairs_around(names: Sequence[str], places: Float[Tensor, "n 2"]) -> set[tuple[str, str]]:
-    """Each name, which are in order, with those nearest in every direction.
+    """Pairs of each image with those nearest to it in every direction.
 
-    The nearest alone would be images of the same line where a flight has many more along it than across.
+    The overall nearest images might all be of the same flight line, if images are denser along lines than across.
 
     Args:
-        names: Of the images.
+        names: Sorted image names.
         places: East and north, metres.
     """
-    # Rigs take several images at one place: all of them count as one neighbour.
+    # Rigs take several images at one position; all of them count as one neighbour.
     at_one_place = math.ceil(len(names) / len(places.round(decimals=1).unique(dim=0)))
     count = min(IN_SECTOR * at_one_place, len(names))
     pairs = set()
-    for start in range(0, len(names), 200):  # bounds the matrix of distances
+    for start in range(0, len(names), 200):  # Limits the size of the distance matrix.
         some = range(start, min(start + 200, len(names)))
         away = places[None] - places[some.start : some.stop, None]
         distance = away.norm(dim=2)
@@ -102,7 +104,7 @@ def pairs_around(names: Sequence[str], places: Float[Tensor, "n 2"]) -> set[tupl
 
 
 def linked_groups(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """The names in groups that no pair links, the largest first; names in no pair are groups of one."""
+    """The connected components of the names under ``pairs``, largest first; names in no pair are groups of one."""
     group = {name: {name} for name in names}
     for a, b in pairs:
         if group[a] is not group[b]:

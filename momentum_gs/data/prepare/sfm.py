@@ -1,6 +1,6 @@
-"""Structure from motion with pycolmap, in stages that are each done once: features, matches, mapping, undistortion.
+"""Structure from motion with pycolmap, in resumable stages: features, matches, mapping, undistortion.
 
-Which pairs of images are matched is decided in ``prepare_pairs``.
+``prepare/pairs.py`` decides which pairs of images are matched.
 """
 
 import os
@@ -23,28 +23,30 @@ from momentum_gs.data.prepare.pairs import LINKED, Fixes, Matching, choose_pairs
 Cameras = Literal["folder", "image"]
 
 LENSES = ("OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE", "RADIAL", "SIMPLE_RADIAL", "PINHOLE")
-"""COLMAP's lens models to choose from; PINHOLE for images that have no distortion any more."""
+"""Lens models of COLMAP to choose from; PINHOLE is for undistorted images."""
 
 SNAPSHOT = 50
-"""Images that mapping takes in between two snapshots: what a kill loses."""
+"""Images that are registered between two snapshots of mapping: at most what an interruption loses."""
 IMAGES_AT_ONCE = 100
-"""Images of one call of undistortion: what a kill loses."""
+"""Images that are undistorted in one call: at most what an interruption loses."""
 
 MAPPING: dict[str, float] = {
-    # COLMAP adjusts the whole model at every tenth more; between, the next poses need the neighbourhood only.
+    # COLMAP runs global bundle adjustment after every tenth more images; between, the neighbourhood of a new image
+    # suffices for its pose.
     "ba_global_frames_ratio": 1.4, "ba_global_points_ratio": 1.4, "ba_global_max_refinements": 2,
     "ba_local_max_refinements": 1, "ba_local_max_num_iterations": 10,
 }  # fmt: skip
-"""How mapping differs from COLMAP's defaults, for a third to a half of the time; docs/prepare_data.md has figures."""
+"""Changes to COLMAP's defaults for mapping, which reduce its time to between a third and a half (figures in
+docs/prepare_data.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SfmSettings:
-    """What decides how the result looks."""
+    """Settings of structure from motion that affect the result."""
 
     matching: Matching = "auto"
     cameras: Cameras = "folder"
-    """Images of one folder and size share a camera, or each has its own."""
+    """``folder``: images of one folder and size share a camera; ``image``: each image has its own."""
     camera_model: str = "OPENCV"
     """COLMAP's name of the lens model: OPENCV has two radial and two tangential terms."""
     max_features: int = MAX_FEATURES
@@ -55,33 +57,33 @@ class Reconstructed:
     """The largest model that mapping found."""
 
     model: Path
-    """COLMAP's files, in COLMAP's own frame, lenses as they are."""
+    """Folder of COLMAP's files, in COLMAP's own coordinates, with the distorted cameras."""
     registered: list[str]
-    """Names of its images."""
+    """Names of the images in the model."""
     missing: list[str]
-    """Names of the others."""
+    """Names of the images that are not in it."""
     other_models: list[list[str]]
-    """Names of the models that were found beside it, the largest first."""
+    """Image names of each other model, largest first, without those in ``registered``."""
     apart: list[str]
-    """Names of those that are missing and share too little with any other image."""
+    """Names of missing images that share too few matches with any other image."""
 
 
 class Sfm:
     """The stages for one set of images.
 
     Args:
-        photos: Their folder.
-        out: The scene's; the stages work in ``out/sfm``.
-        settings: What decides how the result looks.
+        photos: Folder of the images.
+        out: Folder of the scene; the stages work in ``out/sfm``.
+        settings: Settings that affect the result.
 
-    Raises (from every method) UserError where pycolmap is missing, and for what the images do not allow.
+    Every method raises UserError if pycolmap is missing, or if the images cannot be reconstructed.
     """
 
     def __init__(self, photos: Path, out: Path, settings: SfmSettings) -> None:
-        import_pycolmap()  # Before anything is made.
+        import_pycolmap()  # Fails before any folder is created.
         self._images, self._work, self._settings = out / "images", out / "sfm", settings
         self._undistorted = self._work / "undistorted"
-        # They will be replaced, which must not befall anybody's own.
+        # ``images`` will be replaced, which must not happen to a user's own folder.
         if self._images.exists() and not self._undistorted.exists():
             raise UserError(
                 f"prepare: {self._images} is there already, and not from an earlier 'prepare'; choose another folder "
@@ -90,14 +92,14 @@ class Sfm:
         self._names, self._photos = _without_spaces(photos, self._work)
         if len(self._names) < 3:
             raise UserError(
-                f"prepare: {len(self._names)} images in {photos}, expected at least 3, and some 20 for a scene that is "
-                "worth training; add images"
+                f"prepare: {len(self._names)} images in {photos}, expected at least 3, and about 20 for a "
+                "scene that is worth training; add images"
             )
         self._shop = Workshop(self._photos, self._names, self._work)
         self._pycolmap = self._shop.pycolmap
 
     def reconstruct(self) -> Reconstructed:
-        """Features, matches, mapping; what is done already is kept."""
+        """Runs features, matching and mapping; stages that are complete are kept."""
         groups = camera_groups(self._photos, self._names, self._settings.cameras)
         lens = {"camera_model": self._settings.camera_model}
         self._shop.extract([(names, lens) for names in groups], self._settings.max_features)
@@ -107,27 +109,27 @@ class Sfm:
 
     @property
     def spent(self) -> dict[str, tuple[float, float]]:
-        """Seconds of each stage that was done now, on the clock and of all cores."""
+        """Wall-clock and CPU seconds of each stage that was run now."""
         return self._shop.spent
 
     def fixes(self) -> Fixes:
-        """Where images with GPS were taken; a height that is not known is 0."""
+        """Latitude and longitude (degrees) and height (metres, 0 if unknown) of images with GPS, by name."""
         with self._shop.open_database() as database:
             names = {image.image_id: image.name for image in database.read_all_images()}
             found = {}
             for place in database.read_all_pose_priors():
                 latitude, longitude, height = (float(v) for v in place.position)
-                # Cameras that had no fix yet write zeros.
+                # Cameras without a fix write zeros.
                 if place.coordinate_system.name == "WGS84" and (latitude or longitude):
                     found[names[place.corr_data_id.id]] = latitude, longitude, height if height == height else 0.0
         return found
 
     def undistort(self, result: Reconstructed, resolution: float) -> Path:
-        """Writes the scene's ``images`` for PINHOLE cameras; returns the folder of their model, in COLMAP's frame.
+        """Writes the scene's undistorted ``images``; returns the folder of their PINHOLE model, COLMAP coordinates.
 
         Args:
-            result: Of ``reconstruct``.
-            resolution: The ``-r`` of 3DGS codebases; images of mixed sizes are bounded by that of the largest.
+            result: The result of ``reconstruct``.
+            resolution: The ``-r`` of 3DGS codebases; for images of mixed sizes, the largest determines the limit.
         """
 
         def undistort(resumes: bool) -> None:
@@ -138,7 +140,7 @@ class Sfm:
             sides = [(camera.width, camera.height) for camera in cameras]
             sizes = [target_size(*side, resolution) for side in sides]
             if self._settings.camera_model == "PINHOLE" and sizes == sides:
-                # Nothing to do, and COLMAP would encode the images again.
+                # Nothing to undistort, and COLMAP would encode the images again.
                 place_model(self._undistorted / "sparse", result.model)
                 for name in result.registered:
                     link((self._photos / name).resolve(), self._images / name)
@@ -150,7 +152,7 @@ class Sfm:
         return self._undistorted / "sparse"
 
     def place(self, model: Path, similarity: Similarity, target: Path) -> None:
-        """Writes a model in another frame, observations and all, over the one in ``target``."""
+        """Writes a transformed model, including its observations, to ``target``, replacing the model there."""
         reconstruction = self._pycolmap.Reconstruction(str(model))
         rotation = self._pycolmap.Rotation3d(similarity.rotation.numpy())
         reconstruction.transform(self._pycolmap.Sim3d(similarity.scale, rotation, similarity.translation.numpy()))
@@ -158,7 +160,7 @@ class Sfm:
         reconstruction.write(str(target))
 
     def _undistort(self, result: Reconstructed, side: int) -> None:
-        """Writes the images, some at once; goes on after those that a note counts."""
+        """Undistorts the images in portions; continues after the number of images in ``count.txt``."""
         options = self._pycolmap.UndistortCameraOptions()
         options.max_image_size = side
         note, names = self._undistorted / "count.txt", result.registered
@@ -177,7 +179,7 @@ class Sfm:
                 bar.update(len(some))
 
     def _pairs(self) -> list[tuple[str, str]]:
-        """Pairs to match, and a line that says how they were chosen."""
+        """Pairs to match; prints how they were chosen."""
         fixes = self.fixes()
         way = resolve(self._settings.matching, self._names, fixes)
         pairs = choose_pairs(self._names, way, fixes)
@@ -185,7 +187,7 @@ class Sfm:
         return pairs
 
     def _links(self) -> list[tuple[str, str]]:
-        """Pairs that share enough for mapping."""
+        """Pairs with enough matches for mapping."""
         with self._shop.open_database() as database:
             names = {image.image_id: image.name for image in database.read_all_images()}
             ids, counts = database.read_two_view_geometry_num_inliers()
@@ -201,26 +203,26 @@ class Sfm:
                 "exhaustive"
             )
         models, snapshots = self._work / "models", self._work / "snapshots"
-        # A model that is complete may be followed by others, which a start from a snapshot would not look for.
+        # After a complete model there may be others, for which a start from a snapshot would not search.
         newest = self._newest(snapshots) if resumes and not any(models.glob("*")) else None
         if newest is None:
             shutil.rmtree(snapshots, ignore_errors=True)
         shutil.rmtree(models, ignore_errors=True)
-        # COLMAP numbers models that it starts, and writes the one that goes on to the folder itself.
+        # COLMAP writes models that it starts to numbered folders, but one that it continues to the given folder itself.
         (models / "0" if newest else models).mkdir(parents=True)
         snapshots.mkdir(exist_ok=True)
         options = self._pycolmap.IncrementalPipelineOptions()
         options.num_threads = workers()
         options.snapshot_path, options.snapshot_frames_freq = str(snapshots), SNAPSHOT
-        options.min_model_size = 3  # Smaller ones than COLMAP's 10, to say which images belong together.
+        options.min_model_size = 3  # Smaller than COLMAP's 10, to report which images belong together.
         for name, value in MAPPING.items():
             setattr(options, name, value)
-        # Of thousands of points that hold the same poses, a spread selection; the others follow them.
+        # Thousands of points constrain the same poses, so bundle adjustment uses a well-spread selection of them.
         options.mapper.ba_global_ignore_redundant_points3D = True
         with progress(len(self._names), "mapping") as bar:
             if newest is not None:
                 known = self._pycolmap.Reconstruction(str(newest)).num_reg_images()
-                info(f"mapping: goes on from {known} images")
+                info(f"mapping: continues from {known} images")
                 bar.update(known)
             found = self._pycolmap.incremental_mapping(
                 self._shop.database, self._photos, models / "0" if newest else models, options=options,
@@ -235,7 +237,7 @@ class Sfm:
         shutil.rmtree(snapshots)
 
     def _newest(self, snapshots: Path) -> Path | None:
-        """The last snapshot that is whole."""
+        """The last complete snapshot."""
         for folder in sorted(snapshots.glob("*"), key=lambda folder: folder.name, reverse=True):
             try:
                 self._pycolmap.Reconstruction(str(folder))
@@ -252,7 +254,7 @@ class Sfm:
         largest = max(models, key=lambda folder: len(models[folder]))
         registered = models.pop(largest)
         missing = sorted(set(self._names) - set(registered))
-        # A model may share images with another; what is left out is reported once.
+        # Models may share images, so names in the largest model are removed from the others.
         others = [sorted(set(names) - set(registered)) for names in models.values()]
         apart = {name for group in linked_groups(self._names, self._links()) if len(group) == 1 for name in group}
         return Reconstructed(
@@ -262,7 +264,7 @@ class Sfm:
 
 
 def camera_groups(photos: Path, names: Sequence[str], cameras: Cameras) -> list[list[str]]:
-    """The names, one list for each camera: those of one folder and size, or each alone."""
+    """The names in one list per camera: those of one folder and size, or each on its own."""
     if cameras == "image":
         return [[name] for name in names]
 
@@ -273,9 +275,9 @@ def camera_groups(photos: Path, names: Sequence[str], cameras: Cameras) -> list[
 
 
 def _without_spaces(photos: Path, work: Path) -> tuple[list[str], Path]:
-    """Names of the images, and the folder that has them by these names.
+    """Image names without spaces, and the folder in which images have these names.
 
-    COLMAP's lists of pairs are split at spaces. Where a name has one, all get links, with underscores for spaces.
+    COLMAP splits its lists of pairs at spaces. If any name has a space, all images get links with underscores instead.
     """
     names = find_images(photos)
     if not any(character.isspace() for name in names for character in name):

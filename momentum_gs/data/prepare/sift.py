@@ -1,7 +1,7 @@
-"""SIFT features by OpenCV, as COLMAP stores them.
+"""SIFT features by OpenCV, in COLMAP's format.
 
-OpenCV's implementation finds what COLMAP's (VLFeat, at the same contrast threshold) finds, in a fourth of the time on a
-CPU; scripts/sfm_speed.py compares what becomes of them.
+OpenCV finds the same features as COLMAP (VLFeat, at the same contrast threshold) in a quarter of the time on a CPU;
+scripts/sfm_speed.py compares the reconstructions.
 """
 
 from pathlib import Path
@@ -13,24 +13,25 @@ from jaxtyping import Float32, UInt8
 from momentum_gs.core.errors import UserError
 
 MAX_SIDE = 1600
-"""Longer images are reduced to it: 3DGS codebases train on 1600 pixels at most, and time and memory go by area."""
+"""Longer side to which larger images are reduced: 3DGS codebases train on at most 1600 pixels, and time and memory grow
+with the area."""
 CONTRAST = 0.02
-"""COLMAP's peak threshold, 0.02 / 3, in OpenCV's words: three layers an octave share it."""
+"""COLMAP's peak threshold, 0.02 / 3; OpenCV divides its own by the three layers per octave."""
 
 
 def sift(path: Path, count: int) -> tuple[Float32[np.ndarray, "n 2"], UInt8[np.ndarray, "n 128"]]:
-    """Features of an image: those of the largest scale if there are more than ``count``, as COLMAP chooses.
+    """Features of an image; if there are more than ``count``, those of the largest scale, as in COLMAP.
 
     Args:
-        path: The image; EXIF orientation is ignored, as COLMAP ignores it.
-        count: At most so many.
+        path: The image; EXIF orientation is ignored, as in COLMAP.
+        count: Largest number of features.
 
     Returns:
-        Places in pixels of the whole image, with pixel centres at .5, and descriptors: 512 times the square roots of
+        Positions in pixels of the full image, with pixel centres at .5, and descriptors: 512 times the square roots of
         the histograms of unit sum (RootSIFT, Arandjelovic and Zisserman 2012).
 
     Raises:
-        UserError: where the file cannot be read.
+        UserError: the file cannot be read.
     """
     pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:

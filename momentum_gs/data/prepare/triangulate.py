@@ -1,6 +1,6 @@
-"""Sparse points for views whose poses are known: features and matches of their images, triangulated by COLMAP.
+"""Sparse points for views with known poses: features and matches of their images, triangulated by COLMAP.
 
-For data sets that publish poses without points. The poses stay as they are.
+This is for data sets that publish poses without points. The poses are not changed.
 """
 
 from itertools import groupby
@@ -15,16 +15,17 @@ from momentum_gs.data.prepare.files import link
 
 
 def triangulate(part: Path, max_features: int) -> int:
-    """Gives a scene's model the points that its images tell; returns their number.
+    """Triangulates the points of a scene and writes them to its model; returns their number.
 
-    Each image is matched with those of its nearest cameras. What is done already is kept.
+    Each image is matched with those of its nearest cameras. Stages that are complete are kept.
 
     Args:
-        part: ``images`` and ``sparse/0`` with PINHOLE cameras, for images as they are; works in ``part/sfm``.
-        max_features: Of an image.
+        part: Folder with ``images`` and ``sparse/0``, whose PINHOLE cameras have the images' sizes; the stages work in
+            ``part/sfm``.
+        max_features: Largest number of features per image.
 
     Raises:
-        UserError: where pycolmap is missing, or no point is found.
+        UserError: pycolmap is missing, or no point is found.
     """
     model = part / "sparse" / "0"
     cameras = {camera.name: camera for camera in read_cameras(model)}
@@ -57,7 +58,7 @@ def triangulate(part: Path, max_features: int) -> int:
                 image = images[frame.frame_id]
                 camera = cameras[image.name]
                 rotation = pycolmap.Rotation3d(camera.rotation.numpy())
-                frame.rig_from_world = pycolmap.Rigid3d(rotation, camera.translation.numpy())  # One camera a rig.
+                frame.rig_from_world = pycolmap.Rigid3d(rotation, camera.translation.numpy())  # One camera per rig.
                 reconstruction.add_frame(frame)
                 reconstruction.add_image(image)
         for frame_id in images:
@@ -68,8 +69,8 @@ def triangulate(part: Path, max_features: int) -> int:
     shop.stage("triangulation", {}, work)
     points = read_points(found)
     if len(points) == 0:
-        raise UserError(f"prepare: no points found in the images of {part}; do the poses belong to them?")
-    # Of a model without tracks, as those of COLMAP's name views by other numbers. Cameras and poses stay, to the bit.
+        raise UserError(f"prepare: no points found in the images of {part}; check that the poses belong to them")
+    # Written without tracks, whose image ids are those of COLMAP's model. Cameras and poses stay bit-identical.
     write_model(found / "plain", list(cameras.values()), points)
     link(found / "plain" / "points3D.bin", model / "points3D.bin")
     return len(points)

@@ -17,7 +17,7 @@ GROUND = -1
 SKY = -2
 
 _CELL = 7.0
-"""Edge of a grid cell, metres: an eighth of a city block, where steps and tests cost about the same."""
+"""Edge of a grid cell, metres: an eighth of a city block, for which steps and tests cost about the same."""
 _TINY = 1e-9
 """Stands for a direction component of 0, so that no division needs a special case."""
 _INF = float("inf")

@@ -1,7 +1,7 @@
 """A procedural city photographed by a drone, written as a COLMAP scene with ground-truth depth.
 
-``OUT/images/NNNN.jpg``, ``OUT/sparse/0/{cameras,images,points3D}.bin``, ``OUT/sparse/0/test.txt`` (one held-out image a
-line), ``OUT/depths/NNNN.png`` (16 bits; metres of camera z = value * ``depth_scale``, 0 where unknown) and
+``OUT/images/NNNN.jpg``, ``OUT/sparse/0/{cameras,images,points3D}.bin``, ``OUT/sparse/0/test.txt`` (one held-out image
+per line), ``OUT/depths/NNNN.png`` (16 bits; metres of camera z = value * ``depth_scale``, 0 where unknown) and
 ``OUT/synth.json`` (how the scene was made, and ``depth_scale``). One unit is a metre; z points up; the city is centred
 on the origin. On one machine the same settings give the same bytes.
 """
@@ -31,7 +31,7 @@ from momentum_gs.data.synthetic.shade import Shader
 from momentum_gs.data.synthetic.survey import features, fly, sparse_points, target
 
 POINTS_PER_BLOCK = 500
-"""Sparse points for each city block: about one in 6 m^2, the density of SfM on a small drone survey."""
+"""Sparse points per city block: about one per 6 m^2, the density of SfM on a small drone survey."""
 TEST_EVERY, TEST_FIRST = 8, 4
 """Every 8th view is held out, from the 5th on: the very first lies at the corner, where a test would extrapolate."""
 _MARKER = "synth.json"
@@ -39,7 +39,7 @@ _GENERATOR = "momentum-gs synth"
 _DEPTH_RANGE = 8
 """Deepest depth that is stored, in altitudes of the flight; the oblique images end at about 2.5."""
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-"""Full chroma: in small images half-resolution colour would be the largest error."""
+"""Full chroma resolution: in small images, half-resolution colour would be the largest error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class CitySettings:
     blocks_y: int = 4
     """City blocks along y."""
     views: int = 80
-    """Images in all, test views included."""
+    """Number of images, including held-out ones."""
     width: int = 320
-    """Of the images, pixels."""
+    """Size of the images, pixels."""
     height: int = 240
     seed: int = 0
 
@@ -67,17 +67,17 @@ def write_city(folder: Path, settings: CitySettings, force: bool = False) -> int
     """Write the scene.
 
     Args:
-        folder: Made if need be. A city that was written there before is replaced.
+        folder: Created if needed. A synthetic city that is there already is replaced.
         settings: What to build.
-        force: Write into a folder that holds something else, too. Nothing but files of the same name is replaced.
+        force: Also write into a folder that holds something else; only files of the same names are replaced.
 
     Returns:
         Number of sparse points.
 
     Raises:
-        UserError: The folder holds something that is no synthetic city, and ``force`` is off.
+        UserError: The folder holds something other than a synthetic city, and ``force`` is false.
     """
-    # 'missing/../full' does not exist until 'missing' is made; resolved, it is 'full', and checked as such.
+    # 'missing/../full' does not exist until 'missing' is created; resolved, it is 'full', which is then checked.
     folder = folder.resolve()
     _make_room(folder, force)
     city = build_city(settings.blocks_x, settings.blocks_y, settings.seed)
@@ -88,7 +88,7 @@ def write_city(folder: Path, settings: CitySettings, force: bool = False) -> int
     record = {"generator": _GENERATOR, **asdict(settings), "unit": "metre", "depth_scale": depth_scale}
     for name in ("images", "depths", "sparse/0"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    # First of all, so that an interrupted run can be repeated without --force.
+    # Written first, so that an interrupted run can be repeated without --force.
     (folder / _MARKER).write_text(json.dumps(record, indent=2) + "\n")
 
     count = POINTS_PER_BLOCK * settings.blocks_x * settings.blocks_y
@@ -130,14 +130,14 @@ def read_depth(folder: Path, name: str) -> Float[Tensor, "h w"]:
 
 
 def _workers() -> int:
-    """One view a core; more than eight would only hold memory."""
+    """One view per core; more than eight would only use memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores)
 
 
 @contextmanager
 def _one_thread_an_operator() -> Iterator[None]:
-    """Views side by side beat threads inside small operators, and a sum's order no longer depends on the machine."""
+    """Parallel views are faster than threads inside small operators, and make sums independent of the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -155,7 +155,7 @@ def _make_room(folder: Path, force: bool) -> None:
                 shutil.rmtree(folder / name)
     elif folder.is_dir() and any(folder.iterdir()) and not force:
         raise UserError(
-            f"synth: {folder} holds something that is no synthetic city; choose another folder or add --force"
+            f"synth: {folder} holds something other than a synthetic city; choose another folder or add --force"
         )
 
 

@@ -16,7 +16,7 @@ from momentum_gs.data.synthetic.shade import Shader, to_srgb
 FOCAL = 0.8
 """Focal length over image width: a field of view of 64 degrees, a drone's wide lens."""
 _OBLIQUE_SHARE = 0.15
-"""Share of the views in each of the four oblique passes; the rest looks straight down."""
+"""Share of the views in each of the four oblique passes; the other views look straight down."""
 _OBLIQUE_TILT = math.radians(42)
 """Of the oblique passes, from straight down: facades show and the horizon stays out of the image."""
 _OVERLAP = 0.6
@@ -27,7 +27,7 @@ _JITTER_METRES, _JITTER_RADIANS = 1.5, math.radians(1.5)
 """Standard deviations of what wind does to position and attitude."""
 
 _SAMPLES = 2
-"""Rays a pixel along x and along y."""
+"""Rays per pixel along x and along y."""
 _LENS = 1.5
 """Footprint of a sample over the distance between samples: neighbours overlap, as they do behind a real lens."""
 _CHUNK = 1 << 18
@@ -36,14 +36,14 @@ _CHUNK = 1 << 18
 _TRACK = 3
 """Views that must see a point before SfM would keep it."""
 _NOISE = 5e-4
-"""Standard deviation of a point along each axis over its distance to the camera it was found in (half a pixel of a
-image 1250 pixels wide)."""
+"""Standard deviation of a point's error along each axis, relative to its distance from the camera that it was found in
+(half a pixel in an image 1250 pixels wide)."""
 _OUTLIERS, _OUTLIER_METRES = 0.01, 3.0
-"""Share of points that are plainly wrong, and how far (standard deviation)."""
+"""Share of points that are outliers, and the standard deviation of their error."""
 
 
 def fly(city: City, views: int, width: int, height: int, seed: int) -> tuple[list[Camera], float]:
-    """Plan the flight: one lawnmower pass straight down, then one oblique pass towards each side of the world.
+    """Plan the flight: one lawnmower pass looking straight down, then one oblique pass in each cardinal direction.
 
     The altitude follows from the number of views: few views fly high, so that neighbouring images always overlap.
 
@@ -159,7 +159,7 @@ def features(
 
 
 def track_lengths(points: Float[Tensor, "m 3"], cameras: list[Camera], caster: Caster) -> Int[Tensor, "m"]:
-    """How many cameras see each surface point: in the image and the first thing hit."""
+    """Number of cameras that see each surface point: in the image, and not occluded."""
     seen = torch.zeros(len(points), dtype=torch.int64)
     for camera in cameras:
         inside = in_view(points, camera).nonzero().squeeze(1)
@@ -174,14 +174,14 @@ def sparse_points(
     points: Float[Tensor, "m 3"], colors: Float[Tensor, "m 3"], cameras: list[Camera], caster: Caster, count: int,
     seed: int,
 ) -> PointCloud:  # fmt: skip
-    """Keep what at least three views see, at most ``count`` of it, and move it as SfM would.
+    """Keep points that at least three views see, at most ``count`` of them, and add the errors of SfM.
 
     Args:
         points: Surface points, in any order.
         colors: In [0, 1].
         cameras: All views.
         caster: Of the city.
-        count: Most points to keep.
+        count: Largest number of points to keep.
         seed: Key of the choice and of the noise.
     """
     generator = keyed_generator(seed, "sparse points")

@@ -1,10 +1,10 @@
-"""The functional face: rasterize, visible_radii, spherical_harmonics.
+"""The functional interface: rasterize, visible_radii, spherical_harmonics.
 
-The operators are declared in csrc/binding.cpp and dispatched by device; here they get shapes for tracing, gradients
-and readable errors. Letters: G Gaussians, C channels, H W pixels.
+The operators are declared in csrc/binding.cpp and dispatched by device; this file adds shapes for tracing, gradients
+and readable errors. Notation: G Gaussians, C channels, H x W pixels.
 
 Conventions: the camera looks along +z with x right and y down; ``world_view`` maps column vectors; pixel coordinates
-are COLMAP's (centre of the first pixel at 0.5, 0.5); quaternions are (w, x, y, z) and used as given, not normalised.
+are COLMAP's (centre of the first pixel at 0.5, 0.5); quaternions are (w, x, y, z) and are not normalised.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ TILE = 16
 """Side, in pixels, of the squares that a mask of tiles names."""
 
 NEAR = 0.2
-"""Gaussians at or in front of this camera z are culled (scene units; the constant of 3DGS)."""
+"""Gaussians at this camera z or nearer are culled (scene units; the constant of 3DGS)."""
 
 
 def _load() -> None:
@@ -40,21 +40,23 @@ _HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("diff_gaussian_raster
 
 
 def cpu_kernels() -> str:
-    """Which of its CPU kernels the compiled part runs here: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2), the best
-    that this CPU has or the one that the environment variable MOMENTUM_GS_CPU names (``v4``, ``v3``) when the first
-    kernel runs; ``native`` where NATIVE=1 built them, ``plain`` on other architectures.
+    """The variant of the CPU kernels that is used: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2).
+
+    It is the best that this CPU supports, or the one that the environment variable MOMENTUM_GS_CPU names (``v4``,
+    ``v3``) when the first kernel runs. A build with NATIVE=1 has one variant, ``native``; other architectures have
+    ``plain``.
 
     Raises:
-        RuntimeError: where none of them runs on this CPU, or for a name that is not there.
+        RuntimeError: no variant runs on this CPU, or MOMENTUM_GS_CPU names a variant that does not exist.
     """
     return _ops.cpu_kernels()
 
 
 class Rasterization(NamedTuple):
-    """One drawn view."""
+    """One rasterized view."""
 
     image: Tensor
-    """[C,H,W] sum of weight * color, and the background where light is left; H and W are those of the window."""
+    """[C,H,W] sum of weight * color, plus transmittance * background; H and W are those of the window."""
     alpha: Tensor
     """[H,W] accumulated opacity, 1 - transmittance."""
     depth: Tensor
@@ -85,14 +87,14 @@ def rasterize(
     window: Window | None = None,
     tiles: Tensor | None = None,
 ) -> Rasterization:
-    """Draws Gaussians front to back and blends them over ``background``.
+    """Blends Gaussians front to back, over ``background``.
 
     With ``window`` only a part of the image is drawn, at the cost of the part. The outputs are, bit for bit, that part
     of what is drawn without it, and their gradients those of the same part, up to the order of sums. Radii are 0 also
     where nothing of a Gaussian can show in the window: an opacity of 1 shows up to 3.34 sigma.
 
     Args:
-        means: [G,3] centres in the world, float32 or float64; every other tensor has the same dtype and device.
+        means: [G,3] centres in the world, float32 or float64; all other tensors have the same dtype and device.
         opacities: [G,1] in (0, 1].
         colors: [G,C] any number of channels, any range.
         scales: [G,3] standard deviations in scene units, with ``quats`` [G,4]; or
@@ -102,13 +104,13 @@ def rasterize(
         fy: see fx.
         cx: see fx.
         cy: see fx.
-        width: of the image in pixels.
-        height: of the image in pixels.
-        background: [C].
-        means2d: [G,3] values unused; after backward its ``grad[:, :2]`` is the gradient of the projected means in NDC
-            units (the pixel gradient times width/2, height/2), as densification in 3DGS codebases reads it.
-        scale_modifier: multiplies ``scales``.
-        near: camera z up to which Gaussians are culled, not negative.
+        width: image width in pixels.
+        height: image height in pixels.
+        background: [C] colour.
+        means2d: [G,3] values unused; after the backward pass its ``grad[:, :2]`` is the gradient by the projected means
+            in NDC units (the pixel gradient times width/2, height/2), which densification in 3DGS codebases uses.
+        scale_modifier: factor on ``scales``.
+        near: camera z up to which Gaussians are culled; not negative.
         window: (x, y, width, height) of the part to draw, in pixels of the image; anywhere inside of it. The camera,
             ``width``, ``height`` and the units of ``means2d.grad`` are those of the whole image all the same.
         tiles: bool [ceil(H/16),ceil(W/16)] of the window: which squares of 16x16 pixels, counted from its corner, are
@@ -117,7 +119,7 @@ def rasterize(
 
     Returns:
         Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
-        Gaussians with NaN or Inf in them are not drawn and get zero gradients.
+        Gaussians with NaN or Inf values are not drawn and get zero gradients.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
@@ -159,7 +161,7 @@ def visible_radii(
     near: float = NEAR,
     window: Window | None = None,
 ) -> Tensor:
-    """The ``radii`` that ``rasterize`` would give, without drawing: int32 [G], 0 where culled. No gradients."""
+    """The ``radii`` of ``rasterize`` without rasterizing: int32 [G], 0 where culled. No gradients."""
     world_view = world_view.to(device=means.device, dtype=means.dtype)
     _check_gaussians(means, scales, quats, cov3d, world_view, width, height, near)
     tensors = [None if t is None else t.detach() for t in (means, scales, quats, cov3d, world_view)]
@@ -299,7 +301,7 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
     screen = None
     if need[5] and grad_means2d is not None:
         width, height = ctx.camera[4], ctx.camera[5]
-        # Column by column with plain numbers: a tensor of the two would be copied to the device, and waited for.
+        # Each column is multiplied by a Python number, since copying a tensor to the device would synchronize.
         screen = torch.zeros_like(means)
         torch.mul(grad_means2d[:, 0], 0.5 * width, out=screen[:, 0])
         torch.mul(grad_means2d[:, 1], 0.5 * height, out=screen[:, 1])
@@ -390,7 +392,7 @@ def _register() -> None:
     ) -> tuple[Tensor, ...]:
         if window is not None:
             width, height = window[2:]
-        # How many Gaussians and pairs are drawn depends on the data; the stride and the tiles are the backend's own.
+        # The numbers of drawn Gaussians and pairs depend on the data; stride and tiles depend on the backend.
         drawn, stride, starts, ends, pairs = (torch.library.get_ctx().new_dynamic_size() for _ in range(5))
 
         def ints(*shape: Any) -> Tensor:

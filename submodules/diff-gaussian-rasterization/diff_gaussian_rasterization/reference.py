@@ -1,7 +1,7 @@
-"""The same render in readable PyTorch: the manual of the kernels and their oracle in tests.
+"""A readable reference implementation in PyTorch, which documents the kernels and is the reference of their tests.
 
-Every Gaussian is evaluated at every pixel, so it is for small images; gradients are autograd's. Notation as in
-csrc/common: t = R m + p in the camera, K the 2x2 screen covariance, T the transmittance.
+Every Gaussian is evaluated at every pixel, so it is only for small images; gradients are autograd's. Notation as in
+csrc/common: t = R m + p is the mean in the camera, K the 2x2 screen covariance, T the transmittance.
 """
 
 import torch
@@ -19,7 +19,7 @@ REACH = 3.34
 
 
 def rotation_of(quats: Tensor) -> Tensor:
-    """[G,4] (w, x, y, z), not normalised here, to [G,3,3]."""
+    """Rotation matrices [G,3,3] of quaternions [G,4] (w, x, y, z), which are not normalised here."""
     w, x, y, z = quats.unbind(-1)
     rows = [
         *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -30,7 +30,7 @@ def rotation_of(quats: Tensor) -> Tensor:
 
 
 def covariance_of(scales: Tensor, quats: Tensor) -> Tensor:
-    """[G,3,3] R diag(s)^2 R^T."""
+    """Covariances R diag(s)^2 R^T, [G,3,3]."""
     m = rotation_of(quats) * scales[:, None, :]
     return m @ m.mT
 
@@ -53,7 +53,7 @@ def project_reference(
     t = means @ rotation.T + translation
     x, y, z = t.unbind(-1)
     u, v = x / z, y / z
-    # The linearisation is taken inside 1.3 times the field of view.
+    # The Jacobian is evaluated at a position clamped to 1.3 times the field of view.
     margin_u = (JACOBIAN_MARGIN - 1) * 0.5 * width / fx
     margin_v = (JACOBIAN_MARGIN - 1) * 0.5 * height / fy
     uc = u.clamp(-cx / fx - margin_u, (width - cx) / fx + margin_u)
@@ -68,7 +68,7 @@ def project_reference(
     mid = 0.5 * (k[:, 0, 0] + k[:, 1, 1])
     sigma = torch.sqrt(mid + torch.sqrt((mid * mid - det).clamp_min(0.1)))
     radius = torch.ceil(3 * sigma)
-    # Culled unless the square of the radius, rounded out to 16 pixels, meets the image.
+    # Culled unless the square around the mean, enlarged to multiples of 16 pixels, overlaps the image.
     px, py = (means2d - 0.5).unbind(-1)
     right, bottom = -(-width // CULL_TILE) * CULL_TILE, -(-height // CULL_TILE) * CULL_TILE
     meets = (px + radius >= 1) & (px - radius < right) & (py + radius >= 1) & (py - radius < bottom)
@@ -103,7 +103,7 @@ def rasterize_reference(
     window: Window | None = None,
     tiles: Tensor | None = None,
 ) -> Rasterization:
-    """``ops.rasterize``, argument for argument (its docstring holds here too)."""
+    """The same as ``ops.rasterize``, with the same arguments."""
     if cov3d is not None:
         cov = cov3d[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
     else:
@@ -111,7 +111,7 @@ def rasterize_reference(
         cov = covariance_of(scales * scale_modifier, quats)
     centers, k, z, radii = project_reference(means, cov, world_view, fx, fy, cx, cy, width, height, near, window)
     if means2d is not None:
-        # NDC spans two units over the image.
+        # NDC ranges over two units across the image.
         centers = centers + means2d[:, :2] * means2d.new_tensor([0.5 * width, 0.5 * height])
 
     order = torch.nonzero(radii > 0)[:, 0]
@@ -130,7 +130,7 @@ def rasterize_reference(
     if tiles is not None:
         squares = tiles.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
         alpha = torch.where(squares[:rows, :columns].reshape(-1), alpha, 0)
-    # T behind each Gaussian. It only falls, so "stop when T would fall under the limit" is a mask.
+    # T behind each Gaussian. It decreases monotonically, so the early stop at the limit of T is a mask.
     behind = torch.cumprod(1 - alpha, 0)
     alpha = torch.where(behind >= MIN_TRANSMITTANCE, alpha, 0)
     front = torch.cumprod(torch.cat([torch.ones_like(alpha[:1]), 1 - alpha]), 0) if len(order) else None

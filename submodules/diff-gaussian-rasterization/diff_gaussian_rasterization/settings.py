@@ -1,4 +1,4 @@
-"""The face that trainers of 3DGS codebases import: settings and a module, over ``ops.rasterize``."""
+"""The interface that 3DGS codebases import: settings and a module, implemented with ``ops.rasterize``."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from diff_gaussian_rasterization.ops import NEAR, rasterize, spherical_harmonics
 
 
 class GaussianRasterizationSettings(NamedTuple):
-    """One view, as 3DGS codebases describe it (row-vector matrices, fields of view)."""
+    """One view, in the conventions of 3DGS codebases (matrices for row vectors, fields of view)."""
 
     image_height: int
     image_width: int
@@ -22,7 +22,7 @@ class GaussianRasterizationSettings(NamedTuple):
     viewmatrix: Tensor
     """[4,4] world to camera for row vectors (the transpose of the usual matrix)."""
     projmatrix: Tensor
-    """[4,4] world to clip space for row vectors; an off-centre principal point in it is honoured."""
+    """[4,4] world to clip space for row vectors; it may have an off-centre principal point."""
     sh_degree: int
     campos: Tensor
     """[3] centre of the camera, for the directions of spherical harmonics."""
@@ -31,11 +31,11 @@ class GaussianRasterizationSettings(NamedTuple):
     debug: bool = False
     """Kept for compatibility; errors are always reported."""
     antialiasing: bool = False
-    """Field of newer forks; True is refused, because images would silently differ."""
+    """Field of newer forks; True is an error, because images would silently differ."""
 
 
 class GaussianRasterizer(nn.Module):
-    """Draws one view: ``image, radii = GaussianRasterizer(settings)(means3D, means2D, opacities, ...)``."""
+    """Rasterizes one view: ``image, radii = GaussianRasterizer(settings)(means3D, means2D, opacities, ...)``."""
 
     def __init__(self, raster_settings: GaussianRasterizationSettings) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class GaussianRasterizer(nn.Module):
         rotations: Tensor | None = None,
         cov3D_precomp: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns image [C,H,W] and radii int32 [G]; the gradient of the projected means goes to ``means2D.grad``.
+        """Returns image [C,H,W] and radii int32 [G]; the gradient by the projected means goes to ``means2D.grad``.
 
         Args:
             means3D: [G,3].
@@ -97,7 +97,7 @@ class GaussianRasterizer(nn.Module):
         rotations: Tensor | None = None,
         cov3D_precomp: Tensor | None = None,
     ) -> Tensor:
-        """Radii int32 [G] that drawing would give, 0 where culled. No gradients."""
+        """Radii int32 [G] as ``forward`` returns them, 0 where culled. No gradients."""
         return visible_radii(means3D, scales, rotations, cov3d=cov3D_precomp, **_camera(self.raster_settings))
 
     def _colors(self, means: Tensor, shs: Tensor | None) -> Tensor:
