@@ -100,7 +100,7 @@ def test_train_and_test_files_are_the_split(tmp_path: Path) -> None:
     scene = load(tmp_path, test_every=2)
     assert [c.name for c in scene.train] == ["train/0.png", "train/1.png"]
     assert [c.name for c in scene.test] == ["test/0.png"]
-    with pytest.raises(UserError, match="test_list: l.txt is given, but .*transforms_train.json says"):
+    with pytest.raises(UserError, match="test_list: l.txt is given, but .*transforms_train.json lists held-out images"):
         load(tmp_path, test_list="l.txt")
 
 

@@ -310,7 +310,7 @@ def test_closing_ends_the_wait_for_a_decode_not_begun(scene: Scene, monkeypatch:
         until(lambda: begun.running() and waiting.running())
         closing = threading.Thread(target=views.close)
         closing.start()
-        with pytest.raises(RuntimeError, match=r"closed while 2\.png"):
+        with pytest.raises(RuntimeError, match=r"closed while waiting for 2\.png"):
             waiting.result(HANGS_SECONDS)
         go.set()
         assert begun.result(HANGS_SECONDS).shape == (3, 30, 40)
