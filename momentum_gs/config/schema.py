@@ -399,6 +399,10 @@ class BlocksConfig:
     init: Literal["visible", "full"] = "visible"
     """Initial points of a block: ``visible``: those that at least one of its cameras sees [ours]; ``full``: all points
     of the scene [MGS]."""
+    from_coarse: bool = False
+    """Start a block from those anchors of the coarse model that its cameras see, and the decoder from the coarse
+    model's, with a copy of its steps' work done once for all blocks [ours]; false: from points [MGS]. Gaussians have
+    ``gaussians.from_coarse``."""
     windows: bool = False
     """A block trains only the pixels that its own cell makes up, amid the other blocks' anchors as they were when the
     round began, held fixed; so no block repeats another's work and the merge drops nothing [ours; MGS: false]."""
@@ -549,8 +553,10 @@ class Config:
 
     @property
     def starts_from_coarse(self) -> bool:
-        """Whether blocks start from the coarse model's Gaussians."""
-        return self.stage == "blocks" and self.model.primitive == "gaussians" and self.gaussians.from_coarse
+        """Whether blocks start from the coarse model."""
+        if self.stage != "blocks":
+            return False
+        return self.gaussians.from_coarse if self.model.primitive == "gaussians" else self.blocks.from_coarse
 
     @property
     def switched_off(self) -> str:
@@ -582,6 +588,7 @@ class Config:
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
             _check(not self.blocks.boundary_finetuning, "blocks.boundary_finetuning", True, f"false {why}")
             _check(not self.blocks.windows, "blocks.windows", True, f"false {why}")
+            _check(not self.blocks.from_coarse, "blocks.from_coarse", True, f"false {why}")
             freeze = self.blocks.decoder_freeze_rounds
             _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")
             _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")

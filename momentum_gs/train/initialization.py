@@ -1,54 +1,84 @@
-"""Initialization of blocks of splats from the coarse model.
+"""The coarse model, from which blocks may start.
 
-Source: CityGaussian, which trains a coarse model of the whole scene and continues it in every block.
+Source: CityGaussian, which trains a coarse model of the whole scene and continues it in every block. Here anchors take
+the coarse decoder along, which all blocks go on to share.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from momentum_gs.config.run import coarse_folder
+from momentum_gs.config.run import coarse_folder, load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera
-from momentum_gs.model.io import model_folder
-from momentum_gs.model.splat_io import load_splats
-from momentum_gs.model.splats import Splats
+from momentum_gs.data.frame import same_frame
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.decoder_bank import DecoderBank
+from momentum_gs.model.io import load_model, model_folder
+from momentum_gs.model.splats import Harmonics, Model, Splats
 
 
-def load_initialization(config: Config) -> Splats:
-    """The coarse model of ``partition.coarse`` (default: OUT/coarse), on the CPU.
+@dataclass(frozen=True)
+class Initialization:
+    """What blocks start from, on the CPU."""
+
+    model: Model
+    decoder: GaussianDecoder | None
+    """Of anchors; None: of splats, which have none."""
+
+
+def load_initialization(config: Config) -> Initialization:
+    """The coarse model of ``partition.coarse`` (default: OUT/coarse).
 
     Raises:
-        UserError: if there is none, or its spherical harmonics have another degree.
+        UserError: there is none, it lies in other coordinates, or its rows or decoder have another shape.
     """
     coarse = coarse_folder(config)
     try:
         folder = model_folder(coarse)
     except UserError as error:
+        setting = "gaussians.from_coarse" if config.model.primitive == "gaussians" else "blocks.from_coarse"
         raise UserError(
-            f"{coarse}: no coarse model, expected one for the blocks to start from (gaussians.from_coarse); run "
-            f"'momentum-gs train -c ... -s {config.scene.path} -m {coarse} stage=coarse' first, or set "
-            "gaussians.from_coarse=false"
+            f"{coarse}: no coarse model, expected one for the blocks to start from ({setting}); run "
+            f"'momentum-gs train -c ... -s {config.scene.path} -m {coarse} stage=coarse' first, or set {setting}=false"
         ) from error
-    splats = load_splats(folder / "point_cloud.ply")
-    if splats.sh_degree != config.gaussians.sh_degree:
-        raise UserError(
-            f"{folder}: spherical harmonics of degree {splats.sh_degree}, expected gaussians.sh_degree = "
-            f"{config.gaussians.sh_degree}; train the coarse model with the same setting"
-        )
-    return splats
+    if (coarse / "config.yaml").is_file():
+        theirs = load_run_config(coarse).scene
+        if not same_frame(theirs, config.scene):
+            raise UserError(
+                f"{coarse}: scene.unit is {theirs.unit} and scene.offset {theirs.offset}, expected {config.scene.unit} "
+                f"and {config.scene.offset} as for the blocks; train the coarse model with the same settings"
+            )
+    model, decoder = load_model(folder / "point_cloud.ply")
+    again = "train the coarse model with the same settings"
+    if config.model.primitive == "gaussians":
+        if not isinstance(model, Splats):
+            raise UserError(f"{folder}: anchors, expected Gaussians (model.primitive); {again}")
+        if model.sh_degree != config.gaussians.sh_degree:
+            raise UserError(
+                f"{folder}: spherical harmonics of degree {model.sh_degree}, expected gaussians.sh_degree = "
+                f"{config.gaussians.sh_degree}; train the coarse model with the same setting"
+            )
+        return Initialization(model, None)
+    if isinstance(model, Splats) or isinstance(decoder, (Harmonics, DecoderBank)):
+        raise UserError(f"{folder}: expected anchors with one decoder (model.primitive, blocks.decoder); {again}")
+    found, wanted = (model.n_offsets, model.feature_dim), (config.model.n_offsets, config.model.feature_dim)
+    if found != wanted:
+        raise UserError(f"{folder}: n_offsets and feature_dim are {found}, expected {wanted}; {again}")
+    return Initialization(model, decoder)
 
 
-def seen_by(initial: Splats, block: int, cameras: Sequence[Camera]) -> Splats:
-    """A copy of the splats whose centres lie in at least one of the block's views; few others ever get a gradient.
+def seen_by(initial: Model, block: int, cameras: Sequence[Camera]) -> Model:
+    """A copy of the rows whose positions lie in at least one of the block's views: few others ever get a gradient.
 
     Raises:
-        UserError: if no splat does.
+        UserError: there are none.
     """
     seen = in_any_view(initial.position.detach().double(), cameras)
     if not seen.any():
         raise UserError(
-            f"block {block}: none of the coarse model's {len(initial)} Gaussians is inside one of its {len(cameras)} "
-            "views, expected some; give the coarse model of this scene (partition.coarse)"
+            f"block {block}: none of the coarse model's {len(initial)} {initial.NOUN} is inside one of its "
+            f"{len(cameras)} views, expected some; give the coarse model of this scene (partition.coarse)"
         )
     return initial.subset(seen)

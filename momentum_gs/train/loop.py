@@ -133,7 +133,9 @@ class Training:
         self._step = self._progress.step
         self._block_steps = list(self._progress.block_steps)
         clock_scale = self.schedule.block_steps_per_update()
-        self._decoders = make_decoders(config, device, clock_scale)
+        first = (start or FirstBlocks(scene, self._plan, config, device)) if saved is None else None
+        decoder = first.decoder if isinstance(first, FirstBlocks) else None
+        self._decoders = make_decoders(config, device, clock_scale, decoder)
         self._corrections = make_corrections(config, scene, device, clock_scale, fresh=saved is None)
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
@@ -146,9 +148,9 @@ class Training:
         self._pixels = 0.0
         self._boxes: Tensor | None = None
         self._capped: set[int] = set()
-        if saved is None:
-            self._init_blocks(start or FirstBlocks(scene, self._plan, config, device))
-        else:
+        if first is not None:
+            self._init_blocks(first)
+        elif saved is not None:
             saved.fill(self._store, self._decoders, self._corrections, self._scores)
 
     def _init_blocks(self, start: Callable[[int], Block]) -> None:

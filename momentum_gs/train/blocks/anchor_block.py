@@ -42,6 +42,19 @@ class AnchorBlock(Block):
     ) -> "AnchorBlock":
         """An anchor in every voxel that holds a point."""
         anchors, voxel_size = init_anchors(points, config.model)
+        return cls.from_anchors(block, anchors, voxel_size, cameras, config, device)
+
+    @classmethod
+    def from_anchors(
+        cls,
+        block: int,
+        anchors: Anchors,
+        voxel_size: float,
+        cameras: Sequence[Camera],
+        config: Config,
+        device: torch.device,
+    ) -> "AnchorBlock":
+        """A block at step 0 of anchors that exist already; ``voxel_size``: edge of growth's finest voxel."""
         lr_scale = lr_scale_of(cameras, config)
         return cls.of(block, anchors.to(device), config, lr_scale=lr_scale, voxel_size=voxel_size)
 

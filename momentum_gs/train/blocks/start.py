@@ -9,6 +9,10 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_view
 from momentum_gs.data.fill_points import fill_points
 from momentum_gs.data.scene import Scene
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.init import median_spacing
+from momentum_gs.model.splats import Splats
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.packed import block_kind
 from momentum_gs.train.blocks.splat_block import SplatBlock
@@ -17,7 +21,7 @@ from momentum_gs.train.initialization import load_initialization, seen_by
 
 
 class FirstBlocks:
-    """Block -> its state at step 0: from the coarse model with ``gaussians.from_coarse``, otherwise from points."""
+    """Block -> its state at step 0: from the coarse model (``Config.starts_from_coarse``), otherwise from points."""
 
     def __init__(self, scene: Scene, plan: BlockPlan, config: Config, device: torch.device) -> None:
         """Raises UserError if the coarse model is missing or does not fit (``load_initialization``)."""
@@ -26,12 +30,20 @@ class FirstBlocks:
         self._scene, self._plan, self._config, self._device = scene, plan, config, device
         self._initialization = load_initialization(config) if config.starts_from_coarse else None
 
+    @property
+    def decoder(self) -> GaussianDecoder | None:
+        """What the shared decoder starts from; None: from random weights."""
+        return None if self._initialization is None else self._initialization.decoder
+
     def __call__(self, block: int) -> Block:
         """Raises UserError if the block's views see no point or splat to start from."""
         config, device, cameras = self._config, self._device, self._plan.train[block]
         if self._initialization is not None:
-            splats = seen_by(self._initialization, block, cameras)
-            return self._own(SplatBlock.from_splats(block, splats, cameras, config, device))
+            model = seen_by(self._initialization.model, block, cameras)
+            if isinstance(model, Splats):
+                return self._own(SplatBlock.from_splats(block, model, cameras, config, device))
+            voxel = config.model.voxel_size or median_spacing(self._scene.points.xyz)
+            return self._own(AnchorBlock.from_anchors(block, model, voxel, cameras, config, device))
         points = initial_points(self._scene, cameras, config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(

@@ -24,10 +24,18 @@ row, and the last bits of their sum depend on the number of ranks."""
 class SharedDecoder:
     """Student, teacher and optimizer state."""
 
-    def __init__(self, config: Config, device: torch.device, clock_scale: float) -> None:
-        """``clock_scale``: block steps per decoder update; converts updates to the block steps that set its rates."""
+    def __init__(
+        self, config: Config, device: torch.device, clock_scale: float, start: GaussianDecoder | None = None
+    ) -> None:
+        """
+        Args:
+            clock_scale: Block steps per decoder update; converts updates to the block steps that set its rates.
+            start: Weights of the student and the teacher at first; None: random ones.
+        """
         self._learner = DecoderLearner(config, device)
         self.student = self._learner.module
+        if start is not None:
+            self.student.load_state_dict(start.state_dict())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.updates = 0
         self._momentum = config.teacher.momentum
