@@ -35,7 +35,7 @@ def with_windows(table: PartitionTable, cameras: Sequence[Camera], weights: Weig
     none = torch.zeros(RASTER, RASTER, dtype=torch.bool)
     for name, of_blocks in progress(places.items(), desc="windows"):
         camera = by_name[name]
-        owned = owned_squares(weights(camera), table.owner(camera))
+        owned = owned_squares(weights(camera))
         for block, place in of_blocks:
             windows[block][place] = pack_owned(owned.get(block, none))
     return replace(table, windows=windows)

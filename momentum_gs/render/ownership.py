@@ -8,22 +8,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from momentum_gs.core.types import Camera, Gaussians
+from momentum_gs.core.types import Camera
 from momentum_gs.core.window import RASTER
-from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded
-from momentum_gs.model.splats import Harmonics, Model
 from momentum_gs.render.rasterize import rasterize
-from momentum_gs.render.view import decode_view
 
 PIXELS = 4
 """Pixels drawn along the side of a square: its weight is a mean over 16."""
 CHANNELS = 64
 """Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of images."""
-LEAST = 0.05
-"""Weight from which a block owns a square: with less it can change a pixel by one part in twenty."""
+LEAST = 0.2
+"""Weight from which a block owns a square."""
 COVERED = 0.5
-"""Weight of all blocks together up to which a square is open: whoever holds the camera owns it, too."""
+"""Weight of all blocks together below which a square is open."""
 
 
 @torch.no_grad()
@@ -57,34 +54,25 @@ def on_raster(weight: Float[Tensor, "height width"]) -> Float[Tensor, "32 32"]:
     return F.avg_pool2d(weight[None, None], PIXELS)[0, 0]
 
 
-def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]], owner: int) -> dict[int, Bool[Tensor, "32 32"]]:
+def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, Bool[Tensor, "32 32"]]:
     """The squares that each block owns in a view; blocks that own none are left out.
 
-    A square may have several owners: each trains its own part of what makes up the pixel, with the others' held fixed.
+    A square belongs to every block with a weight of at least ``LEAST`` in it, and to the one with the largest: each
+    trains its own part of what makes up the pixels, with the others' held fixed. An open square, which nothing covers
+    yet, belongs to the owner of the nearest one that is covered, so that windows stay compact.
 
     Args:
         weights: Of every block in the view.
-        owner: The block whose cell holds the camera. Squares that nothing covers are its own.
     """
-    covered = sum(weights.values(), torch.zeros(RASTER, RASTER))
-    owned = {block: weight.cpu() >= LEAST for block, weight in weights.items()}
-    owned[owner] = owned.get(owner, torch.zeros(RASTER, RASTER, dtype=torch.bool)) | (covered.cpu() < COVERED)
+    if not weights:
+        return {}
+    blocks, stack = list(weights), torch.stack(list(weights.values())).cpu()
+    covered = stack.sum(dim=0)
+    is_open = covered < min(COVERED, float(covered.max()))
+    first = stack.argmax(dim=0)
+    places = torch.cartesian_prod(torch.arange(float(RASTER)), torch.arange(float(RASTER))).view(RASTER, RASTER, 2)
+    nearest = torch.cdist(places[is_open], places[~is_open]).argmin(dim=1) if is_open.any() else None
+    if nearest is not None:
+        first[is_open] = first[~is_open][nearest]
+    owned = {block: (stack[i] >= LEAST) & ~is_open | (first == i) for i, block in enumerate(blocks)}
     return {block: squares for block, squares in owned.items() if squares.any()}
-
-
-@torch.no_grad()
-def own_squares(
-    model: Model, around: Model | None, decoder: Decoder | Harmonics, camera: Camera, holds_camera: bool
-) -> Bool[Tensor, "32 32"]:
-    """The squares that a block owns in a view, by its rows as they are and the other blocks' around them."""
-    small = raster_camera(camera)
-    own = decode_view(model, decoder, small).gaussians
-    parts = [own] if around is None else [own, decode_view(around, decoder, small).gaussians]
-    marked = [replace(part, colors=part.means.new_full((len(part), 1), float(part is own))) for part in parts]
-    names = Gaussians.__dataclass_fields__
-    gaussians = Gaussians(**{name: torch.cat([getattr(part, name) for part in marked]) for name in names})
-    drawn = rasterize(gaussians, small, gaussians.means.new_zeros(1))
-    squares = on_raster(drawn.image[0]) >= LEAST
-    if holds_camera:
-        squares |= on_raster(drawn.alpha) < COVERED
-    return squares.cpu()
