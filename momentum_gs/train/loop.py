@@ -229,8 +229,10 @@ class Training:
             for block in round_.blocks:
                 self._block_steps[block] += 1
             if self._step % BOUND_EVERY == 0 or self._step == end:
+                # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
+                clamped = None if self._table is None or self._plan.windows is not None else self._table.cell_of
                 for state in active:
-                    state.keep_bounds(self._config, None if self._table is None else self._table.cell_of)
+                    state.keep_bounds(self._config, clamped)
             self._tell(report, active, round_)
             self._measure(active, round_, views)
             if self._score_held_out(active, views):
