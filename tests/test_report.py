@@ -202,7 +202,7 @@ def test_every_missing_part_names_the_next_command(bare: Path, capsys: pytest.Ca
 
 
 def test_blocks_are_drawn_where_they_were_scored(whole: Path) -> None:
-    said = "By the cells of another partition than the training's (render --cells)."
+    said = "Scored with the cells of another partition than that of training (render --cells)."
     assert said not in report(whole).texts
     eye = torch.eye(3, dtype=torch.float64)
     other = PartitionTable((-5.0, -5.0, -5.0, 5.0, 5.0, 5.0), (5, 1, 1), eye, [[]] * 5)
