@@ -263,7 +263,7 @@ def test_wrong_maps_are_named_before_anything_is_rendered(out: Path, capsys: pyt
         return capsys.readouterr().err
 
     assert "no maps of covered pixels" in says("--covered-by", str(out))
-    assert "expected one alone" in says("--blocks", "--covered")
+    assert "expected only one of them" in says("--blocks", "--covered")
     assert not (out / "test").exists()
     scored(out, "--covered")
     maps = sorted((out / "test/ours_10/covered").glob("*.png"))
