@@ -74,7 +74,7 @@ def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_step_still_asks_for_its_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "step", "device=cpu"]) == 2
-    assert "bench: no run folder; give -m OUT" in capsys.readouterr().err
+    assert "bench: no output folder is given, expected that of a run; give -m OUT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("draw", [official_draw(diff_gaussian_rasterization), reference_draw(reference)])
@@ -135,7 +135,7 @@ def test_grow_notices_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_swap_compares_the_store_with_torch_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, *rows = lines_of(capsys, "swap", "--anchors", "1000", f"store.folder={tmp_path}")
-    assert head.startswith("swap: a block of 1000 anchors, 1 MiB, out and in")
+    assert head.startswith("swap: a block of 1000 anchors, 1 MiB, offloaded and loaded")
     assert len(rows) == 3
     assert rows[0].endswith(" 1.0x")
     assert not list(tmp_path.iterdir()), "nothing is left behind"

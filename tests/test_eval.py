@@ -265,7 +265,7 @@ def test_compare_reads_scores_and_scores_nothing(out: Path, capsys: pytest.Captu
     assert (out / "results.json").read_bytes() == before
     (out / "results.json").write_text(json.dumps({"ours_7": {"PSNR": 1.0}}))
     assert main(["eval", "--compare", str(out)]) == 2
-    assert "ours_7 does not say how it was scored" in capsys.readouterr().err
+    assert "ours_7 has no 'protocol'" in capsys.readouterr().err
 
 
 def test_scoring_holds_a_few_images_whatever_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_photographs_become_a_scene_in_metres_that_stands_upright(
     argv = ["prepare", str(photos), str(out), "--features", "2000", "--camera-model", "SIMPLE_RADIAL"]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert f"registered: {len(truth)} of {len(truth) + 1}" in said and "no other enough: elsewhere.jpg" in said
+    assert f"registered: {len(truth)} of {len(truth) + 1}" in said and "no other image enough: elsewhere.jpg" in said
     # One fix is wrong, and its image is found by its name.
     assert "matching: spatial" in said
 

@@ -262,8 +262,8 @@ def test_wrong_maps_are_named_before_anything_is_rendered(out: Path, capsys: pyt
         assert main(["render", str(out), *options]) == 2
         return capsys.readouterr().err
 
-    assert "no maps of what training views see" in says("--covered-by", str(out))
-    assert "expected one alone" in says("--blocks", "--covered")
+    assert "no maps of covered pixels" in says("--covered-by", str(out))
+    assert "expected only one of them" in says("--blocks", "--covered")
     assert not (out / "test").exists()
     scored(out, "--covered")
     maps = sorted((out / "test/ours_10/covered").glob("*.png"))
@@ -296,6 +296,6 @@ def test_the_report_has_both_in_tables_of_their_own(out: Path) -> None:
     assert main(["report", str(out)]) == 0
     text = (out / "report.html").read_text()
     assert "Right half, colours fitted on the left half" in text and f"{record['PSNR_fit']:.2f}" in text
-    assert f"Pixels whose place at least {SEEN_BY} training views see" in text
+    assert f"Pixels whose surface at least {SEEN_BY} training views see" in text
     assert f"{record['PSNR_covered']:.2f}" in text and f"{100 * record['covered_share']:.1f}" in text
     assert json.loads((out / "results.json").read_text())["ours_10"]["PSNR_right"] > 0

@@ -152,7 +152,7 @@ def test_what_there_is_to_say(whole: Path) -> None:
     text = " ".join(page.texts)
     assert "a run: blocks, seed 5, 30 steps" in page.texts
     assert "Worst block: 0, 21.11 dB. Near borders 22.00 dB (25 % of the pixels), elsewhere 25.00 dB" in text
-    assert "What merging changed: PSNR -0.1250." in text
+    assert "Change by merging: PSNR -0.1250." in text
     assert "Scored differently, so not shown: ours_7." in page.texts and "19.99" not in text
     assert {"block 0", "block 2", "l1"} <= set(page.texts)  # of the curves
     assert {"0: 21.11", "1: -", "3: 26.66"} <= set(page.texts)  # of the map
@@ -177,7 +177,7 @@ def test_own_scores_stand_beside_their_like_alone(whole: Path) -> None:
 
 def test_scenes_without_published_numbers_say_so(whole: Path) -> None:
     page = report(whole, "--scene", "none")
-    assert any(text.startswith("No paper is known to print numbers for this scene") for text in page.texts)
+    assert any(text.startswith("No published numbers are known for this scene") for text in page.texts)
     assert not any(row[0] == "Momentum-GS" for row in page.rows)
 
 
@@ -202,7 +202,7 @@ def test_every_missing_part_names_the_next_command(bare: Path, capsys: pytest.Ca
 
 
 def test_blocks_are_drawn_where_they_were_scored(whole: Path) -> None:
-    said = "By the cells of another partition than the training's (render --cells)."
+    said = "Scored with the cells of another partition than that of training (render --cells)."
     assert said not in report(whole).texts
     eye = torch.eye(3, dtype=torch.float64)
     other = PartitionTable((-5.0, -5.0, -5.0, 5.0, 5.0, 5.0), (5, 1, 1), eye, [[]] * 5)

@@ -106,7 +106,7 @@ def test_interrupted_after_every_stage(city: Path, tmp_path: Path, capsys: pytes
     for done in range(1, len(ONE_BLOCK)):
         assert cli.main(["run", str(city), str(out), *FAST]) == 130
         assert list(state_of(out)["stages"]) == ONE_BLOCK[: done + 1]
-        assert "the same command goes on" in capsys.readouterr().err
+        assert "the same command continues the run" in capsys.readouterr().err
     assert cli.main(["run", str(city), str(out), *FAST]) == 0
 
 
@@ -179,7 +179,7 @@ def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: py
         (["{tmp}/nothing", "{tmp}/out"], "is not a folder"),
         (["{tmp}", "{tmp}/out"], "holds neither images"),
         (["{city}", "{city}"], "holds no run.json"),
-        (["{city}/images", "{city}/images/out"], "choose a folder beside them"),
+        (["{city}/images", "{city}/images/out"], "choose a folder outside of it"),
         (["{city}", "{tmp}/out", "stage=coarse"], "stage is given"),
         (["{city}", "{tmp}/out", "--minutes", "0"], "expected a time above 0"),
         (["{city}", "{tmp}/out", "--minutes", "5", "steps=100"], "each says how long"),

@@ -1,4 +1,4 @@
-"""``momentum-gs bench grow``: growth and pruning by number of anchors, and against the original's way, in one run."""
+"""``momentum-gs bench grow``: times growth and pruning by number of anchors, and the original's algorithm beside it."""
 
 import argparse
 import statistics
@@ -22,30 +22,31 @@ from momentum_gs.train.growth.report import GrowthReport
 from momentum_gs.train.optim import anchor_optimizer
 
 SIZES = (250_000, 1_000_000, 4_000_000)
-"""Anchors, where none are asked for."""
+"""Default numbers of anchors."""
 VOXEL = 0.001
-"""Edge of the finest voxel. The city is measured in growth cells, so that its scale changes nothing."""
+"""Edge of the finest voxel. The city is built in multiples of growth cells, so that this value has no effect."""
 LOT, REPOSITORY, STOREYS = 64.0, 40.0, 60.0
-"""Of the city, in edges of the coarsest growth cell: pitch of the lots, side and greatest height of the houses."""
+"""Dimensions of the city, in edges of the coarsest growth cell: pitch of the lots, side and greatest height of the
+houses."""
 LIKELY = 0.03
-"""Share of the offsets above the coarsest level's threshold; of those above twice the threshold, half as many."""
+"""Share of the offsets above the coarsest level's threshold; half as many are above twice the threshold."""
 FAINT = 0.02
-"""Share of the anchors that are too transparent."""
-SIZES = (250_000, 1_000_000, 4_000_000)
+"""Share of the anchors that are transparent enough to be pruned."""
 CHUNK = 4096
-"""Anchors that the original compares with all new cells at a time [SGS]."""
+"""Number of anchors that the original compares with all new cells at a time [SGS]."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """A block in training, to grow and prune as often as wanted."""
+    """A block in training; copies of it are grown and pruned."""
 
     anchors: Anchors
     optimizer: Adam
     stats: GrowthStats
 
     def copy(self) -> "Load":
-        """What one judgement may consume. Rows and moments are shared: a judgement that adds or drops copies them."""
+        """A copy for one growth and pruning. The statistics are copied; rows and moments are shared, as growth and
+        pruning copy them when they add or drop any."""
         rows, anchors = self.anchors.rows(), self.anchors.as_leaves()
         optimizer = Adam([{"params": [anchors.rows()[name]], "name": name} for name in Anchors.LEARNABLE])
         optimizer.state.update(
@@ -54,7 +55,7 @@ class Load:
         return Load(anchors, optimizer, GrowthStats.from_rows({k: v.clone() for k, v in self.stats.rows().items()}))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a judgement changes, by name."""
+        """Name -> tensor, for all tensors that growth and pruning change."""
         moments = {
             f"{name}.{key}": value
             for name in Anchors.LEARNABLE
@@ -64,17 +65,17 @@ class Load:
 
 
 Judge = Callable[[Load, GrowthConfig], tuple[Load, GrowthReport]]
-"""One growth and pruning; consumes the load."""
+"""Grows and prunes once; the load must not be used afterwards."""
 
 
 def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
-    """Prints a line for each number of anchors, and the comparison at the smallest."""
+    """Prints a line for each number of anchors, and the comparison for the smallest."""
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     info(f"grow: K = {config.model.n_offsets}, F = {config.model.feature_dim}, torch {torch.__version__}, {place}, "
         f"medians of {args.repeats}")  # fmt: skip
     loads = [city_load(n, config, device) for n in sorted(args.anchors or SIZES)]
     reports = [timed(judge, load, config.growth)[2] for load in loads]  # Also warms caches and allocators.
-    # Each round judges every size, so that other programs slow all of them down alike.
+    # Each repetition times every size, so that other programs on the machine slow all of them alike.
     rounds = [[timed(judge, load, config.growth)[0] for load in loads] for _ in range(args.repeats)]
     seconds = [statistics.median(of_size) for of_size in zip(*rounds, strict=True)]
     for i, (load, report) in enumerate(zip(loads, reports, strict=True)):
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
 
 
 def timed(work: Judge, load: Load, growth: GrowthConfig) -> tuple[float, Load, GrowthReport]:
-    """Seconds of one judgement of a copy of the load, and what it gave."""
+    """Seconds to grow and prune a copy of the load, and the result."""
     mine = load.copy()
     wait(load)
     start = time.perf_counter()
@@ -101,28 +102,28 @@ def timed(work: Judge, load: Load, growth: GrowthConfig) -> tuple[float, Load, G
 
 
 def wait(load: Load) -> None:
-    """Until the load's device has done all it was told."""
+    """Waits until the device of the load is idle."""
     if load.anchors.position.is_cuda:
         torch.cuda.synchronize(load.anchors.position.device)
 
 
 def draw(level: int, offsets: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
-    """As in training."""
+    """Uniform numbers in [0, 1) keyed by offset, as in training."""
     return keyed_uniform(offsets, "bench", level)
 
 
 def judge(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]:
-    """Ours."""
+    """Growth and pruning as in training."""
     anchors, stats, report = grow_and_prune(load.anchors, load.optimizer, load.stats, VOXEL, growth, draw)
     return Load(anchors, load.optimizer, stats), report
 
 
 @torch.no_grad()
 def judge_plainly(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]:
-    """The same in the order and by the means of the original (adjust_anchor of Scaffold-GS, scene/gaussian_model.py).
+    """The same with the algorithm of the original (adjust_anchor in scene/gaussian_model.py of Scaffold-GS).
 
-    A draw for every offset, rows of sorted cells, a compare of each cell with each anchor, and a copy of all rows for
-    every level and for the pruning.
+    It draws a number for every offset, sorts cells by rows, compares each new cell with each anchor, and copies all
+    rows for every level and for the pruning.
     """
     anchors, optimizer, stats = load.anchors, load.optimizer, load.stats
     n, n_offsets = len(anchors), anchors.n_offsets
@@ -165,7 +166,7 @@ def judge_plainly(load: Load, growth: GrowthConfig) -> tuple[Load, GrowthReport]
 
 
 def chunked_compare(cells: Int[Tensor, "m 3"], taken: Int[Tensor, "n 3"]) -> Bool[Tensor, "m"]:
-    """Which cells are taken: each against each, a chunk of the taken ones at a time."""
+    """Which cells are among the taken ones, by comparing all pairs, ``CHUNK`` taken cells at a time."""
     found = torch.zeros_like(cells[:, 0], dtype=torch.bool)
     for chunk in taken.split(CHUNK):
         found |= (cells.unsqueeze(1) == chunk).all(-1).any(-1)
@@ -173,17 +174,17 @@ def chunked_compare(cells: Int[Tensor, "m 3"], taken: Int[Tensor, "n 3"]) -> Boo
 
 
 def assert_equal(found: Load, expected: Load) -> None:
-    """All rows, moments and statistics agree bit for bit."""
+    """Asserts that all rows, moments and statistics are equal bit for bit."""
     theirs = found.tensors()
     for name, tensor in expected.tensors().items():
-        assert torch.equal(theirs[name], tensor), f"bench: the two ways to grow disagree on {name}"
+        assert torch.equal(theirs[name], tensor), f"bench: the two algorithms disagree on {name}"
 
 
 def city_load(n: int, config: Config, device: torch.device) -> Load:
-    """Anchors on the ground, walls and roofs of a city, one for the area of a coarse growth cell, in mid-training.
+    """A block in mid-training: anchors on the ground, walls and roofs of a city, one per area of a coarse growth cell.
 
-    Offsets reach about a cell's edge. Every anchor and offset was seen in 0 to all views of an interval, so that about
-    half of the offsets are eligible.
+    Offsets are about as long as a cell's edge. Anchors and offsets have been seen in a random number of the views of an
+    interval, from none to all, so that about half of the offsets are eligible.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -191,7 +192,7 @@ def city_load(n: int, config: Config, device: torch.device) -> Load:
         return torch.rand(*shape, generator=generator)
 
     growth, n_offsets = config.growth, config.model.n_offsets
-    # A lot has its own area twice: as ground or roof, and as the walls of a house of mean height.
+    # The surface of a lot: its ground area (ground or roof), and the walls of a house of mean height.
     walls = 4 * REPOSITORY * STOREYS / 2
     lots = (n / (LOT**2 + walls)) ** 0.5
     place = uniform(n, 2) * lots

@@ -1,7 +1,7 @@
-"""``momentum-gs bench raster|ssim|knn``: each kernel against what else does the same, timed in the same run.
+"""``momentum-gs bench raster|ssim|knn``: times each kernel and its alternatives in the same run.
 
-Figures of two runs, or of two machines, do not compare; ratios of one run do. What it is compared with may be missing,
-so it is loaded by name.
+Times of different runs or machines are not comparable, ratios within a run are. Alternatives may not be installed, so
+they are imported by name.
 """
 
 import argparse
@@ -25,27 +25,34 @@ from momentum_gs.model.init import distCUDA2
 from momentum_gs.render.rasterize import rasterize
 
 Draw = Callable[[Gaussians, Camera], Tensor]
-"""Draws on black: the image [C,H,W]."""
+"""Renders an image [C,H,W] on a black background."""
 
 REFERENCE_SIZE = (300, 160, 90)
-"""Gaussians, width and height for the readable rasterizer, which evaluates every Gaussian at every pixel."""
+"""Number of Gaussians, width and height for the readable rasterizer, which evaluates every Gaussian at every pixel."""
 BRUTE_POINTS = 20_000
-"""Points for which all distances are computed."""
+"""Number of points for the comparison with all pairs of distances."""
 NEAR = 0.2
-"""Camera z of the near plane, of 3DGS codebases."""
+"""Camera z of the near plane, as in 3DGS codebases."""
 
 
 class Cost(NamedTuple):
-    """Medians in milliseconds; memory beyond what was allocated before, MiB, None where it is not counted."""
+    """What a function costs."""
 
     forward: float
+    """Median time of the forward pass, ms."""
     both: float
+    """Median time of forward and backward pass, ms."""
     memory: float | None
+    """Peak memory beyond what was allocated before, MiB; None on CPUs, where it is not measured."""
 
 
 @contextmanager
 def load_of(args: argparse.Namespace) -> Iterator[None]:
-    """Refuses a load of nothing; inside, torch has the threads that were asked for."""
+    """Checks the sizes; inside the context, torch uses ``args.threads`` threads.
+
+    Raises:
+        UserError: for a number that is too small.
+    """
     for flag, least in (("gaussians", 1), ("points", 5), ("anchors", 1), ("threads", 1), ("repeats", 1)):
         value = getattr(args, flag)
         value = min(value) if isinstance(value, list) else value
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def bench_raster(args: argparse.Namespace, device: torch.device) -> None:
-    """The rasterizer against gsplat and the original where they run, and against the readable one on a small load."""
+    """Compares the rasterizer with gsplat and the original if available, and on a small load with the readable one."""
     count = args.gaussians or (100_000 if device.type == "cpu" else 1_000_000)
     width, height = args.size or ((960, 540) if device.type == "cpu" else (1600, 900))
     gaussians, camera = raster_load(count, width, height, device)
@@ -74,11 +81,11 @@ def bench_raster(args: argparse.Namespace, device: torch.device) -> None:
     if device.type == "cpu":
         info("  gsplat: not compared (its compositing needs a GPU)")
     elif (module := _load("gsplat")) is not None:
-        # Which of its two layouts is faster depends on the load.
+        # Which of gsplat's two layouts is faster depends on the load.
         others |= {f"gsplat, packed={packed}": gsplat_draw(module, packed) for packed in (False, True)}
     if args.original is None:
-        info("  original CUDA rasterizer: not compared (ours has its name; give --original with the name of a module "
-            "under which it is installed)")  # fmt: skip
+        info("  original CUDA rasterizer: not compared (ours has the same module name; install it under another and "
+            "give that with --original)")  # fmt: skip
     elif (module := _load(args.original)) is not None:
         others[f"original ({args.original})"] = official_draw(module)
     _compare_draws(others, gaussians, camera, args.repeats)
@@ -91,7 +98,7 @@ def bench_raster(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def bench_ssim(args: argparse.Namespace, device: torch.device) -> None:
-    """SSIM and its gradient against the same by convolutions in torch."""
+    """Compares SSIM and its gradient with an implementation by convolutions in torch."""
     width, height = args.size or ((960, 540) if device.type == "cpu" else (1600, 900))
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(3, height, width, generator=generator).to(device)
@@ -108,7 +115,7 @@ def bench_ssim(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def bench_knn(args: argparse.Namespace, device: torch.device) -> None:
-    """Mean squared distance to the three nearest neighbours against a k-d tree and against all pairs."""
+    """Compares the mean squared distance to the three nearest neighbours with a k-d tree and with all pairs."""
     points = surface_points(args.points, device)
     few = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:BRUTE_POINTS].to(device)]
     _head(f"knn: {len(points)} points on a rough surface", args, device)
@@ -119,7 +126,7 @@ def bench_knn(args: argparse.Namespace, device: torch.device) -> None:
         distances, _ = scipy.cKDTree(where).query(where, k=4, workers=torch.get_num_threads())  # type: ignore[union-attr]
         return torch.from_numpy(distances[:, 1:]).square().mean(1).to(at)
 
-    # The first of four is the point itself.
+    # The nearest of the four is the point itself.
     def all_pairs(at: Tensor) -> Tensor:
         rows = [torch.cdist(part, at).topk(4, largest=False).values[:, 1:] for part in at.split(2048)]
         return torch.cat(rows).square().mean(1)
@@ -136,7 +143,8 @@ def bench_knn(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def raster_load(count: int, width: int, height: int, device: torch.device) -> tuple[Gaussians, Camera]:
-    """Gaussians spread evenly over the image: sizes log-normal around 2.5 px, spread 0.5, opacities 0.02 to 0.92."""
+    """Gaussians spread evenly over an image: log-normal sizes with median 2.5 px and sigma 0.5, opacities 0.02 to
+    0.92."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(columns: int) -> Tensor:
@@ -160,7 +168,7 @@ def raster_load(count: int, width: int, height: int, device: torch.device) -> tu
 
 
 def surface_points(count: int, device: torch.device) -> Tensor:
-    """[N,3] on hills and steps, a little off them: a sparse model of a city is a surface, not a volume."""
+    """Points [N,3] near a surface with hills and steps, as the sparse points of a city lie on surfaces."""
     generator = torch.Generator().manual_seed(0)
     xy = 10 * torch.rand(count, 2, generator=generator)
     height = torch.sin(xy[:, :1]) * torch.cos(xy[:, 1:]) + 0.5 * (xy[:, :1].floor() % 2)
@@ -182,7 +190,7 @@ def reference_draw(module: ModuleType) -> Draw:
 
 
 def gsplat_draw(module: ModuleType, packed: bool) -> Draw:
-    """gsplat's ``rasterization``; our pixel centres are its pixel centres."""
+    """gsplat's ``rasterization``, which has the same pixel centres as ours."""
 
     def draw(gaussians: Gaussians, camera: Camera) -> Tensor:
         pinhole = [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
@@ -197,7 +205,7 @@ def gsplat_draw(module: ModuleType, packed: bool) -> Draw:
 
 
 def official_draw(module: ModuleType) -> Draw:
-    """The interface of the 3DGS rasterizers, for a camera with the principal point in the middle."""
+    """A rasterizer with the interface of 3DGS, for a camera whose principal point is the image centre."""
 
     def draw(gaussians: Gaussians, camera: Camera) -> Tensor:
         tan_x, tan_y = camera.width / (2 * camera.fx), camera.height / (2 * camera.fy)
@@ -211,7 +219,7 @@ def official_draw(module: ModuleType) -> Draw:
             "bg": view.new_zeros(3), "scale_modifier": 1.0, "viewmatrix": view, "projmatrix": view @ projection,
             "sh_degree": 0, "campos": camera.center.to(view),
         }  # fmt: skip
-        # prefiltered, debug, antialiasing: which of them there are depends on the fork.
+        # Forks differ in which further fields they have: prefiltered, debug, antialiasing.
         switches = {name: False for name in module.GaussianRasterizationSettings._fields if name not in fields}
         rasterizer = module.GaussianRasterizer(module.GaussianRasterizationSettings(**fields, **switches))
         return rasterizer(
@@ -227,7 +235,7 @@ def official_draw(module: ModuleType) -> Draw:
 
 
 def median_ms(work: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Median wall time; the first run warms caches and allocators and does not count."""
+    """Median wall time in ms; a first run warms up caches and allocators and is not counted."""
     times = []
     for _ in range(repeats + 1):
         _wait(device)
@@ -251,7 +259,7 @@ def _time_gradient(function: Callable[[Tensor], Tensor], at: Tensor, repeats: in
 
 
 def _compare_draws(others: dict[str, Draw], gaussians: Gaussians, camera: Camera, repeats: int) -> None:
-    """Rows for ours and the others: drawing, and drawing with the gradients of all Gaussians."""
+    """Prints a row for ours and for each other rasterizer: time to render, and to render with all gradients."""
     names = list(vars(gaussians))
 
     def measure(draw: Draw) -> tuple[Cost, Tensor]:
@@ -288,7 +296,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _load(name: str) -> ModuleType | None:
-    """The module, or None and a line that says why not."""
+    """The module; if it cannot be imported, None, and a line with the reason is printed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

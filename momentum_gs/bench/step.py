@@ -1,4 +1,4 @@
-"""``momentum-gs bench step``: where the time of a step goes, on a trained model; under torchrun also communication."""
+"""``momentum-gs bench step``: times the parts of a training step on a trained model, and with ranks the all-reduce."""
 
 import argparse
 import copy
@@ -29,12 +29,16 @@ COMMUNICATION = "all-reduce"
 
 
 def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Comm) -> None:
-    """Prints the table."""
+    """Times the steps and prints the table.
+
+    Raises:
+        UserError: if the run has no suitable model.
+    """
     file, anchors, student = _trained(config)
     anchors, student = anchors.to(device), student.to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     anchor_adam, decoder_adam = anchor_optimizer(anchors, config.optim, 1.0), decoder_optimizer(student, config.optim)
-    # As ``SharedDecoder`` sends them, a row for each active block.
+    # ``SharedDecoder`` sends a row of gradients for each active block.
     active = config.blocks.active
     if active == "all":
         active = len(list(file.parent.glob("point_cloud_block*.ply")))
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
             decoder_adam.zero_grad()
             mark("optimizer")
             if comm.world_size > 1:
-                # All are here before the clock starts: what is timed is communication, not the wait for a slower rank.
+                # The clock starts when all ranks are here, so that the wait for a slower rank is not counted.
                 comm.barrier()
                 clock[0] = time.perf_counter()
                 comm.all_reduce_sum_(gradients)
@@ -107,23 +111,23 @@ def _trained(config: Config) -> tuple[Path, Anchors, GaussianDecoder]:
     """The model of a run, and its file.
 
     Raises:
-        UserError: for a run that has none, or one without anchors or a shared decoder.
+        UserError: if the run has no model, or one without anchors or without a shared decoder.
     """
     if config.out is None:
-        raise UserError("bench: no run folder; give -m OUT")
+        raise UserError("bench: no output folder is given, expected that of a run; give -m OUT")
     models = sorted(Path(config.out).glob("point_cloud/iteration_*/point_cloud*.ply"))
     if not models:
         raise UserError(f"{config.out}: holds no point_cloud/iteration_*/point_cloud*.ply; train first")
     anchors, student = load_model(models[-1])
     if not isinstance(anchors, Anchors):
-        raise UserError(f"{models[-1]}: holds Gaussians, expected anchors; measure a run of the method")
+        raise UserError(f"{models[-1]}: holds Gaussians, expected anchors; give a run with model.primitive=anchors")
     if not isinstance(student, GaussianDecoder):
-        raise UserError(f"{models[-1]}: merged from blocks with a decoder each, expected one of its blocks' files")
+        raise UserError(f"{models[-1]}: has per-block decoders, expected the blocks' files beside it")
     return models[-1], anchors, student
 
 
 def _print(seconds: dict[str, list[float]], steps: int, device: torch.device) -> None:
-    """A line for each part, without the first five steps, which allocate and tune."""
+    """Prints a line for each part. The first five steps, which allocate memory and tune kernels, are not counted."""
     medians = {part: statistics.median(values[5:]) for part, values in seconds.items()}
     whole = sum(medians.values())
     for part, value in medians.items():

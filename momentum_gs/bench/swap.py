@@ -1,4 +1,4 @@
-"""``momentum-gs bench swap``: a block that leaves and comes back, and how long a run waited for blocks."""
+"""``momentum-gs bench swap``: times offloading and loading a block, and prints how long a run waited for blocks."""
 
 import argparse
 import json
@@ -23,7 +23,11 @@ ANCHORS = 1_000_000
 
 
 def run(args: argparse.Namespace, config: Config, device: torch.device) -> None:
-    """Prints medians and ratios."""
+    """Prints median times and their ratios; with an output folder, also how long that run waited for blocks.
+
+    Raises:
+        UserError: if the run in the output folder has not finished a round.
+    """
     folder = Path(config.store.folder or config.out or tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="bench_swap_", dir=folder))
@@ -45,7 +49,7 @@ def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Pa
         stores[name].put(0, pack(trained_block(n, config, device)))
 
     def through(store: BlockStore) -> None:
-        """Out, as far as its store lets go of it, and in again."""
+        """Loads the block, offloads it, and waits until the store has finished writing."""
         states = store.activate((0,))
         store.rest(states)
         states.clear()
@@ -66,14 +70,15 @@ def _swaps(n: int, repeats: int, config: Config, device: torch.device, place: Pa
         "store, on disk (hashed, synced)": lambda: through(stores["disk"]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):  # Interleaved, so that what else the machine does meets all alike.
+    for _ in range(repeats):  # Interleaved, so that other programs on the machine slow all of them alike.
         for name, way in ways.items():
             begin = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     first = medians["torch.save + torch.load"]
-    info(f"swap: a block of {n} anchors, {size / 2**20:.0f} MiB, out and in; medians of {repeats}, on {device.type}")
+    info(f"swap: a block of {n} anchors, {size / 2**20:.0f} MiB, offloaded and loaded; medians of {repeats}, on "
+        f"{device.type}")  # fmt: skip
     for name, value in medians.items():
         info(f"  {name:<33} {1e3 * value:10.2f} ms {first / value:10.1f}x")
     for store in stores.values():

@@ -1,4 +1,4 @@
-"""``momentum-gs doctor``: what is wrong with a scene, and what training it will take."""
+"""``momentum-gs doctor``: finds what is wrong with a scene, and estimates memory, disk and time of its training."""
 
 import argparse
 import contextlib
@@ -16,31 +16,31 @@ from momentum_gs.doctor.fix import Fix, apply_fixes
 from momentum_gs.doctor.look import estimate
 from momentum_gs.doctor.scene import examine
 
-HELP = "what is wrong with a scene before it trains, and what training it will take"
+HELP = "find what is wrong with a scene before training, and estimate memory, disk and time"
 DESCRIPTION = """\
-Checks a scene before any training: files, images, poses, points, settings, partition. Every finding names the place,
-what is there, what was expected and what to do. Then estimates memory, disk and time for the settings from a few
-training steps on the scene's own images.
+Checks a scene before training: files, images, poses, points, settings, partition. Every finding names the file or
+setting, what was found, what was expected and what to do. Then estimates memory, disk and time for the given settings
+from a few training steps on the scene's images.
 
   momentum-gs doctor SCENE -c base -m OUT -r 4
 
-Exit status: 0 where training will take the scene, 1 where it would refuse or fail, 2 where there is nothing to look at.
+Exit status: 0 if training will accept the scene, 1 if it would refuse it or fail, 2 if there is no scene to check.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     add_run_arguments(parser, scene_first=True)
-    parser.add_argument("--quick", action="store_true", help="read only the headers of images, measure no steps")
+    parser.add_argument("--quick", action="store_true", help="read only the headers of images, and measure no steps")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument("--fix", action="store_true", help="do what is safe: links and lists in SCENE/doctor, and the "
-        "settings that use them; nothing else is touched")
+    parser.add_argument("--fix", action="store_true", help="apply safe fixes: write links and lists into SCENE/doctor, "
+        "and print the settings that use them; no other file is changed")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what was found; returns the exit status."""
+    """Prints findings and estimates; returns the exit status."""
     fixes: list[Fix] = []
-    # With --json what loading says on the way goes beside the object, not into it.
+    # With --json, what loading prints goes to stderr, so that stdout holds the JSON object only.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         config = resolve_config(args, own=True, refuse=False, announce=True)
         examination = examine(config, quick=args.quick)

@@ -1,4 +1,4 @@
-"""``momentum-gs eval``: score rendered views and print one table over runs."""
+"""``momentum-gs eval``: scores rendered views and prints one table over runs."""
 
 import argparse
 from pathlib import Path
@@ -15,20 +15,21 @@ from momentum_gs.eval.record import method_record, with_merge_gaps
 from momentum_gs.eval.results import SPLITS, merge_json, read_json, result_files, write_json
 from momentum_gs.eval.table import Row, compare
 
-HELP = "score rendered views: PSNR, SSIM, LPIPS, raw, colour-corrected and fitted"
+HELP = "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted"
 DESCRIPTION = """\
-Reads the PNG pairs that 'momentum-gs render' (or any 3DGS program) wrote below OUT/<split>/ours_<N>, scores every one,
-writes OUT/results.json and OUT/per_view.json, and prints one table over all runs given.
+Reads the PNG pairs that 'momentum-gs render' (or any 3DGS program) wrote below OUT/<split>/ours_<N>, scores each pair,
+writes OUT/results.json and OUT/per_view.json, and prints one table over all given runs.
 
-Each metric comes raw, as in the tables of 3DGS papers, and after colour correction to the ground truth (cc), as
-Momentum-GS' paper has it. Fitted scores (fit) are of the right half of each view alone, after an affine correction of
-colours that was fitted on its left half. Where 'momentum-gs render --covered' wrote maps, the pixels whose place at
-least three training views see have a column of their own, with their share. None of these share a column. LPIPS is fed
-[0,1] as in 3DGS (LPIPS_norm in results.json: [-1,1]). Its network comes from TORCH_HOME or is downloaded; where
-it cannot be had, LPIPS is left out. Another network than vgg has its name in the metric's: LPIPS_alex.
+Each metric is given raw, as in the tables of 3DGS papers, and after colour correction to the ground truth (cc), as in
+the Momentum-GS paper. Fitted scores (fit) are those of the right half of each view, after an affine colour correction
+that was fitted on its left half. If 'momentum-gs render --covered' wrote maps, the pixels whose surface point at least
+three training views see are also scored, in a column beside their share of the view. These kinds of scores never share
+a column. LPIPS gets input in [0,1] as in 3DGS (LPIPS_norm in results.json: [-1,1]). The weights of its network are read
+from TORCH_HOME or downloaded; if both fail, LPIPS is left out. Networks other than vgg are named in the metric:
+LPIPS_alex.
 
-Runs that were scored on other views, sizes or images get a table of their own. --compare scores nothing: it reads
-the results.json of finished runs and refuses to put such runs into one table, unless --separate gives them one each.
+Runs that were scored on different views, sizes or images get separate tables. --compare scores nothing: it reads the
+results.json of scored runs and refuses to put such runs into one table, unless --separate is given.
 
   momentum-gs eval OUT
   momentum-gs eval OUT OUT/coarse OTHER --lpips alex --markdown table.md
@@ -48,16 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="network of LPIPS; published tables use vgg (default)",
     )
     parser.add_argument(
-        "--lpips-weights", type=Path, metavar="FOLDER", help="folder with torchvision's file of that network"
+        "--lpips-weights", type=Path, metavar="FOLDER", help="folder with torchvision's weights of that network"
     )
-    parser.add_argument("--compare", action="store_true", help="score nothing, make the table from results.json")
-    parser.add_argument("--separate", action="store_true", help="with --compare: one table for each protocol")
+    parser.add_argument("--compare", action="store_true", help="score nothing; make the table from results.json")
+    parser.add_argument("--separate", action="store_true", help="with --compare: one table per scoring protocol")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as markdown")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Scores the runs one after another; every run's files are written as soon as it is scored."""
+    """Scores the runs one after another, writing each run's files as soon as it is scored, and prints the table."""
     if args.compare:
         rows = [row for out in args.outs for row in _scored_rows(out, args.split, args.iteration)]
     else:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         device = pick_device(args.device)
         lpips = _lpips(args, device)
         rows = [row for out, methods in folders.items() for row in _score_run(out, args.split, methods, lpips, device)]
-    # What has just been scored is shown in any case.
+    # Runs that have just been scored are shown in any case.
     separate = args.separate or not args.compare
     print(compare(rows, separate))
     if args.markdown is not None:
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _method_folders(out: Path, split: str, iteration: int | None) -> list[Path]:
-    """OUT/<split>/ours_*, lowest iteration first. Raises UserError where there is none."""
+    """The folders OUT/<split>/ours_*, lowest iteration first. Raises UserError if there are none."""
     folders = [path for path in (out / split).glob("ours_*") if path.is_dir()]
     if iteration is not None:
         folders = [path for path in folders if _iteration(path.name) == str(iteration)]
@@ -104,13 +105,13 @@ def _score_run(out: Path, split: str, folders: list[Path], lpips: Lpips | None, 
         per_view[folder.name] = scores.per_view
     write_json(results_file, with_merge_gaps(results))
     merge_json(per_view_file, per_view)
-    # As the file has them, so that the table is the one that --compare makes later.
+    # Read back, so that the table equals the one that --compare makes later.
     results = read_json(results_file)
     return [Row(str(out), folder.name, results[folder.name]) for folder in folders]
 
 
 def _scored_rows(out: Path, split: str, iteration: int | None) -> list[Row]:
-    """What results.json holds. Raises UserError where that is nothing, or scores without a protocol."""
+    """The entries of results.json. Raises UserError if there are none, or one has no protocol."""
     path, _ = result_files(out, split)
     records = read_json(path)
     if iteration is not None:
@@ -121,11 +122,11 @@ def _scored_rows(out: Path, split: str, iteration: int | None) -> list[Row]:
     for name, record in records.items():
         if "protocol" not in record:
             raise UserError(
-                f"{path}: {name} does not say how it was scored, expected a protocol; run 'momentum-gs eval {out}'"
+                f"{path}: {name} has no 'protocol', expected how it was scored; run 'momentum-gs eval {out}'"
             )
     return [Row(str(out), name, record) for name, record in records.items()]
 
 
 def _iteration(method: str) -> str:
-    """'30' of ours_30 and ours_30_blocks; other programs' names may have none."""
+    """The '30' of ours_30 and ours_30_blocks; '' for names of other programs without a second part."""
     return (method.split("_") + [""])[1]

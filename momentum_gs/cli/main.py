@@ -1,7 +1,8 @@
-"""``momentum-gs COMMAND``: find the command, run it, turn what went wrong into one line and an exit status.
+"""``momentum-gs COMMAND``: finds the command, runs it, and turns errors into one line and an exit status.
 
-A command is a module of this package with ``DESCRIPTION`` (what ``--help`` says), ``add_arguments(parser)`` and
-``run(args) -> int | None``. Only the chosen one is imported, so that ``--help`` and typing errors answer at once.
+A command is a module of this package with ``HELP`` (one line), ``DESCRIPTION`` (the text of its ``--help``),
+``add_arguments(parser)`` and ``run(args) -> int | None``. Only the chosen module is imported, so that ``--help`` and
+mistyped commands are answered at once.
 """
 
 import argparse
@@ -16,37 +17,44 @@ from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.memory import keep_freed_memory
 
 COMMANDS = {
-    "run": "all of it: from images or a scene to a scored model and its page",
-    "synth": "write a procedural city as a COLMAP scene",
-    "prepare": "images, or a published data set, to a scene that trains",
-    "doctor": "what is wrong with a scene before it trains, and what training it will take",
-    "partition": "cut a scene into blocks and give each block its cameras",
+    "run": "do everything: from images or a scene to a scored model and a report",
+    "synth": "generate a procedural city and write it as a COLMAP scene",
+    "prepare": "make a scene from images (structure from motion) or from a published data set",
+    "doctor": "find what is wrong with a scene before training, and estimate memory, disk and time",
+    "partition": "cut a scene into blocks and assign each block its training views",
     "train": "train the coarse model, or the blocks of a partitioned scene",
-    "merge": "crop every block to its cell and join them to one model",
+    "merge": "crop every block to its cell and join the blocks into one model",
     "render": "render the test or training views of a finished run",
-    "eval": "score rendered views: PSNR, SSIM, LPIPS, raw, colour-corrected and fitted",
-    "report": "one self-contained HTML page about a run",
-    "sweep": "a table of experiments that differ in a few settings, over seeds",
-    "bench": "timings of a training step, of growth, of swapping blocks and of the kernels",
+    "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
+    "report": "write a self-contained HTML page about a run",
+    "sweep": "run experiments that differ in a few settings, over seeds, and write a table of their scores",
+    "bench": "time training steps, growth, block swaps or kernels",
 }
 
 GROUPS = {
-    "all at once": ("run",),
+    "everything in one command": ("run",),
     "make a scene": ("prepare", "synth"),
-    "check it": ("doctor",),
+    "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
-    "look and score": ("render", "eval", "report"),
+    "render and score": ("render", "eval", "report"),
     "compare methods": ("sweep",),
-    "measure the program": ("bench",),
+    "benchmark": ("bench",),
 }
-"""What a person wants to do, and the commands for it in the usual order."""
+"""Purpose -> the commands for it, in the usual order."""
 
 USUAL_ORDER = """\
-The usual order: prepare, doctor, partition, train, merge, render, eval, report. 'run' does all of it."""
+The usual order is prepare, doctor, partition, train, merge, render, eval, report. 'run' does all of it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: the process's own); returns the exit status: 0, 2 user error, 130 interrupted."""
+    """Runs one command line.
+
+    Args:
+        argv: Its words without the program's name; None: those of the process.
+
+    Returns:
+        The exit status: the command's own, 2 after a ``UserError``, 130 after an interruption.
+    """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -68,19 +76,19 @@ def _run(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"momentum-gs {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="what to do, see below")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
     if not argv:
         parser.exit(2, f"usage: {parser.usage}\n\n{parser.description}\n\n{overview}\n")
     name = parser.parse_args(argv[:1]).command
 
-    # OpenMP's threads spin while they wait for each other. That gains a little on an idle machine (53 against 66 ms a
-    # step of the drone scene), and loses a lot where another program wants a core too (230 to 1000 against 90 ms). It
-    # is read when torch is loaded, below; whoever has set it keeps it.
+    # By default, OpenMP's threads spin while they wait for each other. That gains a little on an idle machine (53
+    # instead of 66 ms per step of the drone scene) and loses a lot if another program needs a core (230 to 1000 instead
+    # of 90 ms). The variable is read when torch is loaded, below; a value that the user has set is kept.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Where a connection breaks, torch's C++ prints its stack on every rank, beside the one message that explains it.
+    # When a connection breaks, torch's C++ code prints a stack trace on every rank, which hides the explaining message.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     keep_freed_memory()
-    from momentum_gs.core.kernels import check_kernels  # Here, as it loads torch.
+    from momentum_gs.core.kernels import check_kernels  # Imported late because it loads torch.
 
     check_kernels()
     module = importlib.import_module(f"momentum_gs.cli.{name}")
@@ -88,14 +96,14 @@ def _run(argv: list[str]) -> int:
         prog=f"momentum-gs {name}", description=module.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    # Intermixed: 'key=value' may stand before, between and after the flags.
+    # Intermixed, so that 'key=value' may stand before, between and after the flags.
     args = parser.parse_intermixed_args(argv[1:])
     args.seconds_to_start = time.perf_counter() - begun
     return module.run(args) or 0
 
 
 def _overview() -> str:
-    """All commands by what they are for, one line each."""
+    """All commands by purpose, one line each."""
     lines = []
     for purpose, names in GROUPS.items():
         lines += [f"{purpose}:", *(f"  {name:<11}{COMMANDS[name]}" for name in names), ""]

@@ -1,4 +1,4 @@
-"""``momentum-gs merge``: crop every block to its cell and join them to one model."""
+"""``momentum-gs merge``: crops every block to its cell and joins the blocks into one model."""
 
 import argparse
 from pathlib import Path
@@ -10,27 +10,28 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.merge.blocks import merge_blocks
 from momentum_gs.model.io import model_folder
 
-HELP = "crop every block to its cell and join them to one model"
+HELP = "crop every block to its cell and join the blocks into one model"
 DESCRIPTION = """\
-Reads OUT/point_cloud/iteration_N/point_cloud_block<i>.ply of every block, keeps of each the anchors inside its own
-cell, and writes point_cloud.ply beside them. The decoder there belongs to the merged model as to the blocks.
+Reads OUT/point_cloud/iteration_N/point_cloud_block<i>.ply of every block, keeps the anchors inside the block's cell,
+and writes them to point_cloud.ply in the same folder. The merged model uses the decoder files that are already there.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("out", metavar="OUT", help="output folder of a finished block training")
-    parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="point_cloud/iteration_N (the last)")
+    parser.add_argument("--iteration", type=int, default=-1, metavar="N",
+                        help="merge point_cloud/iteration_N (default: the last)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
-    """Merges and prints what every block gave."""
+    """Merges the blocks and prints how many anchors each keeps and drops."""
     out = Path(args.out)
     config = load_run_config(out)
     if config.stage == "coarse":
-        raise UserError(f"merge: {out} holds a coarse model, which is one piece; render it as it is")
+        raise UserError(f"merge: {out} holds a coarse model, expected blocks; a coarse model is rendered without merge")
     folder = model_folder(out, args.iteration)
-    # The copy that training left beside the blocks: OUT/partition.json may have been made anew since.
+    # The copy that training left beside the blocks, as OUT/partition.json may have been replaced since.
     report = merge_blocks(folder, PartitionTable.load(folder / "partition.json"))
     info(f"{'block':>5}{'kept':>12}{'dropped':>12}")
     for block, (kept, dropped) in enumerate(zip(report.kept, report.dropped, strict=True)):

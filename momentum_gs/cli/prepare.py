@@ -1,4 +1,4 @@
-"""``momentum-gs prepare``: images, or a published data set, to a scene that trains."""
+"""``momentum-gs prepare``: makes a scene from images (structure from motion) or from a published data set."""
 
 import argparse
 from pathlib import Path
@@ -19,25 +19,25 @@ from momentum_gs.data.prepare.sfm import LENSES, Cameras, Reconstructed, Sfm, Sf
 from momentum_gs.data.prepare.triangulate import triangulate
 from momentum_gs.partition.layout import ground_frame, points_near, up_axis
 
-HELP = "images, or a published data set, to a scene that trains"
+HELP = "make a scene from images (structure from motion) or from a published data set"
 DESCRIPTION = """\
 Images:
 
   momentum-gs prepare IMAGES OUT
 
-finds out where each was taken from (features, matching, mapping; needs pycolmap), removes the lens' distortion, turns
-the scene upright, scales it to metres where the images have GPS, and writes a COLMAP scene: OUT/images,
-OUT/sparse/0 and OUT/scene.json. OUT/sfm holds what it takes to go on after an interruption: run it again, and what is
-complete is not repeated.
+estimates the camera poses (feature extraction, matching, mapping; needs pycolmap), undistorts the images, turns the
+scene upright, scales it to metres if the images have GPS, and writes a COLMAP scene: OUT/images, OUT/sparse/0 and
+OUT/scene.json. OUT/sfm holds intermediate results: after an interruption, run the same command again, and completed
+steps are not repeated.
 
-Published data sets, from their original folders (docs/prepare_data.md says where to get them):
+Published data sets, from their original folders (see docs/prepare_data.md for the downloads):
 
   momentum-gs prepare mill19       SRC OUT        Mega-NeRF's Building and Rubble
   momentum-gs prepare urbanscene3d SRC OUT --photos FOLDER
                                                   Mega-NeRF's poses of Residence, Sci-Art and Campus
   momentum-gs prepare matrixcity   SRC OUT        small_city/aerial, 1600 pixels wide
 
-They become OUT/train and OUT/val, each with images and sparse/0: the published split.
+The output is OUT/train and OUT/val, each with images and sparse/0: the published split.
 """
 SETS = ("mill19", "urbanscene3d", "matrixcity")
 
@@ -46,36 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.usage = "momentum-gs prepare IMAGES OUT [flags] | prepare {" + ",".join(SETS) + "} SRC OUT [flags]"
     add = parser.add_argument
-    add("words", nargs="+", metavar="WORD", help="the folders, after the data set's name where it is one")
+    add("words", nargs="+", metavar="WORD", help="the two folders; for a published data set, its name before them")
     add("-r", "--resolution", type=float, metavar="R",
-        help="size of the images that are written: 1, 2, 4, 8 divide it, another number is the width, -1 caps the "
-        "width at 1600 (default 1: as they are; matrixcity 1600)")  # fmt: skip
+        help="size of the written images: 1, 2, 4, 8 divide it, any other number is the width in pixels, -1 caps the "
+        "width at 1600 (default 1: unchanged; matrixcity: 1600)")  # fmt: skip
     default = SfmSettings()
     photos = parser.add_argument_group("images")
     photos.add_argument("--matching", choices=get_args(Matching), default=default.matching,
-                        help="pairs to match: all of them, neighbours by GPS, or by name; auto: by GPS where 9 "
-                        f"of 10 images have it, else all of up to {EXHAUSTIVE} images, else by name")  # fmt: skip
+                        help="image pairs to match: exhaustive: all; spatial: neighbours by GPS; sequential: "
+                        "neighbours by name; auto: spatial if 9 of 10 images have GPS, else exhaustive for up to "
+                        f"{EXHAUSTIVE} images, else sequential")  # fmt: skip
     photos.add_argument("--cameras", choices=get_args(Cameras), default=default.cameras,
-                        help="what shares a camera: images of one size in one folder, or none (default "
-                        "%(default)s)")  # fmt: skip
+                        help="which images share intrinsics: folder: those of one size in one folder; image: none "
+                        "(default %(default)s)")  # fmt: skip
     photos.add_argument("--camera-model", choices=LENSES, default=default.camera_model, metavar="MODEL",
-                        help="lens: " + ", ".join(LENSES) + " (default %(default)s)")  # fmt: skip
+                        help="lens model: " + ", ".join(LENSES) + " (default %(default)s)")  # fmt: skip
     photos.add_argument("--features", type=int, default=default.max_features, metavar="N",
-                        help="features of an image (default %(default)s)")  # fmt: skip
+                        help="maximum number of features per image (default %(default)s)")  # fmt: skip
     sets = parser.add_argument_group("data sets")
     sets.add_argument("--colmap", type=Path, metavar="FOLDER",
                       help="published COLMAP models to take poses and points from: FOLDER/train and FOLDER/val (or "
                       "test), each with sparse/0")  # fmt: skip
     sets.add_argument("--triangulate", action="store_true",
-                      help="find the points from images and poses (needs pycolmap)")
+                      help="triangulate sparse points from images and poses (needs pycolmap)")
     sets.add_argument("--photos", type=Path, metavar="FOLDER",
-                      help="original images, where SRC has poses only (urbanscene3d)")  # fmt: skip
+                      help="original images, if SRC has poses only (urbanscene3d)")  # fmt: skip
     sets.add_argument("--pose", default="block_all", metavar="NAME",
-                      help="matrixcity: use the selection SRC/pose/NAME if it is there (default %(default)s)")
+                      help="matrixcity: use the selection of views SRC/pose/NAME if it exists (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare, and say what came out."""
+    """Makes the scene and prints a summary."""
     if len(args.words) == 3 and args.words[0] in SETS:
         kind, source, out = args.words
         _convert(kind, Path(source), Path(out), args)
@@ -83,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
         _reconstruct(Path(args.words[0]), Path(args.words[1]), args)
     else:
         raise UserError(
-            f"prepare: {' '.join(args.words)!r}, expected 'IMAGES OUT' or one of {', '.join(SETS)} with 'SRC OUT'; see "
-            "momentum-gs prepare --help"
+            f"prepare: {' '.join(args.words)!r}, expected 'IMAGES OUT', or 'SRC OUT' after one of {', '.join(SETS)}; "
+            "see momentum-gs prepare --help"
         )
 
 
@@ -114,35 +115,39 @@ def _reconstruct(photos: Path, out: Path, args: argparse.Namespace) -> None:
 def _report_registered(result: Reconstructed) -> None:
     total = len(result.registered) + len(result.missing)
     info(f"registered: {len(result.registered)} of {total} images")
-    told: set[str] = set()
+    printed: set[str] = set()
     for names in result.other_models:
-        names = [name for name in names if name not in told]
-        told.update(names)
+        names = [name for name in names if name not in printed]
+        printed.update(names)
         if names:
             info(f"left out, another model: {len(names)} images that overlap each other but not the scene enough: "
                 f"{_listed(names)}")  # fmt: skip
     if result.apart:
-        info(f"left out, alone: {len(result.apart)} images that overlap no other enough: {_listed(result.apart)}")
-    rest = sorted(set(result.missing) - told - set(result.apart))
+        info(f"left out, alone: {len(result.apart)} images that overlap no other image enough: "
+            f"{_listed(result.apart)}")  # fmt: skip
+    rest = sorted(set(result.missing) - printed - set(result.apart))
     if rest:
         info(f"left out, without a pose: {len(rest)} images that overlap others, but too little: {_listed(rest)}")
     if result.other_models:
-        info(f"the scene is the largest of {1 + len(result.other_models)} models; prepare another by a folder of its "
-            "images alone, or join them by images between them")  # fmt: skip
+        info(f"the scene is the largest of {1 + len(result.other_models)} models; to use another, prepare a folder "
+            "with only its images; to join them, add images that connect them")  # fmt: skip
     if 2 * len(result.registered) < total:
-        info("fewer than half of the images are registered: is this one place, with neighbours that overlap by half or "
-            "more? --matching exhaustive also finds pairs that order and GPS miss")  # fmt: skip
+        info("fewer than half of the images are registered: do they show one place, and do neighbours overlap by half "
+            "or more? --matching exhaustive also finds pairs that name order and GPS miss")  # fmt: skip
 
 
 def _listed(names: list[str]) -> str:
-    """All of a few names, the first of many."""
+    """The names; of more than 20, the first 20 and the number of the others."""
     return ", ".join(names) if len(names) <= 20 else ", ".join(names[:20]) + f" and {len(names) - 20} more (scene.json)"
 
 
 def _frame(
     model: ColmapModel, fixes: dict[str, tuple[float, float, float]]
 ) -> tuple[Similarity, dict[str, object] | None]:
-    """The way from COLMAP's frame to local metres where GPS allows it, else to an upright one; and where on Earth."""
+    """The transform from COLMAP's frame to local metres if GPS allows it, else to an upright frame of arbitrary unit.
+
+    Also returns the georeference for scene.json; None without usable GPS.
+    """
     located = [camera for camera in model.cameras if camera.name in fixes]
     if len(located) >= MIN_FIXES:
         geodetic = torch.tensor([fixes[camera.name] for camera in located], dtype=torch.float64)
@@ -153,7 +158,7 @@ def _frame(
             fit, heights = fit_places(centers, metres, _upright(model)), False
         used = int(fit.inliers.sum())
         info(f"GPS: {len(located)} fixes, {used} used; median error {fit.error:.2f} m, spread {fit.spread:.0f} m"
-            + ("" if heights else "; by place alone, upright as the ground is"))  # fmt: skip
+            + ("" if heights else "; heights not used, upright by the ground"))  # fmt: skip
         if fit.usable:
             latitude, longitude, height = origin.tolist()
             return fit.similarity, {
@@ -161,14 +166,15 @@ def _frame(
                 "axes": "x east, y north, z up of this origin, metres", "fixes": len(located), "used": used,
                 "median_error": fit.error, "heights_used": heights,
             }  # fmt: skip
-        info("GPS errs too much for so small a flight, and is not used: the scene is upright, its unit arbitrary")
+        info("GPS is not used, its error is too large for so small an area: the scene is upright, its unit arbitrary")
     else:
         info(f"no GPS ({len(located)} fixes): the scene is upright, its unit arbitrary")
     return _upright(model), None
 
 
 def _upright(model: ColmapModel) -> Similarity:
-    """z up, x along the longer side of the ground that the cameras cover, the cameras' mean at the origin."""
+    """The transform to a frame with z up, x along the longer side of the ground that the cameras cover, and the mean
+    of the camera centres as origin; the unit is kept."""
     up = up_axis(model.cameras, points_near(model.cameras, model.points.xyz), snap=False)
     rotation = ground_frame(model.cameras, up)
     center = torch.stack([camera.center for camera in model.cameras]).mean(dim=0)
@@ -181,7 +187,7 @@ def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> No
     else:
         parts, unit, up, resolution = read_mega_nerf(source, args.photos), 1.0, [0, -1, 0], 1.0
     if args.triangulate and args.colmap is not None:
-        raise UserError("prepare: --triangulate and --colmap are both given, expected one source of points; drop one")
+        raise UserError("prepare: --triangulate and --colmap are both given, expected one source of points; omit one")
     resolution = resolution if args.resolution is None else args.resolution
     models = {part: None if args.colmap is None else _published(args.colmap, part) for part in parts}
     for part, views in parts.items():
@@ -198,26 +204,27 @@ def _convert(kind: str, source: Path, out: Path, args: argparse.Namespace) -> No
     if args.triangulate:
         info(f"points: {triangulate(out / 'train', args.features)}")
     elif args.colmap is None:
-        info("these poses come without points: --triangulate finds some, --colmap takes those of a published model")
+        info("these poses have no sparse points: --triangulate makes some, --colmap takes those of a published model")
 
 
 def _published(folder: Path, part: str) -> Path:
-    """The model of one part of a published archive, which says test or val."""
+    """The COLMAP model of one part of a published archive, which may call 'val' 'test'."""
     for name in (part, "test") if part == "val" else (part,):
         if (folder / name).is_dir():
             return find_model(folder / name)
-    raise UserError(f"prepare: {folder} has no {part}, expected {part}/sparse/0; name the scene's folder (--colmap)")
+    raise UserError(f"prepare: {folder} has no {part}, expected {part}/sparse/0; give --colmap the scene's folder")
 
 
 def _check_names(model: Path, views: list[SourceView]) -> None:
-    """Raises UserError where the model has a view that the data set has no image of."""
+    """Raises UserError if the model has a view without an image in the data set; prints how many images it lacks."""
     named = {camera.name for camera, _ in read_views(model, distorted=True)}
     known = {view.camera.name for view in views}
     strange = sorted(named - known)
     if strange:
         raise UserError(
             f"prepare: {len(strange)} of {len(named)} views of {model} have no image in the data set, first: "
-            f"{strange[0]} (the data set has {views[0].camera.name} and so on); the model is of another scene or split"
+            f"{strange[0]} (the data set's names look like {views[0].camera.name}); the model is of another scene or "
+            "split"
         )
     if known - named:
         info(f"{len(known - named)} images are not in {model} and are left out, first: {min(known - named)}")

@@ -1,4 +1,4 @@
-"""``momentum-gs render``: every view of a split as PNG, beside its ground truth."""
+"""``momentum-gs render``: renders every view of a split to PNG, beside its target image."""
 
 import argparse
 from dataclasses import replace
@@ -26,19 +26,19 @@ from momentum_gs.model.poses import load_poses
 
 HELP = "render the test or training views of a finished run"
 DESCRIPTION = """\
-Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png, 8 bit, N being the
-iteration, with speed and peak memory in render.json beside them, and in cells/ which block every pixel shows.
-Training views of a run with appearance.model or optim.pose get their image's correction, as in training; test views
-never do.
-Scores by block, and near borders, compare between runs whose pixels are sorted by the same cells: see --cells.
+Renders the views of a split and writes OUT/<split>/ours_<N>/{renders,gt}/<image name>.png (8 bit; N is the iteration),
+render.json with speed and peak memory, and cells/ with maps of the block that each pixel shows. Training views of a run
+with appearance.model or optim.pose are rendered with the corrections learned for them; test views never are. Scores by
+block and near borders are comparable between runs only if they use the same cells: see --cells.
 
-With --covered it also counts, for every pixel, the training views that see what it shows, and writes the counts to
-covered/. 'eval' then scores beside the whole images those pixels that at least three see: the rim of a survey shows
-ground that no model can know. Two runs compare there by the same maps: --covered-by takes those of another run.
+With --covered, it also counts for every pixel the training views that see its surface point, and writes the counts to
+covered/. 'eval' then also scores the pixels that at least three training views see: at the edge of a survey, test views
+show ground that no model can reconstruct. To compare two runs, use the same maps: --covered-by takes those of another
+run.
 
   momentum-gs render OUT                    the merged model, test views
   momentum-gs render OUT --blocks           before the merge: each view by the block that owns it (ours_<N>_blocks)
-  momentum-gs render OUT --cells OTHER/partition.json      which of OTHER's blocks every pixel shows
+  momentum-gs render OUT --cells OTHER/partition.json      maps of OTHER's blocks
   momentum-gs render OUT/coarse --split both --errors
   momentum-gs render OUT --covered
   momentum-gs render OTHER --covered-by OUT
@@ -54,19 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks", action="store_true", help="render each view with the unmerged model of the block that owns it"
     )
     what.add_argument(
-        "--cells", type=Path, metavar="FILE", help="partition file whose cells sort the pixels (default: the run's own)"
+        "--cells", type=Path, metavar="FILE", help="partition file whose cells label pixels (default: the run's own)"
     )
     covered = parser.add_mutually_exclusive_group()
     covered.add_argument(
         "--covered", action="store_true",
-        help="also write covered/: how many training views see what each pixel shows; renders the depth of all of them",
+        help="also write covered/: how many training views see the surface point of each pixel; renders the depth of "
+        "all training views",
     )  # fmt: skip
     covered.add_argument(
-        "--covered-by", type=Path, metavar="RUN", help="take covered/ from the renders of another run of this scene"
+        "--covered-by", type=Path, metavar="RUN", help="copy covered/ from the renders of another run of this scene"
     )
     parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="model to render (default: the last)")
     parser.add_argument("--errors", action="store_true", help="also write errors/: heat maps of the absolute error")
-    parser.add_argument("-s", "--source_path", metavar="SCENE", help="the scene, where it moved since training")
+    parser.add_argument("-s", "--source_path", metavar="SCENE", help="scene folder, if it was moved after training")
     parser.add_argument("--device", help="auto, cpu or cuda (default: the run's own setting)")
 
 
@@ -74,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
     """Renders one or both splits."""
     if args.blocks and (args.covered or args.covered_by is not None):
         raise UserError(
-            "render: --blocks with --covered or --covered-by, expected one alone; the blocks are scored by the maps of "
-            "the merged model, so render that with it"
+            "render: --blocks is given with --covered or --covered-by, expected only one of them; blocks are scored "
+            "with the maps of the merged model, so use --covered when you render that"
         )
     config = load_run_config(args.out)
     if args.source_path is not None:
@@ -97,11 +98,11 @@ def run(args: argparse.Namespace) -> None:
     if args.cells is not None:
         cells = PartitionTable.load(args.cells).in_frame(scene.frame)
     elif args.blocks:
-        cells = None  # They are scored by the merged model's map: the same pixels on both sides of the comparison.
+        cells = None  # Blocks are scored with the merged model's maps, so that both scores use the same pixels.
     maps = {split: other_maps(args.covered_by, split, cameras) for split, cameras in splits.items() if args.covered_by}
     history = read_history(args.out)
     appearance = load_appearance(folder)
-    # Every image is used once, so none is kept: a cache would only count as peak memory.
+    # Every image is used once, so a cache would only add to the peak memory.
     with Views(scene, 0, pick_device("cpu")) as views:
         for split in splits:
             target = args.out / split / method
@@ -140,7 +141,7 @@ def _parts(
 
 
 def _primitives(result: dict[str, Any]) -> str:
-    """What the model is made of, in words."""
+    """The number of anchors or Gaussians, for the printed line."""
     return f"{result['anchors']:,} anchors" if result["anchors"] else f"{result['gaussians']:,} Gaussians"
 
 

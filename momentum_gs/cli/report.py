@@ -1,4 +1,4 @@
-"""``momentum-gs report``: one page about one run."""
+"""``momentum-gs report``: writes an HTML page about a run."""
 
 import argparse
 from pathlib import Path
@@ -11,12 +11,12 @@ from momentum_gs.eval.published import guess_scene, scene_keys
 from momentum_gs.eval.report import load_run, report_page
 from momentum_gs.eval.results import SPLITS
 
-HELP = "one self-contained HTML page about a run"
+HELP = "write a self-contained HTML page about a run"
 DESCRIPTION = """\
-Writes OUT/report.html from what lies in OUT: scores beside the papers' for this scene, blocks from above in the colours
-of their quality, curves of the training, the worst and the best views with their errors, settings that differ from the
-defaults. The page needs nothing else: no network, no script. What the run lacks is named, with the command that makes
-it. Which published scene this is follows from the scene folder's name, or from --scene.
+Writes OUT/report.html from the files in OUT: scores beside published ones for the scene, a map of the blocks coloured
+by PSNR, training curves, the worst and the best views with error maps, and the settings that differ from the defaults.
+The page loads nothing else and has no scripts. If files of the run are missing, it gives the command that makes them.
+The published scene is recognized by the name of the scene folder, or named with --scene.
 
   momentum-gs report OUT
   momentum-gs report OUT --scene rubble -o rubble.html
@@ -26,11 +26,13 @@ it. Which published scene this is follows from the scene folder's name, or from 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("out", metavar="OUT", type=Path, help="output folder of a run")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page (default: OUT/report.html)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: OUT/report.html)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")
     parser.add_argument("--iteration", type=int, metavar="N", help="which model (default: the last)")
-    parser.add_argument("--scene", choices=(*scene_keys(), "none"), help="published numbers to show (default: by name)")
-    parser.add_argument("--views", type=int, default=3, metavar="N", help="worst and best views (default: %(default)s)")
+    parser.add_argument("--scene", choices=(*scene_keys(), "none"),
+                        help="scene whose published numbers to show (default: by folder name)")  # fmt: skip
+    parser.add_argument("--views", type=int, default=3, metavar="N",
+                        help="number of worst and of best views to show (default: %(default)s)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:

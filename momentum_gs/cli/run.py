@@ -1,4 +1,4 @@
-"""``momentum-gs run``: from images, or a scene, to a scored model and its page, in one command that can be repeated."""
+"""``momentum-gs run``: from images or a scene to a scored model and a report, in one command that can be resumed."""
 
 import argparse
 import importlib
@@ -14,44 +14,45 @@ from momentum_gs.experiments.choose import Quality
 from momentum_gs.experiments.pipeline import SET_BY_RUN, Pipeline, RunRequest
 from momentum_gs.experiments.run_state import RunState
 
-HELP = "all of it: from images or a scene to a scored model and its page"
+HELP = "do everything: from images or a scene to a scored model and a report"
 DESCRIPTION = """\
-Does what the other commands do, one after another: prepare (where it is given images), doctor, train, render, eval,
-report. Where the scene does not fit the device as one block it is partition, blocks and merge in place of train, with
-coarse before them where the partition asks for a coarse model.
+Runs the other commands one after another: prepare (if given images), doctor, train, render, eval, report. If the scene
+does not fit the device as one block, train is replaced by the stages partition, blocks and merge, preceded by coarse if
+the partition needs a coarse model.
 
-  momentum-gs run IMAGES OUT                   a folder of images, from which the scene is made: OUT/scene
+  momentum-gs run IMAGES OUT                   a folder of images; the scene is written to OUT/scene
   momentum-gs run SCENE OUT --quality draft    a scene: sparse/ and images/, transforms.json, or train/ and val/
-  momentum-gs run IMAGES OUT --minutes 10      the best that ten minutes give on this machine, all stages together
+  momentum-gs run IMAGES OUT --minutes 10      the best quality that ten minutes on this machine allow, in all stages
 
-Settings that say 'auto' in the settings file are chosen from the scene and the machine; what was chosen, and why, is
-printed and kept in OUT/config.yaml. Each can be given instead: 'momentum-gs run IMAGES OUT steps=5000'.
+Settings with the value 'auto' in the settings file are chosen from the scene and the machine; the choices and their
+reasons are printed and kept in OUT/config.yaml. To choose yourself: 'momentum-gs run IMAGES OUT steps=5000'.
 
-Interrupted anywhere, the same command goes on. OUT/report.html is the result on one page.
+After an interruption, the same command continues the run. The result is summarized in OUT/report.html.
 """
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     add = parser.add_argument
-    add("source", metavar="IMAGES_OR_SCENE", type=Path, help="folder of images, or of a scene")
+    add("source", metavar="IMAGES_OR_SCENE", type=Path, help="folder of images, or scene folder")
     add("out", metavar="OUT", type=Path, help="output folder")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--minutes", type=float, metavar="M", help="time for all stages together, on this machine")
+    how.add_argument("--minutes", type=float, metavar="M", help="time limit for all stages together, on this machine")
     how.add_argument("--quality", choices=get_args(Quality), default="normal",
-                     help="how many steps, on images of which size (default: %(default)s)")  # fmt: skip
-    add("-r", "--resolution", type=float, metavar="R", help="1, 2, 4, 8 divide the image size, another number is the "
-        "width, -1 caps the width at 1600 (scene.resolution); default: chosen")  # fmt: skip
-    add("-c", "--config", metavar="FILE", action="append", help="settings: the name of a shipped file, or your own "
-        "YAML file; default: own")  # fmt: skip
-    add("overrides", nargs="*", metavar="key=value", help="any setting, e.g. steps=5000; stronger than FILE")
+                     help="sets the number of steps and the image size (default: %(default)s)")  # fmt: skip
+    add("-r", "--resolution", type=float, metavar="R", help="1, 2, 4, 8 divide the image size, any other number is the "
+        "width in pixels, -1 caps the width at 1600 (scene.resolution); default: chosen automatically")  # fmt: skip
+    add("-c", "--config", metavar="FILE", action="append", help="settings file: a shipped one by its name, or the path "
+        "of your own YAML file; may be repeated, later files override earlier ones; default: own")  # fmt: skip
+    add("overrides", nargs="*", metavar="key=value", help="any setting, e.g. steps=5000; overrides FILE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Goes through the stages that are not over; returns the exit status."""
+    """Runs the stages that are not finished; returns the exit status."""
     _check(args)
     is_scene = _is_scene(args.source)
     if not is_scene and args.source.resolve() in (args.out.resolve(), *args.out.resolve().parents):
-        raise UserError(f"run: {args.out} is below the images in {args.source}, and would be taken for some of them; "
-                        "choose a folder beside them")  # fmt: skip
+        raise UserError(f"run: {args.out} is inside the image folder {args.source}, where its images would be read as "
+                        "input; choose a folder outside of it")  # fmt: skip
     request = RunRequest(args.source, args.out, args.minutes, args.quality, args.resolution, tuple(args.config or ()),
                          tuple(args.overrides))  # fmt: skip
     state = RunState.open(args.out, _identity(request))
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         for name, do in work.after_doctor():
             work.stage(name, do)
     except KeyboardInterrupt:
-        complain(f"interrupted after {state.seconds:.0f} s; the same command goes on")
+        complain(f"interrupted after {state.seconds:.0f} s; the same command continues the run")
         return 130
     work.finish()
     return 0
@@ -80,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _identity(request: RunRequest) -> dict[str, Any]:
-    """What makes two commands the same."""
+    """The request as plain data: a run may be continued only by a command for which this is equal."""
     return {
         "source": os.path.abspath(request.source),
         "minutes": request.minutes,
@@ -92,13 +93,13 @@ def _identity(request: RunRequest) -> dict[str, Any]:
 
 
 def _is_scene(source: Path) -> bool:
-    """Whether a folder holds a scene; false where it holds images.
+    """Whether a folder holds a scene; False if it holds images only.
 
     Raises:
-        UserError: where it is neither.
+        UserError: if it is no folder, or holds neither.
     """
     if not source.is_dir():
-        raise UserError(f"run: {source} is not a folder, expected one of images or of a scene; correct the path")
+        raise UserError(f"run: {source} is not a folder, expected an image folder or a scene folder; correct the path")
     parts = source / "train" / "sparse", source / "val" / "sparse"
     if (source / "sparse").is_dir() or find_transforms(source) or all(part.is_dir() for part in parts):
         return True
@@ -112,7 +113,7 @@ def _is_scene(source: Path) -> bool:
 
 
 def _run_command(name: str, *argv: str) -> None:
-    """Runs another command as its command line would."""
+    """Runs another command with the given command-line arguments, in this process."""
     module = importlib.import_module(f"momentum_gs.cli.{name}")
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)

@@ -1,4 +1,4 @@
-"""``momentum-gs train``: the coarse model, or the blocks of a partitioned scene, alone or under torchrun."""
+"""``momentum-gs train``: trains the coarse model, or the blocks of a partitioned scene, in one process or several."""
 
 import argparse
 
@@ -9,20 +9,20 @@ from momentum_gs.experiments.training import train
 
 HELP = "train the coarse model, or the blocks of a partitioned scene"
 DESCRIPTION = """\
-Trains the stage that is set: stage=coarse, the whole scene as one block, or stage=blocks (the default), k of n blocks
-at a time around one shared decoder. In several processes: torchrun --standalone --nproc_per_node=R -m momentum_gs train
-...; the model does not depend on R, only on blocks.active (k).
+Trains one stage: stage=coarse, the whole scene as one block; or stage=blocks (the default), k of n blocks at a time,
+with one shared decoder. In several processes: torchrun --standalone --nproc_per_node=R -m momentum_gs train ...; the
+model does not depend on R, only on blocks.active (k).
 
   momentum-gs train -c demo -s SCENE -m OUT/coarse stage=coarse
   momentum-gs partition SCENE -c demo -m OUT
   momentum-gs train -c demo -s SCENE -m OUT blocks.active=2
 
-A finished run can train some of its blocks on; merge again afterwards:
+Some blocks of a finished run can be trained further; merge again afterwards:
 
   momentum-gs train -c demo -s SCENE -m OUT blocks.active=2 steps=1200 --only-blocks 3,5
 
-SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it. Under torchrun --max-restarts=N the ranks
-continue from the last checkpoint by themselves. For several machines see scripts/launch.
+SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it. Under torchrun --max-restarts=N, restarted
+ranks continue from the last checkpoint. For several machines, see scripts/launch.
 """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the output folder")
     parser.add_argument("--only-blocks", type=block_list, default=(), metavar="I,J,...",
-        help="after a finished run: train these blocks on, up to a larger 'steps', with the decoder as it is")
+        help="of a finished run: train only these blocks further, up to a larger 'steps'; the decoder is not changed")
     parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, metavar="S",
-        help="seconds without a sign of life after which a rank counts as lost and the run ends (default: %(default)g)")
+        help="end the run if a rank gives no sign of life for this many seconds (default: %(default)g)")
 
 
 def block_list(text: str) -> tuple[int, ...]:
-    """``3,5``; a ValueError is worded by argparse."""
+    """``3,5`` -> (3, 5); argparse turns a ValueError into its own message."""
     return tuple(map(int, text.split(",")))
 
 

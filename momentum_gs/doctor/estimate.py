@@ -270,18 +270,19 @@ def estimates(
         Estimate("memory of a block in training", block, "bytes", f"{training} bytes an anchor"),
     ]
     if probes:
-        rows.append(Estimate("memory of a view in work", view, "bytes", "what the passes keep, " + probes[-1].basis))
+        rows.append(Estimate("memory of a view in work", view, "bytes", "tensors kept for the backward pass, and their "
+                             "gradients, " + probes[-1].basis))  # fmt: skip
     rows += [
-        Estimate("host memory", host, "bytes", "this program's own peak while it looked, images, inactive blocks"
+        Estimate("host memory", host, "bytes", "this program's peak before the measurements, images, inactive blocks"
                  + (f", {k} active blocks and a view" if device.type == "cpu" else "")),
         Estimate("of it images", cache, "bytes", "decoded at training size, at most scene.cache_gb"),
         Estimate("of it inactive blocks", in_ram, "bytes", f"{inactive:.0f} bytes an anchor, at most store.ram_gb"),
-        Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, what inactive blocks memory "
-                 "cannot hold, models of blocks and scene"),
+        Estimate("disk", disk, "bytes", f"{config.log.keep_checkpoints} + 1 checkpoints, inactive blocks that do not "
+                 "fit into memory, models of the blocks and of the scene"),
     ]  # fmt: skip
     if config.stage == "blocks":
         rows.append(Estimate("swapped between two rounds", 2 * k * rest, "bytes", f"{k} blocks out and in, "
-                             f"{spilled / max(all_inactive, 1):.0%} of it by way of the disk"))  # fmt: skip
+                             f"{spilled / max(all_inactive, 1):.0%} of it through the disk"))  # fmt: skip
     for measured, when in zip(probes, ("at first", "at most"), strict=False):
         rows.append(Estimate(f"time, one process, anchors as {when}", n * config.steps * measured.seconds, "seconds",
                              f"{n} blocks x {config.steps} steps, {measured.basis}"))  # fmt: skip
@@ -296,18 +297,18 @@ def _shortages(
     free = free_memory()
     if host > free:
         cure = "lower scene.cache_gb and store.ram_gb; " + smaller
-        findings.append(Finding("warning", "memory", "host memory", f"about {host / 2**30:.1f} GiB wanted",
+        findings.append(Finding("warning", "memory", "host memory", f"about {host / 2**30:.1f} GiB needed",
                                 f"at most the {free / 2**30:.1f} GiB that are free", cure))  # fmt: skip
     if device.type != "cpu":
         free = free_device_memory(device)
         if train_bytes > free:
-            findings.append(Finding("warning", "memory", str(device), f"about {train_bytes / 2**30:.1f} GiB wanted",
+            findings.append(Finding("warning", "memory", str(device), f"about {train_bytes / 2**30:.1f} GiB needed",
                                     f"at most the {free / 2**30:.1f} GiB that are free", smaller))  # fmt: skip
     place = Path(config.out or ".").absolute()
     place = next(path for path in (place, *place.parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     if disk > free:
-        findings.append(Finding("warning", "disk", str(place), f"about {disk / 2**30:.1f} GiB wanted", f"at most the "
+        findings.append(Finding("warning", "disk", str(place), f"about {disk / 2**30:.1f} GiB needed", f"at most the "
                                 f"{free / 2**30:.1f} GiB that are free", "make room, lower log.keep_checkpoints, set "
                                 "log.link_checkpoints=true, or name another folder with -m"))  # fmt: skip
     return findings

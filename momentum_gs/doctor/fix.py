@@ -54,17 +54,17 @@ def apply_fixes(config: Config, examination: Examination) -> tuple[list[Fix], Co
             linked = sum(map(len, found))
             missing -= linked
             scene = replace(scene, images=_IMAGES)
-            fixes.append(Fix(f"{linked} images linked to the model's names, and the others to their own, in "
+            fixes.append(Fix(f"links to all images, {linked} of them renamed as in the model, in "
                              f"{', '.join(str(source.folder / _IMAGES) for source in sources)}",
                              f"scene.images={_IMAGES}"))  # fmt: skip
         if "test-list" in checks and (kept := _write_list(root, sources[0], config)) is not None:
             scene = replace(scene, test_list=f"{FOLDER}/test_list.txt")
-            fixes.append(Fix(f"list of the {kept} held-out images that are there, in {root / str(scene.test_list)}",
+            fixes.append(Fix(f"list of the {kept} held-out images that exist, in {root / str(scene.test_list)}",
                              f"scene.test_list={scene.test_list}"))  # fmt: skip
     except OSError as error:
         raise UserError(
-            f"{root / FOLDER}: cannot be written ({error.strerror}), expected room for links and lists; copy the scene "
-            "to where you may write, or do without --fix"
+            f"{root / FOLDER}: cannot be written ({error.strerror}), expected a writable folder for links and lists; "
+            "copy the scene to where you may write, or omit --fix"
         ) from error
     some = "image-unreadable" in checks or 0 < missing < sum(len(source.paths) for source in sources)
     if some and scene.bad_images != "skip":
@@ -74,12 +74,13 @@ def apply_fixes(config: Config, examination: Examination) -> tuple[list[Fix], Co
 
 
 def _link_images(source: Source, near: Mapping[str, str]) -> None:
-    """Makes a link for every image of one COLMAP scene that is there, if only under another name (``near_matches``)."""
+    """Makes a link with the model's name to every image of a COLMAP scene that exists, if under another name
+    (``near_matches``)."""
     assert source.images is not None, "only image folders have extra files"
     for name in sorted(source.paths.keys() - set(source.missing) | near.keys()):
         link = source.folder / _IMAGES / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        if link.is_symlink():  # Of an earlier --fix.
+        if link.is_symlink():  # From an earlier --fix.
             link.unlink()
         link.symlink_to(os.path.relpath(source.images / near.get(name, name), link.parent))
 

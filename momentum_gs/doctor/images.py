@@ -1,4 +1,4 @@
-"""Image files against the model that names them: missing, extra, unreadable, misshapen, doubled, badly exposed."""
+"""Checks of image files: missing, not in the model, unreadable, of the wrong shape, duplicate or badly exposed."""
 
 import hashlib
 import math
@@ -21,43 +21,48 @@ from momentum_gs.doctor.findings import Finding, Severity, some
 MANY_EXTRA = 0.2
 """Share of unregistered images above which the reconstruction has probably broken apart."""
 ODD_STOPS = 1.5
-"""An image this much brighter or darker than the middle one stands out even where exposures vary little."""
+"""Smallest deviation from the median brightness that is reported, in stops (factors of two of light), however little
+the exposures vary."""
 SPREAD_STOPS = 2.0
-"""Between the 5th and the 95th percentile; a stop is a factor of two of light. What the images show brings about one:
-1.4 over the fields, roofs and trees of Caliterra."""
+"""Largest range of mean brightness without a warning, in stops, from the 5th to the 95th percentile. The content of the
+images alone causes more than one: 1.4 for the fields, roofs and trees of Caliterra."""
 GAMMA = 2.2
-"""Of the display curve that images are stored with, near enough to count stops."""
+"""Exponent of the curve with which images are stored, accurate enough to count stops."""
 BLACK = 1e-4
-"""Mean linear light, 1 being white, under which there is no image: 4 of 255 levels."""
+"""Mean linear light, as a share of white, below which an image counts as black: about 4 of 255 levels."""
 _SAMPLES = 128
-# Decoding holds an image at full size in each thread.
+# Each thread decodes an image at full size into memory.
 MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image file says about itself."""
+    """What is known about an image file."""
 
     name: str
     path: Path
     size: tuple[int, int] | None
-    """Width and height, pixels; None where the file is unreadable."""
+    """Width and height in pixels; None if the file is unreadable."""
     trouble: str | None = None
-    """Why it is unreadable."""
+    """Why it is unreadable; None if it is readable."""
     bits: int = 8
+    """Bits per channel."""
     channels: int = 3
     light: float | None = None
-    """Mean linear light in [0, 1]; None where pixels were not looked at."""
+    """Mean linear light in [0, 1]; None if the pixels were not read."""
     digest: str | None = None
-    """Equal for equal bytes; None likewise."""
+    """Hash of the file's bytes; None if the pixels were not read."""
 
 
 def inspect_images(paths: Mapping[str, Path], *, quick: bool = False) -> list[ImageFacts]:
     """Reads image files in parallel.
 
     Args:
-        paths: File of every image, by name; all exist.
-        quick: Headers only, so damage behind them, doubles and exposure stay unknown.
+        paths: Image name -> its file; all exist.
+        quick: Read only the headers; then damaged pixels, duplicates and exposure are not found.
+
+    Returns:
+        The facts in the order of ``paths``.
     """
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:
@@ -79,7 +84,7 @@ def _inspect(name: str, path: Path, quick: bool) -> ImageFacts:
         height, width = pixels.shape[:2]
         channels = 1 if pixels.ndim == 2 else pixels.shape[2]
         if pixels.dtype not in (np.uint8, np.uint16) or channels not in (1, 3, 4):
-            read_image(path, width, height)  # Says what is wrong with it.
+            read_image(path, width, height)  # Raises the error that explains it.
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except UserError as error:
         return ImageFacts(name, path, None, str(error))
@@ -91,7 +96,7 @@ def _inspect(name: str, path: Path, quick: bool) -> ImageFacts:
 
 
 def _linear_light(pixels: np.ndarray) -> float:
-    """Mean over a grid of some 128 x 128 pixels, transparent ones left out."""
+    """Mean linear light in [0, 1] over a grid of pixels, about 128 along the shorter side, weighted by alpha."""
     step = max(1, min(pixels.shape[:2]) // _SAMPLES)
     sample = pixels[::step, ::step].reshape(-1, 1 if pixels.ndim == 2 else pixels.shape[2])
     sample = sample.astype(np.float64) / np.iinfo(pixels.dtype).max
@@ -103,23 +108,25 @@ def _linear_light(pixels: np.ndarray) -> float:
 def check_presence(
     folder: Path, missing: Sequence[str], extra: Sequence[str], total: int, *, may_skip: bool
 ) -> list[Finding]:
-    """Images that the model names and the folder lacks, and the other way round.
+    """Findings about images that are in the model but not in the folder, and the reverse.
 
     Args:
-        missing: Of ``total`` names in the model.
+        folder: The image folder, for messages.
+        missing: Names in the model without a file.
         extra: Image files that the model does not name.
-        may_skip: ``scene.bad_images=skip``, which lets some be missing but not all.
+        total: Number of names in the model.
+        may_skip: Whether ``scene.bad_images=skip`` is set: then some images may be missing, but not all.
     """
     findings = []
     if missing:
         near = near_matches(missing, extra)
         if near:
             name, file = next(iter(near.items()))
-            cure = f"{len(near)} seem to be there under another folder, case or extension ({file} for {name}): --fix"
+            cure = f"{len(near)} seem to exist under another folder, case or extension ({file} for {name}): use --fix"
         elif len(missing) == total:
             cure = "name the image folder with -i (scene.images)"
         else:
-            cure = "restore them, take them out of the model (colmap image_deleter), or set scene.bad_images=skip"
+            cure = "restore them, remove them from the model (colmap image_deleter), or set scene.bad_images=skip"
         severity: Severity = "warning" if may_skip and len(missing) < total else "error"
         findings.append(
             Finding(severity, "image-missing", str(folder), f"missing {some(missing, total)}", "every image of the "
@@ -129,19 +136,19 @@ def check_presence(
         share = len(extra) / (len(extra) + total)
         found = f"{some(extra)} not in the model"
         if share > MANY_EXTRA:
-            cure = "see why they did not register; unregistered images do not train"
+            cure = "find out why they were not registered; unregistered images are not trained on"
             findings.append(Finding("warning", "image-extra", str(folder), found, "most images to be registered",
                                     cure, tuple(extra)))  # fmt: skip
         else:
-            findings.append(Finding("info", "image-extra", str(folder), found + ": they do not train",
+            findings.append(Finding("info", "image-extra", str(folder), found + ", so not trained on",
                                     names=tuple(extra)))  # fmt: skip
     return findings
 
 
 def near_matches(missing: Iterable[str], extra: Iterable[str]) -> dict[str, str]:
-    """Missing name -> the one extra file that is it but for case, extension or folder.
+    """Missing name -> the only extra file whose name differs from it in nothing but case, extension or folder.
 
-    A name keeps its folder if that settles it; an extra file serves one name only.
+    A match in the same folder takes precedence, and no extra file is used for two names.
     """
 
     def plain(name: str) -> str:
@@ -164,7 +171,13 @@ def near_matches(missing: Iterable[str], extra: Iterable[str]) -> dict[str, str]
 
 
 def check_files(folder: Path, facts: Sequence[ImageFacts], *, may_skip: bool) -> list[Finding]:
-    """Unreadable files, one finding each of the first few; and those of a kind that is converted."""
+    """Findings about unreadable files, one for each of the first five, and about files that are converted when read.
+
+    Args:
+        folder: The image folder, for messages.
+        facts: Facts about all images.
+        may_skip: Whether ``scene.bad_images=skip`` is set: then some images may be unreadable, but not all.
+    """
     findings = []
     bad = [fact for fact in facts if fact.trouble is not None]
     for fact in bad[:5]:
@@ -172,16 +185,16 @@ def check_files(folder: Path, facts: Sequence[ImageFacts], *, may_skip: bool) ->
         error = Finding.of_error("image-unreadable", UserError(fact.trouble))
         severity: Severity = "warning" if may_skip and len(bad) < len(facts) else "error"
         cure = error.cure or "convert or replace the file"
-        cure += "" if may_skip else ", or leave its view out with scene.bad_images=skip"
+        cure += "" if may_skip else ", or skip its view with scene.bad_images=skip"
         findings.append(Finding(severity, error.check, str(fact.path), error.found, error.expected, cure, (fact.name,)))
     if len(bad) > 5:
         findings.append(Finding(findings[0].severity, "image-unreadable", str(folder),
-                                f"{some([f.name for f in bad], len(facts))} unreadable", "images that decode",
+                                f"{some([f.name for f in bad], len(facts))} unreadable", "images that can be decoded",
                                 "copy the folder again", tuple(f.name for f in bad)))  # fmt: skip
     kinds = {
-        "16 bits a channel: rounded to 8": [f.name for f in facts if f.bits == 16],
-        "grey: repeated over the three channels": [f.name for f in facts if f.channels == 1],
-        "with alpha: composited over the background (-w: white)": [f.name for f in facts if f.channels == 4],
+        "with 16 bits per channel: rounded to 8": [f.name for f in facts if f.bits == 16],
+        "grey: used for all three channels": [f.name for f in facts if f.channels == 1],
+        "with alpha: composited on the background colour (-w: white)": [f.name for f in facts if f.channels == 4],
     }
     findings += [
         Finding("info", "image-kind", str(folder), f"{some(names, len(facts))} {what}", names=tuple(names))
@@ -192,7 +205,7 @@ def check_files(folder: Path, facts: Sequence[ImageFacts], *, may_skip: bool) ->
 
 
 def check_sizes(folder: Path, facts: Sequence[ImageFacts], cameras: Mapping[str, Camera]) -> list[Finding]:
-    """Images whose shape is not their camera's; smaller copies of the same shape are fine and said."""
+    """Findings about images of another aspect ratio than their camera's; resized ones are an info only."""
     wrong: list[ImageFacts] = []
     turned: list[ImageFacts] = []
     scaled: list[ImageFacts] = []
@@ -207,48 +220,56 @@ def check_sizes(folder: Path, facts: Sequence[ImageFacts], cameras: Mapping[str,
     findings = []
     cures = (
         (wrong, "use the images that the model was made from, or their resized copies"),
-        (turned, "they lie on their side: a program has applied the EXIF orientation; take the originals"),
+        (turned, "they are rotated by 90 degrees, as a program has applied the EXIF orientation: use the originals"),
     )
     for group, cure in cures:
         if group:
             names = tuple(fact.name for fact in group)
             camera, first = cameras[names[0]], group[0].size
             assert first is not None
-            found = (f"{some(names, len(facts))} with another shape than the camera: {first[0]}x{first[1]} for "
-                     f"{camera.width}x{camera.height}")  # fmt: skip
-            findings.append(Finding("error", "image-size", str(folder), found, "the camera's shape", cure, names))
+            found = (f"{some(names, len(facts))} with another aspect ratio than the camera's: {first[0]}x{first[1]} "
+                     f"for {camera.width}x{camera.height}")  # fmt: skip
+            findings.append(
+                Finding("error", "image-size", str(folder), found, "the camera's aspect ratio", cure, names)
+            )
     if scaled:
         names = tuple(fact.name for fact in scaled)
         first = scaled[0].size
         assert first is not None
-        findings.append(Finding("info", "image-size", str(folder), f"{some(names, len(facts))} resized, to "
-                                f"{first[0]}x{first[1]}: intrinsics follow", names=names))  # fmt: skip
+        findings.append(Finding("info", "image-size", str(folder), f"{some(names, len(facts))} resized to "
+                                f"{first[0]}x{first[1]}: intrinsics are scaled to fit", names=names))  # fmt: skip
     return findings
 
 
 def check_names(folder: Path, names: Sequence[str]) -> list[Finding]:
-    """Names that some disk or tool takes for another."""
+    """Findings about names that some file systems or programs confuse or cannot handle."""
     findings = []
     same = _groups((name.casefold(), name) for name in names)
     if same:
         both = tuple(name for group in same for name in group)
         findings.append(Finding("warning", "name-case", str(folder), f"names differ by case only: {', '.join(same[0])}",
-                                "names that differ on every disk", "rename one (Windows and macOS keep one file of "
-                                "the two)", both))  # fmt: skip
+                                "names that differ on every file system", "rename one (Windows and macOS keep only "
+                                "one of the two files)", both))  # fmt: skip
     same = _groups((PurePosixPath(name).name, name) for name in names)
     if same:
         both = tuple(name for group in same for name in group)
-        findings.append(Finding("info", "name-folders", str(folder), f"one file name in several folders, as "
-                                f"{', '.join(same[0])}: kept apart by folder", names=both))  # fmt: skip
+        findings.append(Finding("info", "name-folders", str(folder), f"the same file name in several folders, e.g. "
+                                f"{', '.join(same[0])}: distinguished by folder", names=both))  # fmt: skip
     odd = tuple(name for name in names if not name.isascii())
     if odd:
         findings.append(Finding("info", "name-ascii", str(folder), f"{some(odd, len(names))} not plain ASCII: fine "
-                                "here, other tools may stumble", names=odd))  # fmt: skip
+                                "here, but other programs may fail", names=odd))  # fmt: skip
     return findings
 
 
 def check_doubles(folder: Path, facts: Sequence[ImageFacts], test: Iterable[str]) -> list[Finding]:
-    """The same bytes under two names; worse where one of them is held out."""
+    """A finding about images with the same bytes, which matters most if only some of them are held out.
+
+    Args:
+        folder: The image folder, for messages.
+        facts: Facts about all images.
+        test: Names of the held-out views.
+    """
     held_out = set(test)
     groups = _groups((fact.digest, fact.name) for fact in facts if fact.digest is not None)
     if not groups:
@@ -256,43 +277,43 @@ def check_doubles(folder: Path, facts: Sequence[ImageFacts], test: Iterable[str]
     leaks = sum(0 < len(held_out & set(group)) < len(group) for group in groups)
     found = f"{', '.join(groups[0][:3])} are the same file"
     found += f", and {len(groups) - 1} more such groups" if len(groups) > 1 else ""
-    found += f"; {leaks} of them with held-out views" if leaks else ""
-    return [Finding("warning", "image-double", str(folder), found, "every image once", "take the doubles out of "
+    found += f" (groups with both training and held-out views: {leaks})" if leaks else ""
+    return [Finding("warning", "image-double", str(folder), found, "every image once", "remove the duplicates from "
                     "the model: their views count twice, and some of the poses may be wrong",
                     tuple(name for group in groups for name in group))]  # fmt: skip
 
 
 def check_exposure(folder: Path, facts: Sequence[ImageFacts]) -> list[Finding]:
-    """Black images, ones that stand out in brightness, and the spread of the whole set."""
+    """Findings about black images, images of unusual brightness, and the range of brightness of all images."""
     findings = []
     black = tuple(f.name for f in facts if f.light is not None and f.light < BLACK)
     if black:
         findings.append(Finding("warning", "exposure", str(folder), f"{some(black, len(facts))} (nearly) black",
-                                "images", "take them out of the model", black))  # fmt: skip
+                                "visible content", "remove them from the model", black))  # fmt: skip
     lit = [(f.name, math.log2(f.light)) for f in facts if f.light is not None and f.light >= BLACK]
     if len(lit) < 3:
         return findings
     stops = np.array([value for _, value in lit])
     middle = float(np.median(stops))
-    # 4 standard deviations, estimated by the median deviation so that the odd ones do not hide themselves.
+    # 4 standard deviations, estimated from the median absolute deviation, so that outliers do not raise the limit.
     limit = max(ODD_STOPS, 4 * 1.4826 * float(np.median(np.abs(stops - middle))))
     odd = tuple(name for name, value in lit if abs(value - middle) > limit)
     if odd:
         first = dict(lit)[odd[0]] - middle
-        findings.append(Finding("warning", "exposure", str(folder), f"{some(odd, len(facts))} stand out, that one by "
-                                f"{first:+.1f} stops", f"within {limit:.1f} stops of the middle one",
-                                "correct the exposure, or take them out of the model", odd))  # fmt: skip
+        findings.append(Finding("warning", "exposure", str(folder), f"{some(odd, len(facts))} with a brightness "
+                                f"{first:+.1f} stops from the median", f"within {limit:.1f} stops", "correct the "
+                                "exposure, or remove them from the model", odd))  # fmt: skip
     low, high = np.percentile(stops, [5, 95])
     if high - low > SPREAD_STOPS:
-        findings.append(Finding("warning", "exposure", str(folder), f"mean brightness spreads over {high - low:.1f} "
-                                "stops", f"at most {SPREAD_STOPS:g}", "even it out before training, or set "
-                                "appearance.model=affine: the model learns one brightness, and raw scores suffer "
-                                "(eval's cc columns correct for it)"))  # fmt: skip
+        findings.append(Finding("warning", "exposure", str(folder), f"the mean brightness of images ranges over "
+                                f"{high - low:.1f} stops", f"at most {SPREAD_STOPS:g}", "equalize it before training, "
+                                "or set appearance.model=affine: without it the model learns one brightness, and raw "
+                                "scores suffer (the cc columns of eval correct for it)"))  # fmt: skip
     return findings
 
 
 def _groups(pairs: Iterable[tuple[str | None, str]]) -> list[list[str]]:
-    """Names that share a key with another, by key."""
+    """Groups of two or more names with the same key."""
     groups = defaultdict(list)
     for key, name in pairs:
         groups[key].append(name)

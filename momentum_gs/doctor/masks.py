@@ -1,4 +1,4 @@
-"""Mask files against the images that they belong to."""
+"""Checks of mask files against their images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ class _MaskFacts:
     name: str
     trouble: UserError | None = None
     share: float | None = None
-    """Of the pixels that count; None where pixels were not looked at."""
+    """Share of the pixels that count; None if the pixels were not read."""
 
 
 def check_masks(
     folder: Path, masks: Mapping[str, Path], unknown: Sequence[str], images: Sequence[ImageFacts], *, quick: bool
 ) -> list[Finding]:
-    """Masks that training refuses, that leave nothing of their image, and that belong to no image.
+    """Findings about masks that training refuses, that ignore their whole image, or that belong to no image.
 
     Args:
         folder: The mask folder, for messages.
-        masks: Mask file by image name.
+        masks: Image name -> mask file.
         unknown: Files in the folder that belong to no image.
-        images: What is known of the images; those that cannot be read are passed over.
-        quick: Headers only.
+        images: Facts about the images; masks of unreadable ones are not checked.
+        quick: Read only the headers.
     """
     sizes = {fact.name: fact.size for fact in images if fact.size is not None and fact.name in masks}
 
@@ -54,15 +54,15 @@ def check_masks(
         names = tuple(fact.name for fact in bad)
         count = f"{len(bad)} of {len(facts)} masks do not fit, first: " if len(bad) > 1 else ""
         findings.append(Finding("error", "mask", str(folder), count + first.found, first.expected,
-                                first.cure or "make the mask anew, or take it away", names))  # fmt: skip
+                                first.cure or "make the mask again, or remove it", names))  # fmt: skip
     black = tuple(fact.name for fact in facts if fact.share == 0)
     if black:
-        findings.append(Finding("warning", "mask", str(folder), f"{some(black, len(facts))} all black: nothing of the "
-                                "image counts", "white where pixels count", "invert the mask, or take the image out",
+        findings.append(Finding("warning", "mask", str(folder), f"{some(black, len(facts))} all black: no pixel of the "
+                                "image counts", "white where pixels count", "invert the mask, or remove the image",
                                 black))  # fmt: skip
     if unknown:
-        findings.append(Finding("warning", "mask", str(folder), f"{some(unknown)} of no image",
-                                "<image name>.png with the image's sub-folder", "rename or remove them",
+        findings.append(Finding("warning", "mask", str(folder), f"masks without an image: {some(unknown)}",
+                                "<image name>.png, in the image's subfolder", "rename or remove them",
                                 tuple(unknown)))  # fmt: skip
     if masks and not bad:
         findings.append(Finding("info", "mask", str(folder), f"{len(masks)} images have a mask; black is ignored"))

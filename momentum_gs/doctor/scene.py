@@ -1,7 +1,7 @@
-"""All that can be known of a scene before it trains.
+"""All checks of a scene before training.
 
-The readers and ``load_scene`` stay the judges of what training takes: their refusals are findings here, word for word.
-Beside them stand checks that name every culprit at once, and what would train but poorly.
+The readers and ``load_scene`` decide what training accepts, and their errors become findings, word for word. Further
+checks list all faulty files and images at once, and find what would train, but poorly.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,36 +34,36 @@ from momentum_gs.doctor.poses import check_poses
 from momentum_gs.doctor.settings import Scale, check_settings, scale_of
 
 _BARE_POINT = 51
-"""Bytes of a COLMAP point with an empty track."""
+"""Bytes of a point with an empty track in COLMAP's points3D.bin."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One set of posed images: a COLMAP scene, one of ``train/`` and ``val/``, or what ``transforms.json`` names."""
+    """One set of posed images: a COLMAP scene, its ``train/`` or ``val/`` folder, or those of ``transforms.json``."""
 
     folder: Path
     model: Path | None = None
-    """Folder of the COLMAP model, or the transforms file; None where there is none."""
+    """Folder of the COLMAP model, or the transforms file; None if there is none."""
     cameras: list[Camera] = field(default_factory=list)
-    """As the files have them; empty where they cannot be read."""
+    """As in the files; empty if they cannot be read."""
     paths: dict[str, Path] = field(default_factory=dict)
-    """File of every image, by name."""
+    """Image name -> its file, which may be missing."""
     masks: dict[str, Path] = field(default_factory=dict)
-    """Masks that the transforms file names."""
+    """Image name -> mask file, for the masks that the transforms file names."""
     points: PointCloud | None = None
     images: Path | None = None
-    """Image folder of a COLMAP scene."""
+    """Image folder of a COLMAP scene; None for a transforms file."""
 
     @property
     def missing(self) -> list[str]:
-        """Names without a file, in order of name."""
+        """Names of images without a file, sorted."""
         return sorted(name for name, path in self.paths.items() if not path.is_file())
 
     @property
     def extra(self) -> list[str]:
-        """Image files below the image folder that the model does not name, in order of name."""
+        """Image files below the image folder that the model does not name, sorted."""
         folder = self.images
         if folder is None:
             return []
@@ -73,17 +73,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Examination:
-    """The result."""
+    """The result of ``examine``."""
 
     findings: list[Finding]
-    """The worst first, else in the order of the checks."""
+    """Errors first, then warnings, then infos, each in the order of the checks."""
     sources: list[Source]
     scene: Scene | None
-    """As training will have it; None where it would refuse."""
+    """As training loads it; None if training would refuse it."""
     scale: Scale | None
-    """None likewise."""
+    """None if the scene is, or has no point spacing."""
     table: PartitionTable | None
-    """The partition file's, where there is one that fits."""
+    """The partition in the file; None if there is none that fits."""
 
     @property
     def refused(self) -> bool:
@@ -92,18 +92,19 @@ class Examination:
 
 
 def examine(config: Config, *, quick: bool = False) -> Examination:
-    """Looks at scene, settings and partition file.
+    """Checks the scene, the settings and the partition file.
 
-    Nothing is written, but for the undistorted copies that ``scene.undistort`` asks for, as in training.
+    Writes nothing except for the undistorted copies of images that ``scene.undistort`` asks for, as training does.
 
     Args:
-        quick: Only the headers of images are read, not their pixels.
+        config: The settings.
+        quick: Read only the headers of images, not their pixels.
 
     Raises:
-        UserError: where there is no scene folder to look at.
+        UserError: if there is no scene folder.
     """
     if config.scene.path is None or not Path(config.scene.path).is_dir():
-        load_scene(config.scene)  # Refuses in the words that training uses.
+        load_scene(config.scene)  # Raises the same error as in training.
     root = Path(config.scene.path or "")
     findings: list[Finding] = []
     sources = _sources(root, config.scene, findings)
@@ -147,7 +148,7 @@ def _colmap(folder: Path, config: SceneConfig, findings: list[Finding]) -> Sourc
     bad: dict[str, UserError] = {}
     views = _attempt("cameras", lambda: read_views(model, config.undistort, bad), findings)
     if views is None and not config.undistort:
-        # Refused for its lenses alone, a model still tells all else.
+        # If the lenses are the only fault, the views can still be read for the other checks.
         views = _attempt("cameras", lambda: read_views(model, True, bad), [])
     views = views or []
     if bad:
@@ -157,18 +158,19 @@ def _colmap(folder: Path, config: SceneConfig, findings: list[Finding]) -> Sourc
     bent = tuple(camera.name for camera, lens in views if not lens.is_pinhole)
     if bent and config.undistort:
         findings.append(Finding("info", "cameras", str(model), f"{some(bent, len(views))} with distortion: undistorted "
-                                f"copies go to {folder / config.undistort_folder}", names=bent))  # fmt: skip
+                                f"copies are in {folder / config.undistort_folder}", names=bent))  # fmt: skip
     points = _attempt("points", lambda: read_points(model), findings) if config.points is None else None
     file = model / "points3D.bin"
     if points is not None and len(points) and file.is_file() and file.stat().st_size == 8 + len(points) * _BARE_POINT:
-        findings.append(Finding("info", "points-tracks", str(file), "points without tracks: nothing here needs them"))
+        found = "points without tracks; only loss.depth needs them"
+        findings.append(Finding("info", "points-tracks", str(file), found))
     images = folder / config.images
     cameras = [camera for camera, _ in views]
     return Source(folder, model, cameras, {c.name: images / c.name for c in cameras}, {}, points, images)
 
 
 def _attempt(check: str, read: Callable[[], _T], findings: list[Finding]) -> _T | None:
-    """What ``read`` gives, or a finding of its refusal."""
+    """The result of ``read``; if it raises a UserError, None, with the error added to ``findings``."""
     try:
         return read()
     except UserError as error:
@@ -179,7 +181,7 @@ def _attempt(check: str, read: Callable[[], _T], findings: list[Finding]) -> _T 
 def _check_split(
     root: Path, sources: Sequence[Source], config: SceneConfig, findings: list[Finding]
 ) -> frozenset[str]:
-    """Names of the held-out views, as far as they can be told."""
+    """Names of the held-out views, as far as they can be determined; faults of the split are added to ``findings``."""
     if len(sources) > 1:
         return frozenset(sources[1].paths)
     source = sources[0]
@@ -191,8 +193,8 @@ def _check_split(
     unknown = tuple(sorted(set(wanted or ()) - set(names)))
     if unknown:
         findings.append(Finding("error", "test-list", str(listed), f"{some(unknown, len(set(wanted or ())))} not in "
-                                "the scene", f"names as {names[0]!r}", "correct the list; --fix writes one without "
-                                "them", unknown))  # fmt: skip
+                                "the scene", f"names such as {names[0]!r}", "correct the list, or use --fix to write "
+                                "one without them", unknown))  # fmt: skip
         return frozenset(wanted or ()) & frozenset(names)
     divided = _attempt("split", lambda: split(names, config.test_every, wanted), findings)
     return frozenset(divided[1] if divided is not None else ())
@@ -202,8 +204,8 @@ def _check_images(source: Source, config: SceneConfig, held_out: frozenset[str],
     folder = source.images or source.folder
     if source.images is not None and not folder.is_dir():
         others = sorted(path.name for path in source.folder.iterdir() if path.is_dir() and path.name != "sparse")
-        there = f"but {', '.join(others)}" if others else "and no other"
-        return [Finding("error", "image-folder", str(folder), f"no such folder, {there}", "the images' folder",
+        there = f"only {', '.join(others)}" if others else "and no other"
+        return [Finding("error", "image-folder", str(folder), f"no such folder, {there}", "the image folder",
                         "name it with -i (scene.images)")]  # fmt: skip
     if not source.cameras:
         return []
@@ -225,7 +227,7 @@ def _check_images(source: Source, config: SceneConfig, held_out: frozenset[str],
 
 
 def _check_geometry(sources: Sequence[Source], scene: Scene | None, config: Config) -> list[Finding]:
-    """Poses and points in the frame that training has them in, or where it would refuse, as the files have them."""
+    """Findings about poses and points, in training coordinates; in those of the files if training would refuse."""
     place = sources[0].model or sources[0].folder
     if scene is not None:
         frame = scene.frame
@@ -234,8 +236,8 @@ def _check_geometry(sources: Sequence[Source], scene: Scene | None, config: Conf
             moved = [Finding("info", "unit", "scene.unit", f"training coordinates are normalized: one training unit is "
                              f"{frame.unit:.4g} scene units")]  # fmt: skip
         elif any(frame.offset):
-            moved = [Finding("info", "offset", "scene.offset", f"{frame.offset} is taken from all coordinates, which "
-                             "lie too far from the origin for float32")]  # fmt: skip
+            moved = [Finding("info", "offset", "scene.offset", f"{frame.offset} is subtracted from all coordinates, "
+                             "which lie too far from the origin for float32")]  # fmt: skip
         return moved + check_poses(place, [*scene.train, *scene.test], scene.points.xyz, config.partition)
     cameras, points = [camera for source in sources for camera in source.cameras], sources[0].points
     return check_poses(place, cameras, points.xyz, config.partition) if cameras and points is not None else []
@@ -244,14 +246,15 @@ def _check_geometry(sources: Sequence[Source], scene: Scene | None, config: Conf
 def _check_partition(
     config: Config, scene: Scene | None, model: Path | None, findings: list[Finding]
 ) -> PartitionTable | None:
-    """The partition file, which only block training needs and 'partition' writes after this."""
+    """The partition in the file, if it fits; faults are added to ``findings``. It may be missing: 'partition' is
+    usually run after the doctor."""
     given = config.partition.file or (None if config.out is None else str(Path(config.out) / "partition.json"))
     if given is None:
         return None
     path = Path(given)
     if not path.is_file():
-        findings.append(Finding("info", "partition", given, "not there yet: run 'momentum-gs partition' before the "
-                                "blocks train"))  # fmt: skip
+        findings.append(Finding("info", "partition", given, "does not exist yet: run 'momentum-gs partition' before "
+                                "training blocks"))  # fmt: skip
         return None
     table = _attempt("partition", lambda: PartitionTable.load(path), findings)
     if table is None or scene is None:
@@ -262,12 +265,13 @@ def _check_partition(
         return None
     assigned = {name for names in table.views for name in names}
     idle = tuple(camera.name for camera in scene.train if camera.name not in assigned)
-    again = "re-run 'momentum-gs partition'"
+    again = "run 'momentum-gs partition' again"
     if idle:
-        findings.append(Finding("warning", "partition", given, f"{some(idle, len(scene.train))} of the training views "
-                                "in no block", "every view in one at least", again, idle))  # fmt: skip
+        findings.append(Finding("warning", "partition", given, f"training views in no block: "
+                                f"{some(idle, len(scene.train))}", "every view in at least one", again,
+                                idle))  # fmt: skip
     files = [] if model is None else list(model.iterdir()) if model.is_dir() else [model]
     if any(file.stat().st_mtime > path.stat().st_mtime for file in files):
-        findings.append(Finding("warning", "partition", given, f"older than {model}", "one made from this model",
+        findings.append(Finding("warning", "partition", given, f"older than {model}", "a partition of this model",
                                 again))  # fmt: skip
     return table

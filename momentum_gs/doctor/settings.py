@@ -1,4 +1,4 @@
-"""Settings against the scene: size of a voxel, number of blocks, length of the run."""
+"""Checks of settings against the scene: voxel size, number of blocks, length of the run."""
 
 import math
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ block, as for Caliterra in four blocks, are enough."""
 
 @dataclass(frozen=True)
 class Scale:
-    """What the scene and its settings make of each other."""
+    """Sizes that follow from the scene and the settings."""
 
     voxel_size: float
-    """The one set, or the points' median spacing, training units."""
+    """``model.voxel_size``, or the median spacing of the points if that is 0; training units."""
     anchors: int
-    """Before training, of the whole scene: voxels that hold a point."""
+    """Initial anchors of the whole scene: the voxels that hold a point."""
     pixel: float
-    """Scene units that a training pixel covers at the median depth; NaN where no camera sees a point."""
+    """Width that a training pixel covers at the median depth, training units; NaN if no camera sees a point."""
 
 
 def scale_of(scene: Scene, config: Config) -> Scale:
     """Measures the scene at training resolution.
 
     Raises:
-        UserError: where ``model.voxel_size=0`` finds no spacing.
+        UserError: if ``model.voxel_size`` is 0 and the points have no spacing.
     """
     voxel = config.model.voxel_size or median_spacing(scene.points.xyz)
     anchors = len(voxelize(scene.points.xyz, voxel))
@@ -45,7 +45,7 @@ def scale_of(scene: Scene, config: Config) -> Scale:
 
 
 def check_settings(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
-    """What will train poorly with these settings."""
+    """Findings about the voxel size, the number of blocks and the steps; warnings where training would be poor."""
     return [*_check_voxels(scene, config, scale), *_check_blocks(scene, config), *_check_steps(config)]
 
 
@@ -54,7 +54,7 @@ def _check_voxels(scene: Scene, config: Config, scale: Scale) -> list[Finding]:
     points = len(scene.points)
     if points < FEW_POINTS:
         findings.append(Finding("warning", "points-few", str(scene.path), f"{points} points", f"at least {FEW_POINTS}",
-                                "triangulate more: anchors start where points are"))  # fmt: skip
+                                "triangulate more: the initial anchors are made from them"))  # fmt: skip
     wide = scale.voxel_size / scale.pixel
     small, large = VOXEL_PIXELS
     pixels = f", {wide:.2g} pixels on the ground" if math.isfinite(wide) else ""
@@ -91,7 +91,7 @@ def _check_views(scene: Scene) -> list[Finding]:
     if views >= FEW_VIEWS:
         return []
     return [Finding("warning", "views-few", str(scene.path), f"{views} training views", f"at least {FEW_VIEWS}", "add "
-                    "images that overlap: the model will look right near these and nowhere else")]  # fmt: skip
+                    "overlapping images: the model will look right only near these")]  # fmt: skip
 
 
 def _check_steps(config: Config) -> list[Finding]:
@@ -100,12 +100,12 @@ def _check_steps(config: Config) -> list[Finding]:
     findings = []
     if steps <= starts:
         findings.append(Finding("warning", "steps", "steps", f"{steps}, and growth begins after {starts}",
-                                "many more steps than growth's first", "raise steps, or lower growth.start_stat and "
+                                "many steps after that", "raise steps, or lower growth.start_stat and "
                                 "growth.from_step"))  # fmt: skip
     elif steps < growth.until:
         findings.append(Finding("warning", "steps", "growth.until", f"{growth.until}, and the run ends at {steps}",
-                                "growth to end well before the run does (MGS: at half)", "lower growth.until: what "
-                                "grows last never settles"))  # fmt: skip
+                                "growth to end well before the run does (MGS: at half)", "lower growth.until, so that "
+                                "the last new anchors are trained long enough"))  # fmt: skip
     if steps < config.optim.lr_steps:
         findings.append(Finding("info", "steps", "optim.lr_steps", f"{config.optim.lr_steps}, and the run ends at "
                                 f"{steps}: learning rates do not reach their final value"))  # fmt: skip

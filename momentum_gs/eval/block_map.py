@@ -1,4 +1,4 @@
-"""The partition seen from above, in the colours of the blocks' scores."""
+"""A map of the partition seen from above, with blocks coloured by their scores."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,13 +20,14 @@ def block_map(
     cameras: Sequence[Camera],
     points: Float[Tensor, "n 3"],
 ) -> str:
-    """SVG of the cells, coloured by PSNR, with the cameras as dots. Of blocks above each other the worst gives the
-    colour; one without a score is grey.
+    """SVG of the cells, coloured by PSNR, with the cameras as dots.
+
+    Where blocks lie above each other, the colour is that of the lowest PSNR; blocks without a score are grey.
 
     Args:
         table: The partition.
-        scores: Block -> PSNR in dB.
-        cameras: At least one; they and the points say what part of the plane is shown.
+        scores: Block -> PSNR in dB; None or missing if it has no score.
+        cameras: At least one; the map shows the extent of cameras and points.
         points: World points.
     """
     order = across, along, vertical = ground_axes(table, cameras)

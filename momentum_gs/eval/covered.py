@@ -42,11 +42,12 @@ SHRINK = 4
 """Divisor of the image size at which depth is rendered. Covered regions end along lines, so a raster of four pixels
 is accurate enough; smaller images would not be faster, because decoding and projection remain."""
 TOLERANCE = 0.05
-"""How much farther than a training view's depth a place may be and still be seen, as a share of that depth. Within a
-pixel of a quarter-size image, which is about 1/200 of the depth wide, depth changes by 3 % on a surface that is seen at
-80 degrees from its normal. A roof that hides ground is nearer than it by more: a storey of 3 m is 5 % of 60 m."""
+"""How much farther than a training view's depth a point may be and still count as seen, as a share of that depth.
+Within a pixel of a quarter-size image, which is about 1/200 of the depth wide, depth changes by 3 % on a surface seen
+at 80 degrees from its normal. Occlusion changes it more: a roof one storey of 3 m above the ground, seen from 60 m, by
+5 %."""
 NEAR = 0.2
-"""Smallest depth that is drawn, scene units: the rasterizer's of 3DGS codebases."""
+"""Depth of the near plane, scene units, as in the rasterizers of 3DGS codebases."""
 MIN_SHARE = 0.01
 """Smallest share of covered pixels for which a view gets a score over them: in the mean over views, a score over a few
 pixels would weigh as much as one over a whole view."""
@@ -62,15 +63,18 @@ def count_views(
     limit_of: Callable[[Camera], Depth],
     title: str = "views that see",
 ) -> list[Int16[Tensor, "h w"]]:
-    """For every camera the number of training views that see what its pixels show; 0 where they show nothing.
+    """For each pixel of every camera, the number of training views that see its surface point; 0 without a surface.
 
     Args:
         cameras: Held-out views, at the size of the maps.
-        training: Views that may see it. One that is also in ``cameras`` sees itself.
-        depth_of: Rendered depth of a held-out view.
-        limit_of: How far a training view sees, its rendered depth or 0 where it sees nothing. Asked once, and only of
-            those whose frustum may hold a place that is shown.
-        title: What the progress bar says.
+        training: Training views. One that is also in ``cameras`` counts as seeing itself.
+        depth_of: Gives the rendered depth of a held-out view.
+        limit_of: Gives how far a training view sees at each pixel: its rendered depth, or 0 where it is masked. Called
+            at most once for each, and only for views whose frustum may contain a surface point.
+        title: Text of the progress bar.
+
+    Returns:
+        A map for each of ``cameras``.
     """
     depths = [depth_of(camera) for camera in cameras]
     counts = [torch.zeros(depth.shape, dtype=torch.int16, device=depth.device) for depth in depths]
@@ -86,15 +90,15 @@ def count_views(
 
 
 def seen_from(depth: Depth, camera: Camera, limit: Float[Tensor, "rows columns"], other: Camera) -> Bool[Tensor, "h w"]:
-    """Which pixels of ``camera`` show what ``other`` sees: it lies in the image of ``other``, and not behind its depth.
+    """Which pixels of ``camera`` show a surface point that ``other`` sees: inside its image, and not behind its depth.
 
     Args:
-        depth: Of ``camera``.
-        camera: The view.
-        limit: How far ``other`` sees, an image of its own size.
-        other: The view that may see it.
+        depth: Rendered depth of ``camera``.
+        camera: The view with the pixels.
+        limit: How far ``other`` sees at each of its own pixels, as depth in scene units.
+        other: The view that may see the points.
     """
-    # The relative pose in float64, then float32 for the pixels: scenes may lie far from the origin.
+    # The relative pose is computed in float64, as scenes may lie far from the origin; pixels are in float32.
     turn = (other.rotation @ camera.rotation.T).tolist()
     step = (other.rotation @ (camera.center - other.center)).tolist()
     column = (torch.arange(camera.width, device=depth.device) + 0.5 - camera.cx) / camera.fx
@@ -111,7 +115,8 @@ def seen_from(depth: Depth, camera: Camera, limit: Float[Tensor, "rows columns"]
 
 
 def _corners(depth: Depth, camera: Camera) -> Float[Tensor, "8 3"]:
-    """Corners of the box around a view's places, float64 on the CPU; NaN, which lies in no view, where it has none."""
+    """Corners of the bounding box of a view's surface points, float64 on the CPU; NaN, which is in no view, if it shows
+    no surface."""
     rows = depth.isfinite().nonzero()
     if not len(rows):
         return torch.full((8, 3), math.nan, dtype=torch.float64)
@@ -120,8 +125,8 @@ def _corners(depth: Depth, camera: Camera) -> Float[Tensor, "8 3"]:
 
 
 def _may_show(corners: Float[Tensor, "v 8 3"], camera: Camera) -> Bool[Tensor, "v"]:
-    """Which boxes may show in the image; never false where a point of one does, as ``core.geometry.box_in_any_view``,
-    for all boxes at once."""
+    """Which boxes may be visible in the image. Never False for a box with a visible point; as
+    ``core.geometry.box_in_any_view``, but for all boxes at once."""
     x, y, z = ((corners - camera.center) @ camera.rotation.T).unbind(2)
     left, top = camera.fx * x + camera.cx * z, camera.fy * y + camera.cy * z
     outside = [z <= NEAR, left < 0, left >= camera.width * z, top < 0, top >= camera.height * z]
@@ -131,14 +136,14 @@ def _may_show(corners: Float[Tensor, "v 8 3"], camera: Camera) -> Bool[Tensor, "
 
 @torch.no_grad()
 def write_covered(folder: Path, ply: Path, scene: Scene, cameras: Sequence[Camera], background: Tensor) -> None:
-    """Writes ``covered/<name>`` for the views of a finished rendering and says so in its ``render.json``.
+    """Writes ``covered/<name>`` for the views of a finished rendering, and records it in its ``render.json``.
 
     Args:
-        folder: OUT/<split>/ours_<N>, rendered.
-        ply: The model whose depth is asked.
-        scene: Its training views count, with their masks.
+        folder: OUT/<split>/ours_<N>, already rendered.
+        ply: The model whose depth is rendered.
+        scene: Gives the training views and their masks.
         cameras: The views of the split.
-        background: [3], on the device that renders.
+        background: [3] in [0, 1], on the device that renders.
     """
     model, decoder = load_model(ply)
     model, decoder = model.to(background.device), decoder.to(background.device).eval()
@@ -164,7 +169,7 @@ def write_covered(folder: Path, ply: Path, scene: Scene, cameras: Sequence[Camer
         "training_views": len(scene.train),
         "shrink": SHRINK,
         "tolerance": TOLERANCE,
-        # Whose depth it is.
+        # The model that gave the depth.
         "method": record["method"],
         "config_sha256": record["config_sha256"],
     }
@@ -176,7 +181,7 @@ def _reduced(camera: Camera) -> Camera:
 
 
 def _write_map(path: Path, count: Int16[Tensor, "h w"], camera: Camera) -> None:
-    """A map as an 8-bit grey PNG at the size of the view, no count above 255."""
+    """Writes a map as an 8-bit grey PNG at the size of the view; counts above 255 become 255."""
     pixels = count.clamp(max=255).to(torch.uint8).numpy()
     pixels = cv2.resize(pixels, (camera.width, camera.height), interpolation=cv2.INTER_NEAREST)
     _, data = cv2.imencode(".png", pixels)
@@ -185,7 +190,7 @@ def _write_map(path: Path, count: Int16[Tensor, "h w"], camera: Camera) -> None:
 
 
 def read_map(path: Path, width: int, height: int) -> UInt8[Tensor, "h w"]:
-    """How many training views see each pixel's place, at most 255.
+    """Reads a map: how many training views see the surface point of each pixel, at most 255.
 
     Raises:
         UserError: for a map that is missing, damaged or of another size.
@@ -201,15 +206,15 @@ def read_map(path: Path, width: int, height: int) -> UInt8[Tensor, "h w"]:
 
 @dataclass(frozen=True)
 class OtherMaps:
-    """The maps of another run, to score this one's views over the same pixels."""
+    """The maps of another run, to score the views of this run over the same pixels."""
 
     folder: Path
     about: dict[str, Any]
-    """``covered`` of its ``render.json``."""
+    """The entry ``covered`` of its ``render.json``."""
     names: list[str]
 
     def copy(self, folder: Path) -> None:
-        """Puts them into the folder of a finished rendering of the same views."""
+        """Copies the maps into the folder of a finished rendering of the same views."""
         for name in self.names:
             data = (self.folder / "covered" / name).read_bytes()
             (folder / "covered" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -218,16 +223,16 @@ class OtherMaps:
 
 
 def other_maps(out: Path, split: str, cameras: Sequence[Camera]) -> OtherMaps:
-    """The maps in ``out`` for these views, of its newest model that has any.
+    """The maps in ``out`` for these views, of the model with the highest iteration that has maps.
 
     Raises:
-        UserError: where there are none, or not for all of the views, or they have another size.
+        UserError: if there are none, if a view has none, or if one has another size.
     """
     how = f"run 'momentum-gs render {out} --split {split} --covered' first"
     found = {path: read_json(path / "render.json") for path in (out / split).glob("ours_*")}
     found = {path: record for path, record in found.items() if record.get("covered") is not None}
     if not found:
-        raise UserError(f"{out / split}: no maps of what training views see, expected ours_N/covered; {how}")
+        raise UserError(f"{out / split}: no maps of covered pixels, expected ours_N/covered; {how}")
     folder = max(found, key=lambda path: found[path]["iteration"])
     names = png_names([camera.name for camera in cameras])
     for camera in cameras:
@@ -236,34 +241,43 @@ def other_maps(out: Path, split: str, cameras: Sequence[Camera]) -> OtherMaps:
             raise UserError(f"{path}: missing, expected a map for every view to render; {how}")
         if (size := image_size(path)) != (camera.width, camera.height):
             raise UserError(
-                f"{path}: {size[0]}x{size[1]}, but the view is rendered at {camera.width}x{camera.height}; give a run "
-                "of the same scene.resolution"
+                f"{path}: {size[0]}x{size[1]}, expected {camera.width}x{camera.height} as the view is rendered; give a "
+                "run with the same scene.resolution"
             )
     return OtherMaps(folder, found[folder]["covered"], list(names.values()))
 
 
 class CoveredPixels:
-    """Scores over the pixels whose place at least ``SEEN_BY`` training views see.
+    """Scores over the covered pixels: those whose surface point at least ``SEEN_BY`` training views see.
 
-    Which these are depends on the depth of the model that was asked, so ``sha256`` tells whether two scores speak of
-    the same.
+    Covered pixels depend on the model whose depth was rendered; ``sha256`` is equal if two scores use the same ones.
     """
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` holds a map for each view."""
+        """``folder``: holds a map for each view."""
         self._folder = folder
         self._digest = hashlib.sha256()
 
     @property
     def sha256(self) -> str:
-        """Of the pixels of all views so far, in their order."""
+        """Hash of the covered pixels of all views scored so far, in their order."""
         return self._digest.hexdigest()
 
     def score(
         self, name: str, render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], mask: Mask
     ) -> dict[str, float]:
-        """``covered_share`` of the pixels that count, in [0, 1], and ``PSNR_covered`` over these, in dB, raw; a view
-        of which less than ``MIN_SHARE`` is covered has a share alone."""
+        """Scores a view.
+
+        Args:
+            name: PNG name of the view.
+            render: In [0, 1].
+            truth: The target image, in [0, 1].
+            mask: Pixels that count.
+
+        Returns:
+            ``covered_share``, the share of covered pixels among those that count, in [0, 1]; if it is at least
+            ``MIN_SHARE``, also ``PSNR_covered``, the raw PSNR over them, in dB.
+        """
         covered = read_map(self._folder / name, truth.shape[2], truth.shape[1])[None] >= SEEN_BY
         if mask is not None:
             covered &= mask.cpu() > 0

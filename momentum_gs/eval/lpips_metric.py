@@ -1,7 +1,7 @@
-"""LPIPS as 3DGS papers report it: the ``lpips`` package, its trunk's weights from torchvision.
+"""LPIPS as 3DGS papers report it: the ``lpips`` package, with its trunk's weights from torchvision.
 
-The trunk is looked for in a folder that the user names, then in ``$TORCH_HOME/hub/checkpoints``, and only then
-downloaded. Where it cannot be had the metric is missing: another network gives another number, so none stands in.
+The weights of the trunk are looked for in the folder that the user names, else in ``$TORCH_HOME/hub/checkpoints``, and
+downloaded if they are not there. If the download fails, LPIPS is left out: another network would give other numbers.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ NETS = ("vgg", "alex", "squeeze")
 
 
 def metric_name(net: str) -> str:
-    """Name of the number: plain ``LPIPS`` is that of 3DGS papers, with vgg; no other network's goes by that name."""
+    """Name of the metric: ``LPIPS`` with vgg, as in 3DGS papers; with other networks ``LPIPS_<net>``."""
     return "LPIPS" if net == "vgg" else f"LPIPS_{net}"
 
 
 _CONNECT_TIMEOUT = 10.0
-"""Seconds without a byte after which a download is given up: long for a slow server, short for a missing network."""
+"""Seconds without data after which a download is given up: enough for a slow server, short if there is no network."""
 
 
 class LpipsMissing(UserError):
-    """LPIPS cannot be computed here; the message says what to install or which file to put where."""
+    """LPIPS cannot be computed; the message says what to install, or where to put which file."""
 
 
 class Lpips:
-    """The metric with its provenance. Build it with :func:`load_lpips`."""
+    """The metric and its provenance; made by :func:`load_lpips`."""
 
     def __init__(self, net: str, trunk: Path, model: torch.nn.Module, device: torch.device) -> None:
         self.net = net
@@ -49,15 +49,18 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, image: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], normalize: bool = False) -> float:
-        """Distance of two images in [0, 1]; 0 for equal ones, smaller is better.
+        """LPIPS of two images; 0 for equal ones, smaller is better.
 
-        ``normalize=False`` hands [0, 1] to the network, as 3DGS, Scaffold-GS and Momentum-GS do
-        (MGS metrics.py::evaluate); ``True`` stretches to [-1, 1] first, as the package documents.
+        Args:
+            image: The render, in [0, 1].
+            truth: The target image, in [0, 1].
+            normalize: Scale both to [-1, 1] first, as the package documents. False passes [0, 1] to the network, as
+                3DGS, Scaffold-GS and Momentum-GS do (MGS metrics.py::evaluate).
         """
         return float(self._model(image[None], truth[None], normalize=normalize))
 
     def about(self) -> dict[str, str]:
-        """What another person needs to get the same number."""
+        """What is needed to reproduce the scores, for results.json."""
         return {
             "net": self.net,
             "package": f"lpips {version('lpips')}, torchvision {version('torchvision')}",
@@ -69,10 +72,16 @@ class Lpips:
 
 
 def load_lpips(net: str, weights: Path | None, device: torch.device) -> Lpips:
-    """The metric with trunk ``net``; ``weights`` is a folder that holds the trunk's file (or a TORCH_HOME).
+    """Loads the metric.
 
-    Raises :class:`LpipsMissing` where a package or the trunk's weights cannot be had, UserError where ``weights`` was
-    given and does not hold them, or where the file is damaged.
+    Args:
+        net: Its trunk, one of ``NETS``.
+        weights: Folder with the weights of the trunk, or a TORCH_HOME; None: the default TORCH_HOME, or a download.
+        device: Where it is computed.
+
+    Raises:
+        LpipsMissing: if a package is not installed, or the weights cannot be downloaded.
+        UserError: for an unknown ``net``, if ``weights`` is given and does not hold them, or the file is damaged.
     """
     if net not in NETS:
         raise UserError(f"lpips: network {net!r}, expected one of {', '.join(NETS)} or none")
@@ -84,17 +93,17 @@ def load_lpips(net: str, weights: Path | None, device: torch.device) -> Lpips:
 
     trunk = _find_trunk(net, weights)
     with warnings.catch_warnings():
-        # lpips 0.1.4 asks torchvision for the trunk with a keyword that torchvision deprecated.
+        # lpips 0.1.4 calls torchvision with a deprecated keyword.
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        # A random trunk that is filled below: lpips itself would go to the network for it.
+        # Randomly initialized and loaded below: lpips itself would download the weights.
         model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     try:
         state = torch.load(trunk, weights_only=True)
-        # lpips files torchvision's layer 'features.7.weight' under 'slice3.7.weight'.
+        # torchvision's 'features.7.weight' is 'slice3.7.weight' in lpips.
         model.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in model.net.state_dict()})
     except Exception as error:
-        # torch raises a dozen types for a damaged file; every one means the same to the user.
-        raise UserError(f"{trunk}: not torchvision's {net} weights ({error}); delete it and fetch it anew") from error
+        # torch raises exceptions of many types for a damaged file.
+        raise UserError(f"{trunk}: not torchvision's {net} weights ({error}); delete it and run again") from error
     return Lpips(net, trunk, model, device)
 
 
@@ -105,7 +114,7 @@ def _find_trunk(net: str, weights: Path | None) -> Path:
         for folder in (weights, weights / "checkpoints", weights / "hub" / "checkpoints"):
             if (folder / name).is_file():
                 return folder / name
-        raise UserError(f"{weights}: no {name}, torchvision's {net} weights; put it there or drop --lpips-weights")
+        raise UserError(f"{weights}: no {name}, torchvision's {net} weights; put it there or omit --lpips-weights")
     home = Path(torch.hub.get_dir()) / "checkpoints"
     if not (home / name).is_file():
         try:
@@ -126,9 +135,11 @@ def _trunk_url(net: str) -> str:
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch ``url`` to ``path``, atomically; torch.hub's own download has no timeout and can hang for minutes.
+    """Downloads ``url`` to ``path`` atomically; torch.hub's download has no timeout and can hang for minutes.
 
-    The name of a torchvision file ends in the first digits of its SHA-256. Raises OSError or ValueError.
+    Raises:
+        OSError: if the download fails.
+        ValueError: if its SHA-256 does not begin with the digits at the end of the file's name.
     """
     info(f"downloading {url}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,13 +161,13 @@ def _download(url: str, path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def torchvision_schemas() -> torch.library.Library | None:
-    """Make ``import torchvision`` work beside a torch without CUDA; call it before that import.
+    """Makes ``import torchvision`` work with a torch without CUDA; to be called before that import.
 
-    The torchvision of the package index is built against CUDA. Beside a CPU torch its compiled operators do not load,
-    and its import then dies on declaring fake kernels for two operators that do not exist. LPIPS needs neither, so
-    their schemas alone are declared. Nothing is done where torch has CUDA or the operators load.
+    The torchvision of the package index is built for CUDA. With a CPU torch its compiled operators do not load, and its
+    import fails because it registers fake kernels for two operators that do not exist. LPIPS uses neither, so it is
+    enough to declare their schemas. Nothing is done if torch has CUDA or the operators load.
 
-    A ``Library`` takes its schemas back when it is collected; this function's cache is what keeps it alive.
+    A ``Library`` withdraws its schemas when it is garbage-collected; the cache of this function keeps it alive.
     """
     spec = importlib.util.find_spec("torchvision")
     if torch.version.cuda is not None or spec is None or spec.origin is None:

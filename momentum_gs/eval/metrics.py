@@ -62,14 +62,15 @@ class BlockErrors:
     def add(
         self, render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], labels: Int64[Tensor, "h w"]
     ) -> None:
-        """Counts one view, labels on the CPU; a pixel with label 0 counts nowhere."""
+        """Adds one view; its labels are on the CPU, and pixels with label 0 are ignored."""
         error, places = (render - truth).square().mean(0).cpu().double(), labels.flatten()
         self._error += torch.bincount(places, error.flatten(), minlength=len(self._error))
         self._pixels += torch.bincount(places, minlength=len(self._pixels))
 
     def summary(self) -> dict[str, Any]:
-        """Layout of results.json: PSNR (dB) and pixels of every block that is seen, the block with the lowest PSNR, and
-        PSNR and share of the pixels near borders and of the others. A PSNR over no pixels is None."""
+        """The scores by block, as in results.json: PSNR (dB) and number of pixels of every block that is visible, the
+        block with the lowest PSNR, and PSNR and share of the pixels near borders and of the others. The PSNR over no
+        pixels is None."""
         inside, near = slice(1, None, 2), slice(2, None, 2)
         error, pixels = (all_of[inside] + all_of[near] for all_of in (self._error, self._pixels))
         blocks = {
@@ -91,7 +92,7 @@ class BlockErrors:
 
 
 def _psnr(error: float, pixels: int) -> float | None:
-    """dB of a summed squared error; infinite for none."""
+    """PSNR in dB of a summed squared error; infinite if that is 0, None without pixels."""
     if not pixels:
         return None
     return -10 * math.log10(error / pixels) if error else math.inf
@@ -100,10 +101,17 @@ def _psnr(error: float, pixels: int) -> float | None:
 def score_pair(
     render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"], lpips: Lpips | None, mask: Mask = None
 ) -> dict[str, float]:
-    """Every metric of one view; images in [0, 1]."""
+    """All metrics of one view.
+
+    Args:
+        render: In [0, 1].
+        truth: The target image, in [0, 1].
+        lpips: The metric; None leaves it out.
+        mask: Pixels that count.
+    """
     scores = {}
     if mask is not None:
-        # Black is saturated, which keeps it out of the fit of colours.
+        # Black pixels are saturated, and colour corrections ignore saturated pixels.
         render, truth = render * mask, truth * mask
     for suffix, image in (("", render), ("_cc", color_correct(render, truth))):
         if mask is not None:
@@ -119,10 +127,17 @@ def score_pair(
 
 @torch.no_grad()
 def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> FolderScores:
-    """Score the PNG pairs of OUT/<split>/ours_<N>, two images in memory at a time; views of which no pixel counts are
-    left out. Blocks before the merge are scored by the merged model's maps, so that both count the same pixels.
+    """Scores the PNG pairs of a folder, two images in memory at a time; views in which no pixel counts are left out.
 
-    Raises UserError where renders are missing, unfinished, unpaired or of another size than their ground truth.
+    Blocks before the merge are scored with the merged model's maps, so that both scores use the same pixels.
+
+    Args:
+        folder: OUT/<split>/ours_<N> or OUT/<split>/ours_<N>_blocks.
+        lpips: The metric; None leaves it out.
+        device: Where scores are computed.
+
+    Raises:
+        UserError: if renders are missing, unfinished, unpaired or of another size than their target images.
     """
     names = view_names(folder)
     masked = frozenset(read_json(folder / "render.json").get("masked", ()))
@@ -154,7 +169,7 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
     names = list(views)
     if not names:
         raise UserError(f"{folder}: masks ignore every pixel of all views, expected some that count; see scene.masks")
-    # A view has no score over pixels of which it has none.
+    # A view without covered pixels, for example, has no score over them.
     metrics = dict.fromkeys(metric for scores in views.values() for metric in scores)
     per_view = {metric: {name: views[name][metric] for name in names if metric in views[name]} for metric in metrics}
     mean = {metric: sum(values.values()) / len(values) for metric, values in per_view.items()}
@@ -174,16 +189,16 @@ def score_folder(folder: Path, lpips: Lpips | None, device: torch.device) -> Fol
 
 
 class _Maps(NamedTuple):
-    """Which block every pixel shows."""
+    """The maps of which block each pixel shows."""
 
     folder: Path
     blocks: int
     sha256: str | None
-    """Of their cells (``PartitionTable.cells_sha256``); None in renders of earlier versions."""
+    """Hash of the cells (``PartitionTable.cells_sha256``); None in renders of earlier versions."""
 
 
 def _maps(folder: Path, names: Sequence[str]) -> _Maps | None:
-    """None where the merged model has none for these views."""
+    """The maps of the merged model; None if it has none for these views."""
     merged = folder.with_name(folder.name.removesuffix("_blocks"))
     record = read_json(merged / "render.json")
     cells = record.get("cells")
@@ -193,7 +208,11 @@ def _maps(folder: Path, names: Sequence[str]) -> _Maps | None:
 
 
 def view_names(folder: Path) -> list[str]:
-    """The PNG names of a method's views, sorted: those that ``render.json`` lists, else those that lie there."""
+    """The sorted PNG names of a method's views: those that ``render.json`` lists, else all in ``renders/``.
+
+    Raises:
+        UserError: if rendering was interrupted, or there are none.
+    """
     record = read_json(folder / "render.json")
     if record and not record["complete"]:
         raise UserError(f"{folder}: its rendering was interrupted; run 'momentum-gs render' again")
@@ -225,8 +244,8 @@ def _as_float(image: Tensor, device: torch.device) -> Float[Tensor, "3 h w"]:
 def error_map(render: Float[Tensor, "3 h w"], truth: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
     """Mean absolute error of the channels as a heat map: black, red, yellow, white at 0, 1/12, 1/6 and 1/4 and above.
 
-    The scale is fixed, so that maps of different views and runs compare; a quarter of the range is an error that
-    nobody overlooks. Measured on the 8-bit render, as the metrics are.
+    The scale is fixed, so that maps of different views and runs are comparable; an error of a quarter of the range is
+    plainly visible. The error is that of the 8-bit render, as in the metrics.
     """
     error = (to_uint8(render).float() / 255 - truth).abs().mean(0) * 4
     return torch.stack([(3 * error - i).clamp(0, 1) for i in range(3)])

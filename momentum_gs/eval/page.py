@@ -1,4 +1,4 @@
-"""The few pieces of HTML that a report is made of. Text is escaped here and nowhere else; ``Html`` is what has been."""
+"""The HTML elements of a report. Text is escaped here and nowhere else; the type ``Html`` marks what is escaped."""
 
 import shlex
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ code { overflow-wrap: anywhere; }
 
 
 def page(title: str, sections: Sequence[Html]) -> Html:
-    """A whole document that loads nothing: the policy in its head forbids it to."""
+    """A whole document; the content security policy in its head forbids it to load anything."""
     return Html(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -41,7 +41,7 @@ def page(title: str, sections: Sequence[Html]) -> Html:
 
 
 def section(title: str, *parts: Html) -> Html:
-    """A heading and what belongs under it."""
+    """A section with its heading."""
     return Html(f"<section><h2>{escape(title)}</h2>\n{''.join(parts)}</section>\n")
 
 
@@ -56,18 +56,25 @@ def text(words: str) -> Html:
 
 
 def note(words: str) -> Html:
-    """A paragraph of the smaller kind."""
+    """A paragraph in small print."""
     return Html(f'<p class="note">{escape(words)}</p>\n')
 
 
 def missing(what: str, *command: str) -> Html:
-    """Says what is not there, and the command that makes it."""
+    """A paragraph that says what is missing, followed by the words of the command that makes it."""
     how = f" <code>{escape(shlex.join(command))}</code>" if command else ""
     return Html(f'<p class="missing">{escape(what)}{how}</p>\n')
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, own: int = 0, words: bool = False) -> Html:
-    """A table; the first ``own`` rows are set off, with ``words`` all columns are aligned left. It may have no head."""
+    """A table.
+
+    Args:
+        head: Cells of the heading; may be empty.
+        rows: Cells of the rows.
+        own: Number of rows at the top that are highlighted.
+        words: Align all columns left, not only the first.
+    """
     lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"] if head else []
     for i, row in enumerate(rows):
         kind = ' class="own"' if i < own else ""
@@ -76,15 +83,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, own: int = 0, w
 
 
 def image(uri: str, about: str) -> Html:
-    """An embedded image; ``uri`` is data."""
+    """An embedded image.
+
+    Args:
+        uri: A data URI.
+        about: The alternative text.
+    """
     return Html(f'<img src="{escape(uri)}" alt="{escape(about)}">')
 
 
 def beside(images: Sequence[Html]) -> Html:
-    """Three images in a row."""
+    """Images in rows of three."""
     return Html(f'<div class="views">{"".join(images)}</div>\n')
 
 
 def drawing(svg: str) -> Html:
-    """A drawing of ``svg.py``, which escapes its own text."""
+    """An SVG made by ``svg.py``, which escapes its text itself."""
     return Html(svg + "\n")

@@ -1,4 +1,4 @@
-"""The numbers that papers print for the scenes they share (``published.yaml``), kept apart by protocol."""
+"""Published scores for the scenes that several papers use (``published.yaml``), grouped by protocol."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 GROUPS = ("raw", "corrected", "unstated")
-"""By what happened to the colours before scoring. Numbers of different groups do not rank."""
+"""Whether colours were corrected before scoring. Scores of different groups are not comparable."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class PublishedRow:
 
     method: str
     source: str
-    """The paper that prints it."""
+    """The paper that reports it."""
     notes: tuple[str, ...]
-    """What keeps it from being compared."""
+    """Reasons why it is not fully comparable."""
     psnr: float | None
     """dB."""
     ssim: float | None
@@ -27,17 +27,17 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PublishedScene:
-    """What is known of one scene."""
+    """The published scores of one scene."""
 
     title: str
     setting: str
-    """Size and held-out views of the papers."""
+    """Image size and held-out views in the papers."""
     groups: dict[str, list[PublishedRow]]
-    """Group of ``GROUPS`` -> rows."""
+    """Each of ``GROUPS`` -> its rows."""
 
 
 def published_scene(key: str) -> PublishedScene:
-    """The rows of a scene of :func:`scene_keys`."""
+    """The published scores of the scene ``key``, one of :func:`scene_keys`."""
     data = _data()
     about = data["scenes"][key]
     groups: dict[str, list[PublishedRow]] = {group: [] for group in GROUPS}
@@ -49,13 +49,13 @@ def published_scene(key: str) -> PublishedScene:
 
 
 def scene_keys() -> list[str]:
-    """Names of the scenes that papers share."""
+    """Keys of the scenes with published scores."""
     return list(_data()["scenes"])
 
 
 def guess_scene(path: str) -> str | None:
-    """The shared scene that a folder's path speaks of, the innermost folder first: '.../building-pixsfm/train' is
-    'building'. None where no folder has such a name."""
+    """The scene that a path names, the innermost folder first: '.../building-pixsfm/train' is 'building'; None if no
+    folder has the name of a scene."""
     names = {name: key for key, about in _data()["scenes"].items() for name in about["names"]}
     for part in reversed(PurePath(path).parts):
         plain = "".join(letter for letter in part.lower() if letter.isalnum()).removesuffix("pixsfm")

@@ -1,4 +1,4 @@
-"""Render every view of a split, write it beside its ground truth, and measure speed and memory on the way."""
+"""Renders every view of a split, writes it beside its target image, and measures speed and memory."""
 
 import time
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.view import ViewRender, render_view
 
 WARM_UP = 5
-"""Views that the speed does not count: the first calls allocate and tune. MGS render.py."""
+"""Number of first views that are not timed, as the first calls allocate memory and tune kernels. MGS render.py."""
 
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A PLY file of anchors or splats and the views that it renders."""
+    """A PLY file of anchors or splats, and the views that are rendered with it."""
 
     ply: Path
     cameras: list[Camera]
 
 
 def merged_part(folder: Path, cameras: list[Camera]) -> list[ModelPart]:
-    """The merged (or coarse) model with every view."""
+    """The merged or coarse model, with all views."""
     return [ModelPart(model_file(folder), cameras)]
 
 
 def block_parts(folder: Path, table: PartitionTable, cameras: list[Camera]) -> list[ModelPart]:
-    """The blocks before the merge, each with the views that it owns (their camera stands in its cell)."""
+    """The blocks before the merge, each with the views that it owns (those whose camera is inside its cell)."""
     owners = [table.owner(camera) for camera in cameras]
     parts = []
     for block in sorted(set(owners)):
@@ -63,25 +63,28 @@ def render_parts(
     cells: PartitionTable | None = None,
     appearance: AppearanceTable | None = None,
 ) -> dict[str, Any]:
-    """Write ``renders/``, ``gt/`` (and ``masks/``, ``errors/``, ``cells/``) below ``folder``.
+    """Writes ``renders/``, ``gt/`` (and ``masks/``, ``errors/``, ``cells/``) below ``folder``.
 
     One part is in memory at a time.
 
     Args:
         folder: OUT/<split>/ours_<N> or OUT/<split>/ours_<N>_blocks.
-        parts: models with their views; a view belongs to one part.
-        views: gives the ground truth, on any device.
+        parts: Models with their views; a view belongs to one part.
+        views: Gives the target images, on any device.
         background: [3] in [0, 1], on the device that renders.
-        record: what the caller knows of the run; kept in ``render.json``.
-        errors: also write error maps.
-        cells: a partition, to write maps of the blocks shown.
-        appearance: corrects the renders of the images that it holds, as training did; not timed.
+        record: Facts about the run, added to ``render.json``.
+        errors: Also write error maps.
+        cells: A partition whose blocks label the pixels in ``cells/``; None: no maps.
+        appearance: Corrects the renders of the images that it knows, as in training; not timed.
 
     Returns:
-        The content of ``render.json``: ``record`` and names, counts, storage, speed, peak memory. Views per second is
-        1 / (mean time of one view without the first five), as MGS render.py; decoding included, files not. How many
-        Gaussians anchors become depends on the view: means over the views of those with a positive opacity, and of
-        those of them that reach the image. Storage is what a viewer loads: PLY files and decoders.
+        The content of ``render.json``: ``record``, names, counts, storage, speed, peak memory. Views per second is
+        1 / (mean time of one view without the first five), as in MGS render.py; it includes decoding, but no files. As
+        the number of Gaussians depends on the view, two means over views are given: of the Gaussians with a positive
+        opacity, and of those that reach the image. Storage is the size of the PLY files and decoders.
+
+    Raises:
+        UserError: if there are no views.
     """
     names = png_names([camera.name for part in parts for camera in part.cameras])
     if not names:
@@ -111,13 +114,13 @@ def render_parts(
                 if appearance is not None:
                     image = appearance.correct(image, camera.name)
                 image = image.clamp(0, 1)
-                del view  # or its Gaussians would be in memory with those of the next one
+                del view  # Otherwise its Gaussians would be in memory together with those of the next view.
                 target = views.target(camera.name)
                 if target.mask is not None:
                     tally.masked.append(name)
                 _write_images(folder, name, image, target, errors)
                 bar.update()
-            del model  # or two blocks would be in memory while the next one loads
+            del model  # Otherwise two blocks would be in memory while the next one loads.
     result = {
         **record,
         "complete": True,
@@ -127,7 +130,7 @@ def render_parts(
         **device_use(device),
         "corrected": appearance is not None,
         "names": list(names.values()),
-        # Of these blocks; None: what lies in cells/ is of an earlier rendering.
+        # None: files in cells/, if any, are from an earlier rendering.
         "cells": None
         if cells is None
         else {"blocks": cells.n, "border_share": BORDER_SHARE, "sha256": cells.cells_sha256},
@@ -138,7 +141,7 @@ def render_parts(
 
 @dataclass
 class _Tally:
-    """What is counted and timed on the way."""
+    """Counts and times during rendering."""
 
     anchors: int = 0
     gaussians: int = 0
@@ -146,7 +149,7 @@ class _Tally:
     drawn: int = 0
     seconds: list[float] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
-    """Names of the views that have a mask: what lies in masks/ may be of an earlier rendering."""
+    """Names of the views that have a mask; recorded because other files in masks/ may be from an earlier rendering."""
 
     def add_model(self, model: Model) -> None:
         if isinstance(model, Splats):
@@ -162,7 +165,7 @@ class _Tally:
     def record(self) -> dict[str, Any]:
         views, timed = len(self.seconds), self.seconds[min(WARM_UP, len(self.seconds) - 1) :]
         return {
-            # A model is made of one or the other.
+            # A model consists of one or the other.
             "anchors": self.anchors or None,
             "gaussians": self.gaussians or None,
             "gaussians_per_view": self.decoded / views,
@@ -177,7 +180,7 @@ class _Tally:
 def _timed_render(
     model: Model, decoder: Decoder | Harmonics, camera: Camera, background: Tensor
 ) -> tuple[ViewRender, float]:
-    """The view and the seconds it took, the device's queue included."""
+    """The rendered view, and the seconds until the device had finished it."""
     if background.is_cuda:
         torch.cuda.synchronize(background.device)
     start = time.perf_counter()
@@ -188,7 +191,7 @@ def _timed_render(
 
 
 def _write_images(folder: Path, name: str, image: Tensor, target: TargetImage, errors: bool) -> None:
-    """The rendered image [3,H,W], the image, its mask where it has one, and the error map on request."""
+    """Writes the render [3,H,W], the target image, its mask if it has one, and the error map if asked for."""
     image, truth = image.cpu(), target.image.cpu()
     write_png(folder / "renders" / name, image)
     write_png(folder / "gt" / name, truth)
@@ -199,6 +202,6 @@ def _write_images(folder: Path, name: str, image: Tensor, target: TargetImage, e
 
 
 def _storage(plys: Sequence[Path]) -> int:
-    """Bytes of the models' files and of the decoders beside them."""
+    """Bytes of the models' files and of the decoder files beside them."""
     decoders = {file for ply in plys for file in ply.parent.glob("decoder*.safetensors")}
     return sum(file.stat().st_size for file in (*plys, *decoders))

@@ -45,10 +45,10 @@ from momentum_gs.eval.table import Row, differences, percent
 from momentum_gs.partition.coverage import SEEN_BY
 
 IMAGE_WIDTH = 480
-"""Of embedded images, pixels: three fill the page, and 18 of them stay below a megabyte or two."""
+"""Largest width of embedded images in pixels: three fill the page, and 18 of them take at most one or two megabytes."""
 JPEG_QUALITY = 80
 MAP_POINTS = 30_000
-"""Sparse points that say what part of the plane the map shows."""
+"""Largest number of sparse points from which the extent of the map is found."""
 _GROUP_NAMES = {
     "raw": "Raw",
     "corrected": "After colour correction to the images",
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The scores of ``method``; empty where there are none."""
+        """The scores of ``method``; empty if there are none."""
         return self.results.get(self.method or "", {})
 
     @property
@@ -89,7 +89,7 @@ class Run:
         return _first_table(self.out / self.split / str(self.method) / "cells" / "partition.json")
 
     def command(self, command: str, *options: str) -> tuple[str, ...]:
-        """Words of a command about this run."""
+        """The words of a command line for this run."""
         return ("momentum-gs", command, str(self.out), *options)
 
     def next_command(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def _about(run: Run) -> Html:
     facts = {
         "scene": run.config.scene.path,
         "blocks, n": _count(protocol.get("n")),
-        "of them at a time, k": _count(protocol.get("k")),
+        "active blocks, k": _count(protocol.get("k")),
         "anchors": _count(protocol.get("anchors")),
         "Gaussians": _count(protocol.get("gaussians")),
         "Gaussians drawn, mean per view": _count(protocol.get("gaussians_drawn_per_view")),
@@ -161,7 +161,7 @@ def _about(run: Run) -> Html:
 
 def _scores(run: Run) -> list[Html]:
     if "protocol" not in run.record:
-        return [missing("This run is not scored yet:", *run.next_command())]
+        return [missing("This run is not scored yet; next:", *run.next_command())]
     nets = [name for name in map(metric_name, NETS) if name in run.record] or ["LPIPS"]
     own = Row(str(run.out), str(run.method), run.record)
     alike = {
@@ -185,22 +185,22 @@ def _scores(run: Run) -> list[Html]:
         parts.append(note(f"Scored differently, so not shown: {', '.join(others)}."))
     lpips = protocol.get("lpips")
     if lpips is None:
-        parts.append(missing("LPIPS was left out:", *run.command("eval", "--lpips", "vgg")))
+        parts.append(missing("LPIPS was left out; to add it:", *run.command("eval", "--lpips", "vgg")))
     else:
-        parts.append(note(f"LPIPS: {lpips['net']}, {lpips['package']}, fed {lpips['input_range']}."))
+        parts.append(note(f"LPIPS: {lpips['net']}, {lpips['package']}; input: {lpips['input_range']}."))
     gap = run.record.get("merge_gap")
     if gap is not None:
         gaps = ", ".join(f"{name} {value:+.4f}" for name, value in gap.items())
-        parts.append(text(f"What merging changed: {gaps}."))
+        parts.append(text(f"Change by merging: {gaps}."))
     elif run.config.stage == "blocks":
         rendered = (run.out / run.split / f"{run.method}_blocks").exists()
         command = run.command("eval") if rendered else run.command("render", "--blocks")
-        parts.append(missing("The blocks before the merge are not scored:", *command))
+        parts.append(missing("The blocks before the merge are not scored; next:", *command))
     return parts
 
 
 def _fitted_and_covered(run: Run, alike: Mapping[str, Mapping[str, Any]], nets: Sequence[str]) -> list[Html]:
-    """Two tables of their own: other pixels than the whole images'."""
+    """The tables of fitted scores and of scores over covered pixels."""
     parts = []
     if fitted := {method: record for method, record in alike.items() if "PSNR_fit" in record}:
         metrics = [("PSNR_fit", 2), ("SSIM_fit", 4), *((f"{net}_fit", 4) for net in nets), ("PSNR_right", 2)]
@@ -211,10 +211,10 @@ def _fitted_and_covered(run: Run, alike: Mapping[str, Mapping[str, Any]], nets: 
             heading("Right half, colours fitted on the left half"),
             table(["method", "PSNR", "SSIM", *nets, "PSNR of that half, raw"], rows),
         ]
-    parts.append(heading(f"Pixels whose place at least {SEEN_BY} training views see, raw"))
+    parts.append(heading(f"Pixels whose surface at least {SEEN_BY} training views see, raw"))
     own = run.protocol.get("covered_sha256")
     if own is None:
-        return [*parts, missing("Not scored: render and eval again.", *run.command("render", "--covered"))]
+        return [*parts, missing("Not scored; run eval again after:", *run.command("render", "--covered"))]
     covered = {method: record for method, record in alike.items() if record["protocol"].get("covered_sha256") == own}
     rows = [
         [name, _number(record.get("PSNR_covered"), 2), percent(record["covered_share"])]
@@ -227,14 +227,14 @@ def _published(run: Run, scene: PublishedScene | None) -> list[Html]:
     if scene is None:
         return [
             text(
-                "No paper is known to print numbers for this scene. Where the folder's name hides one that is, name it "
-                f"with --scene: {', '.join(scene_keys())}."
+                "No published numbers are known for this scene. If its folder merely has another name, give --scene: "
+                f"{', '.join(scene_keys())}."
             )
         ]
     parts = [
         text(
-            f"{scene.title}, as papers have it: {scene.setting}. This run: {_sizes(run.protocol) or 'not scored'}. "
-            "Other sizes, other numbers; and the three groups do not rank against each other."
+            f"{scene.title} in the papers: {scene.setting}. This run: {_sizes(run.protocol) or 'not scored'}. "
+            "Scores at different image sizes are not comparable, nor are those of different groups below."
         )
     ]
     for group, rows in scene.groups.items():
@@ -249,9 +249,9 @@ def _published(run: Run, scene: PublishedScene | None) -> list[Html]:
             [row.method, *map(_number, (row.psnr, row.ssim, row.lpips), (2, 3, 3)), row.source, " ".join(row.notes)]
             for row in rows
         ]
-        columns = ["method", "PSNR", "SSIM", "LPIPS", "printed in", "but"]
+        columns = ["method", "PSNR", "SSIM", "LPIPS", "source", "notes"]
         parts += [heading(_GROUP_NAMES[group]), table(columns, [*own, *printed], own=len(own))]
-    parts.append(note("LPIPS is VGG's unless a network is named; this run's is '-' where another network was used."))
+    parts.append(note("LPIPS is with VGG unless another network is named; for this run, '-' if another was used."))
     return parts
 
 
@@ -266,7 +266,7 @@ def _blocks(run: Run) -> list[Html]:
             text(
                 f"Worst block: {worst['block']}, {_number(worst['PSNR'], 2)} dB. Near borders "
                 f"{_number(border['PSNR'], 2)} dB ({100 * border['share']:.0f} % of the pixels), elsewhere "
-                f"{_number(interior['PSNR'], 2)} dB. Raw, over all pixels of the {run.split} views that show the block."
+                f"{_number(interior['PSNR'], 2)} dB. Raw, over all pixels in the {run.split} views that show the block."
             )
         )
         unmerged = run.results.get(f"{run.method}_blocks", {})
@@ -277,11 +277,11 @@ def _blocks(run: Run) -> list[Html]:
         ]
         parts.append(table(["block", "PSNR", "before the merge", "pixels"], rows))
     else:
-        parts.append(missing("No scores by block: render and eval again.", *run.command("render")))
+        parts.append(missing("No scores by block; run eval again after:", *run.command("render")))
     cameras = run.out / "cameras.json"
     trained, scored = run.partition(), run.cells()
     if trained is not None and scored is not None and trained.cells_sha256 != scored.cells_sha256:
-        parts.append(note("By the cells of another partition than the training's (render --cells)."))
+        parts.append(note("Scored with the cells of another partition than that of training (render --cells)."))
     shown = scored or trained
     if shown is None or not cameras.exists():
         parts.append(missing("No map: partition.json or cameras.json is missing."))
@@ -290,14 +290,14 @@ def _blocks(run: Run) -> list[Html]:
     cloud = read_point_file(points, MAP_POINTS).xyz if points.exists() else torch.zeros(0, 3, dtype=torch.float64)
     psnr = {int(block): scores["PSNR"] for block, scores in blocks.items()}
     parts.append(drawing(block_map(shown, psnr, read_cameras_json(cameras), cloud)))
-    parts.append(note("Seen from above: cells with their block's PSNR (grey: none), cameras as dots."))
+    parts.append(note("Seen from above: cells coloured by the PSNR of their block (grey: no score), cameras as dots."))
     return parts
 
 
 def _curves(run: Run) -> list[Html]:
     history = run.history
     if history is None:
-        return [missing("No record of the training: events.jsonl is missing.")]
+        return [missing("No training curves: events.jsonl is missing.")]
     charts: Sequence[tuple[str, Mapping[Any, Mapping[int, float]], bool, str]] = (
         ("Losses, mean over the active blocks", history.losses, True, "no step was recorded (log.every)"),
         ("Anchors, or Gaussians of an explicit model", history.anchors, False, "no step was recorded (log.every)"),
@@ -319,11 +319,11 @@ def _curves(run: Run) -> list[Html]:
 def _views(run: Run, n_views: int) -> list[Html]:
     psnr = {name: v for name, v in run.per_view.get(run.method or "", {}).get("PSNR", {}).items() if v is not None}
     if not psnr:
-        return [missing("No scores of single views:", *run.next_command())]
+        return [missing("No scores of single views; next:", *run.next_command())]
     order = sorted(psnr, key=lambda name: (psnr[name], name))
     worst = order[:n_views]
     best = [name for name in order[::-1][:n_views] if name not in worst]
-    parts = [note("Image, render, absolute error (white: a quarter of the range and more).")]
+    parts = [note("From left: target image, render, absolute error (white: at least a quarter of the range).")]
     for title, names in (("Worst", worst), ("Best", best)):
         for name in names:
             parts += [heading(f"{title}: {name}, {psnr[name]:.2f} dB"), _triple(run, name)]
@@ -334,7 +334,7 @@ def _triple(run: Run, name: str) -> Html:
     folder = run.out / run.split / str(run.method)
     paths = folder / "gt" / name, folder / "renders" / name
     if not all(path.is_file() for path in paths):
-        return missing("Its images are gone:", *run.command("render"))
+        return missing("Its images are missing; to render them again:", *run.command("render"))
     truth, render = (read_image(path, *image_size(path)).float() / 255 for path in paths)
     return beside(
         [
@@ -358,7 +358,10 @@ def _jpeg(image: Tensor) -> str:
 def _settings(config: Config) -> list[Html]:
     here, default = (flat_settings(config_to_dict(one)) for one in (config, Config()))
     rows = [[name, str(here[name]), str(default[name])] for name in here if here[name] != default[name]]
-    return [text("Those that differ from configs/base.yaml."), table(["setting", "here", "default"], rows, words=True)]
+    return [
+        text("Settings that differ from configs/base.yaml."),
+        table(["setting", "this run", "default"], rows, words=True),
+    ]
 
 
 def _sizes(protocol: Mapping[str, Any]) -> str:
@@ -388,4 +391,4 @@ def _speed(protocol: Mapping[str, Any]) -> str:
     speed = protocol.get("views_per_second")
     if speed is None:
         return "-"
-    return f"{speed:.2f} views/s ({protocol.get('device')}; {protocol.get('timed_views')} views, warm-up left out)"
+    return f"{speed:.2f} views/s ({protocol.get('device')}; {protocol.get('timed_views')} views, without warm-up)"

@@ -1,15 +1,15 @@
-"""Where renders and scores lie in a run's folder, and the small JSON files beside them.
+"""Layout of renders and scores in the output folder, and the JSON files in it.
 
 ::
 
-    OUT/<split>/ours_<N>/renders/<name>.png    what the model shows, 8 bit
-    OUT/<split>/ours_<N>/gt/<name>.png         the image at the same size
-    OUT/<split>/ours_<N>/render.json           which views, how fast, how much memory, by which model
-    OUT/results.json, OUT/per_view.json        scores of the test split, one entry a method
+    OUT/<split>/ours_<N>/renders/<name>.png    the render, 8 bit
+    OUT/<split>/ours_<N>/gt/<name>.png         the target image at the same size
+    OUT/<split>/ours_<N>/render.json           views, speed, memory, and the model
+    OUT/results.json, OUT/per_view.json        scores of the test split, one entry per method
     OUT/results_train.json, ...                scores of the training views
 
-The layout is that of 3DGS codebases, so their tools read ours and ``eval`` scores
-theirs (a folder without ``render.json``).
+The layout is that of 3DGS codebases, so their tools can read these folders, and ``eval`` can score theirs, which have
+no ``render.json``.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ SPLITS = ("test", "train")
 
 
 def png_names(names: Sequence[str]) -> dict[str, str]:
-    """The PNG of every image, folders kept: 'a/1.jpg' -> 'a/1.png'.
+    """Image name -> PNG name, with its folders: 'a/1.jpg' -> 'a/1.png'.
 
-    Where images differ in nothing but their suffix, all of them keep it: '1.jpg.png' and '1.tif.png'.
+    Images that differ only in their suffix keep it: '1.jpg.png' and '1.tif.png'.
     """
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
     uses = Counter(stems.values())
@@ -39,12 +39,12 @@ def png_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def view_list_hash(names: Iterable[str]) -> str:
-    """SHA-256 of the sorted PNG names, one a line: equal where two scores speak of the same views."""
+    """SHA-256 of the sorted PNG names, one per line; equal if two scores are of the same views."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file. Raises UserError where it is damaged."""
+    """The object in a JSON file, empty if there is no file. Raises UserError if the file is damaged."""
     if not path.exists():
         return {}
     try:
@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write atomically. A number that JSON does not have (the PSNR of equal images is infinite) becomes null."""
+    """Writes atomically. Numbers that JSON does not have become null, such as the infinite PSNR of equal images."""
     with replacing(path) as part:
         part.write_text(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
 
@@ -71,24 +71,24 @@ def _finite(value: Any) -> Any:
 
 
 def merge_json(path: Path, entries: dict[str, Any]) -> None:
-    """Replace or add ``entries`` at the top level of a JSON file, leaving the other methods' entries alone."""
+    """Replaces or adds ``entries`` at the top level of a JSON file and keeps all others."""
     write_json(path, {**read_json(path), **entries})
 
 
 def result_files(out: Path, split: str) -> tuple[Path, Path]:
-    """(results, per_view) of a split; the plain names of 3DGS codebases belong to the test split."""
+    """(results, per_view) files of a split; the test split has the names that 3DGS codebases use."""
     suffix = "" if split == "test" else f"_{split}"
     return out / f"results{suffix}.json", out / f"per_view{suffix}.json"
 
 
 def config_hash(out: Path) -> str | None:
-    """SHA-256 of the run's resolved settings, None where the folder is another program's."""
+    """SHA-256 of the run's config.yaml; None if it has none, as the folders of other programs."""
     path = out / "config.yaml"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def code_version() -> str:
-    """The package's version, and the commit (``+dirty`` with edits) where it runs from its own checkout."""
+    """The version of the package, and in its own checkout the commit, with ``+dirty`` if files are modified."""
     package = Path(momentum_gs.__file__)
 
     def git(*arguments: str) -> str | None:
@@ -100,7 +100,7 @@ def code_version() -> str:
             return None
         return answer.stdout.strip()
 
-    # An installed copy may lie inside somebody else's checkout: only a tracked file makes the commit ours.
+    # An installed copy may lie inside another project's checkout, so the commit counts only if git tracks the package.
     commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", package.name) else None
     if commit is None:
         return momentum_gs.__version__

@@ -1,4 +1,4 @@
-"""Line charts and the map of blocks as inline SVG: text in a page, without a script, in the page's own colours."""
+"""Line charts and the map of blocks as inline SVG, without scripts; lines of text take the colour of the page."""
 
 import base64
 import colorsys
@@ -11,21 +11,21 @@ import cv2
 import numpy as np
 
 WIDTH, HEIGHT = 720, 260
-"""Of a chart in user units; the page scales it."""
+"""Size of a chart in SVG user units; the page scales it."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 170, 12, 34
 MAX_POINTS = 200
-"""Of a line; steps in between are averaged. Finer than a line is wide at the size of the page."""
+"""Most points of a line; more are averaged in groups. At this number, details are finer than the width of the line."""
 MAX_NAMES = 14
-"""Entries of a legend, as many as fit beside a chart."""
+"""Most entries of a legend: as many as fit beside a chart."""
 
 
 def line_chart(curves: Mapping[str, Mapping[int, float]], ylabel: str, *, log: bool = False) -> str:
-    """Curves over steps, with a legend; '' where none has a finite value (above 0, if ``log``).
+    """Curves over steps, with a legend; '' if no curve has a finite value (above 0, if ``log``).
 
     Args:
         curves: Name -> step -> value.
-        ylabel: What is drawn, with its unit.
-        log: A logarithmic y axis.
+        ylabel: The quantity with its unit, as the description of the chart.
+        log: Use a logarithmic y axis.
     """
     lines = {
         name: points
@@ -79,14 +79,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def color(index: int) -> str:
-    """Colour of a line; neighbours in number are far apart in hue, and all show on white and on black."""
+    """Colour of a line; consecutive ones differ much in hue, and all are visible on white and on black."""
     rgb = colorsys.hls_to_rgb((index * 0.61803 + 0.58) % 1, 0.5, 0.65)
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 @dataclass(frozen=True)
 class Label:
-    """Lines of text on a map; ``x`` and ``y`` in [0, 1] from its left and lower edge."""
+    """Lines of text on a map, at ``x`` and ``y`` in [0, 1] from its left and lower edge."""
 
     x: float
     y: float
@@ -96,14 +96,14 @@ class Label:
 def score_map(
     scores: np.ndarray, aspect: float, dots: Sequence[tuple[float, float]], labels: Sequence[Label], about: str
 ) -> str:
-    """A raster in the colours of its values, with dots and labels on it, and the scale beside it.
+    """A raster coloured by its values, with dots and labels on it, and a colour bar beside it.
 
     Args:
-        scores: [H,W] the lowest row first; NaN where there is none.
+        scores: [H,W] in dB, the lowest row first; NaN where there is no score.
         aspect: Height over width of the area.
-        dots: Places in [0, 1], from the left and lower edge.
-        labels: What is written where.
-        about: What is drawn, with its unit.
+        dots: (x, y) in [0, 1], from the left and lower edge.
+        labels: Texts on the map.
+        about: The quantity with its unit, as the description of the map.
     """
     width, height = WIDTH - _RIGHT, min(max(round((WIDTH - _RIGHT) * aspect), 120), 2 * WIDTH)
     known = scores[np.isfinite(scores)]
@@ -130,26 +130,27 @@ def score_map(
 
 
 def png(rgb: np.ndarray) -> str:
-    """[H,W,3] of 8 bits as a data URI."""
+    """An 8-bit RGB image [H,W,3] as a data URI."""
     _, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR))
     return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def _shade(share: np.ndarray) -> np.ndarray:
-    """[...] in [0, 1] -> [...,3]: dark violet over green to yellow, which grey printers and colour-blind eyes order."""
+    """[...] in [0, 1] -> [...,3] in [0, 255]: from dark violet through green to yellow. The order is also visible in
+    greyscale and to colour-blind readers."""
     stops = np.array([[68, 1, 84], [33, 145, 140], [253, 231, 37]])
     return np.stack([np.interp(share, [0, 0.5, 1], stops[:, i]) for i in range(3)], axis=-1)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest, apart even where all are equal."""
+    """Lowest and highest value, padded if all are equal."""
     low, high = min(values), max(values)
     pad = 0 if high - low > 1e-12 * max(abs(low), abs(high)) else max(abs(low) * 0.05, 1e-6)
     return low - pad, high + pad
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most ``MAX_POINTS`` points, means of neighbours."""
+    """At most ``MAX_POINTS`` points, each the mean of consecutive points."""
     size = -(-len(points) // MAX_POINTS)
     runs = [points[i : i + size] for i in range(0, len(points), size)] if points else []
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]

@@ -1,4 +1,4 @@
-"""Tables over runs. Numbers of different protocols do not share a column: they are refused, or get a table each."""
+"""Tables over runs. Scores of different protocols never share a column: they are refused, or get separate tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from momentum_gs.partition.coverage import SEEN_BY
 
 FITTED = {"PSNR_fit": "PSNR fit (right half)"}
 COVERED = {"PSNR_covered": "PSNR covered", "covered_share": "covered %"}
-"""Key in results.json -> heading, of the columns that only some entries have."""
+"""Key in results.json -> heading, of the columns for scores that not all entries have."""
 _N_TEXT = 2
-"""Leading columns that are words, aligned left."""
+"""Number of leading columns that hold text and are aligned left."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Row:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What was compared."""
+        """How the row was scored."""
         protocol: dict[str, Any] = self.record["protocol"]
         return protocol
 
 
 def compare(rows: Sequence[Row], separate: bool = False, markdown: bool = False) -> str:
-    """One table over rows that were scored alike; with ``separate`` a table for each protocol.
+    """One table over rows with the same protocol; with ``separate``, a table for each protocol.
 
     Raises:
-        UserError: naming two rows and what differs between them, unless ``separate``.
+        UserError: if protocols differ, unless ``separate``; it names two rows and their differences.
     """
     groups: list[list[Row]] = []
     for row in rows:
@@ -50,14 +50,16 @@ def compare(rows: Sequence[Row], separate: bool = False, markdown: bool = False)
         one = next(row for row in groups[0] if differences(row, other))
         raise UserError(
             f"eval: {one.run} {one.method} and {other.run} {other.method} do not belong in one column: "
-            f"{', '.join(differences(one, other))}; score them alike, or give each protocol a table with --separate"
+            f"{', '.join(differences(one, other))}; score them alike, or make separate tables with --separate"
         )
     return "\n\n".join(format_table(group, markdown) for group in groups)
 
 
 def differences(a: Row, b: Row) -> list[str]:
-    """What keeps the numbers of two rows apart, in words; empty where they compare. LPIPS that was left out on one side
-    is no difference: its columns are empty there."""
+    """Differences between the protocols of two rows, for messages; empty if their scores are comparable.
+
+    If only one of them has LPIPS, that is no difference: the other's column is empty.
+    """
     found = []
     for key, name in (
         ("split", "split"),
@@ -88,10 +90,11 @@ def _short(value: Any) -> str:
 
 
 def format_table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """The table as aligned plain text or as markdown, footnotes below. Numbers that are missing show as '-'.
+    """The table as aligned plain text or as markdown, with notes below it. Missing scores are shown as '-'.
 
     Args:
-        rows: scored alike, at least one.
+        rows: At least one, all with the same protocol.
+        markdown: Markdown instead of plain text.
     """
     nets = [name for name in map(metric_name, NETS) if any(name in row.record for row in rows)] or ["LPIPS"]
     metrics = [("PSNR", 2), ("SSIM", 4), *((net, 4) for net in nets)]
@@ -114,7 +117,8 @@ def format_table(rows: Sequence[Row], markdown: bool = False) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> set[str | None]:
-    """The cells that the rows' scores by block go by: the lowest of many cells is lower than that of a few."""
+    """Hashes of the cells that the rows' scores by block use. Worst blocks are comparable only if there is one hash:
+    the lowest score of many cells is lower than that of a few."""
     return {row.protocol.get("cells_sha256") for row in rows if row.record.get("worst_block")}
 
 
@@ -126,10 +130,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + (f"LPIPS: network {lpips['net']}, fed [0,1]." if lpips else "LPIPS was left out."),
         f"{protocol['split']} views: {_short(protocol['resolution'])}; list {_short(protocol['view_list_sha256'])}, "
         f"ground truth {_short(protocol['ground_truth_sha256'])}",
-        *(["PSNR fit: an affine correction of colours fitted on the left half of each view, scored on its right half."]
+        *(["PSNR fit: an affine colour correction is fitted on the left half of each view, the right half is scored."]
           if any("PSNR_fit" in row.record for row in rows) else []),
         *_covered_notes(rows),
-        *(["worst block left out: the rows go by different cells; render them with the same --cells"]
+        *(["worst block left out: the rows use different cells; render them with the same --cells"]
           if len(_cells(rows)) > 1 else []),
     ]  # fmt: skip
 
@@ -138,12 +142,14 @@ def _covered_notes(rows: Sequence[Row]) -> list[str]:
     if not any(row.protocol.get("covered_sha256") for row in rows):
         return []
     if not covered_alike(row.protocol for row in rows):
-        return ["PSNR covered left out: the rows go by different maps; render them with --covered-by the same run"]
-    return [f"PSNR covered: raw, pixels whose place at least {SEEN_BY} training views see; covered %: their share."]
+        return ["PSNR covered left out: the rows use different maps; render them with --covered-by the same run"]
+    return [
+        f"PSNR covered: raw, over pixels whose surface at least {SEEN_BY} training views see; covered %: their share."
+    ]
 
 
 def percent(share: float | None) -> str:
-    """A share in [0, 1] as a number of per cent."""
+    """A share in [0, 1] in per cent; '-' for None."""
     return _number(None if share is None else 100 * share, 1)
 
 

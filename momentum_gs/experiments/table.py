@@ -99,7 +99,7 @@ def statements(results: SweepResults) -> list[str]:
 
 
 def to_json(results: SweepResults) -> dict[str, Any]:
-    """Every number of the table and of the runs behind it, as plain data."""
+    """All numbers of the table and of its runs, as plain data."""
     sweep = results.sweep
 
     def plain(value: Spread | None) -> dict[str, Any] | None:
@@ -137,16 +137,17 @@ def to_json(results: SweepResults) -> dict[str, Any]:
 
 
 def to_csv(results: SweepResults) -> str:
-    """A line for each row: mean, sd of every metric, difference to the reference with its error, the paper's."""
+    """A line for each row: mean and standard deviation of every metric, difference to the reference row with its
+    standard error, and the paper's numbers."""
     scenes = _paper_scenes(results)
     metrics = results.metrics()
-    eligible = [metric for metric in metrics if metric.better]
+    compared = [metric for metric in metrics if metric.better]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ["row", "seeds"]
         + [f"{m.key}_{part}" for m in metrics for part in ("mean", "sd")]
-        + [f"{metric.key}_minus_reference{part}" for metric in eligible for part in ("", "_error")]
+        + [f"{metric.key}_minus_reference{part}" for metric in compared for part in ("", "_error")]
         + [f"paper_{scene}_{key}" for scene in scenes for key in PAPER_METRICS]
     )
     for row in results.rows():
@@ -154,7 +155,7 @@ def to_csv(results: SweepResults) -> str:
         for metric in metrics:
             value = results.spread(row.name, metric.key)
             line += [None, None] if value is None else [value.mean, value.sd]
-        for metric in eligible:
+        for metric in compared:
             value = results.difference(row.name, results.sweep.reference, metric.key)
             line += [None, None] if value is None else [value.mean, value.error]
         for scene in scenes:
@@ -164,7 +165,7 @@ def to_csv(results: SweepResults) -> str:
 
 
 def to_markdown(results: SweepResults) -> str:
-    """The table with its differences, its sentences and what they rest on."""
+    """The facts about the runs, the table, the differences to the reference row, and the statements about them."""
     sweep, lines = results.sweep, [f"# {results.sweep.title}", ""]
     lines += [f"- {key}: {value}" for key, value in results.about.items()]
     lines += [f"- failed: {name}: {reason}" for name, reason in results.failed.items()]
@@ -173,8 +174,8 @@ def to_markdown(results: SweepResults) -> str:
     if differences := _difference_cells(results, str):
         lines += ["", f"Difference to '{sweep.reference}', paired by seed, ± its standard error:", ""]
         lines += _pipes(differences)
-    if told := statements(results):
-        lines += ["", "What stands out by two standard errors:", "", *(f"- {line}" for line in told)]
+    if found := statements(results):
+        lines += ["", "Differences, and whether they exceed two standard errors:", "", *(f"- {line}" for line in found)]
     return "\n".join(lines) + "\n"
 
 
