@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"merge: {out} holds a coarse model, expected blocks; a coarse model is rendered without merge")
     folder = model_folder(out, args.iteration)
     # The copy that training left beside the blocks, as OUT/partition.json may have been replaced since.
-    report = merge_blocks(folder, PartitionTable.load(folder / "partition.json"))
+    report = merge_blocks(folder, PartitionTable.load(folder / "partition.json"), whole=config.blocks.windows)
     info(f"{'block':>5}{'kept':>12}{'dropped':>12}")
     for block, (kept, dropped) in enumerate(zip(report.kept, report.dropped, strict=True)):
         info(f"{block:>5}{kept:>12}{dropped:>12}")

@@ -64,6 +64,13 @@ class TargetImage:
     share: Float[Tensor, ""] | float = 1.0
     """Of the whole view's loss: pixels that count here, as a share of all that count."""
 
+    @property
+    def counts(self) -> Float[Tensor, "1 h w"] | None:
+        """How much each pixel counts, by mask and weights; None: all alike."""
+        if self.weights is None:
+            return self.mask
+        return self.weights[None] if self.mask is None else self.mask * self.weights
+
 
 @dataclass(frozen=True)
 class PointCloud:

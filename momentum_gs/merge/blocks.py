@@ -35,12 +35,14 @@ class MergeReport:
     """For each block, the number of those outside its cell."""
 
 
-def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
+def merge_blocks(folder: Path, table: PartitionTable, *, whole: bool = False) -> MergeReport:
     """Crops ``point_cloud_block<i>.ply`` of every block to its cell and writes ``point_cloud.ply`` beside them.
 
     Args:
         folder: ``point_cloud/iteration_<N>`` of a run of block training.
         table: The partition that the run was trained with.
+        whole: Blocks have nothing outside their cells but what has moved there (``blocks.windows``), so they are not
+            cropped.
 
     Raises:
         UserError: for an incomplete set of blocks, a file that is not a model, or blocks with different columns.
@@ -58,14 +60,15 @@ def merge_blocks(folder: Path, table: PartitionTable) -> MergeReport:
                 "sh_degree); train all blocks in one run"
             )
     # Rows are counted first, as the header contains their number; reading twice is cheaper than keeping them in memory.
-    kept = [sum(int(inside.sum()) for _, inside in _slices(rows, b, table)) for b, rows in enumerate(blocks)]
+    cells = None if whole else table
+    kept = [sum(int(inside.sum()) for _, inside in _slices(rows, b, cells)) for b, rows in enumerate(blocks)]
     target = folder / "point_cloud.ply"
     # With per-block decoders, every anchor stores its block, so that it can be decoded.
     dtype = np.dtype([*blocks[0].dtype.descr, (BLOCK_PROPERTY, "<i4")]) if own else blocks[0].dtype
     with replacing(target) as temporary, temporary.open("wb") as file:
         file.write(_header(dtype, sum(kept)))
         for block, rows in enumerate(progress(blocks, desc="merging blocks")):
-            for part, inside in _slices(rows, block, table):
+            for part, inside in _slices(rows, block, cells):
                 chosen = part[inside]
                 if own:
                     chosen = append_fields(chosen, BLOCK_PROPERTY, np.full(len(chosen), block, "<i4"), usemask=False)
@@ -102,10 +105,13 @@ def _rows(path: Path) -> np.ndarray:
     return rows
 
 
-def _slices(rows: np.ndarray, block: int, table: PartitionTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Slices of the rows, each with the mask of the anchors inside the block's cell."""
+def _slices(rows: np.ndarray, block: int, table: PartitionTable | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Slices of the rows, each with the mask of the anchors inside the block's cell, or without a table of all."""
     for start in range(0, len(rows), SLICE):
         part = np.array(rows[start : start + SLICE])
+        if table is None:
+            yield part, np.ones(len(part), dtype=bool)
+            continue
         position = np.stack([part["x"], part["y"], part["z"]], axis=1)
         # float64, so that equal positions in two blocks' files get the same cell, whatever slice they are in.
         yield part, (table.cell_of(torch.from_numpy(position).double()) == block).numpy()

@@ -27,9 +27,11 @@ _LUMA = (0.299, 0.587, 0.114)
 class AppearanceTable(ImageTable):
     """The corrections of a scene's training images; their mean is the identity."""
 
-    def correct(self, image: Float[Tensor, "3 h w"], name: str) -> Float[Tensor, "3 h w"]:
+    def correct(
+        self, image: Float[Tensor, "3 h w"], name: str, window: Window | None = None
+    ) -> Float[Tensor, "3 h w"]:
         """The render with the correction of the named image; unchanged if the table has no such image."""
-        return correct(image, self.rows[self.names.index(name)].to(image)) if name in self.names else image
+        return correct(image, self.rows[self.names.index(name)].to(image), window) if name in self.names else image
 
 
 def correct(

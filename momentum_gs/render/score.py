@@ -1,6 +1,6 @@
 """PSNR and SSIM over a set of views, cheap enough to be measured during training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from momentum_gs.core.image import psnr, ssim
 from momentum_gs.core.types import Camera
+from momentum_gs.core.window import Window
 from momentum_gs.data.views import Views
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder_bank import Decoder
@@ -33,6 +34,8 @@ def score_views(
     views: Views,
     background: Float[Tensor, "3"],
     appearance: AppearanceTable | None = None,
+    around: Model | None = None,
+    window: Callable[[Camera], Window | None] = lambda camera: None,
 ) -> Scores | None:
     """Renders the cameras and compares the renders with the target images, on pixels that their masks let count.
 
@@ -45,6 +48,8 @@ def score_views(
         views: Gives the target images.
         background: Colour behind everything.
         appearance: Colour corrections to apply to the renders of the images that it contains; None: scores are raw.
+        around: Further rows to render (``render_view``).
+        window: Camera -> the part of its view to score; None: all of it.
 
     Returns:
         The mean scores; None if every image is left out.
@@ -59,11 +64,16 @@ def score_views(
     for i, camera in enumerate(cameras):
         views.prefetch([following.name for following in cameras[i + 1 : i + 2]])
         target = views.target_or_skip(camera.name)
-        if target is None or (target.mask is not None and not target.mask.any()):
+        if target is None:
             continue
-        image = render_image(model, decoder, camera, background, appearance)
-        psnrs.append(float(psnr(image, target.image, target.mask)))
-        ssims.append(float(ssim(image, target.image, target.mask)))
+        part = window(camera)
+        target = target if part is None else part.target(target)
+        counts = target.counts
+        if counts is not None and not counts.any():
+            continue
+        image = render_image(model, decoder, camera, background, appearance, around, part)
+        psnrs.append(float(psnr(image, target.image, counts)))
+        ssims.append(float(ssim(image, target.image, target.mask, target.weights)))
     if not psnrs:
         return None
     return Scores(psnr=sum(psnrs) / len(psnrs), ssim=sum(ssims) / len(ssims))

@@ -119,8 +119,11 @@ def render_image(
     camera: Camera,
     background: Float[Tensor, "3"],
     appearance: AppearanceTable | None = None,
+    around: Model | None = None,
+    window: Window | None = None,
 ) -> Float[Tensor, "3 h w"]:
     """Only the image, clamped to [0, 1], without gradients; ``appearance`` applies the correction of the camera's
     image."""
-    image = render_view(model, decoder, camera, background).output.image
-    return (image if appearance is None else appearance.correct(image, camera.name)).clamp(0, 1)
+    view = render_view(model, decoder, camera, background, around=around, window=window)
+    image = view.output.image
+    return (image if appearance is None else appearance.correct(image, camera.name, window)).clamp(0, 1)

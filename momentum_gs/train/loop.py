@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
-from momentum_gs.core.window import Window, window_of
+from momentum_gs.core.window import Window
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
@@ -22,12 +21,11 @@ from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.render.score import score_views
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.packed import pack
-from momentum_gs.train.blocks.schedule import Round, ranks_of
+from momentum_gs.train.blocks.schedule import Round
 from momentum_gs.train.blocks.scores import ScoreTable
 from momentum_gs.train.blocks.start import FirstBlocks
 from momentum_gs.train.blocks.store import BlockStore, ram_bound
 from momentum_gs.train.blocks.views import BlockPlan, plan_blocks
-from momentum_gs.train.boundary_finetuning import cell_boxes, gather_surroundings, hold_surroundings, surround
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.corrections.tables import make_corrections
 from momentum_gs.train.decoders.choice import make_decoders
@@ -46,6 +44,7 @@ from momentum_gs.train.model_files import write_model
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.step import StepInputs, StepReport, train_step
+from momentum_gs.train.surroundings import Surroundings
 from momentum_gs.train.view_order import ViewOrder
 
 # Number of steps whose images are decoded ahead; a step takes longer than decoding an image, so a few suffice.
@@ -141,12 +140,11 @@ class Training:
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
         self._store = BlockStore(n, config, device, comm, folder, ram_bound(config.store))
         self._order = ViewOrder(self._plan.train, config.seed)
-        self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in self._plan.train]
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
         self._untimed = 0.0
         self._pixels = 0.0
-        self._boxes: Tensor | None = None
+        self._surroundings = Surroundings(config, self._plan, self._store, comm, device)
         self._capped: set[int] = set()
         if first is not None:
             self._init_blocks(first)
@@ -209,8 +207,8 @@ class Training:
         round_ = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
         show = partial(self._order.show, views=views)
-        inputs = StepInputs(self._config, self._comm, self._background, show, self._window, self._depths)
-        active = self._activate(round_)
+        inputs = StepInputs(self._config, self._comm, self._background, show, self._surroundings.window, self._depths)
+        active = self._surroundings.activate(round_, self._step == round_.first_step)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
         end = round_.first_step + round_.steps
         ending: Ending = None
@@ -275,42 +273,6 @@ class Training:
         self._comm.all_reduce_sum_(flags)
         return bool(flags[0]), bool(flags[1])
 
-    def _activate(self, round_: Round) -> list[Block]:
-        """This rank's blocks of a round, with the other blocks' rows around them if they train amid these."""
-        table, comm = self._table, self._comm
-        windows = self._plan.windows is not None
-        finetuning = not round_.decoder_live and self._config.blocks.boundary_finetuning
-        if table is None or table.n == 1 or not (windows or finetuning):
-            return self._store.activate(round_.blocks)
-        if self._boxes is None or windows:  # Those of growing blocks change.
-            self._boxes = cell_boxes(self._store, table.cell_of, comm)
-        surroundings = {}
-        if self._step == round_.first_step:  # In a resumed round the blocks contain their surroundings already.
-            ranks = ranks_of(round_.blocks, self._config.blocks.groups, comm.world_size)
-            trainers = dict(zip(round_.blocks, ranks, strict=True))
-            surroundings = gather_surroundings(
-                self._store, table.cell_of, self._boxes, trainers, self._plan.train, comm
-            )
-        active = self._store.activate(round_.blocks)
-        for state in active:
-            if windows:
-                state.cell_of = table.cell_of
-                if surroundings.get(state.block):
-                    state.around = state.MODEL.from_rows(
-                        {name: row.to(self._device) for name, row in surroundings[state.block].items()}
-                    )
-                continue
-            if state.block in surroundings:
-                surround(state, surroundings[state.block], table.cell_of)
-            hold_surroundings(state, table.cell_of)
-        return active
-
-    def _window(self, state: Block, camera: Camera) -> Window | None:
-        """The part of a view that a block trains on; None: all of it."""
-        if state.windows is None:
-            return None
-        return window_of(state.windows[self._place[state.block][camera.name]], camera, self._device)
-
     def _tell(self, report: StepReport, active: Sequence[Block], round_: Round) -> None:
         """Sends the events of a step, and warns once for each block that reaches its cap."""
         for state in active:
@@ -367,7 +329,9 @@ class Training:
                 found = state.score.take()
             else:
                 cameras = self._corrections.poses.cameras(self._plan.train[state.block][:: config.view_stride])
-                found = self._score(state, cameras, views, self._corrections.appearance.table)
+                found = self._score(
+                    state, cameras, views, self._corrections.appearance.table, partial(self._surroundings.window, state)
+                )
             if found is not None:
                 measured[state.block] = found
         self._scores.update(measured, self._comm)
@@ -402,11 +366,18 @@ class Training:
         return passed and self._config.stage == "coarse"
 
     def _score(
-        self, state: Block, cameras: list[Camera], views: Views, appearance: AppearanceTable | None = None
+        self,
+        state: Block,
+        cameras: list[Camera],
+        views: Views,
+        appearance: AppearanceTable | None = None,
+        window: Callable[[Camera], Window | None] = lambda camera: None,
     ) -> tuple[float, float] | None:
         """Mean PSNR (dB) and SSIM over the given views of a block; None if no image counts (``score_views``)."""
         student = self._decoders.student_of(state)
-        found = score_views(state.model, student, cameras, views, self._background, appearance)
+        found = score_views(
+            state.model, student, cameras, views, self._background, appearance, state.around, window
+        )  # fmt: skip
         return None if found is None else (found.psnr, found.ssim)
 
     def _checkpoint(self, active: Sequence[Block]) -> None:

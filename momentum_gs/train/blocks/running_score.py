@@ -18,10 +18,10 @@ class RunningScore:
     @torch.no_grad()
     def add(self, image: Float[Tensor, "3 h w"], target: TargetImage) -> None:
         """Adds a view, rendered before the optimizer step."""
-        mask = target.mask
-        if mask is None or mask.any():
+        counts = target.counts
+        if counts is None or counts.any():
             image = image.clamp(0, 1)
-            scores = psnr(image, target.image, mask), ssim(image, target.image, mask)
+            scores = psnr(image, target.image, counts), ssim(image, target.image, target.mask, target.weights)
             self.sums += torch.stack([*scores, torch.ones_like(scores[0])]).to(self.sums)
 
     def take(self) -> tuple[float, float] | None:

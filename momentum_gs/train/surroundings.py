@@ -1,0 +1,145 @@
+"""The other blocks around those in training: what the merged model has in a block's views beside the block itself.
+
+With windows (``blocks.windows``) a block is always rendered amid its surroundings, as they were when the round began.
+They are held apart from its own rows: they have no gradient and no optimizer state, and leave it when the round ends.
+So training is a block-coordinate descent on the merged model. Boundary fine-tuning needs them in its last rounds only.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.config.schema import Config
+from momentum_gs.core.comm import Comm
+from momentum_gs.core.geometry import box_in_any_view, in_any_view
+from momentum_gs.core.types import Camera
+from momentum_gs.core.window import Window, window_of
+from momentum_gs.train.blocks.block import Block, CellOf
+from momentum_gs.train.blocks.schedule import Round, ranks_of
+from momentum_gs.train.blocks.store import BlockStore
+from momentum_gs.train.blocks.views import BlockPlan
+from momentum_gs.train.boundary_finetuning import hold_surroundings, surround
+
+
+class Surroundings:
+    """Activates the blocks of a round together with what surrounds them, and knows their windows."""
+
+    def __init__(self, config: Config, plan: BlockPlan, store: BlockStore, comm: Comm, device: torch.device) -> None:
+        self._config, self._plan, self._store, self._comm, self._device = config, plan, store, comm, device
+        self._boxes: Tensor | None = None
+        self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in plan.train]
+
+    def activate(self, round_: Round, starts: bool) -> list[Block]:
+        """This rank's blocks of a round.
+
+        Args:
+            round_: The round.
+            starts: The round begins; False: it is resumed, so its blocks contain their surroundings already.
+        """
+        cell_of, blocks = self._plan.cell_of, round_.blocks
+        if cell_of is None or len(self._plan) == 1:
+            return self._store.activate(blocks)
+        if self._plan.windows is not None:
+            # Blocks grow, so their boxes change.
+            boxes = bounding_boxes(self._store, None, self._comm) if starts else None
+            rows = {} if boxes is None else self._gather(blocks, None, boxes)
+            active = self._store.activate(blocks)
+            for state in active:
+                state.cell_of = cell_of
+                if rows.get(state.block):
+                    state.around = state.MODEL.from_rows({k: v.to(self._device) for k, v in rows[state.block].items()})
+            return active
+        if round_.decoder_live or not self._config.blocks.boundary_finetuning:
+            return self._store.activate(blocks)
+        if self._boxes is None:
+            # They stay: from these rounds on, anchors inside their cell are neither moved, added nor removed.
+            self._boxes = bounding_boxes(self._store, cell_of, self._comm)
+        rows = self._gather(blocks, cell_of, self._boxes) if starts else {}
+        active = self._store.activate(blocks)
+        for state in active:
+            if state.block in rows:
+                surround(state, rows[state.block], cell_of)
+            hold_surroundings(state, cell_of)
+        return active
+
+    def window(self, state: Block, camera: Camera) -> Window | None:
+        """The part of a view that a block trains on; None: all of it."""
+        if state.windows is None:
+            return None
+        return window_of(state.windows[self._place[state.block][camera.name]], camera, self._device)
+
+    def _gather(self, blocks: Sequence[int], cell_of: CellOf | None, boxes: Tensor) -> dict[int, dict[str, Tensor]]:
+        ranks = ranks_of(blocks, self._config.blocks.groups, self._comm.world_size)
+        trainers = dict(zip(blocks, ranks, strict=True))
+        return gather_surroundings(self._store, cell_of, boxes, trainers, self._plan.train, self._comm)
+
+
+def bounding_boxes(store: BlockStore, cell_of: CellOf | None, comm: Comm) -> Float[Tensor, "b 6"]:
+    """Bounding box of every block's rows, inside its own cell where ``cell_of`` is given; all ranks take part.
+
+    Returns:
+        Low and high corner in the world, float64; NaN for a block without such rows.
+    """
+    table = torch.zeros(store.n, 7, dtype=torch.float64)
+    for block in store.held():
+        position = store.rows(block, ["position"])["position"].double()
+        if cell_of is not None:
+            position = position[cell_of(position) == block]
+        if len(position):
+            table[block] = torch.cat([position.amin(0), position.amax(0), torch.ones(1)])
+    comm.all_reduce_sum_(table)
+    table[table[:, 6] == 0] = torch.nan
+    return table[:, :6]
+
+
+def gather_surroundings(
+    store: BlockStore,
+    cell_of: CellOf | None,
+    boxes: Float[Tensor, "b 6"],
+    trainers: Mapping[int, int],
+    views: Sequence[Sequence[Camera]],
+    comm: Comm,
+) -> dict[int, dict[str, Tensor]]:
+    """The other blocks' rows that a block's views see; all ranks take part.
+
+    Args:
+        store: All blocks, inactive.
+        cell_of: If given, only rows inside their block's cell, which the merged model has.
+        boxes: ``bounding_boxes``; blocks whose box no view of a trained block sees are not sent.
+        trainers: Block of the coming round -> the rank that trains it.
+        views: Training views by block.
+
+    Returns:
+        Block that this rank trains -> rows of the other blocks, block by block, on the host.
+    """
+    found: dict[int, list[dict[str, Tensor]]] = {block: [] for block, rank in trainers.items() if rank == comm.rank}
+    for other, box in enumerate(boxes):
+        near = [b for b in trainers if b != other and not box.isnan().any() and box_in_any_view(box, views[b])]
+        rows = _share(store, other, sorted({trainers[b] for b in near}), cell_of, comm)
+        for block in near:
+            if block in found:
+                seen = in_any_view(rows["position"].double(), views[block])
+                found[block].append({name: row[seen] for name, row in rows.items()})
+    return {
+        block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
+        for block, parts in found.items()
+    }
+
+
+def _share(store: BlockStore, block: int, ranks: list[int], cell_of: CellOf | None, comm: Comm) -> dict[str, Tensor]:
+    """A block's rows: returned on its holder and on the given ranks, empty on the others."""
+    rows: dict[str, Tensor] = {}
+    holder = store.holder(block)
+    if ranks and holder == comm.rank:
+        rows = store.rows(block)
+        if cell_of is not None:
+            inside = cell_of(rows["position"].double()) == block
+            rows = {name: row[inside] for name, row in rows.items()}
+    for rank in ranks:
+        if rank != holder and comm.rank == holder:
+            comm.send(rows, "", rank)
+        elif rank != holder and comm.rank == rank:
+            rows, _ = comm.recv(holder)
+    return rows
