@@ -31,6 +31,8 @@ class StepDone:
     """Block -> loss term -> value, times the term's weight, not times the block's."""
     anchors: dict[int, int] | None = None
     """Block -> number of anchors (or splats)."""
+    pixels: float = 0.0
+    """Pixels that counted in a loss since this process began, over the blocks of this rank."""
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class Training:
                     )
         if self._due(self._config.log.every):
             losses, anchors = self._gather(report, active, round_)
-            self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds, losses, anchors))
+            self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds, losses, anchors, self._pixels))
         else:
             self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
 

@@ -29,6 +29,8 @@ class Surroundings:
     def __init__(self, config: Config, plan: BlockPlan, store: BlockStore, comm: Comm, device: torch.device) -> None:
         self._config, self._plan, self._store, self._comm, self._device = config, plan, store, comm, device
         self._boxes: Tensor | None = None
+        self._moved: tuple[int, ...] = ()
+        """Blocks that have grown since their boxes were found."""
         self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in plan.train]
 
     def activate(self, round_: Round, starts: bool) -> list[Block]:
@@ -42,9 +44,8 @@ class Surroundings:
         if cell_of is None or len(self._plan) == 1:
             return self._store.activate(blocks)
         if self._plan.windows is not None:
-            # Blocks grow, so their boxes change.
-            boxes = bounding_boxes(self._store, None, self._comm) if starts else None
-            rows = {} if boxes is None else self._gather(blocks, None, boxes)
+            rows = self._gather(blocks, None, self._grown_boxes()) if starts else {}
+            self._moved += blocks
             active = self._store.activate(blocks)
             for state in active:
                 state.cell_of = cell_of
@@ -55,7 +56,7 @@ class Surroundings:
             return self._store.activate(blocks)
         if self._boxes is None:
             # They stay: from these rounds on, anchors inside their cell are neither moved, added nor removed.
-            self._boxes = bounding_boxes(self._store, cell_of, self._comm)
+            self._boxes = bounding_boxes(self._store, range(self._store.n), cell_of, self._comm)
         rows = self._gather(blocks, cell_of, self._boxes) if starts else {}
         active = self._store.activate(blocks)
         for state in active:
@@ -63,6 +64,16 @@ class Surroundings:
                 surround(state, rows[state.block], cell_of)
             hold_surroundings(state, cell_of)
         return active
+
+    def _grown_boxes(self) -> Tensor:
+        """Boxes of all blocks, found anew for those that were in training since."""
+        if self._boxes is None:
+            self._boxes = bounding_boxes(self._store, range(self._store.n), None, self._comm)
+        elif self._moved:
+            moved = sorted(set(self._moved))
+            self._boxes[moved] = bounding_boxes(self._store, moved, None, self._comm)[moved]
+        self._moved = ()
+        return self._boxes
 
     def window(self, state: Block, camera: Camera) -> Window | None:
         """The part of a view that a block trains on; None: all of it."""
@@ -76,14 +87,16 @@ class Surroundings:
         return gather_surroundings(self._store, cell_of, boxes, trainers, self._plan.train, self._comm)
 
 
-def bounding_boxes(store: BlockStore, cell_of: CellOf | None, comm: Comm) -> Float[Tensor, "b 6"]:
-    """Bounding box of every block's rows, inside its own cell where ``cell_of`` is given; all ranks take part.
+def bounding_boxes(
+    store: BlockStore, blocks: Sequence[int], cell_of: CellOf | None, comm: Comm
+) -> Float[Tensor, "b 6"]:
+    """Bounding boxes of some blocks' rows, inside their own cell where ``cell_of`` is given; all ranks take part.
 
     Returns:
-        Low and high corner in the world, float64; NaN for a block without such rows.
+        Low and high corner in the world, float64; NaN for a block without such rows, and for the other blocks.
     """
     table = torch.zeros(store.n, 7, dtype=torch.float64)
-    for block in store.held():
+    for block in filter(store.home, blocks):
         position = store.rows(block, ["position"])["position"].double()
         if cell_of is not None:
             position = position[cell_of(position) == block]
