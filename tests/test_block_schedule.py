@@ -57,7 +57,9 @@ def test_permutation_depends_on_the_seed_and_only_on_it() -> None:
 
 def test_sequential_is_the_official_order() -> None:
     rounds = Schedule(4, 2, 1000, BlocksConfig(schedule="sequential", decoder_freeze_rounds=0), seed=0)
-    assert [r.blocks for r in rounds] == [(0, 1), (2, 3), (0, 1), (2, 3)]
+    assert [r.blocks for r in rounds] == [(0, 2), (1, 3), (0, 2), (1, 3)]
+    first = Schedule(8, 4, 500, BlocksConfig(schedule="sequential", decoder_freeze_rounds=0), seed=0)
+    assert [r.blocks for r in first] == [(0, 2, 4, 6), (1, 3, 5, 7)]
     assert all(r.decoder_live for r in rounds)
 
 

@@ -414,6 +414,13 @@ class BlocksConfig:
     """Keep Gaussians on their anchor's side of the cell's border, so that the merge leaves no seam [ours; MGS:
     false]."""
 
+    saved_decoder: Literal["last", "block_0"] = _developers("last")
+    """Which decoder is saved: that at the end [ours], or that at the end of block 0's last round, while blocks of later
+    rounds go on with it and are merged with the older one [MGS]."""
+    decoder_moments: Literal["shared", "per_round"] = _developers("shared")
+    """Adam moments of the shared decoder: one set [ours], or one for each set of blocks that train together, which is
+    stale when their next round begins [MGS]."""
+
     def __post_init__(self) -> None:
         _check(not isinstance(self.active, int) or self.active >= 1, "blocks.active", self.active, "at least 1, or all")
         _check(self.interval >= 1, "blocks.interval", self.interval, "at least 1")

@@ -144,6 +144,8 @@ class Training:
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
         self._untimed = 0.0
         self._pixels = 0.0
+        # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
+        self._clamp_to = None if self._plan.windows is not None else self._plan.cell_of
         self._surroundings = Surroundings(config, self._plan, self._store, comm, device)
         self._capped: set[int] = set()
         if first is not None:
@@ -209,6 +211,7 @@ class Training:
         show = partial(self._order.show, views=views)
         inputs = StepInputs(self._config, self._comm, self._background, show, self._surroundings.window, self._depths)
         active = self._surroundings.activate(round_, self._step == round_.first_step)
+        self._decoders.begin_round(round_.blocks)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
         end = round_.first_step + round_.steps
         ending: Ending = None
@@ -227,10 +230,8 @@ class Training:
             for block in round_.blocks:
                 self._block_steps[block] += 1
             if self._step % BOUND_EVERY == 0 or self._step == end:
-                # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
-                clamped = None if self._table is None or self._plan.windows is not None else self._table.cell_of
                 for state in active:
-                    state.keep_bounds(self._config, clamped)
+                    state.keep_bounds(self._config, self._clamp_to)
             self._tell(report, active, round_)
             self._measure(active, round_, views)
             if self._score_held_out(active, views):
@@ -243,6 +244,8 @@ class Training:
         for state in active:
             state.around = None
         self._store.rest(active)
+        if self._step == end:
+            self._decoders.end_round([b for b in round_.blocks if self._block_steps[b] == self._config.steps])
         self._observers.on_event(RoundEnded(self._step, self._store.waited, self.seconds))
         if self._step == self.schedule.total:
             self._checkpoint([])
@@ -285,11 +288,11 @@ class Training:
                         f"train: block {state.block} stops growing at {len(state.model)} {state.model.NOUN} "
                         f"({growth.refused} more were wanted): {state.CAP}"
                     )
+        done = StepDone(self._step, self.schedule.total, self.seconds)
         if self._due(self._config.log.every):
             losses, anchors = self._gather(report, active, round_)
-            self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds, losses, anchors, self._pixels))
-        else:
-            self._observers.on_event(StepDone(self._step, self.schedule.total, self.seconds))
+            done = replace(done, losses=losses, anchors=anchors, pixels=self._pixels)
+        self._observers.on_event(done)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0

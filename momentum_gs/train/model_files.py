@@ -51,7 +51,7 @@ def write_model(
             save_decoder(own, decoders.student_of(unpack(store.packed(block), config, device)))
     if comm.rank == 0:
         if isinstance(decoders, SharedDecoder):
-            save_decoder(folder, decoders.student)
+            save_decoder(folder, decoders.saved)
         corrections.save(folder)
         if table is not None:
             table.save(folder / "partition.json")

@@ -249,9 +249,11 @@ def _draw(blocks: Sequence[int], k: int, count: int, kind: str, key: tuple[int, 
             rounds.append(tuple(sorted(blocks[i] for i in chosen.tolist())))
             left[chosen] -= 1
         return rounds
+    if kind == "sequential":
+        # In the official code each GPU has a stretch of the blocks and goes through it in order (train.py::training).
+        stride = -(-len(blocks) // k)
+        return [tuple(blocks[first::stride]) for first in range(stride)] * count
     for interval in range(count):
-        order = list(range(len(blocks)))
-        if kind == "permutation":
-            order = torch.randperm(len(blocks), generator=keyed_generator("schedule", *key, interval)).tolist()
+        order = torch.randperm(len(blocks), generator=keyed_generator("schedule", *key, interval)).tolist()
         rounds += [tuple(blocks[j] for j in order[i : i + k]) for i in range(0, len(order), k)]
     return rounds

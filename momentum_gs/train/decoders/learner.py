@@ -10,6 +10,9 @@ from momentum_gs.model.background import DEGREE
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
 
+_GROUP = "group."
+"""Prefix of the moments of one group of blocks."""
+
 
 class DecoderLearner:
     """A decoder, initialized from ``config.seed``, and its optimizer."""
@@ -29,6 +32,27 @@ class DecoderLearner:
             ).to(device)
         self._optimizer = decoder_optimizer(self.module, config.optim)
         self._config = config.optim
+        self._resting: dict[str, dict[str, dict[str, Tensor]]] = {}
+        """Group of blocks -> parameter -> moments, of groups that are not active."""
+        self._group = ""
+
+    def switch(self, group: str) -> None:
+        """Continues with the moments of a group of blocks (``blocks.decoder_moments=per_round``)."""
+        if group != self._group:
+            self._resting[self._group] = self._moments()
+            self._group = group
+            self._set_moments(self._resting.pop(group, {}))
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """Parameter -> moments."""
+        named = self.module.named_parameters()
+        return {name: self._optimizer.state[p] for name, p in named if p in self._optimizer.state}
+
+    def _set_moments(self, moments: Mapping[str, dict[str, Tensor]]) -> None:
+        for name, parameter in self.module.named_parameters():
+            self._optimizer.state.pop(parameter, None)
+            if name in moments:
+                self._optimizer.state[parameter] = moments[name]
 
     def step(self, block_step: float | int) -> None:
         """One optimizer step at the learning rates of ``block_step``; resets the gradients."""
@@ -45,9 +69,10 @@ class DecoderLearner:
     def to_tensors(self) -> dict[str, Tensor]:
         """Weights (``student.*``) and moments (``adam.*``); not copies."""
         tensors = {f"student.{k}": v for k, v in self.module.state_dict().items()}
-        for name, parameter in self.module.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{key}"] = value
+        for group, moments in (self._resting | {self._group: self._moments()}).items():
+            start = f"{_GROUP}{group}." if group else ""
+            for name, state in moments.items():
+                tensors |= {f"{start}adam.{name}.{key}": value for key, value in state.items()}
         return tensors
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -55,8 +80,14 @@ class DecoderLearner:
         self.module.load_state_dict(
             {k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")}
         )
-        for name, parameter in self.module.named_parameters():
-            prefix = f"adam.{name}."
-            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                self._optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+        device = next(self.module.parameters()).device
+        groups: dict[str, dict[str, dict[str, Tensor]]] = {"": {}}
+        for name, value in tensors.items():
+            group, is_moment, place = name.rpartition("adam.")
+            if is_moment:
+                parameter, _, key = place.rpartition(".")
+                moments = groups.setdefault(group.removeprefix(_GROUP).removesuffix("."), {})
+                moments.setdefault(parameter, {})[key] = value.clone().to(device)
+        self._group = ""
+        self._set_moments(groups.pop(""))
+        self._resting = groups

@@ -1,5 +1,7 @@
 """Stands in for a decoder in runs with splats, which need none; has the interface of ``SharedDecoder``."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
@@ -21,6 +23,12 @@ class NoDecoder:
     def student_of(self, block: Block) -> Harmonics:
         """The spherical harmonics with which a block is rendered at its present step."""
         return Harmonics(sh_degree_at(block.step, self._config))
+
+    def begin_round(self, blocks: Sequence[int]) -> None:
+        """Does nothing."""
+
+    def end_round(self, finished: Sequence[int]) -> None:
+        """Does nothing."""
 
     def begin_step(self, live: bool, n_active: int) -> None:
         """Does nothing."""

@@ -3,6 +3,8 @@
 The decoder is part of the block (``Block.own``), and no gradients are averaged. The interface is ``SharedDecoder``'s.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
@@ -24,6 +26,12 @@ class PerBlockDecoders:
     def student_of(self, block: Block) -> GaussianDecoder:
         """The decoder with which a block is rendered."""
         return _own(block).module.requires_grad_(self._live)
+
+    def begin_round(self, blocks: Sequence[int]) -> None:
+        """Does nothing: every decoder belongs to one block."""
+
+    def end_round(self, finished: Sequence[int]) -> None:
+        """Does nothing: every decoder belongs to one block."""
 
     def begin_step(self, live: bool, n_active: int) -> None:
         """``live``: False: the decoders are fixed in this step."""

@@ -1,11 +1,12 @@
 """The decoder that all blocks share: student, momentum teacher and one Adam state.
 
 Every rank holds a copy and makes the same update from the same averaged gradient, so the teacher needs no broadcast.
-The original, by contrast, keeps Adam moments per block, which are stale when a block becomes active again, and updates
-the teacher on rank 0 only.
+The original updates the teacher on rank 0 only, keeps Adam moments per block (``blocks.decoder_moments``), which are stale
+when a block becomes active again, and saves the decoder of block 0 (``blocks.saved_decoder``).
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,12 +39,30 @@ class SharedDecoder:
             self.student.load_state_dict(start.state_dict())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.updates = 0
+        self._kept: GaussianDecoder | None = None
+        self._settings = config.blocks
         self._momentum = config.teacher.momentum
         self._clock_scale = clock_scale
+
+    @property
+    def saved(self) -> GaussianDecoder:
+        """The decoder of the merged model (``blocks.saved_decoder``)."""
+        return self.student if self._kept is None else self._kept
 
     def student_of(self, block: Block) -> GaussianDecoder:
         """The decoder with which a block is rendered: the student."""
         return self.student
+
+    def begin_round(self, blocks: Sequence[int]) -> None:
+        """Takes the moments of these blocks where each set of them has its own (``blocks.decoder_moments``)."""
+        if self._settings.decoder_moments == "per_round":
+            self._learner.switch("-".join(map(str, sorted(blocks))))
+
+    def end_round(self, finished: Sequence[int]) -> None:
+        """Keeps the decoder as it is if block 0 is among the blocks that finished their last round with this one and
+        its decoder is to be saved."""
+        if self._settings.saved_decoder == "block_0" and 0 in finished:
+            self._kept = copy.deepcopy(self.student).requires_grad_(False)
 
     def begin_step(self, live: bool, n_active: int) -> None:
         """Updates the teacher (eq. 4), before rendering as in the original, and clears the gradient buffer.
@@ -90,7 +109,9 @@ class SharedDecoder:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Student, teacher and Adam state by name; not copies. ``updates`` is to be stored beside them."""
-        return self._learner.to_tensors() | {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
+        kept = {} if self._kept is None else {f"kept.{k}": v for k, v in self._kept.state_dict().items()}
+        teacher = {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
+        return self._learner.to_tensors() | teacher | kept
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse of ``to_tensors``, bit for bit."""
@@ -99,6 +120,9 @@ class SharedDecoder:
         self.teacher.load_state_dict(
             {k.removeprefix("teacher."): v for k, v in tensors.items() if k.startswith("teacher.")}
         )
+        if kept := {k.removeprefix("kept."): v for k, v in tensors.items() if k.startswith("kept.")}:
+            self._kept = copy.deepcopy(self.teacher)
+            self._kept.load_state_dict(kept)
 
 
 @torch.no_grad()
