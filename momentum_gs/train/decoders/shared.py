@@ -1,8 +1,8 @@
 """The decoder that all blocks share: student, momentum teacher and one Adam state.
 
 Every rank holds a copy and makes the same update from the same averaged gradient, so the teacher needs no broadcast.
-The original updates the teacher on rank 0 only, keeps Adam moments per block (``blocks.decoder_moments``), which are stale
-when a block becomes active again, and saves the decoder of block 0 (``blocks.saved_decoder``).
+The original updates the teacher on rank 0 only, keeps Adam moments per block (``blocks.decoder_moments``), which are
+stale when a block becomes active again, and saves the decoder of block 0 (``blocks.saved_decoder``).
 """
 
 import copy
