@@ -176,7 +176,7 @@ def neighbours(schedule: list[Round], table: PartitionTable, views: list[Camera]
         [o != b and box_in_any_view(boxes[o], views[b * VIEWS : (b + 1) * VIEWS]) for o in range(table.n)]
         for b in range(table.n)
     ]
-    return [0 if turn.decoder_live else sum(sum(seen[b]) for b in turn.blocks) for turn in schedule]
+    return [0 if round_.decoder_live else sum(sum(seen[b]) for b in round_.blocks) for round_ in schedule]
 
 
 def peak_memory() -> int:
