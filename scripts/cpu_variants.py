@@ -1,9 +1,9 @@
 """Times the variants of the CPU kernels against each other: ``python scripts/cpu_variants.py [NAME=FOLDER...]``.
 
-A process for each variant of the installed extensions, and for each FOLDER that holds another build of them, NATIVE=1
-say (``NATIVE=1 pip install --no-build-isolation --no-deps --target FOLDER ./submodules/...``). They take turns call by
-call on one thread; printed are medians of the processor's time in milliseconds, which other work on the machine moves
-less than the clock, and their ratio to the first.
+It starts a process for each variant of the installed extensions, and for each FOLDER with another build of them, such
+as one with NATIVE=1 (``NATIVE=1 pip install --no-build-isolation --no-deps --target FOLDER ./submodules/...``). Their
+calls alternate, on one thread each. It prints medians of the CPU time in milliseconds, which depends less on other
+programs than the wall-clock time, and in brackets their ratio to the first.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def stages() -> dict[str, Callable[[], object]]:
 
 
 def work() -> None:
-    """Answers each name of a stage on stdin with the milliseconds of one call."""
+    """Reads names of stages from stdin and prints for each the CPU time of one call, milliseconds."""
     calls = stages()
     print("\t".join(calls), flush=True)
     for line in sys.stdin:
@@ -64,7 +64,7 @@ def work() -> None:
 
 
 def main() -> None:
-    """Starts a process for each variant, lets them take turns and prints the table."""
+    """Starts a process for each variant, alternates between them and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("builds", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--repeats", type=int, default=21)
@@ -87,10 +87,10 @@ def main() -> None:
     print("| ms, and beside v4 | " + " | ".join(workers) + " |\n|---|" + "---|" * len(workers))
     for stage in names:
         times: dict[str, list[float]] = {name: [] for name in workers}
-        for turn in range(options.repeats + 2):
+        for call in range(options.repeats + 2):
             for name, worker in workers.items():
                 print(stage, file=worker.stdin, flush=True)
-                if (answer := worker.stdout.readline()) and turn > 1:  # the first two warm up
+                if (answer := worker.stdout.readline()) and call > 1:  # the first two are warm-up
                     times[name].append(float(answer))
         medians = [statistics.median(spent) for spent in times.values()]
         print(f"| {stage} | " + " | ".join(f"{m:.1f} ({m / medians[0]:.2f})" for m in medians) + " |", flush=True)

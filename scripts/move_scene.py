@@ -1,8 +1,8 @@
-"""Writes a COLMAP scene in other coordinates, to see what training makes of its unit, its place and its heading.
+"""Writes a COLMAP scene in other coordinates, to test how training depends on unit, position and orientation.
 
     python scripts/move_scene.py SCENE OUT --scale 20 --shift 1e6,0,0 --quarter-turns 1
 
-Every point p becomes turn(p) * scale + shift. The images, and held-out lists, are links to the scene's own.
+Every point p becomes rotation(p) * scale + shift. Images and lists of held-out views are links to those of the scene.
 """
 
 import argparse
@@ -24,10 +24,10 @@ def move_scene(
     turns: int = 0,
     up: str = "z",
 ) -> Path:
-    """Writes the scene to ``out``, turned by quarter turns about the axis ``up``, scaled and shifted.
+    """Writes the scene to ``out``, rotated by multiples of 90 degrees about the axis ``up``, scaled and shifted.
 
     Raises:
-        UserError: for scenes that are no COLMAP model of undistorted images.
+        UserError: for scenes that are not a COLMAP model of undistorted images.
     """
     model = find_model(scene)
     a, b = (axis for axis in range(3) if axis != "xyz".index(up))
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--shift", type=lambda text: tuple(map(float, text.split(","))), default=(0.0, 0.0, 0.0),
                         metavar="X,Y,Z")  # fmt: skip
     parser.add_argument("--quarter-turns", type=int, default=0, metavar="N")
-    parser.add_argument("--up", choices="xyz", default="z", help="axis to turn about (default: z)")
+    parser.add_argument("--up", choices="xyz", default="z", help="axis of the rotation (default: z)")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     move_scene(args.scene, args.out, args.scale, args.shift, args.quarter_turns, args.up)

@@ -1,7 +1,8 @@
 """Gradients with respect to a camera's pose.
 
-The rasterizer has no gradient for the pose. But a motion of the camera has the same effect as the opposite motion of
-all Gaussians, for which it has one. So a motion of zero is applied to the Gaussians, whose gradient is the pose's.
+A motion of the camera has the same effect as the opposite motion of all Gaussians. So a motion of zero, of six
+parameters, is applied to the Gaussians, and its gradient is that of the pose. This needs no gradient for ``world_view``
+from the rasterizer, which has one too, for all entries of the matrix.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Experiment: do one render a camera, and geometry alone, give blocks the cameras that the SSIM test gives them?
+"""Compares view assignment by one render for each camera, and by geometry alone, with the SSIM test.
 
 Compares the three ways of ``partition.assign`` for one scene and its coarse model, without writing a partition: pairs
 of a camera and a block that each finds, renders, time. The cameras inside a block, which all three give it, are left

@@ -1,18 +1,18 @@
-"""A city of many blocks through a store with little memory: predicted from small parts, then run.
+"""Trains a city of many blocks whose store has little memory, and compares the time with a prediction.
 
     python scripts/scale/city.py --work FOLDER [--side 16 --anchors 200000 --ram-gb 8 --active 4 --interval 2]
 
-What is tested is the store, the schedule and the checkpoints, so blocks are synthetic (anchors spread over their cells,
-random features), images are small, and rounds are short: a few steps, where a real round has hundreds. That makes it
-the worst case for the store. Every block is trained, moved, fine-tuned at its borders and saved by the same code as in
-any run.
+This tests the store, the schedule and the checkpoints. So blocks are synthetic (anchors spread over their cells, random
+features), images are small, and rounds are short: a few steps instead of hundreds, which is the worst case for the
+store. Every block is trained, moved, fine-tuned at its borders and saved by the same code as in any run.
 
-Before it runs, the time is predicted from
-- a small city of the same blocks that stays in memory: what a round computes, with a live and with a frozen decoder;
-- bytes a second at which blocks are written (hashed and synced) and read on the disk of FOLDER;
-- a walk through the schedule (store_model.py) that counts which blocks must be written and read.
+Before the run, its time is predicted from
+- a small city of equal blocks that stays in memory: the time of a round with a live and with a frozen decoder;
+- the rates at which blocks are written (hashed and synced) to the disk of FOLDER and read from it;
+- a simulation of the schedule (store_model.py) that counts which blocks must be written and read.
 
-Prints both. FOLDER needs about 936 bytes an anchor and block, and half as much again for the checkpoint before.
+It prints the predicted and the measured time. FOLDER needs about 936 bytes per anchor of all blocks, and half as much
+again for the previous checkpoint.
 """
 
 import argparse
@@ -46,12 +46,12 @@ from momentum_gs.train.events import Event, Observers, RoundEnded
 from momentum_gs.train.loop import Training
 
 PITCH = 25.0
-"""Side of a block's ground, scene units; that of the inner cells."""
+"""Side of the square of ground of a block, scene units; equal to that of the inner cells."""
 VIEWS = 4
-"""Of a block, from points above its ground straight down."""
+"""Number of views of a block; they look straight down from above its ground."""
 IMAGE = (96, 64)
 FOOTPRINT = 0.15
-"""Width of the ground in an image, as a share of the block's."""
+"""Width of the ground that an image shows, as a share of the block's."""
 
 
 def ground(table: PartitionTable, block: int, n: int) -> torch.Tensor:
@@ -63,7 +63,7 @@ def ground(table: PartitionTable, block: int, n: int) -> torch.Tensor:
 
 
 def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
-    """side x side cells with their views, which all show one image."""
+    """side x side cells with their views, which all have the same image."""
     width, height = IMAGE
     folder.mkdir(parents=True)
     write_png(folder / "image.png", torch.rand(3, height, width, generator=keyed_generator("image")))
@@ -103,7 +103,7 @@ def synthetic_block(table: PartitionTable, block: int, n: int, config: Config) -
 
 
 class Stopwatch:
-    """Seconds of every round; says when enough rounds are over."""
+    """Records the seconds of every round, and when enough rounds are done."""
 
     def __init__(self, rounds: int) -> None:
         self.rounds: list[float] = []
@@ -122,7 +122,7 @@ class Stopwatch:
 
 
 def measure(args: argparse.Namespace, settings: list[str], work: Path) -> Parts:
-    """The parts, from a city of 4 x 4 blocks and from the disk."""
+    """Measures the parts of the prediction, on a city of 4 x 4 blocks and on the disk."""
     config = load_config(None, [*settings, f"out={work / 'small'}", f"steps={4 * args.interval}", "store.ram_gb=1000",
                                 "log.checkpoint_every=0", "blocks.decoder_freeze_rounds=2"])  # fmt: skip
     scene, table = make_city(4, work / "small" / "images")
@@ -167,7 +167,7 @@ def measure(args: argparse.Namespace, settings: list[str], work: Path) -> Parts:
 
 
 def neighbours(schedule: list[Round], table: PartitionTable, views: list[Camera]) -> list[int]:
-    """For every round with boundary fine-tuning, how often one of them sees another block's cell."""
+    """For every round with boundary fine-tuning, the number of pairs of an active block and another that it sees."""
     boxes = []
     for block in range(table.n):
         places = ground(table, block, 1000)
@@ -176,11 +176,11 @@ def neighbours(schedule: list[Round], table: PartitionTable, views: list[Camera]
         [o != b and box_in_any_view(boxes[o], views[b * VIEWS : (b + 1) * VIEWS]) for o in range(table.n)]
         for b in range(table.n)
     ]
-    return [0 if turn.decoder_live else sum(sum(seen[b]) for b in turn.blocks) for turn in schedule]
+    return [0 if round_.decoder_live else sum(sum(seen[b]) for b in round_.blocks) for round_ in schedule]
 
 
 def peak_memory() -> int:
-    """Bytes that this process has had at most."""
+    """Peak memory of this process, bytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

@@ -1,4 +1,4 @@
-"""A large COLMAP model through the reader: how long, and how much memory?
+"""Measures how long reading a large COLMAP model takes, and how much memory.
 
     python scripts/scale/colmap_load.py [--images 5000] [--observations 2000] [--points 5000000] [--folder DIR]
 
@@ -46,7 +46,7 @@ print(json.dumps([seconds, found, resource.getrusage(resource.RUSAGE_SELF).ru_ma
 
 
 def write_scene(root: Path, images: int, observations: int, points: int) -> None:
-    """A flight over a plane; every observation belongs to some point, so tracks hold as many entries."""
+    """A flight over a plane; every observation belongs to some point, so tracks have as many entries."""
     import torch
 
     sparse = root / "sparse" / "0"
@@ -87,14 +87,14 @@ def write_scene(root: Path, images: int, observations: int, points: int) -> None
 
 
 def measure(root: Path, *what: str) -> tuple[list[float], dict[str, list[int]], float]:
-    """Seconds, what was found, and peak GiB of a process that loads."""
+    """Seconds, the result, and peak memory (GiB) of a process that reads the model."""
     done = subprocess.run([sys.executable, "-c", MEASURE, str(root), *what], check=True, capture_output=True, text=True)
     seconds, found, peak = json.loads(done.stdout.splitlines()[-1])
     return seconds, found, peak
 
 
 def main() -> None:
-    """Writes, loads, prints."""
+    """Writes the model, reads it and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--observations", type=int, default=2000, help="2D points of an image")

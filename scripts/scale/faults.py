@@ -1,17 +1,17 @@
-"""What a run survives: killed ranks, a full disk, a checkpoint cut short, an image that vanishes. CPU, minutes.
+"""Tests that a run survives killed ranks, a full disk, truncated checkpoints and a missing image. CPU, minutes.
 
     python scripts/scale/faults.py kill disk cut image [--work FOLDER] [--kills 20] [--seed 0]
 
-A small synthetic city is trained by two processes under torchrun, undisturbed and then once a fault; each time the
-final model (the blocks' PLY files and the decoder) must have the same bytes as the undisturbed one.
+A small synthetic city is trained by two processes under torchrun, once without a fault and once with each fault. The
+final model (the blocks' PLY files and the decoder) must have the same bytes every time.
 
-kill    SIGKILL to random ranks at random times, under --max-restarts
-disk    the output is on a small file system that fills up in mid-run (a tmpfs: needs root); then there is room again
-cut     the newest checkpoint is cut short, then all of them
-image   an image is deleted in mid-run, and comes back
+kill    SIGKILL to random ranks at random times, with --max-restarts
+disk    the output is on a small file system (a tmpfs: needs root) that fills up during the run; then space is freed
+cut     the newest checkpoint is truncated, then all of them
+image   an image is deleted during the run, and later restored
 
-Prints a table with one row a fault; the exit status is 1 where one was not survived. A fault is survived when the run
-ends with one line that says what happened (kill: goes on by itself) and --resume ends in the same model.
+It prints a table with a row for each fault, and exits with 1 if one was not survived. A fault is survived if the run
+ends with one line that names it (kill: continues by itself) and --resume leads to the same model.
 """
 
 import argparse
@@ -44,13 +44,13 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 @dataclass
 class Run:
-    """One ``momentum-gs train`` of all ranks, under way or over."""
+    """One ``momentum-gs train`` of all ranks, running or finished."""
 
     out: Path
     process: subprocess.Popen[bytes]
     logs: Path
     starts: set[int] = field(default_factory=set)
-    """Process ids that rank 0 has had, as far as anybody looked."""
+    """Process ids that rank 0 had whenever ``workers`` was called."""
 
     def workers(self) -> dict[int, int]:
         """Process id -> rank of the ranks that are alive."""
@@ -69,7 +69,7 @@ class Run:
         return found
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 600) -> None:
-        """Until something is true of the folder; the run must not end before."""
+        """Waits until a condition holds; the run must not end before."""
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None:
@@ -79,15 +79,15 @@ class Run:
             time.sleep(0.02)
 
     def end(self, seconds: float = 1800) -> int:
-        """Waits for the run's end; its exit status."""
+        """Waits for the end of the run and returns its exit status."""
         return self.process.wait(seconds)
 
     def said(self) -> str:
-        """What the ranks have printed, without the launcher's words."""
+        """What the ranks have printed, without the output of the launcher."""
         return "".join(p.read_text(errors="replace") for p in sorted(self.logs.rglob("std*.log")))
 
     def errors(self) -> list[str]:
-        """The lines that say why a run ended; a traceback counts as one."""
+        """The lines that give the reason why a run ended; a traceback counts as one."""
         lines = self.said().splitlines()
         return [line for line in lines if line.startswith(("momentum-gs: ", "Traceback"))]
 
@@ -102,14 +102,14 @@ class Result:
 
 
 class Faults:
-    """A scene, its undisturbed model, and the faults."""
+    """A scene, the model of the run without a fault, and the faults."""
 
     def __init__(self, work: Path, kills: int, seed: int) -> None:
         self.work, self.kills, self.draw = work, kills, random.Random(seed)
         self.scene, self.plain = work / "scene", work / "plain"
 
     def prepare(self) -> None:
-        """City, coarse model, partition, and the run that nothing happens to; what is there already stays."""
+        """Makes city, coarse model, partition and the run without a fault, unless they exist."""
         if not (self.scene / "synth.json").exists():
             command("synth", str(self.scene), "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
         if not (self.work / "partition.json").exists():
@@ -145,21 +145,21 @@ class Faults:
         return Run(out, process, logs)
 
     def logs(self) -> Path:
-        """Where the output of all processes goes, never below a run's own folder: that may be full."""
+        """Folder for the output of all processes, not inside the folder of a run, whose disk may be full."""
         folder = self.work / "logs"
         folder.mkdir(exist_ok=True)
         return folder
 
     def fresh(self, name: str) -> Path:
-        """An output folder without an earlier attempt."""
+        """An output folder, emptied of an earlier attempt."""
         shutil.rmtree(self.work / name, ignore_errors=True)
         return self.work / name
 
     def kill(self) -> Result:
-        """SIGKILL to random ranks at random times, from the first moment of their lives on."""
+        """SIGKILL to random ranks at random times after their start."""
         starting, training = json.loads((self.work / "seconds.json").read_text())
-        # So most lives get some way into training. A kill comes before its share of the steps is done at the latest: on
-        # a machine that has become faster the run would be over before the last one.
+        # With this mean, most processes reach some step of training. A kill comes at the latest when its share of the
+        # steps is done: on a machine that has become faster, the run would otherwise end before the last kill.
         mean = starting + training / self.kills / 2
         run = self.start(self.fresh("kill"), restarts=self.kills + 10)
         total = self.steps_of(self.plain)
@@ -195,7 +195,7 @@ class Faults:
         return Result("kill", same and killed == self.kills, what)
 
     def disk(self) -> Result:
-        """A ballast file takes the room that the next checkpoint needs."""
+        """A file takes the space that the next checkpoint needs."""
         out = self.work / "disk"
         if out.is_mount():
             subprocess.run(["umount", str(out)], check=True)
@@ -217,7 +217,7 @@ class Faults:
             subprocess.run(["umount", str(out)], check=True)
 
     def cut(self) -> Result:
-        """Half of a block's file in the newest checkpoint, as a disk that was full or a copy that broke off leaves."""
+        """Truncates a block's file in the newest checkpoint, as a full disk or an interrupted copy would."""
         run = self.start(self.fresh("cut"))
         folder = run.out / "checkpoint"
         run.wait_for(lambda: len(list(folder.glob("step_*/state.json"))) >= 2)
@@ -247,7 +247,7 @@ class Faults:
         )  # fmt: skip
 
     def image(self) -> Result:
-        """The image that block 0 has first in its list; it comes up within an epoch of its views."""
+        """Removes the first image in the list of block 0, which is shown within an epoch of its views."""
         run = self.start(self.fresh("image"))
         run.wait_for(lambda: any(run.out.glob("checkpoint/step_*/state.json")))
         table = json.loads((self.work / "partition.json").read_text())
@@ -257,7 +257,7 @@ class Faults:
         return self.ended_and_resumed("image", run, path.name, lambda: aside.rename(path))
 
     def ended_and_resumed(self, fault: str, run: Run, named: str, repair: Callable[[], object]) -> Result:
-        """Judges how a run ends, repairs the cause and resumes."""
+        """Checks how a run ends, repairs the cause and resumes."""
         begin = time.monotonic()
         try:
             status = run.end()
@@ -274,23 +274,23 @@ class Faults:
         return Result(fault, clear and same, what + ("equal" if same else f"DIFFERENT or missing ({again.errors()})"))
 
     def same_model(self, out: Path) -> bool:
-        """Whether a run has ended in the undisturbed run's bytes."""
+        """Whether a run's model has the bytes of the run without a fault."""
         return digests(out) == digests(self.plain)
 
     def steps_of(self, out: Path) -> int:
-        """Steps that a run has done, repeated ones included (log.every=1)."""
+        """Steps that a run has done, including repeated ones (log.every=1)."""
         events = out / "events.jsonl"
         return events.read_text(errors="replace").count('"event": "StepDone"') if events.exists() else 0
 
 
 def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of every file of a trained model that holds numbers."""
+    """SHA-256 of the PLY files and the decoder of a trained model."""
     files = [*out.glob("point_cloud/iteration_*/*.ply"), *out.glob("point_cloud/iteration_*/decoder.safetensors")]
     return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def last_step(out: Path) -> int:
-    """The step that a run has reached, by its newest record."""
+    """The last step that a run has recorded."""
     events = out / "events.jsonl"
     if not events.exists():
         return 0
@@ -301,14 +301,14 @@ def last_step(out: Path) -> int:
 
 
 def halve(path: Path) -> None:
-    """Cuts a file short; other names of the same bytes keep theirs."""
+    """Truncates a file to half; hard links to it keep the whole."""
     data = path.read_bytes()
     path.unlink()
     path.write_bytes(data[: len(data) // 2])
 
 
 def command(*words: str) -> None:
-    """One 'momentum-gs' command to its end."""
+    """Runs a 'momentum-gs' command."""
     command = [sys.executable, "-m", "momentum_gs", *words]
     subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
 

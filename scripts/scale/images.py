@@ -1,4 +1,4 @@
-"""10,000 images of mixed sizes through the prefetching loader: do memory and open files grow?
+"""Reads 10,000 images of mixed sizes with the prefetching loader and reports memory and open files.
 
     python scripts/scale/images.py [--images 10000] [--cache-mb 64]
 
@@ -26,7 +26,7 @@ SIZES = [(320, 240), (480, 640), (640, 480), (800, 533), (1000, 751), (960, 1280
 
 
 def make_scene(folder: Path, count: int) -> Scene:
-    """``count`` views of the same few images, each with a file name of its own."""
+    """``count`` views of the same few images, each with its own file name."""
     draw = np.random.default_rng(0)
     cameras, paths = [], {}
     for i in range(count):
@@ -46,7 +46,7 @@ def make_scene(folder: Path, count: int) -> Scene:
 
 
 def main() -> None:
-    """Shows all of them once."""
+    """Reads all of them once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--cache-mb", type=int, default=64)

@@ -1,4 +1,4 @@
-"""What a round of k-of-n training costs: a walk through the schedule with bytes and bandwidths, without any tensor."""
+"""Predicts the time of rounds of k-of-n training from bytes and bandwidths, by simulating the schedule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from momentum_gs.train.blocks.schedule import Round
 
 @dataclass(frozen=True)
 class Parts:
-    """What the model is made of; seconds, bytes, bytes a second."""
+    """Measured parts of the prediction: seconds, bytes, bytes per second."""
 
     compute: float
-    """A round whose blocks are all in memory."""
+    """Seconds of a round whose blocks are all in memory."""
     neighbour: float
-    """What a round takes longer for each other block that a block sees which is fine-tuned at its borders."""
+    """Additional seconds of a round for each pair of a block in boundary fine-tuning and another block that it sees."""
     fresh: int
     """Bytes of a block before it has trained."""
     trained: int
@@ -24,7 +24,7 @@ class Parts:
 
 
 class StoreModel:
-    """Follows which blocks are in memory and on disk, as ``train/blocks/store.py`` does, and adds up what that takes.
+    """Follows which blocks are in memory and on disk, as ``train/blocks/store.py`` does, and sums the costs.
 
     A background thread writes and reads while a round computes, so a round takes the longer of the two.
     """

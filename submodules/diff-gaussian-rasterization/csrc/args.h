@@ -50,7 +50,7 @@ inline void check_projected(const at::Tensor& means, const at::Tensor& conics, c
   if (grad_depths) check_rows(grad_depths->unsqueeze(-1), "the gradient of depths", n, 1, means);
 }
 
-// That the tensors which the backward reads have the sizes of one forward; what stands in them is taken on trust.
+// Checks that the tensors which the backward pass reads have sizes that fit together; their values are not checked.
 inline void check_composed(const std::optional<at::Tensor>& grad_image, const std::optional<at::Tensor>& grad_alpha,
                            const std::optional<at::Tensor>& grad_depth, const at::Tensor& image, const at::Tensor& alpha,
                            const at::Tensor& depth, const at::Tensor& records, const at::Tensor& order, const at::Tensor& pair_start,
@@ -88,7 +88,7 @@ inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics,
   TORCH_CHECK(n <= std::numeric_limits<int32_t>::max(), "rasterize: ", n, " Gaussians, at most 2^31 - 1");
 }
 
-// The window that an operator was given; the whole image where it was given none.
+// The window that an operator was given; the whole image if none was given.
 inline Window window_of(at::OptionalIntArrayRef window, int64_t width, int64_t height) {
   if (!window) return {0, 0, width, height};
   const at::IntArrayRef w = *window;

@@ -1,4 +1,4 @@
-// What every driver demands of its arguments.
+// Checks of the arguments, for every driver.
 #pragma once
 
 #include <ATen/core/Tensor.h>

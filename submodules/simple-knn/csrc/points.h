@@ -1,4 +1,4 @@
-// What every driver demands of its argument.
+// Checks of the argument, for every driver.
 #pragma once
 
 #include <ATen/core/Tensor.h>

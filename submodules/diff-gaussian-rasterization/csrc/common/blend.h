@@ -1,13 +1,13 @@
-// One Gaussian at one pixel, front to back, and the gradient of the same walk.
+// One Gaussian at one pixel, front to back, and the gradient in the same order.
 //
 // Notation: e = log2(opacity) + a dx^2 + b dx dy + c dy^2 is the base-2 exponent (a, b, c: the conic times -log2(e)/2,
 // -log2(e), -log2(e)/2), alpha = min(2^e, 0.99), T the transmittance in front, w = T alpha the weight.
-// Invariant: a finished pixel carries its final transmittance negated, so it fails every later test by itself; its
-// lanes, and lanes outside the footprint, get alpha = 0 and leave no trace.
+// Invariant: a finished pixel stores its final transmittance negated, so it fails every later test without a further
+// one; its lanes, and lanes outside the footprint, get alpha = 0 and change nothing.
 //
-// The gradient walks front to back as well. `rest` is <gradient, what is still to come>: it starts as
-// <gradient, pixel> and loses each Gaussian's share, so no transmittance is ever rebuilt by division and the walk
-// takes exactly the forward's decisions.
+// The gradient visits Gaussians front to back as well. `rest` is <gradient, colour of what follows>: it starts as
+// <gradient, pixel>, and the share of each Gaussian is subtracted. So transmittances need not be reconstructed by
+// division, and every decision is that of the forward pass.
 #pragma once
 
 #include "constants.h"
@@ -45,7 +45,7 @@ template <class F> DGR_HD F blend(const Opacity<F>& o, F& t) {
 // The same step, with `color_grad` = <color, gradient> of this Gaussian: returns the gradient of ln alpha before the
 // cap, updates t and rest.
 template <class F> DGR_HD F blend_vjp(const Opacity<F>& o, F color_grad, F& t, F& rest, F& weight) {
-  const F odds = o.alpha * reciprocal(F(1) - o.alpha);  // first: the longest wait
+  const F odds = o.alpha * reciprocal(F(1) - o.alpha);  // first, as it has the longest latency
   const F full = t * select(o.inside, o.alpha, F(0)), next = t - full;
   const auto stop = next < F(kMinTransmittance);
   weight = select(stop, F(0), full);

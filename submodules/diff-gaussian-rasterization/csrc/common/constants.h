@@ -1,4 +1,4 @@
-// The numbers that make an image that of 3DGS. Kept in double; each use rounds to its scalar.
+// The constants of 3DGS, in double; each use rounds to its scalar type.
 #pragma once
 
 #include "variant.h"
@@ -8,15 +8,15 @@ inline namespace DGR_VARIANT {
 
 // Variance in px^2 added to the diagonal of the screen covariance: a footprint never falls between pixel centres.
 constexpr double kLowPass = 0.3;
-// Where the Jacobian of the projection is taken, in units of tan(fov/2): the linearisation explodes farther out.
+// Where the Jacobian of the projection is taken, in units of tan(fov/2): farther out the linearization becomes useless.
 constexpr double kJacobianMargin = 1.3;
-// Standard deviations that `radii` counts.
+// Size of `radii` in standard deviations.
 constexpr double kRadiusSigmas = 3.0;
-// Standard deviations within which a Gaussian of opacity 1 reaches 1/255, which is sqrt(2 ln 255) = 3.329, with room for
-// round-off. What may show in a window is measured by this and not by kRadiusSigmas, which is smaller: the part of an image
-// must not lack a rim that the image has.
+// Standard deviations within which a Gaussian of opacity 1 reaches 1/255, which is sqrt(2 ln 255) = 3.329, with a
+// margin for rounding. This decides what may be visible in a window, and not kRadiusSigmas, which is smaller: a window
+// must show all that the same part of the whole image shows.
 constexpr double kReachSigmas = 3.34;
-// Floor of the discriminant in the larger eigenvalue of the screen covariance.
+// Lower bound of the discriminant in the larger eigenvalue of the screen covariance.
 constexpr double kEigenvalueFloor = 0.1;
 // Pixels of the square that the culling of `radii` rounds the image up to (the tile of the CUDA original).
 constexpr int kCullTile = 16;

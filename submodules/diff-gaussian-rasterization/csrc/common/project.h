@@ -4,7 +4,7 @@
 // triangle xx xy xz yy yz zz), P the 2x3 projection of world offsets to pixels (rows p0, p1), K = P S P^T + 0.3 I the
 // screen covariance, conic = K^-1 as (a, b, c) with the quadratic form a dx^2 + 2 b dx dy + c dy^2.
 // Pixel coordinates are COLMAP's: the centre of the first pixel is (0.5, 0.5).
-// Invariant: `visible` is the sole gate; it is phrased so that a NaN anywhere in the input fails it.
+// Invariant: `visible` alone decides what is drawn; it is written so that a NaN anywhere in the input fails it.
 #pragma once
 
 #include "constants.h"
@@ -52,7 +52,7 @@ template <class F> DGR_HD Vec3<F> times(const Symmetric3<F>& s, const Vec3<F>& a
 
 template <class F> struct Quat { F w, x, y, z; };
 
-// Rows of the rotation of a quaternion. It is not normalised here, as in 3DGS: that is the caller's job.
+// Rows of the rotation of a quaternion. It is not normalised here, as in 3DGS: the caller does that.
 template <class F> DGR_HD void quat_rows(const Quat<F>& q, Vec3<F>& r0, Vec3<F>& r1, Vec3<F>& r2) {
   const F one(1), two(2);
   r0 = {one - two * (q.y * q.y + q.z * q.z), two * (q.x * q.y - q.w * q.z), two * (q.x * q.z + q.w * q.y)};
@@ -101,7 +101,7 @@ template <class F> struct Projected {
   F radius;   // whole pixels
 };
 
-template <class F> struct Projection {  // what both directions share
+template <class F> struct Projection {  // shared by the forward and the backward pass
   Vec3<F> t, p0, p1, s0, s1;            // s0 = S p0, s1 = S p1
   F iz, u, v, uc, vc;
 };
@@ -121,7 +121,8 @@ template <class F> DGR_HD Projection<F> linearize(const Camera<F>& cam, const Ve
   return w;
 }
 
-// Returns the mask of Gaussians that touch the image and may show in the window; the fields of the others are garbage.
+// Returns the mask of Gaussians that touch the image and may show in the window; the fields of the others are
+// undefined.
 template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, const Symmetric3<F>& s, Projected<F>& out) {
   const Projection<F> w = linearize(cam, m, s);
   const F kxx = dot(w.p0, w.s0) + F(kLowPass), kxy = dot(w.p0, w.s1), kyy = dot(w.p1, w.s1) + F(kLowPass);

@@ -1,7 +1,7 @@
-// The vocabulary that the shared formulas are written in.
+// The types and functions that the shared formulas use.
 //
 // Everything in common/ is a template on F, the "scalar". F is float or double on one Gaussian (or one Gaussian at
-// one pixel), or a SIMD vector that carries several of them (cpu/simd.h overloads the names below). So the formulas
+// one pixel), or a SIMD vector of several of them (cpu/simd.h overloads the names below). So the formulas
 // never branch on data: they compute both sides and `select`.
 #pragma once
 
@@ -67,7 +67,7 @@ DGR_HD double product(double a, double b) {
 #endif
 }
 
-// A NaN in `x` comes out as `limit`: comparisons with NaN are false.
+// A NaN in `x` becomes `limit`: comparisons with NaN are false.
 template <class F> DGR_HD F at_least(F x, F limit) { return select(x > limit, x, limit); }
 template <class F> DGR_HD F at_most(F x, F limit) { return select(x < limit, x, limit); }
 

@@ -1,4 +1,4 @@
-// Tiles, the records that tile kernels read, and which tiles and pixels a Gaussian meets.
+// Tiles, the records that tile kernels read, and which tiles and pixels a Gaussian covers.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ template <int W, int H> struct Tiling {
 };
 
 // One visible Gaussian, ready to be drawn; its features (colors, then depth) follow in memory.
-// Positions are those of the image, whatever the window: a pixel's distance to the mean is then rounded once, and has the
-// same bits in every window.
+// Positions are those of the image, whatever the window: a pixel's distance to the mean is then rounded once, and has
+// the same bits in every window.
 // The footprint is the ellipse alpha >= 1/255. At height dy from its centre it covers
 // x + slope dy +- sqrt(width2 - bend dy^2), for |dy| <= half_height.
 // Aligned so that four scalars load at once: rows of records are whole multiples of 16 bytes.
@@ -40,8 +40,8 @@ template <class S> struct alignas(16) Record {
 
 template <class S> constexpr int kHeader = sizeof(Record<S>) / sizeof(S);
 
-// Relative and absolute slack (px) of the footprint, above the round-off of its formulas. Wider is only slower: every
-// pixel is tested again.
+// Relative and absolute margin (px) of the footprint, larger than the rounding errors of its formulas. A larger margin
+// only costs time, since every pixel is tested again.
 constexpr double kSlack = 1e-5;
 constexpr double kSlackPixels = 0.01;
 
@@ -70,12 +70,12 @@ template <class S> DGR_HD void make_record(const S* mean, const S* conic, S opac
   // d/d dy [slope dy + sqrt(width2 - bend dy^2)] = 0
   r.peak = product(r.slope, std::sqrt(r.width2 / product(r.bend, r.bend + product(r.slope, r.slope))));
   r.pad = 0;
-  // Differences that are not zero, and so a sum that is not, betray NaN and Inf.
+  // x - x is not zero for NaN and Inf, so neither is the sum.
   if (!((r.x - r.x) + (r.y - r.y) + (r.half_height - r.half_height) + (r.width2 - r.width2) + (r.bend - r.bend) + (r.peak - r.peak) == 0))
     make_empty(r);
 }
 
-// Whole pixels first to last, inclusive; none where first > last. Scalars: huge values must not meet integers.
+// Whole pixels first to last, inclusive; none where first > last. Scalars, since huge values would overflow integers.
 template <class S> struct Span {
   S first, last;
   DGR_HD bool any() const { return first <= last; }

@@ -81,7 +81,7 @@ inline void sort_by_depth(std::vector<int32_t>& ids, const float* depths) {
   for (int64_t i = 0; i < n; ++i) ids[i] = from[i].id;
 }
 
-// double is for checking gradients, not for speed.
+// Double is for checking gradients and need not be fast.
 inline void sort_by_depth(std::vector<int32_t>& ids, const double* depths) {
   std::stable_sort(ids.begin(), ids.end(), [depths](int32_t a, int32_t b) { return depths[a] < depths[b]; });
 }

@@ -1,5 +1,5 @@
-// The choice between the variants of cpu_variants.h, made once, by the first call of a kernel. The three extensions hold
-// the same file.
+// The choice between the variants of cpu_variants.h, made once, when a kernel is called for the first time. The file is
+// the same in the three extensions.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -19,8 +19,8 @@ struct Variant {
   std::vector<std::string> needs;  // as __builtin_cpu_supports names them
 };
 
-// The fastest first. What is needed is what v3.cpp and v4.cpp let the compiler use, not all that the level's name stands
-// for: every compiler can test for these.
+// The fastest first. `needs` are the features that v3.cpp and v4.cpp enable, not all of the x86-64 level that a variant
+// is named after: every compiler can test for these.
 inline std::vector<Variant> variants() {
 #if defined(CPU_KERNELS_BY_CPU)
   const std::vector<std::string> v3 = {"avx2", "fma", "bmi", "bmi2", "popcnt"};
@@ -34,7 +34,7 @@ inline std::vector<Variant> variants() {
 #endif
 }
 
-// What this CPU has, and the system lets be used, of what variants need; separated by spaces.
+// The features that variants need, this CPU has and the operating system enables; separated by spaces.
 inline std::string features() {
   std::string has;
 #if defined(CPU_KERNELS_BY_CPU)
@@ -61,8 +61,8 @@ inline std::string wanted() {
   return value ? value : "";
 }
 
-// The place in variants() of the one to run, given what the CPU has. `wanted`: its name, or the end of it ("v3"); empty:
-// the fastest that runs. `who` begins the message where there is none.
+// Index in variants() of the one to run, given the CPU's features. `wanted`: its name, or the end of it ("v3"); empty:
+// the fastest that runs. `who` begins the error message if none does.
 inline size_t choose(const char* who, const std::string& has, const std::string& wanted) {
   const std::vector<Variant> all = variants();
   std::string names, lacks;
@@ -76,7 +76,7 @@ inline size_t choose(const char* who, const std::string& has, const std::string&
     TORCH_CHECK(wanted.empty(), who, ": MOMENTUM_GS_CPU is ", wanted, ", but this CPU lacks ", lacks, "; unset it");
   }
   TORCH_CHECK(wanted.empty(), who, ": MOMENTUM_GS_CPU is ", wanted, ", but the kernels were built as ", names, "; unset it");
-  // The last one needs least.
+  // The last one needs the fewest features.
   TORCH_CHECK(false, who, ": the kernels for CPUs need AVX2 and FMA (x86-64-v3), and this CPU lacks ", lacks,
               "; take a CPU that has them or a GPU, or build for this one: NATIVE=1 bash scripts/setup.sh");
 }

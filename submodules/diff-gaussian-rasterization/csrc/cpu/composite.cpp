@@ -20,7 +20,7 @@ namespace {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-// Which squares of each tile the mask names, a bit each; nothing where all are drawn.
+// The squares of each tile that the mask includes, one bit each; empty if all are drawn.
 std::vector<uint8_t> squares_of_tiles(const OptTensor& mask, const TileGrid& grid) {
   if (!mask) return {};
   std::vector<uint8_t> out(grid.count());

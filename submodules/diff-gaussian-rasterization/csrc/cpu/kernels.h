@@ -1,4 +1,4 @@
-// What the drivers call: the loops over Gaussians, pixels and pairs, compiled once for each instruction set
+// Called by the drivers: the loops over Gaussians, pixels and pairs, compiled once for each instruction set
 // (kernels/*.h by v3.cpp, v4.cpp and plain.cpp). Plain pointers and numbers: no torch, no threads, and no type whose
 // layout or code depends on the instruction set.
 #pragma once
@@ -18,7 +18,7 @@ struct View {
   Window window;
 };
 
-// The Gaussians in the world. Shapes are scales and quats, or cov3d (upper triangle); what is absent is null.
+// The Gaussians in the world. Shapes are scales and quats, or cov3d (upper triangle); those not given are null.
 template <class S> struct World {
   const S *world_view, *means, *scales, *quats, *cov3d;
   S modifier;
@@ -75,7 +75,7 @@ template <class S> struct PairSums {
   S *means2d, *conics, *opacities, *colors, *depths;  // depths: null if not wanted
 };
 
-// Each works on the items [begin, end), or on one tile; nothing is shared between calls but what they read.
+// Each works on the items [begin, end), or on one tile; calls share only what they read.
 template <class S> struct KernelsOf {
   void (*project)(const View&, const World<S>&, int64_t begin, int64_t end, const ScreenRows<S>&);
   // `view`: 12 sums for the rows of world_view, added to; null if not wanted.
@@ -106,7 +106,7 @@ extern const Kernels kernels_v3, kernels_v4;
 extern const Kernels kernels_plain;
 #endif
 
-// Those of this CPU; raises where there are none for it.
+// The kernels for this CPU; raises an error if there are none.
 const Kernels& kernels();
 
 }  // namespace dgr

@@ -1,4 +1,4 @@
-// Threads. What is computed for item i never depends on which thread takes it: results have the same bits for any
+// Threads. The result for item i never depends on the thread that computes it: results have the same bits for any
 // number of threads.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace dgr {
 
-// f(i) for i in [0, n), taken one by one from a shared counter: items may cost very different times.
+// f(i) for i in [0, n), taken one by one from a shared counter, since items may take very different times.
 template <class F> void parallel_items(int64_t n, const F& f) {
   std::atomic<int64_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {

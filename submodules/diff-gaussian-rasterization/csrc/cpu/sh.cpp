@@ -65,7 +65,7 @@ std::string choice(const std::string& features, const std::string& wanted) {
 
 const Kernels& kernels() { return *kTables[chosen()]; }
 
-// Here and not in binding.cpp: they are of the CPU's drivers alone, whatever else is beside them.
+// Here and not in binding.cpp, since they belong to the CPU build alone.
 TORCH_LIBRARY_FRAGMENT(diff_gaussian_rasterization, m) {
   // Which variant runs here, and which would on a CPU with these features (separated by spaces).
   m.def("cpu_kernels() -> str", [] { return cpu_variants::variants()[chosen()].name; });

@@ -1,4 +1,4 @@
-// The kernels for x86-64-v3. Of its features those that choose.h tests for.
+// The kernels for x86-64-v3, with those of its features that choose.h tests for.
 #include "cpu_variants.h"
 #include "kernels.h"
 

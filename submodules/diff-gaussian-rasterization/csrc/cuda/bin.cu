@@ -1,8 +1,10 @@
 // Binning: Gaussians sorted by depth first, then (tile, Gaussian) pairs by tile alone. The second sort is stable, so
-// every list is in depth order; its keys are as short as the number of tiles. Ties in depth keep the order of the input.
+// every list is in depth order; its keys are as short as the number of tiles. Ties in depth keep the order of the
+// input.
 //
-// How many tiles a Gaussian meets is found twice, once to count and once to write, with the same bits: common/tiles.h
-// leaves the compiler no freedom there. So no footprints are kept for Gaussians that are not drawn.
+// The tiles of a Gaussian are computed twice, once to count and once to write them, with the same bits: common/tiles.h
+// is written so that the compiler cannot round differently. So no footprints are stored for Gaussians that are not
+// drawn.
 #include "bin.cuh"
 
 #include <ATen/ops/cumsum.h>
@@ -93,7 +95,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t rank = thread_index();
   const int lane = threadIdx.x % kWarp;
   int begin = 0, count = 0;
-  // Every `step`th of the tiles of a row; pairs of the row's tiles begin at `at`. Returns where those of the next row do.
+  // Every `step`th of the tiles of a row; pairs of the row's tiles begin at `at`. Returns where those of the next row
+  // do.
   const auto put = [&](int at, int64_t of_rank, int row, int first, int last, int from, int step) {
     const int line = row * int(grid.columns), skipped = drawn.count_before(line + first);
     for (int tile = line + first + from; tile <= line + last; tile += step) {

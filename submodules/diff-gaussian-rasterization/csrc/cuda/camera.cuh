@@ -8,7 +8,7 @@
 
 namespace dgr {
 
-// The pose stays on the device, where reading it costs no wait: `posed` adds it in the kernel.
+// The pose stays on the device, so that the host need not wait for it: `posed` reads it in the kernel.
 template <class S>
 Camera<S> intrinsics(double fx, double fy, double cx, double cy, int64_t width, int64_t height, double near, const Window& window) {
   Camera<S> camera = {};

@@ -1,5 +1,5 @@
-// Driver of common/blend.h, forward: a block of threads a tile, a thread a pixel, records staged in shared memory.
-// A warp whose pixels are all finished skips, a block stops when all of its warps do.
+// Driver of common/blend.h, forward: a block of threads for each tile, a thread for each pixel, records in shared
+// memory. A warp whose pixels are all finished skips records; a block stops when all of its warps are finished.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>

@@ -1,9 +1,9 @@
-// Driver of common/blend.h, backward: the same walk as forward, front to back, in batches of records.
+// Driver of common/blend.h, backward: the same order as forward, front to back, in batches of records.
 //
-// Summing the gradients of a Gaussian over the pixels of a warp by shuffles would take ten values through five steps
-// each. Instead a warp turns the data: a lane a pixel it computes the two numbers that everything follows from, the
-// gradient v of ln alpha and the weight, and leaves them in shared memory for kSlots Gaussians; then lanes take a
-// Gaussian each and add up their pixels in registers.
+// Summing the gradients of a Gaussian over the pixels of a warp by shuffles would take five steps for each of ten
+// values. Instead a warp transposes the data. With one lane for each pixel it computes the two numbers from which all
+// gradients follow, the gradient v of ln alpha and the weight, and writes them to shared memory for kSlots Gaussians;
+// then with one lane for each Gaussian it adds the pixels in registers.
 //
 // Deterministic: a warp adds its pixels, a block its warps, in a fixed order; the block writes the sum to the row of
 // the (tile, Gaussian) pair, which is its own; a second kernel adds the rows of each Gaussian in the order of its
@@ -37,7 +37,7 @@ template <int N> constexpr int kPairRow = kMoments + N;
 template <class S> constexpr int kVjpBatch = sizeof(S) == 4 ? 32 : 16;
 template <class S> constexpr int kSlots = sizeof(S) == 4 ? 8 : 4;
 
-// What a warp leaves for its lanes to turn: [slot][pixel]. Rows are 2 more than the pixels, so that the slots x parts
+// What a warp writes for the transposition: [slot][pixel]. Rows are 2 more than the pixels, so that the slots x parts
 // that read at once lie in different banks.
 template <class S> struct alignas(2 * sizeof(S)) Share { S v, weight; };
 constexpr int kShareRow = kWarp + 2;

@@ -1,4 +1,4 @@
-// What every CUDA driver needs: launches on the current stream, and sums in an order that is always the same.
+// Shared by the CUDA drivers: launches on the current stream, and sums in a fixed order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -52,7 +52,7 @@ template <class S, class T> DGR_DEVICE T block_sum(S x, T* room) {
 }
 
 // out[c] = the sum of column c of rows [n, columns]; one block a column. The second pass of every sum over all blocks
-// of a kernel: atomics would add in whatever order the blocks end.
+// of a kernel: atomics would add in the order in which blocks happen to end.
 template <class S, class T> __global__ void __launch_bounds__(kThreads) sum_columns(const T* rows, int64_t n, S* out) {
   __shared__ double room[kWarps];
   double total = 0;

@@ -1,6 +1,6 @@
-// Tiles, blocks of pixels and batches of records: what the kernels that walk the lists share.
+// Tiles, blocks of pixels and batches of records: shared by the kernels that read the lists.
 //
-// A block of threads owns a tile of 16x16 pixels and walks its list, one thread a pixel. Larger tiles would share
+// A block of threads has a tile of 16x16 pixels and reads its list, one thread per pixel. Larger tiles would share
 // each record among more pixels but would put more pixels outside of footprints through the barriers of a batch;
 // smaller ones multiply the pairs, which are what is sorted, stored and summed. Within a tile every warp owns 8x4
 // pixels and tests each record's footprint against them exactly, a lane a record: a Gaussian of a few pixels costs the

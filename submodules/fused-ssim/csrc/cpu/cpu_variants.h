@@ -1,8 +1,8 @@
-// Which of the compiled variants of the kernels this CPU runs. The three extensions hold the same file.
+// Which of the compiled variants of the kernels this CPU runs. The file is the same in the three extensions.
 //
-// On x86-64 the kernels are compiled for x86-64-v4 (AVX-512) and x86-64-v3 (AVX2 and FMA), everything else for any
-// x86-64: the choice itself, and the error where neither runs. NATIVE=1 (CPU_KERNELS_NATIVE) compiles everything for the
-// builder's own CPU instead, and other architectures have what their compiler's flags say: one variant, without a choice.
+// On x86-64 the kernels are compiled for x86-64-v4 (AVX-512) and x86-64-v3 (AVX2 and FMA); all other code, which
+// includes the choice and the error if neither runs, is compiled for any x86-64. With NATIVE=1 (CPU_KERNELS_NATIVE),
+// and on other architectures, there is one variant, compiled with the flags of the build.
 #pragma once
 
 #if defined(__x86_64__) && !defined(CPU_KERNELS_NATIVE)

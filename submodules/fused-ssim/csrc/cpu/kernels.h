@@ -1,4 +1,4 @@
-// What the driver calls: the sweep over bands of rows, compiled once for each instruction set (kernels/bands.h by v3.cpp,
+// Called by the driver: the pass over bands of rows, compiled once for each instruction set (kernels/bands.h by v3.cpp,
 // v4.cpp and plain.cpp). Plain pointers and numbers: no torch, no threads, and no type whose layout or code depends on
 // the instruction set.
 #pragma once
@@ -19,8 +19,8 @@ struct Images {
   T* grad;  // [planes,H,W], of `scale` times the sum; null: only values are wanted
 };
 
-// Tasks are bands of rows of the planes, counted plane by plane. A band repeats 10 rows of its neighbours' work: 64 rows
-// cost a sixth more and still give enough tasks to share.
+// Tasks are bands of rows of the planes, counted plane by plane. A band repeats 10 rows of its neighbours' work: with
+// 64 rows this costs a sixth more, and there are still enough tasks for many threads.
 constexpr int64_t kBandRows = 64;
 
 struct Kernels {

@@ -86,7 +86,7 @@ std::tuple<at::Tensor, at::Tensor> mean_ssim_with_grad(const at::Tensor& img1, c
 }  // namespace
 }  // namespace fused_ssim
 
-// Here and not in binding.cpp: they are of the CPU's driver alone, whatever else is beside it.
+// Here and not in binding.cpp, since they belong to the CPU build alone.
 TORCH_LIBRARY_FRAGMENT(fused_ssim, m) {
   // Which variant runs here, and which would on a CPU with these features (separated by spaces).
   m.def("cpu_kernels() -> str", [] { return cpu_variants::variants()[fused_ssim::chosen()].name; });

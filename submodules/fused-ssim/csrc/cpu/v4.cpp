@@ -1,4 +1,4 @@
-// The kernels for x86-64-v4. Of its features those that choose.h tests for.
+// The kernels for x86-64-v4, with those of its features that choose.h tests for.
 #include "cpu_variants.h"
 #include "kernels.h"
 

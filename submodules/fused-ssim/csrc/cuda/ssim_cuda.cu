@@ -102,7 +102,7 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// Where the weight is zero the pixel does not count, even if its SSIM is no number.
+// Where the weight is zero the pixel does not count, even if its SSIM is NaN.
 template <typename T>
 __device__ Ssim<T> by_weight(T weight, const Ssim<T>& s) {
   if (weight == T(0)) return {T(0), T(0), T(0), T(0)};
@@ -172,8 +172,8 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// One block: the mean, from the tiles' sums. `total`: that of a plane's weights, which then takes the place of `pixels`, the
-// number of a plane's pixels in the mean; or null.
+// One block: the mean, from the tiles' sums. `total`: that of a plane's weights, which then takes the place of
+// `pixels`, the number of a plane's pixels in the mean; or null.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     mean_of_sums(const double* __restrict__ sums, int64_t tiles, double planes, double pixels,

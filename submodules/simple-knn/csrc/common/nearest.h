@@ -14,9 +14,9 @@
 #define SIMPLE_KNN_HD
 #endif
 
-// The CPU's kernels are compiled once for each instruction set into one library (cpu/v3.cpp, cpu/v4.cpp). What two of
-// them had under one name would be kept by the linker once, for the wrong CPU perhaps: the inline namespace keeps them
-// apart.
+// The CPU's kernels are compiled once for each instruction set into one library (cpu/v3.cpp, cpu/v4.cpp). If two
+// of them had a function of the same name, the linker would keep only one, perhaps for the wrong CPU: the inline
+// namespace separates them.
 #if !defined(SIMPLE_KNN_VARIANT)
 #define SIMPLE_KNN_VARIANT plain
 #endif

@@ -1,4 +1,4 @@
-// What the driver calls: the walk through the tree, compiled once for each instruction set (kernels/packets.h by v3.cpp,
+// Called by the driver: the traversal of the tree, compiled once for each instruction set (kernels/packets.h by v3.cpp,
 // v4.cpp and plain.cpp). Plain pointers and numbers: no torch, no threads, and no type whose layout or code depends on
 // the instruction set.
 #pragma once

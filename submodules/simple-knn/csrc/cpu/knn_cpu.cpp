@@ -1,4 +1,4 @@
-// CPU driver: a balanced k-d tree; kernels/packets.h walks through it.
+// CPU driver: a balanced k-d tree; kernels/packets.h traverses it.
 //
 // The tree is implicit: the points are permuted so that node i of level l holds [N*i >> l, N*(i+1) >> l), split at the
 // median of its longest side. So it stays balanced however the points are clustered, and duplicates only make boxes of
@@ -38,7 +38,7 @@ std::string choice(const std::string& features, const std::string& wanted) {
 
 constexpr int64_t kLeafPoints = 16;  // at most; a leaf is then at least half full
 constexpr int kTopLevels = 6;            // 64 subtrees keep many cores busy evenly
-constexpr int64_t kTaskPoints = 8192;    // about a millisecond
+constexpr int64_t kTaskPoints = 8192;    // about a millisecond of work
 
 template <typename T>
 class Builder {
@@ -70,7 +70,7 @@ class Builder {
   }
 
  private:
-  // How many of a level's nodes make a task worth a thread's start.
+  // Number of a level's nodes in a task, so that it is worth starting a thread.
   int64_t grain(int64_t nodes) const { return std::max<int64_t>(1, kTaskPoints * nodes / std::max<int64_t>(1, tree_.count)); }
 
   void build(int level, int64_t i) {
@@ -117,7 +117,7 @@ at::Tensor mean_squared_distance(const at::Tensor& points) {
 }  // namespace
 }  // namespace simple_knn
 
-// Here and not in binding.cpp: they are of the CPU's driver alone, whatever else is beside it.
+// Here and not in binding.cpp, since they belong to the CPU build alone.
 TORCH_LIBRARY_FRAGMENT(simple_knn, m) {
   // Which variant runs here, and which would on a CPU with these features (separated by spaces).
   m.def("cpu_kernels() -> str", [] { return cpu_variants::variants()[simple_knn::chosen()].name; });

@@ -1,4 +1,4 @@
-// The kernels by the compiler's own flags: where the CPU is not x86-64, and where NATIVE=1 built for this machine alone.
+// The kernels with the compiler flags of the build: for CPUs other than x86-64, and for NATIVE=1.
 #include "cpu_variants.h"
 #include "kernels.h"
 

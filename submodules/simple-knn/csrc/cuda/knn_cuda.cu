@@ -1,9 +1,9 @@
-// CUDA driver: points in Morton order, boxes around runs of them, one walk of a thread for a point.
+// CUDA driver: points in Morton order, boxes around runs of them, one thread for each point.
 //
 // The tree is implicit: 8 consecutive points make a leaf, 8 consecutive nodes of a level one node of the next. A walk
 // starts in the point's own leaf and climbs: at each level it descends into the siblings whose box is nearer than the
-// third neighbour so far. It needs no stack, and neighbouring threads walk alike. The Morton order only decides how
-// tight the boxes are, never the result: the sum of three sorted distances has the same bits for any order.
+// third neighbour so far. It needs no stack, and neighbouring threads take similar paths. The Morton order only decides
+// how tight the boxes are, never the result: the sum of three sorted distances has the same bits for any order.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
@@ -55,7 +55,7 @@ __global__ void find_not_finite(const T* __restrict__ xyz, Index count, int* __r
   const Index row = thread_index();
   if (row >= count) return;
   bool finite = true;
-  // x - x is 0 for what is finite, not a number otherwise.
+  // x - x is 0 if x is finite, and NaN otherwise.
   for (int axis = 0; axis < 3; ++axis) finite &= xyz[3 * size_t(row) + axis] - xyz[3 * size_t(row) + axis] == T(0);
   if (!finite) atomicMin(first, int(row));
 }
@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
     const Index end = smaller(levels.nodes(top), (own / kFanOut + 1) * kFanOut);  // of its siblings
     int level = top;
     Index node = own / kFanOut * kFanOut;
-    // Depth first through the siblings' subtrees. A node that is skipped or done passes on to the next of its level, or,
-    // where its parent's children end, to the one after its parent.
+    // Depth first through the siblings' subtrees. A node that is skipped or done passes on to the next of its level,
+    // or, where its parent's children end, to the one after its parent.
     while (level < top || node < end) {
       const bool known = level == top && node == own;
       if (!known && squared_distance(here, boxes[levels.start[level] + node]) < nearest.third) {
@@ -192,7 +192,7 @@ at::Tensor run(const at::Tensor& points) {
 
   at::Tensor first = at::full({1}, std::numeric_limits<int>::max(), ints);
   launch(find_not_finite<T>, blocks_for(count), kThreads, stream, xyz, count, first.mutable_data_ptr<int>());
-  const int64_t row = first.item().toLong();  // the one wait: a refusal needs the host
+  const int64_t row = first.item().toLong();  // the host waits here only: it raises the error
   TORCH_CHECK(row >= count, "simple_knn: point ", row, " is not finite; remove it");
 
   const auto [low, high] = at::aminmax(points, 0);

@@ -1,9 +1,10 @@
 // Driver of common/blend.h: tiles in parallel, a vector of pixels of one row at a time.
 //
-// A tile keeps its planes (transmittance, channels) in cache and walks its list front to back. For each Gaussian the
-// exact span of every pixel row becomes a list of vectors ("cells") to touch; one flat loop visits them.
-// Gradients of a (tile, Gaussian) pair go to the pair's own row of a buffer, in the order of the tile's list (one
-// stream: scattered stores would stall the walk); a second pass gathers and adds the rows of each Gaussian in order. So nothing is shared, and results have the same bits for any number of threads.
+// The planes of a tile (transmittance, channels) stay in cache, and its list is read front to back. For each Gaussian
+// the exact span of every pixel row becomes a list of vectors ("cells"), which one flat loop processes. Gradients of a
+// (tile, Gaussian) pair go to the pair's own row of a buffer, in the order of the tile's list (one stream: scattered
+// stores would stall the walk); a second pass gathers and adds the rows of each Gaussian in order. So nothing is
+// shared, and results have the same bits for any number of threads.
 #pragma once
 
 #include "../../common/blend.h"
@@ -18,18 +19,18 @@ namespace {
 
 // From one plane of a tile to the next: not a power of two, or the planes would share their cache sets.
 constexpr int kPlane = kTilePixels + 16;
-// Cells that go through the formulas in step.
+// Cells that go through the formulas together.
 constexpr int kStep = 4;
 constexpr int kCellsPerRow = kTileWidth / kLanes;
 constexpr int kLaneBits = 3;
 // Cells start at multiples of this. Whole vectors would take a tenth more cells, single pixels more split cache lines.
 constexpr int kCellAlign = 4;
 static_assert(1 << kLaneBits == kLanes && kTileHeight + kLanes <= 64 && kTileWidth % kLanes == 0);
-// A tile that is finished is noticed, and finished rows are skipped, every so many Gaussians.
+// Number of Gaussians after which finished rows and tiles are looked for, to skip them.
 constexpr int kLivenessStride = 16;
-// How far ahead of the list records are fetched.
+// Number of records that are prefetched.
 constexpr int kPrefetch = 4;
-// The same for rows of gradients when they are added up.
+// Number of rows of gradients that are prefetched when they are added.
 constexpr int kPrefetchRows = 16;
 
 using Ints = NativeOf<float, kLanes>::Bits;
@@ -50,8 +51,8 @@ struct Region {
         squares(squares_of_tile ? squares_of_tile[tile] : kAllSquares) {}
 };
 
-// Where a tile lies in the image: its corner, and the centres of its pixels. They are exact, so that what is computed at a
-// pixel does not depend on the window. A group of rows may start anywhere in the tile.
+// Where a tile lies in the image: its corner, and the centres of its pixels. They are exact, so that what is computed
+// at a pixel does not depend on the window. A group of rows may start anywhere in the tile.
 template <class S> struct Centers {
   S left, top;
   alignas(64) S columns[kTileWidth], rows[kTileHeight + kLanes];
@@ -63,8 +64,8 @@ template <class S> struct Centers {
 };
 
 // What a Gaussian covers of a tile: the cells (offsets of vectors in the tile's planes), row by row, and its terms in
-// every row that has one. Sized for the full tile and for what `pack` may write past it; a cell on the pad
-// finds finite terms.
+// every row that has one. Sized for the full tile and for what `pack` may write past it; the terms of
+// cells in the padding are finite.
 template <class S> struct Cover {
   Centers<S> centers;
   int count;
@@ -106,7 +107,7 @@ template <class S> DGR_HD void cover(const Record<S>& r, uint64_t live, Cover<S>
     for (int k = 0; k < kCellsPerRow; ++k) next += pack(start + k * kLanes, count > k, next);
   }
   out.count = int(next - out.cells);
-  // Whole steps: the rest falls on the pad behind the planes, where every pixel is finished.
+  // Filled up to whole steps with cells in the padding behind the planes, where every pixel is finished.
   for (int i = 0; i < kStep - 1; ++i) next[i] = kTilePixels;
 }
 
@@ -142,7 +143,7 @@ template <class S> DGR_HD const Record<S>& record_at(const DrawLists<S>& lists, 
   return *reinterpret_cast<const Record<S>*>(lists.records + rank * lists.stride);
 }
 
-// Walks the list of a tile: draw(record, cover, position) for each Gaussian until the tile is finished.
+// Reads the list of a tile: draw(record, cover, position) for each Gaussian until the tile is finished.
 // Returns the position behind the last Gaussian drawn.
 template <class S, class Draw>
 DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, const S* t, const Draw& draw) {
@@ -207,7 +208,7 @@ void draw_tile(const DrawLists<S>& lists, const Centers<S>& centers, int64_t til
   });
 }
 
-// A: the gradient of alpha is there.
+// A: there is a gradient of alpha.
 template <class S, int C, bool A>
 void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* rest, const S* grads,
                    V<S>* runtime_sums, S* pair_grads) {
@@ -265,7 +266,7 @@ template <class S> void store_plane(const S* plane, const TileGrid& grid, const 
     copy_row(plane + row * kTileWidth, region.width, image + (region.y + row) * grid.width + region.x);
 }
 
-// Calls f with the number of channels as a compile-time constant where that pays.
+// Calls f with the number of channels as a compile-time constant where that is faster.
 template <class F> void on_channels(int64_t n, const F& f) {
   switch (n) {
     case 1: return f(std::integral_constant<int, 1>{});

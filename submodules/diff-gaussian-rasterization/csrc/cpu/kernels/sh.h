@@ -1,4 +1,4 @@
-// common/sh.h, one direction at a time; the coefficients stream through once.
+// common/sh.h, one direction at a time; the coefficients are read once.
 #pragma once
 
 #include "../../common/sh.h"

@@ -1,5 +1,5 @@
 // A vector of N scalars on the compilers' own vector extensions (GCC, Clang): AVX-512, AVX2, NEON or plain code from
-// one source. Speaks the vocabulary of common/scalar.h, so every shared formula also runs N Gaussians or pixels at once.
+// one source. It implements common/scalar.h, so that every shared formula also runs for N Gaussians or pixels at once.
 #pragma once
 
 #include "../../common/scalar.h"
@@ -75,8 +75,8 @@ template <class S, int N> DGR_HD Vec<S, N> root(Vec<S, N> a) {
   return a;
 }
 
-// In float a table look-up and a Newton step where the machine has them, relative error below 2e-7: a division takes
-// as long as all else at a pixel.
+// In float an approximate reciprocal and a Newton step where the CPU has the instruction, relative error below 2e-7: a
+// division takes as long as everything else at a pixel.
 template <class S, int N> DGR_HD Vec<S, N> reciprocal(Vec<S, N> a) {
 #if defined(DGR_AVX2)
   if constexpr (std::is_same_v<S, float> && N == 8) {
@@ -95,14 +95,15 @@ template <class S, int N> DGR_HD typename Vec<S, N>::NativeBits truncated(Vec<S,
   return __builtin_convertvector(a.v, typename Vec<S, N>::NativeBits);
 }
 
-// For values that an integer of the same size holds; others come out wrong but finite or are masked by the caller.
+// For values that fit into an integer of the same size; others give wrong but finite results or are masked by the
+// caller.
 template <class S, int N> DGR_HD Vec<S, N> round_up(Vec<S, N> a) {
   const Vec<S, N> t = __builtin_convertvector(truncated(a), typename Vec<S, N>::Native);
   // Beyond 2^24 (2^53) every value is whole already, and the conversion might overflow.
   return select(magnitude(a) < Vec<S, N>(S(1 << 24)), select(a > t, t + Vec<S, N>(S(1)), t), a);
 }
 
-// 2^x, relative error below 2e-7 in float for |x| <= 126; other lanes come out as garbage.
+// 2^x, relative error below 2e-7 in float for |x| <= 126; other lanes are undefined.
 template <int N> DGR_HD Vec<float, N> power_of_two(Vec<float, N> x) {
   using B = typename Vec<float, N>::NativeBits;
   using V = typename Vec<float, N>::Native;
@@ -124,7 +125,7 @@ template <int N> DGR_HD Vec<double, N> power_of_two(Vec<double, N> x) {
 }
 
 #if defined(DGR_AVX2) && !defined(DGR_AVX512)
-// For every mask of 8 lanes the numbers of those that it names, packed, a byte each.
+// For every mask of 8 lanes the indices of the lanes that are set, packed, one byte each.
 struct PackTable {
   uint64_t lanes[256] = {};
   constexpr PackTable() {
@@ -136,7 +137,7 @@ struct PackTable {
 constexpr PackTable kPackTable;
 #endif
 
-// Writes the values of the lanes that `keep` (0 or -1) names, packed; returns how many. May write N values.
+// Writes the values of the lanes where `keep` is -1 and not 0, packed; returns their number. May write N values.
 DGR_HD int pack(NativeOf<float, 8>::Bits values, NativeOf<float, 8>::Bits keep, uint32_t* out) {
 #if defined(DGR_AVX512)
   const __mmask8 mask = _mm256_movepi32_mask((__m256i)keep);
@@ -175,8 +176,8 @@ template <class S, int N> DGR_HD void sum_lanes(const Vec<S, N>* v, S* out) {
   }
 }
 
-// M vectors that take every step of a formula together. One vector's chain of dependent instructions is longer than a
-// core looks ahead; M chains side by side keep it busy.
+// M vectors that go through a formula together. The chain of dependent instructions of one vector is longer than the
+// window of a core; M independent chains keep it busy.
 template <class V, int M> struct Group {
   V v[M];
 

@@ -1,6 +1,6 @@
-// Every standard header that the kernels use. v3.cpp and v4.cpp include it before they raise the instruction set: what
-// the linker may share between the variants and with the rest of the process, std::vector's growth say, is then compiled
-// for every CPU, while the kernels may still inline it. Include nothing else in kernels/.
+// Every standard header that the kernels use. v3.cpp and v4.cpp include it before they raise the instruction set: so
+// functions that the linker may share between the variants and with the rest of the process, such as the growth of
+// std::vector, are compiled for any CPU, while the kernels may still inline them. Include nothing else in kernels/.
 #pragma once
 
 #include <algorithm>

@@ -6,7 +6,7 @@
 namespace dgr {
 inline namespace DGR_VARIANT {
 
-// A tile's planes (transmittance, channels) stay in a first-level cache; a vector is an aligned eighth of 64 pixels.
+// A tile's planes (transmittance, channels) fit into the first-level cache; a vector is an aligned eighth of 64 pixels.
 constexpr int kTileWidth = 32;
 constexpr int kTileHeight = 32;
 constexpr int kTilePixels = kTileWidth * kTileHeight;

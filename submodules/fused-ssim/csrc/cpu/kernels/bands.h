@@ -42,8 +42,8 @@ class BandWorker {
     for (int k = 0; k < kTaps; ++k) weight_[k] = T(window[k]);
   }
 
-  // Weighted sum of SSIM over rows [first, last) of a plane [H,W], and those rows of the gradient of `scale` times that sum
-  // over the plane.
+  // Weighted sum of SSIM over rows [first, last) of a plane [H,W], and those rows of the gradient of `scale` times that
+  // sum over the plane.
   double run(const T* x, const T* y, int64_t first, int64_t last, T scale, T* grad) {
     const int64_t reach = train_ ? kRadius : 0;
     if (weights_ && all_weights_are_zero(first - reach, last + reach)) {
@@ -110,7 +110,7 @@ class BandWorker {
     if (weights_) std::copy_n(weights_of(row), width_ - 2 * margin_, pixel_weights_.data() + margin_);
   }
 
-  // v by the weights of its pixels. Where they are zero v does not count, even if it is no number.
+  // v by the weights of its pixels. Where they are zero v does not count, even if it is NaN.
   Vec weighted(int64_t c, Vec v) const {
     if (!weights_) return v;
     const Vec weight = V::load(pixel_weights_.data() + c);
@@ -172,7 +172,7 @@ class BandWorker {
       V::store(out[1] + c, weighted(c, s.d_s11));
       V::store(out[2] + c, weighted(c, s.d_s12));
     }
-    for (T* partial : out) {  // pixels that are not in the mean move nothing
+    for (T* partial : out) {  // pixels that are not in the mean have no effect
       std::fill_n(partial, margin_, T(0));
       std::fill(partial + width_ - margin_, partial + padded_, T(0));
     }

@@ -1,7 +1,7 @@
-// The walk through the k-d tree, for a packet of neighbouring queries.
+// The traversal of the k-d tree, for a packet of neighbouring queries.
 //
-// A packet fills a vector's lanes with points of one leaf; a candidate is measured against all of them at once, and a node
-// is skipped when its box is no nearer than the worst third neighbour of the packet.
+// The lanes of a vector are queries of one leaf; the distances of a candidate to all of them are computed at once, and
+// a node is skipped if its box is no nearer than the farthest third neighbour of the packet.
 #pragma once
 
 #include "../../common/nearest.h"
