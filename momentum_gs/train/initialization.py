@@ -81,7 +81,7 @@ def load_initialization(config: Config) -> Initialization:
 
 def _settings(decoder: GaussianDecoder) -> dict[str, Any]:
     """The settings that determine a decoder's shape, and that of its anchors, by name."""
-    architecture = {f"model.{name}": value for name, value in decoder.architecture.items()}
+    architecture = {f"model.{name}": value for name, value in decoder.architecture.items() if name != "hidden_dim"}
     degree = architecture.pop("model.background_degree", None)
     kind = {of: name for name, of in DEGREE.items()}
     return architecture | {"model.background": "fixed" if degree is None else kind[degree]}
