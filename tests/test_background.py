@@ -13,7 +13,7 @@ from tiny_scene import SIZE, write_tiny_scene
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import pixel_directions, project
-from momentum_gs.core.types import PointCloud
+from momentum_gs.core.types import PointCloud, TargetImage
 from momentum_gs.data.images import write_png
 from momentum_gs.data.scene import load_scene
 from momentum_gs.model.background import DEGREE, Background, sh_basis
@@ -127,14 +127,14 @@ def test_a_hidden_one_still_learns_the_images_usual_colour() -> None:
     decoder.background.requires_grad_(True)
     shown = render_view(anchors, decoder, view, BLACK)
     target = torch.tensor(SKY)[:, None, None].expand_as(shown.output.image)
-    terms = loss_terms(shown.output.image, target, shown.decoded, None, config, None, shown.behind)
+    terms = loss_terms(shown.output.image, TargetImage(target), shown.decoded, None, config, shown.behind)
     (gradient,) = torch.autograd.grad(terms["background"], decoder.background.sh)
     found = decoder.background(torch.eye(3)[:1])
     assert torch.equal(gradient.sign(), (found - torch.tensor([SKY])).sign())
     with torch.no_grad():
         decoder.background.sh -= (found - torch.tensor([SKY])) / float(sh_basis(0, torch.eye(3)[:1]))
     there = render_view(anchors, decoder, view, BLACK)
-    terms = loss_terms(there.output.image, target, there.decoded, None, config, None, there.behind)
+    terms = loss_terms(there.output.image, TargetImage(target), there.decoded, None, config, there.behind)
     assert float(terms["background"].detach()) < 1e-6
 
 

@@ -212,6 +212,50 @@ def test_the_host_waits_as_often_as_the_docstring_says(
     assert max(copies) == 3 * 2 * 3  # Lowest and highest cell of each level.
 
 
+def test_growth_inside_everywhere_is_growth_without_a_border() -> None:
+    for seed, cap in [(1, None), (2, 65)]:
+        anchors = random_anchors(60, seed=seed)
+        free = grow_and_prune(anchors, None, random_stats(anchors, seed), 0.02, CONFIG, draws(seed), cap)
+        bound = grow_and_prune(
+            anchors, None, random_stats(anchors, seed), 0.02, CONFIG, draws(seed), cap,
+            lambda places: torch.ones(len(places), dtype=torch.bool),
+        )  # fmt: skip
+        assert bound[2] == free[2] and sum(free[2].grown) > 0
+        for one, other in zip(bound[:2], free[:2], strict=True):
+            assert all(torch.equal(row, other.rows()[name]) for name, row in one.rows().items())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_anchor_grows_outside_and_the_cap_counts_those_inside(seed: int) -> None:
+    anchors = random_anchors(60, seed=seed)
+
+    def grow(cap: int | None, inside: Any = None) -> tuple[Anchors, GrowthReport]:
+        grown, stats, report = grow_and_prune(
+            anchors, None, random_stats(anchors, seed), 0.02, CONFIG, draws(seed), cap, inside
+        )
+        assert len(stats.anchor_denom) == len(grown) == 60 - report.pruned + sum(report.grown)
+        return grown, report
+
+    def inside(places: Tensor) -> Tensor:
+        return places[:, 0] > 0.2
+
+    everything, free = grow(None)
+    kept = 60 - free.pruned
+    wanted = everything.position[kept:][inside(everything.position[kept:])]
+    half, report = grow(None, inside)
+    # Each is the anchor that it would be without the border; the old ones stay wherever they are.
+    assert torch.equal(half.position[kept:], wanted) and torch.equal(half.position[:kept], everything.position[:kept])
+    assert torch.equal(half.feature[kept:], everything.feature[kept:][inside(everything.position[kept:])])
+    assert report.refused == 0 and 0 < len(wanted) < sum(free.grown)
+
+    assert torch.equal(grow(kept + len(wanted), inside)[0].position, half.position), "there is room for all"
+    capped, report = grow(kept + len(wanted) - 2, inside)
+    assert report.refused == 2 and len(capped) == kept + len(wanted) - 2
+    assert inside(capped.position[kept:]).all()
+    none, report = grow(None, lambda places: torch.zeros(len(places), dtype=torch.bool))
+    assert (len(none), sum(report.grown), report.refused) == (kept, 0, 0)
+
+
 def test_only_offsets_with_a_large_gradient_draw_a_number() -> None:
     anchors, asked = random_anchors(60, seed=1), []
     stats = random_stats(anchors, 1)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from momentum_gs.config.schema import PartitionConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
+from momentum_gs.core.window import unpack_owned
 from momentum_gs.data.colmap.model import read_model
 from momentum_gs.data.scene import load_scene
 from momentum_gs.doctor import estimate as doctor_estimate
@@ -32,6 +34,7 @@ from momentum_gs.doctor.images import check_exposure, inspect_images, near_match
 from momentum_gs.doctor.poses import check_poses
 from momentum_gs.doctor.scene import examine
 from momentum_gs.model.init import init_anchors
+from momentum_gs.partition.budget import GROWTH
 from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor
 
 COARSE = ["stage=coarse", "steps=2", "scene.resolution=1", "model.voxel_size=0.3"]
@@ -298,9 +301,13 @@ def test_partition_file(scene: Path, tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     assert [severity for severity, _ in found()] == ["warning"], "older than the model"
     assert "older" in found()[0][1]
-    replace(table, views=[[name for name in names if name != "002.png"] for names in table.views]).save(path)
+    assert found("blocks.windows=true", "teacher.enabled=false")[0][0] == "warning"
+    without = [[name for name in names if name != "002.png"] for names in table.views]
+    replace(table, views=without, windows=None).save(path)
     assert [severity for severity, _ in found()] == ["warning"] and "002.png" in found()[0][1]
     assert [severity for severity, _ in found("partition.dim=[4,1,1]")] == ["error"], "another grid"
+    severity, said = found("blocks.windows=true")[0]
+    assert severity == "error" and "which pixels" in said, "of an earlier version"
     path.write_text("{")
     assert [severity for severity, _ in found()] == ["error"], "damaged"
 
@@ -371,6 +378,25 @@ def test_expected_anchors(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="k = 5"):
         five = make_config(scene, tmp_path / "out", "blocks.active=5")
         expect(five, loaded, examination.scale, write_table(config))
+
+
+def test_with_windows_a_block_has_its_cell_and_a_step_costs_its_share(scene: Path, tmp_path: Path) -> None:
+    config = make_config(scene, tmp_path / "out", "model.voxel_size=0.3", "blocks.windows=true")
+    loaded, table = load_scene(config.scene), write_table(config)
+    scale = examine(config, quick=True).scale
+    assert scale is not None and table.windows is not None
+    whole = expect(replace(config, blocks=replace(config.blocks, windows=False)), loaded, scale, table)
+    assert (whole.around, whole.pixels) == ((0, 0), 1)
+    found = expect(config, loaded, scale, table)
+    owned = [[float(unpack_owned(text).float().mean()) for text in texts] for texts in table.windows]
+    assert found.pixels == pytest.approx(statistics.mean(statistics.mean(filter(None, shares)) for shares in owned))
+    assert scale.anchors / 4 <= found.start < whole.start, "the cells divide the scene, views overlap"
+    assert found.total == pytest.approx(GROWTH * scale.anchors, abs=1) and found.total < whole.total
+    assert found.start + found.around[0] == whole.start, "a step shows what the block's views see"
+    rows = {row.what: row.value for row in estimates(config, loaded, found, [Probe(0.5, 100, "made up")], 0, CPU)[0]}
+    assert rows["time, one process, anchors as at first"] == 4 * config.steps * 0.5 * found.pixels
+    # Of a partition that is not there yet, nothing is known.
+    assert expect(config, loaded, scale, None).pixels == 1
 
 
 def test_probe_measures_steps_and_keeps_nothing(scene: Path, tmp_path: Path) -> None:

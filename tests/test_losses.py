@@ -9,6 +9,7 @@ from anchor_scene import parity, parity_anchors, parity_decoder, random_anchors,
 
 from momentum_gs.config.schema import Config, LossConfig, TeacherConfig
 from momentum_gs.core.image import l1, ssim
+from momentum_gs.core.types import TargetImage
 from momentum_gs.model.expand import decode, decode_with_teacher
 from momentum_gs.train.losses import CONSISTENCY_TERMS, IMAGE_TERMS, consistency, loss_terms, reconstruction, volume
 
@@ -56,10 +57,10 @@ def test_consistency_pulls_the_student_only() -> None:
 
 def test_reconstruction_is_eq_3() -> None:
     image, target = images()
-    parts = reconstruction(image, target, LossConfig(dssim=0.2))
+    parts = reconstruction(image, TargetImage(target), LossConfig(dssim=0.2))
     torch.testing.assert_close(parts["l1"], 0.8 * l1(image, target))
     torch.testing.assert_close(parts["dssim"], 0.2 * (1 - ssim(image, target)))
-    perfect = reconstruction(target, target, LossConfig(dssim=0.2))
+    perfect = reconstruction(target, TargetImage(target), LossConfig(dssim=0.2))
     assert perfect["l1"] == 0
     # SSIM of an image with itself is 1 up to float32 round-off of its moments.
     assert abs(float(perfect["dssim"])) < 1e-6
@@ -81,7 +82,7 @@ def test_terms_are_weighted_and_named(with_teacher: bool) -> None:
         decoded, targets = decode_with_teacher(anchors, student, random_decoder(seed=1), CENTER)
     else:
         decoded, targets = decode(anchors, student, CENTER), None
-    terms = loss_terms(image, target, decoded, targets, config)
+    terms = loss_terms(image, TargetImage(target), decoded, targets, config)
     assert tuple(terms) == IMAGE_TERMS + (CONSISTENCY_TERMS if with_teacher else ())
     torch.testing.assert_close(terms["volume"], 0.5 * decoded.gaussians.scales.prod(dim=1).mean())
     if targets is not None:
@@ -100,7 +101,7 @@ def test_a_view_without_gaussians_gives_zeros_and_finite_gradients(opacity_bias:
     assert len(decoded.gaussians) == 0
     image, target = images()
     config = replace(Config(), teacher=TeacherConfig(consistency=50.0))
-    terms = loss_terms(image, target, decoded, targets, config)
+    terms = loss_terms(image, TargetImage(target), decoded, targets, config)
     assert terms["volume"] == 0
     assert all(terms[f"consistency_{name}"] == 0 for name in ("color", "rotation", "scale"))
     assert (terms["consistency_opacity"] == 0) == (opacity_bias is None)

@@ -182,7 +182,7 @@ def test_masked_dissimilarity_is_that_of_blackened_images_per_pixel_that_counts(
 def test_a_view_of_which_nothing_counts_costs_nothing() -> None:
     a, b = pair()
     a.requires_grad_()
-    terms = reconstruction(a, b, LossConfig(), torch.zeros(1, 24, 32))
+    terms = reconstruction(a, TargetImage(b, torch.zeros(1, 24, 32)), LossConfig())
     torch.stack(list(terms.values())).sum().backward()
     # SSIM of black images is 1 up to float32 round-off, times the number of pixels over at least one.
     assert terms["l1"] == 0 and abs(float(terms["dssim"].detach())) < 1e-3
@@ -245,7 +245,7 @@ def test_without_masks_training_is_bit_for_bit_what_it_was(tmp_path: Path) -> No
         target = views.target(scene.train[0].name)
     assert target.mask is None
     image = torch.rand(target.image.shape, generator=torch.Generator().manual_seed(0))
-    terms = reconstruction(image, target.image, LossConfig(dssim=0.2), target.mask)
+    terms = reconstruction(image, target, LossConfig(dssim=0.2))
     assert torch.equal(terms["l1"], 0.8 * (image - target.image).abs().mean())
     assert torch.equal(terms["dssim"], 0.2 * (1 - ssim(image, target.image)))
 

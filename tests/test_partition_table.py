@@ -57,6 +57,19 @@ def test_cuts_and_joined_cells_are_saved(tmp_path: Path) -> None:
     assert (found.n, found.joined) == (2, (0, 1, 0, 1))
 
 
+def test_windows_are_saved_and_files_without_them_read(tmp_path: Path) -> None:
+    path = tmp_path / "partition.json"
+    windows = [[f"{len(name):02x}" * 128 for name in names] for names in VIEWS]
+    table(windows=windows).save(path)
+    assert PartitionTable.load(path).windows == windows
+    record = json.loads(path.read_text())
+    del record["windows"]  # As the first files of version 2 are.
+    path.write_text(json.dumps(record))
+    assert PartitionTable.load(path).windows is None
+    with pytest.raises(ValueError, match="one entry for each view"):
+        table(windows=windows[:3])
+
+
 def test_cells_are_known_by_where_they_lie() -> None:
     same = [table(), table(views=[[]] * 4, meta={"threshold": 1})]
     others = [table(torch.eye(3, dtype=torch.float64)), table(cuts=CUTS), table(joined=(0, 1, 0, 1), views=VIEWS[:2]),
@@ -185,6 +198,13 @@ DAMAGE: list[tuple[Callable[[dict], object], str]] = [
     (change("views", [[], [], [], "abc"]), "lists of names"),
     (change("views", None), "lists of names"),
     (change("meta", []), "object"),
+    (change("windows", [["00" * 128], [], [], []]), "one entry for each view"),
+    (change("windows", [["00" * 128] * 2, ["00" * 128], ["00" * 128]]), "one entry for each view"),
+    (change("windows", [["00" * 128, "00" * 127], ["00" * 128], [], ["00" * 128]]), "254 hexadecimal digits, exp"),
+    (change("windows", [["00" * 128, "xy" * 128], ["00" * 128], [], ["00" * 128]]), "hexadecimal"),
+    (change("windows", [["00" * 128, 1], ["00" * 128], [], ["00" * 128]]), "lists of texts"),
+    (change("windows", [["00" * 128] * 2, ["00" * 128], [], "a"]), "lists of texts"),
+    (change("windows", 1), "lists of texts"),
 ]  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from momentum_gs.model.io import model_folder
 
 HELP = "crop every block to its cell and join the blocks into one model"
 DESCRIPTION = """\
-Reads OUT/point_cloud/iteration_N/point_cloud_block<i>.ply of every block, keeps the anchors inside the block's cell,
-and writes them to point_cloud.ply in the same folder. The merged model uses the decoder files that are already there.
+Reads OUT/point_cloud/iteration_N/point_cloud_block<i>.ply of every block, keeps the anchors inside the block's cell
+(all of them if it was trained with blocks.windows), and writes them to point_cloud.ply in the same folder. The merged
+model uses the decoder files that are already there.
 """
 
 

@@ -64,6 +64,8 @@ class PartitionTable:
             raise ValueError(f"{len(self.views)} lists of views for {blocks} blocks")
         if any(len(set(names)) != len(names) for names in self.views):
             raise ValueError("a view is listed twice in one block")
+        if self.windows is not None and list(map(len, self.windows)) != list(map(len, self.views)):
+            raise ValueError("windows must have one entry for each view of each block")
         off = (self.rotation @ self.rotation.T - torch.eye(3, dtype=self.rotation.dtype)).abs().max()
         # The condition is written so that NaN fails it; the determinant excludes reflections.
         if not (off < TOLERANCE and torch.linalg.det(self.rotation) > 0):
@@ -238,9 +240,11 @@ def _from_record(record: dict[str, Any]) -> PartitionTable:
     joined = None if joined is None else tuple(joined)
     windows = record.get("windows")
     if windows is not None:
-        if list(map(len, windows)) != list(map(len, views)):
-            raise ValueError("windows must have an entry for each view")
+        if not (isinstance(windows, list) and all(isinstance(texts, list) for texts in windows)):
+            raise ValueError("windows must be lists of texts")
         for text in (text for texts in windows for text in texts):
+            if not isinstance(text, str):
+                raise ValueError("windows must be lists of texts")
             unpack_owned(text)
     return PartitionTable((x0, y0, z0, x1, y1, z1), (dx, dy, dz), matrix, views, meta, cuts, joined, windows)
 

@@ -40,6 +40,7 @@ from momentum_gs.train.blocks.anchor_block import AnchorBlock, trained_block
 from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor, max_anchors
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.store import ram_bound
+from momentum_gs.train.blocks.views import plan_blocks
 from momentum_gs.train.decoders.shared import SharedDecoder
 from momentum_gs.train.resume import begin
 from momentum_gs.train.step import StepInputs, train_step
@@ -80,6 +81,10 @@ class Expected:
     total: int
     """Anchors of all blocks after growth."""
     basis: str
+    around: tuple[int, int] = (0, 0)
+    """With ``blocks.windows``: other blocks' anchors in the views of a block, at its first step and after growth."""
+    pixels: float = 1.0
+    """Pixels of a step, as a share of a view's: the mean window of a block, averaged over the blocks."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,13 @@ def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | N
         basis += ", in a view of the block" + ("" if table else " (by geometry, as there is no partition yet)")
         table = table or _by_geometry(scene, config)
         shares = _shares(scene, table) if config.blocks.init == "visible" else [1.0] * table.n
+    seen, pixels = shares, 1.0
+    if config.stage == "blocks" and config.blocks.windows and table is not None and table.windows is not None:
+        plan = plan_blocks(scene, table, windows=True)
+        if plan.windows is not None:
+            shares = (torch.bincount(table.cell_of(_sample(scene)), minlength=table.n) / len(_sample(scene))).tolist()
+            pixels = statistics.mean(float(owned.float().mean()) for owned in plan.windows)
+            basis += ", in the cell of the block"
     n = len(shares)
     active = begin(config, n, 1).active
     start = max(1, round(scale.anchors * max(shares)))
@@ -112,7 +124,12 @@ def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | N
     if cap is not None:
         grown = [min(anchors, cap) for anchors in grown]
     basis += f"; growing {GROWTH:g}-fold" + ("" if cap is None else f", at most to {cap}")
-    return Expected(n, active, start, max(1, round(max(grown))), max(1, round(sum(grown))), basis)
+    largest, total = max(1, round(max(grown))), max(1, round(sum(grown)))
+    around = (0, 0)
+    if shares is not seen:
+        in_view = scale.anchors * max(seen)
+        around = max(0, round(in_view) - start), max(0, min(round(GROWTH * in_view), total) - largest)
+    return Expected(n, active, start, largest, total, basis, around, pixels)
 
 
 def _by_geometry(scene: Scene, config: Config) -> PartitionTable:
@@ -125,9 +142,13 @@ def _by_geometry(scene: Scene, config: Config) -> PartitionTable:
 
 def _shares(scene: Scene, table: PartitionTable) -> list[float]:
     """Share of the points that each block starts from."""
-    sample = scene.points.xyz[:: max(1, -(-len(scene.points) // MAX_POINTS))]
+    sample = _sample(scene)
     by_name = {camera.name: camera for camera in scene.train}
     return [float(in_any_view(sample, [by_name[name] for name in names]).double().mean()) for names in table.views]
+
+
+def _sample(scene: Scene) -> Tensor:
+    return scene.points.xyz[:: max(1, -(-len(scene.points) // MAX_POINTS))]
 
 
 def probe(
@@ -249,7 +270,8 @@ def estimates(
     n, k, model = expected.blocks, expected.active, config.model
     training = bytes_per_anchor(model)
     inactive = pack(trained_block(1000, config, torch.device("cpu"))).nbytes / 1000
-    block, rest = expected.largest * training, expected.largest * inactive
+    row = 4 * sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).model.rows().values())
+    block, rest = expected.largest * training + expected.around[1] * row, expected.largest * inactive
     all_inactive = expected.total * inactive
     bound = ram_bound(config.store)
     in_ram = min(all_inactive, bound)
@@ -259,7 +281,7 @@ def estimates(
     view = max((measured.bytes for measured in probes), default=0)
     train_bytes = k * block + view
     host = own + cache + in_ram + (train_bytes if device.type == "cpu" else 0)
-    ply = 4 * (sum(row[0].numel() for row in trained_block(1, config, torch.device("cpu")).model.rows().values()) + 3)
+    ply = row + 12  # Files have normals, too.
     checkpoints = (config.log.keep_checkpoints + 1) * all_inactive
     spilled = all_inactive - in_ram
     disk = checkpoints + spilled + 2 * expected.total * ply
@@ -267,7 +289,8 @@ def estimates(
     rows = [
         Estimate("anchors of the largest block, at first", expected.start, "anchors", every.partition(";")[0]),
         Estimate("anchors of the largest block, at most", expected.largest, "anchors", every),
-        Estimate("memory of a block in training", block, "bytes", f"{training} bytes an anchor"),
+        Estimate("memory of a block in training", block, "bytes", f"{training} bytes an anchor"
+                 + (f", {row} for each of {expected.around[1]} around it" if expected.around[1] else "")),
     ]
     if probes:
         rows.append(Estimate("memory of a view in work", view, "bytes", "tensors kept for the backward pass, and their "
@@ -283,9 +306,11 @@ def estimates(
     if config.stage == "blocks":
         rows.append(Estimate("swapped between two rounds", 2 * k * rest, "bytes", f"{k} blocks out and in, "
                              f"{spilled / max(all_inactive, 1):.0%} of it through the disk"))  # fmt: skip
+    window = "" if expected.pixels == 1 else f", times {expected.pixels:.2g}, the mean window's part of a view"
     for measured, when in zip(probes, ("at first", "at most"), strict=False):
-        rows.append(Estimate(f"time, one process, anchors as {when}", n * config.steps * measured.seconds, "seconds",
-                             f"{n} blocks x {config.steps} steps, {measured.basis}"))  # fmt: skip
+        seconds = n * config.steps * measured.seconds * expected.pixels
+        rows.append(Estimate(f"time, one process, anchors as {when}", seconds, "seconds",
+                             f"{n} blocks x {config.steps} steps, {measured.basis}{window}"))  # fmt: skip
     return rows, _shortages(config, device, host, train_bytes, disk)
 
 

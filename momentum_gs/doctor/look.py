@@ -33,7 +33,8 @@ def estimate(
     device, own = pick_device(config.device), peak_memory()
     try:
         expected = expect(config, scene, scale, examination.table)
-        probes = [] if quick else probe(config, scene, (expected.start, expected.largest), device)
+        counts = expected.start + expected.around[0], expected.largest + expected.around[1]
+        probes = [] if quick else probe(config, scene, counts, device)
     except UserError as error:
         return Finding.of_error("settings", error)
     return estimates(config, scene, expected, probes, own, device)

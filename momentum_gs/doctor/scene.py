@@ -32,6 +32,7 @@ from momentum_gs.doctor.images import (
 from momentum_gs.doctor.masks import check_masks
 from momentum_gs.doctor.poses import check_poses
 from momentum_gs.doctor.settings import Scale, check_settings, scale_of
+from momentum_gs.train.blocks.views import plan_blocks
 
 _BARE_POINT = 51
 """Bytes of a point with an empty track in COLMAP's points3D.bin."""
@@ -261,6 +262,8 @@ def _check_partition(
         return None
     count = len(findings)
     _attempt("partition", lambda: table.check(config.partition, scene), findings)
+    if len(findings) == count:
+        _attempt("partition", lambda: plan_blocks(scene, table, config.blocks.windows), findings)
     if len(findings) > count:
         return None
     assigned = {name for names in table.views for name in names}

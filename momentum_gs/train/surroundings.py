@@ -49,8 +49,10 @@ class Surroundings:
             active = self._store.activate(blocks)
             for state in active:
                 state.cell_of = cell_of
-                if rows.get(state.block):
-                    state.around = state.MODEL.from_rows({k: v.to(self._device) for k, v in rows[state.block].items()})
+                if starts:
+                    # A checkpoint at the end of a round holds what surrounded the block in that round.
+                    near = {name: row.to(self._device) for name, row in rows[state.block].items()}
+                    state.around = state.MODEL.from_rows(near) if near else None
             return active
         if round_.decoder_live or not self._config.blocks.boundary_finetuning:
             return self._store.activate(blocks)
@@ -77,9 +79,9 @@ class Surroundings:
 
     def window(self, state: Block, camera: Camera) -> Window | None:
         """The part of a view that a block trains on; None: all of it."""
-        if state.windows is None:
+        if self._plan.windows is None:
             return None
-        return window_of(state.windows[self._place[state.block][camera.name]], camera, self._device)
+        return window_of(self._plan.windows[state.block][self._place[state.block][camera.name]], camera, self._device)
 
     def _gather(self, blocks: Sequence[int], cell_of: CellOf | None, boxes: Tensor) -> dict[int, dict[str, Tensor]]:
         ranks = ranks_of(blocks, self._config.blocks.groups, self._comm.world_size)

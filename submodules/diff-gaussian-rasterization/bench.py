@@ -61,7 +61,7 @@ def bench_stages(scene: Scene, repeats: int) -> None:
 
 
 def bench_window(scene: Scene, repeats: int) -> None:
-    """Forward and backward of the window in the middle, of half the sides, and of the whole image, alternating."""
+    """Forward and backward of the window in the middle, of half the sides, and of the whole image; alternately."""
     width, height = scene["width"], scene["height"]
     window = (width // 4, height // 4, width // 2, height // 2)
     names = ("means", "opacities", "colors", "scales", "quats")

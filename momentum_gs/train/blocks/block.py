@@ -59,8 +59,6 @@ class Block(ABC):
     fixed: Bool[Tensor, "n"] | None = None
     """Rows that are rendered but not optimized (``train/boundary_finetuning.py``); None: all are optimized. Found anew
     in every round, so not stored."""
-    windows: Bool[Tensor, "v 32 32"] | None = None
-    """Squares that the block owns in each of its training views (``blocks.windows``); None: it trains all pixels."""
     around: Model | None = None
     """The other blocks' rows near its views, as they were when the round began: rendered, held fixed."""
     own: DecoderLearner | None = None

@@ -53,8 +53,6 @@ def pack(state: Block) -> PackedBlock:
         tensors[f"{ROWS}{name}"] = row.detach()
         tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(row, {}).items()}
     tensors["score"] = state.score.sums
-    if state.windows is not None:
-        tensors["windows"] = state.windows
     if state.around is not None:
         tensors |= {f"around.{k}": v for k, v in state.around.rows().items()}
     if state.own is not None:
@@ -81,7 +79,6 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     # Files of version 0.1 have no score; it is empty then.
     if "score" in packed.tensors:
         state.score = RunningScore(packed.tensors["score"])
-    state.windows = packed.tensors.get("windows")
     if around := part("around."):
         state.around = kind.MODEL.from_rows({k: v.to(device) for k, v in around.items()})
     if state.own is not None:

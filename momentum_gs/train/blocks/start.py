@@ -11,7 +11,7 @@ from momentum_gs.data.fill_points import fill_points
 from momentum_gs.data.scene import Scene
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.init import median_spacing
-from momentum_gs.model.splats import Splats
+from momentum_gs.model.splats import Model, Splats
 from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.packed import block_kind
@@ -36,14 +36,14 @@ class FirstBlocks:
         return None if self._initialization is None else self._initialization.decoder
 
     def __call__(self, block: int) -> Block:
-        """Raises UserError if the block's views see no point or splat to start from."""
+        """Raises UserError if there is nothing that the block could start from."""
         config, device, cameras = self._config, self._device, self._plan.train[block]
         if self._initialization is not None:
-            model = seen_by(self._initialization.model, block, cameras)
+            model = self._of_coarse(block, self._initialization.model)
             if isinstance(model, Splats):
-                return self._own(SplatBlock.from_splats(block, model, cameras, config, device))
+                return SplatBlock.from_splats(block, model, cameras, config, device)
             voxel = config.model.voxel_size or median_spacing(self._scene.points.xyz)
-            return self._own(AnchorBlock.from_anchors(block, model, voxel, cameras, config, device))
+            return AnchorBlock.from_anchors(block, model, voxel, cameras, config, device)
         points = initial_points(self._scene, cameras, config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(
@@ -52,12 +52,26 @@ class FirstBlocks:
             )
         return self._own(block_kind(config).from_points(block, points, cameras, config, device))
 
+    def _of_coarse(self, block: int, coarse: Model) -> Model:
+        """Those rows of the coarse model that the block's views see or, where it trains windows, those in its cell that
+        any view sees: its neighbours are rendered amid what its own views do not show."""
+        plan = self._plan
+        if plan.windows is None or plan.cell_of is None:
+            return seen_by(coarse, block, plan.train[block])
+        inside = plan.cell_of(coarse.position.detach().double()) == block
+        return seen_by(coarse.subset(inside), block, self._scene.train)
+
     def _own(self, state: Block) -> Block:
         """The block less what lies outside its cell, where it trains windows."""
         plan = self._plan
         if plan.windows is not None and plan.cell_of is not None:
             own = (plan.cell_of(state.model.position.double()) == state.block).nonzero()[:, 0]
+            if not len(own):
+                raise UserError(
+                    f"block {state.block}: none of its {len(state.model)} initial {state.model.NOUN} is inside its "
+                    "cell, expected some with blocks.windows; use fewer blocks and re-run 'momentum-gs partition', or "
+                    "set blocks.from_coarse=true"
+                )
             state.model = state.model.edited(own, None, state.optimizer)
             state.stats = state.STATS.zeros(state.model)
-            state.windows = plan.windows[state.block]
         return state

@@ -45,7 +45,7 @@ class SharedAppearance(ImageRows[AppearanceTable]):
             neighbours: Pairs of images whose corrections ``appearance.smooth`` keeps similar.
         """
         super().__init__(config, start, device, clock_scale)
-        self._smooth = config.appearance.smooth
+        self._smooth, self._share = config.appearance.smooth, 1.0
         self._near = {
             self._place[name]: [(self._place[other], closeness) for other, closeness in near]
             for name, near in (neighbours or {}).items()
@@ -60,19 +60,19 @@ class SharedAppearance(ImageRows[AppearanceTable]):
         both."""
         place = self._place[name]
         row = self.row(place).requires_grad_(self._live)
-        self._shown = place, row
+        self._shown, self._share = (place, row), 1.0 if window is None else window.share
         return correct(image, row, window)
 
     def take_gradient(self, position: int) -> None:
         """Stores the gradient of the last image's correction, with those of its regularizers; ``position``: index of
-        its block among the active ones."""
+        its block among the active ones. A part of a view has its share of them, as of the loss."""
         assert self._shown is not None, "an image was shown"
         place, row = self._shown
         if row.dim() == 4:
-            (_SMOOTH * roughness(row)).backward()
+            (self._share * _SMOOTH * roughness(row)).backward()
         for other, closeness in self._near.get(place, ()):
             # An image that has not been trained on yet has no correction and does not pull.
-            weight = self._smooth * closeness * self._seen[other]
+            weight = self._share * self._smooth * closeness * self._seen[other]
             (weight * (row - self.row(other)).square().mean()).backward()
         super().take_gradient(position)
 

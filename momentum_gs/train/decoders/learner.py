@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from momentum_gs.config.schema import Config, OptimConfig
+from momentum_gs.config.schema import Config, ModelConfig, OptimConfig
 from momentum_gs.model.background import DEGREE
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
@@ -14,22 +14,26 @@ _GROUP = "group."
 """Prefix of the moments of one group of blocks."""
 
 
+def fresh_decoder(model: ModelConfig) -> GaussianDecoder:
+    """A decoder of the settings' architecture; its weights are drawn from torch's global generator."""
+    return GaussianDecoder(
+        model.feature_dim,
+        model.n_offsets,
+        use_feature_bank=model.use_feature_bank,
+        add_opacity_dist=model.add_opacity_dist,
+        add_cov_dist=model.add_cov_dist,
+        add_color_dist=model.add_color_dist,
+        background_degree=DEGREE.get(model.background),
+    )
+
+
 class DecoderLearner:
     """A decoder, initialized from ``config.seed``, and its optimizer."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        model = config.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.module = GaussianDecoder(
-                model.feature_dim,
-                model.n_offsets,
-                use_feature_bank=model.use_feature_bank,
-                add_opacity_dist=model.add_opacity_dist,
-                add_cov_dist=model.add_cov_dist,
-                add_color_dist=model.add_color_dist,
-                background_degree=DEGREE.get(model.background),
-            ).to(device)
+            self.module = fresh_decoder(config.model).to(device)
         self._optimizer = decoder_optimizer(self.module, config.optim)
         self._config = config.optim
         self._resting: dict[str, dict[str, dict[str, Tensor]]] = {}

@@ -81,7 +81,8 @@ def grow_and_prune(
     Takes O(N log N) time. Rows stay on the device. On a GPU the host waits 3 + 3 * levels times, each time for a
     number that it needs to allocate memory: the numbers of kept anchors and of offsets that may grow; at each level the
     numbers of candidates, of candidates in free cells and of free cells; and once the bounding box of all candidates,
-    which bounds the sort keys. If the cap is reached, it waits twice more.
+    which bounds the sort keys. It waits twice more if the cap is reached or ``inside`` excludes an anchor, and once for
+    the number of those inside.
 
     Args:
         anchors: Consumed, like ``stats``: use the returned ones.
@@ -93,7 +94,7 @@ def grow_and_prune(
         cap: Largest number of anchors after growth; None: no bound. If the levels would add more, those with the
             largest gradients (an anchor has that of its best offset) are added; among equal gradients coarser levels
             come first, then the order of cells. If more than ``cap`` are kept already, all of them stay and none is
-            added.
+            added. Anchors that ``inside`` excludes are not counted.
         inside: Which positions [M,3] anchors may be added at; None: all.
 
     Returns:
@@ -184,14 +185,15 @@ def _grow(
 
     row, group, center, log_scale = (torch.cat(parts) for parts in (support, target, centers, log_scales))
     grown, refused = tuple(map(len, centers)), 0
-    fits = torch.ones_like(center[:, 0], dtype=torch.bool) if inside is None else inside(center)
-    n_new = n_new if inside is None else int(fits.sum())
+    chosen = None if inside is None else inside(center).nonzero().squeeze(1)
+    n_new = n_new if chosen is None else len(chosen)
     if room is not None and n_new > room:
         best = scatter_max(gradient[row].unsqueeze(1), group, len(center)).squeeze(1)
-        chosen = torch.where(fits, best, -1.0).argsort(descending=True, stable=True)[:room].sort().values
-        fits, refused = torch.zeros_like(fits).index_fill_(0, chosen, True), n_new - room
-    if refused or n_new < len(center):
-        chosen = fits.nonzero().squeeze(1)
+        best = best if chosen is None else best[chosen]
+        first = best.argsort(descending=True, stable=True)[:room].sort().values
+        chosen, refused = first if chosen is None else chosen[first], n_new - room
+    if chosen is not None and len(chosen) < len(center):
+        fits = torch.zeros_like(center[:, 0], dtype=torch.bool).index_fill_(0, chosen, True)
         supports = fits[group].nonzero().squeeze(1)
         row, group = row[supports], (fits.cumsum(0) - 1)[group[supports]]
         center, log_scale = center[chosen], log_scale[chosen]
