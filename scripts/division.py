@@ -71,7 +71,8 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
     if not (run / "results.json").is_file():
         cut = [f"partition.blocks={n}", "partition.assign=contribution", f"partition.coarse={coarse}"]
         on = [*cut, "blocks.windows=true", "blocks.from_coarse=true", f"blocks.active={max(1, round(args.active * n))}",
-              "blocks.interval=50", "teacher.enabled=false", "weighting.enabled=false", *settings]  # fmt: skip
+              "blocks.interval=50", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
+              "teacher.enabled=false", "weighting.enabled=false", *settings]  # fmt: skip
         command("partition", args.scene, "-c", OWN, "-m", run, *shlex.split(args.common), *on)
         table = PartitionTable.load(run / "partition.json")
         shares = [statistics.mean(owned(text) for text in texts if owned(text)) for texts in table.windows or []]

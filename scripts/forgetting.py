@@ -68,7 +68,7 @@ class Watch:
         """An inactive block, with copies of the other blocks around it where it trains windows."""
         training = self._training
         state = unpack(training._store.packed(block), training.config, training._device)
-        if state.windows is not None:
+        if training._plan.windows is not None:
             others = [training._store.rows(other) for other in range(training._store.n) if other != block]
             together = {name: torch.cat([rows[name] for rows in others]) for name in others[0]}
             state.around = state.MODEL.from_rows(together)

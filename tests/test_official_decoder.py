@@ -62,7 +62,7 @@ def test_the_decoder_of_block_0_is_saved_and_resumed(scene_folder: Path, tmp_pat
     assert_same_bits(model_of(tmp_path / "broken"), model_of(tmp_path / "whole"))
 
 
-def test_moments_of_a_group_rest_while_others_train() -> None:
+def test_moments_of_a_group_wait_while_others_train() -> None:
     learner = DecoderLearner(load_config(None), CPU)
     parameters = list(learner.module.parameters())
 
@@ -76,8 +76,8 @@ def test_moments_of_a_group_rest_while_others_train() -> None:
     first = step("0-2", 1.0)
     other = step("1-3", -3.0)
     assert torch.equal(other, -3 * first), "it begins from zero, not from the other's"
-    resting = learner.to_tensors()["group.0-2.adam.opacity.0.weight.exp_avg"]
-    assert torch.equal(resting, first)
+    waiting = learner.to_tensors()["group.0-2.adam.opacity.0.weight.exp_avg"]
+    assert torch.equal(waiting, first)
     torch.testing.assert_close(step("0-2", 1.0), first * 1.9)
 
     again = DecoderLearner(load_config(None), CPU)

@@ -27,6 +27,7 @@ from momentum_gs.train.blocks.views import plan_blocks
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 from momentum_gs.train.losses import reconstruction
+from momentum_gs.train.surroundings import LARGEST_FACTOR, lr_factor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -198,3 +199,9 @@ def test_decoders_of_their_own_cannot_draw_each_others_anchors() -> None:
     with pytest.raises(UserError, match=r"blocks\.windows.*per_block"):
         load_config(None, ["blocks.windows=true", "blocks.decoder=per_block", "teacher.enabled=false",
                            "blocks.boundary_finetuning=false", "blocks.decoder_freeze_rounds=0"])  # fmt: skip
+
+
+def test_a_block_with_fewer_views_learns_faster() -> None:
+    assert lr_factor(100, 100) == 1
+    assert lr_factor(25, 64) == pytest.approx(1.6)
+    assert lr_factor(1, 100) == LARGEST_FACTOR

@@ -68,10 +68,13 @@ def clip_gradients(optimizer: Adam, limit: float) -> None:
             grad.mul_(share)
 
 
-def set_anchor_lr(optimizer: Adam, config: OptimConfig, block_step: float | int, lr_scale: float) -> None:
-    """Sets the anchors' learning rates for the block step ``block_step``."""
+def set_anchor_lr(
+    optimizer: Adam, config: OptimConfig, block_step: float | int, lr_scale: float, factor: float = 1.0
+) -> None:
+    """Sets the anchors' learning rates for the block step ``block_step``; ``factor`` multiplies all of them."""
     offset = exponential(*config.offset_lr, config.lr_steps)(block_step) * lr_scale
-    _set(optimizer, {"offset": offset, "feature": config.feature_lr, "log_scale": config.scaling_lr})
+    rates = {"offset": offset, "feature": config.feature_lr, "log_scale": config.scaling_lr}
+    _set(optimizer, {name: factor * rate for name, rate in rates.items()})
 
 
 def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig, lr_scale: float) -> Adam:

@@ -5,6 +5,7 @@ They are held apart from its own rows: they have no gradient and no optimizer st
 So training is a block-coordinate descent on the merged model. Boundary fine-tuning needs them in its last rounds only.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +23,19 @@ from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.blocks.views import BlockPlan
 from momentum_gs.train.boundary_finetuning import hold_surroundings, surround
 
+LARGEST_FACTOR = 2.0
+"""Blocks of a large scene have a small share of its views; twice the rates are what was measured."""
+
+
+def lr_factor(views: int, of: int) -> float:
+    """Factor on the learning rates of a block that trains some of the scene's views: sqrt(of / views), at most 2.
+
+    A block makes as many passes over its views as a single block would over all, hence fewer steps, and its rows are
+    seen in a larger share p of them. Adam moves a row by about sqrt(p) times its rate a step, as the moments of rows
+    that are not seen decay. So in all its rows would move sqrt(views / of) times as far as those of the single block.
+    """
+    return min(math.sqrt(of / views), LARGEST_FACTOR)
+
 
 class Surroundings:
     """Activates the blocks of a round together with what surrounds them, and knows their windows."""
@@ -31,6 +45,7 @@ class Surroundings:
         self._boxes: Tensor | None = None
         self._moved: tuple[int, ...] = ()
         """Blocks that have grown since their boxes were found."""
+        self._views = len({camera.name for cameras in plan.train for camera in cameras})
         self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in plan.train]
 
     def activate(self, round_: Round, starts: bool) -> list[Block]:
@@ -49,6 +64,7 @@ class Surroundings:
             active = self._store.activate(blocks)
             for state in active:
                 state.cell_of = cell_of
+                state.lr_factor = lr_factor(len(self._plan.train[state.block]), self._views)
                 if starts:
                     # A checkpoint at the end of a round holds what surrounded the block in that round.
                     near = {name: row.to(self._device) for name, row in rows[state.block].items()}

@@ -60,7 +60,7 @@ class AnchorBlock(Block):
 
     def set_rates(self, config: Config) -> None:
         """Sets the learning rates for the block's present step."""
-        set_anchor_lr(self.optimizer, config.optim, self.step, self.lr_scale)
+        set_anchor_lr(self.optimizer, config.optim, self.step, self.lr_scale, self.lr_factor)
 
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
         """Adds the view to the growth statistics and grows if growth is due at this step."""

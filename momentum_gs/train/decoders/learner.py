@@ -36,16 +36,16 @@ class DecoderLearner:
             self.module = fresh_decoder(config.model).to(device)
         self._optimizer = decoder_optimizer(self.module, config.optim)
         self._config = config.optim
-        self._resting: dict[str, dict[str, dict[str, Tensor]]] = {}
+        self._inactive: dict[str, dict[str, dict[str, Tensor]]] = {}
         """Group of blocks -> parameter -> moments, of groups that are not active."""
         self._group = ""
 
     def switch(self, group: str) -> None:
         """Continues with the moments of a group of blocks (``blocks.decoder_moments=per_round``)."""
         if group != self._group:
-            self._resting[self._group] = self._moments()
+            self._inactive[self._group] = self._moments()
             self._group = group
-            self._set_moments(self._resting.pop(group, {}))
+            self._set_moments(self._inactive.pop(group, {}))
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         """Parameter -> moments."""
@@ -73,7 +73,7 @@ class DecoderLearner:
     def to_tensors(self) -> dict[str, Tensor]:
         """Weights (``student.*``) and moments (``adam.*``); not copies."""
         tensors = {f"student.{k}": v for k, v in self.module.state_dict().items()}
-        for group, moments in (self._resting | {self._group: self._moments()}).items():
+        for group, moments in (self._inactive | {self._group: self._moments()}).items():
             start = f"{_GROUP}{group}." if group else ""
             for name, state in moments.items():
                 tensors |= {f"{start}adam.{name}.{key}": value for key, value in state.items()}
@@ -94,4 +94,4 @@ class DecoderLearner:
                 moments.setdefault(parameter, {})[key] = value.clone().to(device)
         self._group = ""
         self._set_moments(groups.pop(""))
-        self._resting = groups
+        self._inactive = groups
