@@ -401,8 +401,8 @@ class BlocksConfig:
     of the scene [MGS]."""
     from_coarse: bool = False
     """Start a block from those anchors of the coarse model that its cameras see (with ``windows``: those in its cell
-    that any camera sees), and the decoder from the coarse model's, with a copy of its steps' work done once for all blocks [ours]; false: from points [MGS]. Gaussians have
-    ``gaussians.from_coarse``."""
+    that any camera sees), and the decoder from the coarse model's, whose work is so done once for all blocks [ours];
+    false: from points [MGS]. Gaussians have ``gaussians.from_coarse``."""
     windows: bool = False
     """A block trains only the pixels that its own cell makes up, amid the other blocks' anchors as they were when the
     round began, held fixed; so no block repeats another's work and the merge drops nothing [ours; MGS: false]."""
