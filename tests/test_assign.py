@@ -19,9 +19,9 @@ from momentum_gs.core.types import Camera, RenderOutput
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.io import save_decoder, save_ply
-from momentum_gs.partition import assign as assign_module
 from momentum_gs.partition.assign import assign_cameras, view_changes, view_contributions, weak_blocks
 from momentum_gs.partition.cover import block_boxes, view_cover
+from momentum_gs.render import ownership
 from momentum_gs.render.rasterize import rasterize
 from momentum_gs.render.view import render_image, render_view
 
@@ -114,7 +114,7 @@ def test_contributions_share_out_the_alpha(camera: Camera, monkeypatch: pytest.M
     # Anchors dealt out to 40 blocks: however many renders the channels take, they are parts of the same image.
     dealt = torch.arange(len(TOWNS)) % 40
     whole = view_contributions(TOWNS, DECODER, camera, dealt)
-    monkeypatch.setattr(assign_module, "CHANNELS", 7)
+    monkeypatch.setattr(ownership, "CHANNELS", 7)
     parts = view_contributions(TOWNS, DECODER, camera, dealt)
     # 1e-6: float32 sums of 1,728 pixels in another order.
     assert sum(whole.values()) == pytest.approx(alpha, abs=1e-6) and alpha > 0.1
@@ -131,7 +131,7 @@ def test_contribution_is_one_render(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(args)
         return rasterize(*args)
 
-    monkeypatch.setattr(assign_module, "rasterize", counting)
+    monkeypatch.setattr(ownership, "rasterize", counting)
     assert len(view_contributions(TOWNS, DECODER, HIGH, torch.arange(len(TOWNS)) % 40)) == 40 and len(drawn) == 1
 
 

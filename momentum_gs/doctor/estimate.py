@@ -115,7 +115,7 @@ def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | N
         if plan.windows is not None:
             shares = (torch.bincount(table.cell_of(_sample(scene)), minlength=table.n) / len(_sample(scene))).tolist()
             pixels = statistics.mean(float(owned.float().mean()) for owned in plan.windows)
-            basis += ", in the cell of the block"
+            basis = "voxels that hold a point, in the cell of the block"
     n = len(shares)
     active = begin(config, n, 1).active
     start = max(1, round(scale.anchors * max(shares)))
