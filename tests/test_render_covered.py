@@ -269,7 +269,7 @@ def test_wrong_maps_are_named_before_anything_is_rendered(out: Path, capsys: pyt
     maps = sorted((out / "test/ours_10/covered").glob("*.png"))
     small = read_image(maps[0], *image_size(maps[0]))[:, ::2, ::2]
     write_png(maps[0], small.float() / 255)
-    assert "24x18, but the view is rendered at 48x36" in says("--covered-by", str(out))
+    assert "24x18, expected 48x36 as the view is rendered" in says("--covered-by", str(out))
     maps[0].unlink()
     assert f"{maps[0].name}: missing" in says("--covered-by", str(out))
     with pytest.raises(SystemExit):

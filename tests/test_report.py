@@ -323,5 +323,5 @@ def test_a_coarse_run_from_training_to_report(tmp_path: Path) -> None:
     assert (protocol["stage"], protocol["steps"], protocol["k"], protocol["n"]) == ("coarse", 10, 1, 1)
     assert protocol["training"]["ranks"] == 1 and protocol["training"]["peak_memory_bytes"] > 2**26
     page = report(out)
-    assert {"LPIPS was left out: ", "A coarse run is one block."} <= set(page.texts)
+    assert {"LPIPS was left out; to add it: ", "A coarse run is one block."} <= set(page.texts)
     assert page.elements <= ELEMENTS and "polyline" in page.elements

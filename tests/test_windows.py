@@ -20,6 +20,7 @@ from momentum_gs.data.scene import load_scene
 from momentum_gs.merge.blocks import merge_blocks
 from momentum_gs.model.init import voxelize
 from momentum_gs.model.io import load_model
+from momentum_gs.partition.windows import with_windows
 from momentum_gs.render.ownership import LEAST, owned_squares
 from momentum_gs.render.view import render_view
 from momentum_gs.train.blocks.start import FirstBlocks
@@ -128,6 +129,16 @@ def test_every_square_has_owners_and_open_ones_the_nearest() -> None:
     assert owned_squares({}) == {}
     faint = owned_squares({5: torch.full((RASTER, RASTER), 0.01)})
     assert faint[5].all(), "somebody trains a view that is hardly covered"
+
+
+def test_a_block_that_nothing_shows_keeps_its_views_whole(scene_folder: Path, tmp_path: Path) -> None:
+    config = make_config(scene_folder, tmp_path)
+    scene, table = load_scene(config.scene), write_table(config)
+    alone = with_windows(table, scene.train, lambda camera: {2: torch.ones(RASTER, RASTER)})
+    assert alone.windows is not None
+    for block, texts in enumerate(alone.windows):
+        assert len(texts) == len(table.views[block])
+        assert all(unpack_owned(text).all() for text in texts), "block 2 is seen everywhere, the others nowhere"
 
 
 def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_it(

@@ -24,7 +24,8 @@ Weights = Callable[[Camera], Mapping[int, Float[Tensor, "32 32"]]]
 def with_windows(table: PartitionTable, cameras: Sequence[Camera], weights: Weights) -> PartitionTable:
     """The table with the squares that every block owns in each of its views.
 
-    In some of its views a block may own nothing: their cameras stand in its cell and look elsewhere.
+    In some of its views a block may own nothing: their cameras stand in its cell and look elsewhere. A block that owns
+    nothing in any view, where the coarse model shows nothing of its cell, keeps all of its views whole.
     """
     by_name = {camera.name: camera for camera in cameras}
     windows: list[list[str]] = [[""] * len(names) for names in table.views]
@@ -32,12 +33,13 @@ def with_windows(table: PartitionTable, cameras: Sequence[Camera], weights: Weig
     for block, names in enumerate(table.views):
         for place, name in enumerate(names):
             places.setdefault(name, []).append((block, place))
-    none = torch.zeros(RASTER, RASTER, dtype=torch.bool)
+    none, whole = (pack_owned(torch.full((RASTER, RASTER), flag)) for flag in (False, True))
     for name, of_blocks in progress(places.items(), desc="windows"):
         camera = by_name[name]
         owned = owned_squares(weights(camera))
         for block, place in of_blocks:
-            windows[block][place] = pack_owned(owned.get(block, none))
+            windows[block][place] = pack_owned(owned[block]) if block in owned else none
+    windows = [texts if set(texts) - {none} else [whole] * len(texts) for texts in windows]
     return replace(table, windows=windows)
 
 
