@@ -2,12 +2,14 @@
 
     python scripts/division.py SCENE OUT --steps 1800 --blocks 4,8 --seeds 0,1,2 --common "scene.resolution=4"
 
-Work is counted in pixels that count in a loss. One block trains --steps steps on whole views. With several blocks a
-coarse model takes a share of that work (--coarse), which the blocks start from, and the blocks the rest, each training
-its own windows (blocks.windows) for as many steps as its share of the pixels allows. --variants adds rows: a name and
-further settings for the blocks. Runs that OUT holds already are not trained again. The table, also OUT/table.md, has
-means and standard deviations over the seeds; CPU is that of all threads in training, merging and scoring not counted;
-'wall' is the coarse model's CPU time and an n-th of the blocks', what n machines of one core would take.
+Work is counted in pixels that count in a loss. The single block trains --steps steps on whole views. Several blocks
+start from a coarse model, which takes a share of that work (--coarse), and spend the rest on their windows
+(blocks.windows): each trains as many steps as its share of the pixels allows. --variants adds rows, each a name and
+further settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated.
+
+The table, also written to OUT/table.md, has means and standard deviations over the seeds. 'cpu' is the CPU time of all
+threads in training, in seconds, without merging and scoring. 'wall' is the CPU time of the coarse model plus an n-th of
+that of the blocks: what n machines with one core each would take.
 """
 
 import argparse

@@ -136,12 +136,13 @@ def table_of(rows: dict[str, dict[str, list[tuple[int, int, float, float]]]]) ->
              "|---" * 6 + "|"]  # fmt: skip
     for name, seeds in rows.items():
         found = [row for runs in seeds.values() for row in runs]
-        half = max(step for step, *_ in found) / 2
+        half = max((step for step, *_ in found), default=0) / 2
         lost = [(step, before - now) for step, _, before, now in found]
         parts = [[v for _, v in lost], [v for s, v in lost if s < half], [v for s, v in lost if s >= half]]
         late = [before for step, _, before, _ in found if step >= 1.5 * half]
-        cells = [f"{statistics.mean(part):.2f}" for part in parts] + [f"{max(parts[0]):.2f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {statistics.mean(late):.2f} |")
+        cells = [f"{statistics.mean(part):.2f}" if part else "-" for part in [*parts, late]]
+        cells.insert(3, f"{max(parts[0]):.2f}" if parts[0] else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

@@ -11,8 +11,8 @@ from tiny_run import (
     BASE,
     CPU,
     SETTINGS,
-    InterruptAfter,
     assert_same_bits,
+    interrupt,
     make_config,
     model_of,
     run_ranks,
@@ -351,9 +351,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: i
     # Running scores are of corrected renders, measured ones too: the weights of the blocks depend on both.
     train(make_config(scene_folder, whole, AFFINE))
     config = make_config(scene_folder, parts, AFFINE, f"log.checkpoint_every={checkpoint}")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(checkpoint + 5)]))
+    interrupt(config, checkpoint + 5)
     if ranks == 1:
         train(config, resume=True)
     else:

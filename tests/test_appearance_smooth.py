@@ -9,7 +9,15 @@ import cv2
 import pytest
 import torch
 from scene_files import camera, random_image, write_image
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    CPU,
+    assert_same_bits,
+    interrupt,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+)
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.config.schema import Config
@@ -24,7 +32,6 @@ from momentum_gs.data.undistort import Job, pinhole_window, undistort_files
 from momentum_gs.model.appearance import AppearanceTable, load_appearance
 from momentum_gs.train.corrections.appearance import SharedAppearance
 from momentum_gs.train.corrections.appearance_smooth import neighbours_in_time
-from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -256,9 +263,7 @@ def test_ranks_do_not_change_model_or_corrections(
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], ranks: int) -> None:
     config = make_config(scene_folder, tmp_path, *SMOOTH, "log.checkpoint_every=37")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(42)]))
+    interrupt(config, 42)
     if ranks == 1:
         train(config, resume=True)
     else:

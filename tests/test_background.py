@@ -7,7 +7,15 @@ import pytest
 import torch
 from anchor_scene import random_anchors, random_decoder
 from test_render import camera
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    CPU,
+    assert_same_bits,
+    interrupt,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+)
 from tiny_scene import SIZE, write_tiny_scene
 
 from momentum_gs.core.comm import LocalComm
@@ -146,9 +154,7 @@ def test_ranks_and_resume_do_not_change_it(tmp_path: Path) -> None:
     model = model_of(whole)
     assert model["decoder.background.sh"].abs().sum() > 0
     config = make_config(scene, parts, ON, "log.checkpoint_every=37")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(42)]))
+    interrupt(config, 42)
     train(config, resume=True)
     assert_same_bits(model, model_of(parts))
     assert_same_bits(model, run_ranks(scene, tmp_path / "ranks", 2, ON))

@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    assert_same_bits,
+    interrupt,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+    write_table,
+)
 from tiny_scene import write_tiny_scene
 
-from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
-from momentum_gs.data.scene import load_scene
-from momentum_gs.train.events import Observers
-from momentum_gs.train.loop import Training
 
 SKIP = ["scene.bad_images=skip", "steps=30"]
 
@@ -33,9 +37,7 @@ def test_bad_images_change_neither_resume_nor_ranks(tmp_path: Path, capsys: pyte
     assert all(said.count(f"images/{name}") == 1 for name in bad), "each is named once"
 
     config = make_config(scene, tmp_path / "resumed", *SKIP, "log.checkpoint_every=17")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(22)]))
+    interrupt(config, 22)
     train(config, resume=True)
     assert_same_bits(model_of(tmp_path / "one"), model_of(tmp_path / "resumed"))
 

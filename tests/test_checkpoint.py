@@ -12,6 +12,7 @@ from tiny_run import (
     SETTINGS,
     InterruptAfter,
     assert_same_bits,
+    interrupt,
     make_config,
     model_of,
     run_ranks,
@@ -56,9 +57,7 @@ def steps(out: Path) -> list[int]:
 
 def stop_after(config: Config, step: int) -> None:
     """A run that dies at that step."""
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(step)]))
+    interrupt(config, step)
 
 
 @pytest.mark.slow

@@ -320,6 +320,8 @@ def test_merge_gap_is_after_less_before_where_both_were_scored_alike() -> None:
             for record, psnr, by in ((after, 21.0, "a"), (before, 22.0, sha))
         )
         assert with_merge_gaps({"ours_1": one, "ours_1_blocks": two})["ours_1"]["merge_gap"] == gap
+    windows = {**after, "protocol": {**protocol, "windows": True}}
+    assert "merge_gap" not in with_merge_gaps({"ours_1": windows, "ours_1_blocks": before})["ours_1"]
     other = {**before, "protocol": row("x", "other").protocol}
     assert "merge_gap" not in with_merge_gaps({"ours_1": after, "ours_1_blocks": other})["ours_1"]
 

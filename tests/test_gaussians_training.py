@@ -9,8 +9,8 @@ from tiny_run import (
     BASE,
     CPU,
     SETTINGS,
-    InterruptAfter,
     assert_same_bits,
+    interrupt,
     make_config,
     model_of,
     run_ranks,
@@ -153,9 +153,7 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, whole: 
     # 37 lies within a round: half-trained blocks, between two densifications and after a reset.
     prior = f"partition.coarse={whole / 'coarse'}"
     config = make_config(scene_folder, tmp_path, *GAUSSIANS, prior, "log.checkpoint_every=37")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(42)]))
+    interrupt(config, 42)
     train(config, resume=True)
     assert_same_bits(model_of(tmp_path), model_of(whole))
 

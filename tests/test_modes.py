@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    CPU,
+    assert_same_bits,
+    interrupt,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+    write_table,
+)
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli.main import main
@@ -115,9 +124,7 @@ def test_independent_decoders_differ_and_shared_ones_do_not(independent: Path) -
 @pytest.mark.slow
 def test_independent_training_resumes_to_the_same_bits(scene_folder: Path, independent: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, *OWN, "log.checkpoint_every=20")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(47)]))
+    interrupt(config, 47)
     train(config, resume=True)
     assert_same_bits(model_of(independent), model_of(tmp_path))
 
@@ -234,9 +241,7 @@ def test_running_scores_weigh_blocks_and_survive_an_interruption(scene_folder: P
     assert len(whole) == 12, "every tenth of the 60 steps of four blocks, two at a time"
     assert max(whole[-1].weight.values()) > 1 == min(whole[-1].weight.values())
     config = make_config(scene_folder, tmp_path / "cut", *settings)
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(39)]))  # The checkpoint of step 34 is between two measurements.
+    interrupt(config, 39)  # The checkpoint of step 34 is between two measurements.
     again = _measured(config, resume=True)
     assert again == whole[-len(again) :]
     assert_same_bits(model_of(tmp_path / "whole"), model_of(tmp_path / "cut"))

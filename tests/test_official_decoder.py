@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, train, write_table
+from tiny_run import CPU, assert_same_bits, interrupt, make_config, model_of, train, write_table
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.config.load import load_config
@@ -55,9 +55,7 @@ def test_the_decoder_of_block_0_is_saved_and_resumed(scene_folder: Path, tmp_pat
     assert any(not torch.equal(final[k], at_105.weights[k]) for k in final if k.startswith("student."))
 
     config = make_config(scene_folder, tmp_path / "broken", *OFFICIAL, "log.checkpoint_every=10")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(113)]))
+    interrupt(config, 113)
     train(config, resume=True)
     assert_same_bits(model_of(tmp_path / "broken"), model_of(tmp_path / "whole"))
 

@@ -11,8 +11,8 @@ from tiny_run import (
     BASE,
     CPU,
     SETTINGS,
-    InterruptAfter,
     assert_same_bits,
+    interrupt,
     make_config,
     model_of,
     run_ranks,
@@ -307,9 +307,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: i
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene_folder, whole, POSES))
     config = make_config(scene_folder, parts, POSES, f"log.checkpoint_every={checkpoint}")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(checkpoint + 5)]))
+    interrupt(config, checkpoint + 5)
     if ranks == 1:
         train(config, resume=True)
     else:

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    CPU,
+    assert_same_bits,
+    interrupt,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+    write_table,
+)
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.core.comm import LocalComm
@@ -79,9 +88,7 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene_folder, whole))
     config = make_config(scene_folder, parts, f"log.checkpoint_every={checkpoint}")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(checkpoint + 5)]))
+    interrupt(config, checkpoint + 5)
     if ranks == 1:
         assert train(config, resume=True).step == 120
     else:

@@ -5,12 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, InterruptAfter, assert_same_bits, make_config, model_of, run_ranks, train, write_table
+from tiny_run import (
+    CPU,
+    assert_same_bits,
+    interrupt,
+    make_config,
+    model_of,
+    run_ranks,
+    train,
+    write_table,
+)
 from tiny_scene import nadir_camera, write_tiny_scene
 
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import LossConfig
-from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera, TargetImage
@@ -25,8 +33,6 @@ from momentum_gs.render.ownership import LEAST, owned_squares
 from momentum_gs.render.view import render_view
 from momentum_gs.train.blocks.start import FirstBlocks
 from momentum_gs.train.blocks.views import plan_blocks
-from momentum_gs.train.events import Observers
-from momentum_gs.train.loop import Training
 from momentum_gs.train.losses import reconstruction
 from momentum_gs.train.surroundings import LARGEST_FACTOR, lr_factor
 
@@ -109,11 +115,9 @@ def test_the_losses_of_all_windows_sum_to_the_views(masked: bool) -> None:
         part = window.target(whole)
         terms = reconstruction(window.crop(image), part, LossConfig())
         found = {name: found[name] + part.share * term for name, term in terms.items()}
-    torch.testing.assert_close(found["l1"], expected["l1"])
     (of_parts,) = torch.autograd.grad(torch.stack(list(found.values())).sum(), image)
-    if not masked:  # SSIM of a mask counts windows at its border for the pixels in them, those of a part do not.
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(of_parts, gradient)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(of_parts, gradient)
 
 
 def test_every_square_has_owners_and_open_ones_the_nearest() -> None:
@@ -192,9 +196,7 @@ def test_a_run_goes_on_to_the_same_bits_from_within_a_round(scene_folder: Path, 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(make_config(scene_folder, whole, *ON))
     config = make_config(scene_folder, broken, *ON, "log.checkpoint_every=20")
-    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(Observers([InterruptAfter(47)]))
+    interrupt(config, 47)
     train(config, resume=True)
     assert_same_bits(model_of(broken), model_of(whole))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from momentum_gs.config.load import load_config
@@ -99,6 +100,13 @@ class InterruptAfter:
 
     def close(self) -> None:
         pass
+
+
+def interrupt(config: Config, step: int) -> None:
+    """Trains until the run reports that step, then stops it as Ctrl-C would."""
+    training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(Observers([InterruptAfter(step)]))
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:

@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
                 "steps": config.steps,
                 "k": history.k if history else None,
                 "n": table.n if table else 1,
+                "windows": config.stage == "blocks" and config.blocks.windows,
             }
             corrections = appearance if split == "train" else None
             result = render_parts(target, parts[split], views, background, record, args.errors, cells, corrections)

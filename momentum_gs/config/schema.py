@@ -416,7 +416,7 @@ class BlocksConfig:
 
     saved_decoder: Literal["last", "block_0"] = _developers("last")
     """Which decoder is saved: that at the end [ours], or that at the end of block 0's last round, while blocks of later
-    rounds go on with it and are merged with the older one [MGS]."""
+    rounds continue to train it and are merged with the earlier one [MGS]."""
     decoder_moments: Literal["shared", "per_round"] = _developers("shared")
     """Adam moments of the shared decoder: one set [ours], or one for each set of blocks that train together, which is
     stale when their next round begins [MGS]."""

@@ -11,7 +11,7 @@ _SCORED_ALIKE = ("split", "view_list_sha256", "resolution", "ground_truth_sha256
 _OF_THE_RENDERING = (
     "anchors", "gaussians", "gaussians_per_view", "gaussians_drawn_per_view", "storage_bytes", "views_per_second",
     "timed_views", "device", "peak_memory_bytes", "peak_memory_of", "stage", "seed", "steps", "k", "n",
-    "corrected",
+    "windows", "corrected",
 )  # fmt: skip
 
 
@@ -39,13 +39,13 @@ def with_merge_gaps(results: dict[str, Any]) -> dict[str, Any]:
     """``results`` with ``merge_gap`` in every ours_<N>: each metric after the merge minus before it.
 
     A merge that costs quality has a negative gap in PSNR and SSIM and a positive one in LPIPS. There is none where the
-    blocks were not scored, or not alike.
+    blocks were not scored, or not alike, or were trained with windows: alone, such a block renders its own cell only.
     """
     found = {}
     for method, record in results.items():
         record = {key: value for key, value in record.items() if key != "merge_gap"}
         before = results.get(f"{method}_blocks")
-        if before is not None and scored_alike(before, record):
+        if before is not None and scored_alike(before, record) and not record["protocol"].get("windows"):
             after, earlier = metrics_of(record), metrics_of(before)
             if not covered_alike([record["protocol"], before["protocol"]]):
                 after.pop("PSNR_covered", None)

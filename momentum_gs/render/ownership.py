@@ -16,18 +16,18 @@ from momentum_gs.render.rasterize import rasterize
 PIXELS = 4
 """Pixels drawn along the side of a square: its weight is a mean over 16."""
 CHANNELS = 64
-"""Blocks in one render of contributions: at 1600 x 1200 pixels half a gigabyte of images."""
+"""Blocks per render of contributions: at 1600 x 1200 pixels, the image takes half a gigabyte."""
 LEAST = 0.2
-"""Weight from which a block owns a square."""
+"""Weight from which a block owns a square. With 0.05, blocks own up to a quarter more for no gain (docs/lab_log.md)."""
 COVERED = 0.5
-"""Weight of all blocks together below which a square is open."""
+"""Weight of all blocks together below which a square is open: most of what it shows is background."""
 
 
 @torch.no_grad()
 def block_weights(
     decoded: Decoded, camera: Camera, block_of_gaussian: Int[Tensor, "g"]
 ) -> dict[int, Float[Tensor, "height width"]]:
-    """The weight with which each block is blended into every pixel; blocks without a Gaussian are left out.
+    """The blending weight of each block in every pixel; blocks without a Gaussian are left out.
 
     The blocks' weights sum to the pixel's alpha.
 

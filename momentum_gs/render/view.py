@@ -78,7 +78,7 @@ def render_view(
         behind = window.crop(behind)
     parts = [decoded.gaussians]
     if around is not None:
-        # Without a gradient to the decoder: measured, it gains nothing and costs a tenth of a step.
+        # Without a gradient to the decoder, which gained nothing where it was measured (docs/lab_log.md).
         with torch.no_grad():
             parts.append(decode_view(around, decoder, camera, window).gaussians)
     if nudge is not None:

@@ -1,7 +1,7 @@
 """The coarse model, from which blocks may start.
 
 Source: CityGaussian, which trains a coarse model of the whole scene and continues it in every block. Here anchors take
-the coarse decoder along, which all blocks go on to share.
+the coarse decoder along, and all blocks continue to share it.
 """
 
 from collections.abc import Sequence

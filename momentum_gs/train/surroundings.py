@@ -1,8 +1,9 @@
 """The other blocks around those in training: what the merged model has in a block's views beside the block itself.
 
 With windows (``blocks.windows``) a block is always rendered amid its surroundings, as they were when the round began.
-They are held apart from its own rows: they have no gradient and no optimizer state, and leave it when the round ends.
-So training is a block-coordinate descent on the merged model. Boundary fine-tuning needs them in its last rounds only.
+They are held apart from its own rows: they have no gradient and no optimizer state, and are dropped when the round
+ends. So training is a block-coordinate descent on the merged model. Boundary fine-tuning needs surroundings only in the
+rounds with a frozen decoder.
 """
 
 import math
@@ -24,7 +25,7 @@ from momentum_gs.train.blocks.views import BlockPlan
 from momentum_gs.train.boundary_finetuning import hold_surroundings, surround
 
 LARGEST_FACTOR = 2.0
-"""Blocks of a large scene have a small share of its views; twice the rates are what was measured."""
+"""Largest factor that was measured; the blocks of a large scene have so few of its views that it would be far more."""
 
 
 def lr_factor(views: int, of: int) -> float:
