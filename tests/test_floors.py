@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "core": 1, "config": 2, "data": 3, "model": 4, "render": 5, "partition": 6, "train": 6, "eval": 7, "merge": 7,
-    "export": 7, "viewer": 7, "api": 8, "doctor": 8, "experiments": 9, "bench": 9, "cli": 10, "__main__": 11,
+    "core": 1, "config": 2, "data": 3, "model": 4, "formats": 5, "render": 5, "partition": 6, "train": 6, "bake": 7,
+    "eval": 7, "merge": 7, "api": 8, "doctor": 8, "export": 8, "viewer": 9, "experiments": 9, "bench": 9, "cli": 10,
+    "__main__": 11,
 }  # fmt: skip
 # The files through which the package reaches each extension.
 DOORS = {
