@@ -41,8 +41,9 @@ from momentum_gs.train.loop import Training
 class Watch:
     """Measures blocks when their rounds end and begin; an observer of one training."""
 
-    def __init__(self, training: Training, views: Views, stride: int) -> None:
-        self._training, self._views, self._stride = training, views, stride
+    def __init__(self, training: Training, views: Views, stride: int, every: int) -> None:
+        self._training, self._views, self._stride, self._every = training, views, stride, every
+        self._due = [0] * training._store.n
         self._active: tuple[int, ...] = ()
         self._at_end: dict[int, tuple[float, Block]] = {}
         self.found: list[tuple[int, int, float, float]] = []
@@ -58,6 +59,9 @@ class Watch:
             self._active = event.blocks
         elif isinstance(event, RoundEnded):
             for block in self._active:
+                if event.step < self._due[block]:
+                    continue
+                self._due[block] = event.step + self._every
                 state = self._state(block)
                 self._at_end[block] = (self._psnr(state), state)
 
@@ -96,6 +100,7 @@ def main() -> None:
     parser.add_argument("--common", default="", help="words that all variants have: -c FILE and settings")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--stride", type=int, default=5, help="every n-th view is measured (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=40, help="steps between a block's measurements (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "forgetting.json"
@@ -125,7 +130,7 @@ def measure(config: Config, args: argparse.Namespace) -> list[tuple[int, int, fl
     scene, device = load_scene(config.scene), pick_device(config.device)
     training = Training(config, scene, table, LocalComm(), device)
     with Views(scene, int(config.scene.cache_gb * 2**30), device) as views:
-        watch = Watch(training, views, args.stride)
+        watch = Watch(training, views, args.stride, args.every)
         training.run(Observers([watch]))
     return watch.found
 

@@ -149,7 +149,11 @@ def test_a_wish_to_stop_is_a_checkpoint(scene_folder: Path, tmp_path: Path, whol
     assert (outcome.step, outcome.interrupted) == (30, True)
     assert steps(tmp_path) == [30]
     assert not (tmp_path / "point_cloud").exists()
-    assert train(config, resume=True).step == 120
+    done = train(config, resume=True)
+    assert done.step == 120
+    assert done.work.pixels == 4 * outcome.work.pixels, "the work of both processes, 30 of 120 steps in the first"
+    assert done.work.seconds > outcome.work.seconds
+    assert done.work.cpu_seconds > outcome.work.cpu_seconds
     assert_same_bits(model_of(tmp_path), whole)
 
 

@@ -28,7 +28,7 @@ def method_record(out: Path, folder: Path, split: str, scores: FolderScores) -> 
         **{name: render.get(name) for name in _OF_THE_RENDERING},
         "config_sha256": render.get("config_sha256") or config_hash(out),
         "rendered_by": render.get("code"),
-        # Seconds and peak memory of rank 0 since training was last started.
+        # All work since step 0; waiting and peak memory are those of the last process of rank 0.
         "training": read_json(out / "train.json") or None,
         "scored_by": code_version(),
     }

@@ -5,7 +5,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -82,7 +82,6 @@ def train(
     code = code_version()  # Taken now, as the checkout may change during the training.
     # The folder is changed only from here on, after all errors in the input have been reported.
     observers = Observers(_observers(config, choices, folder, scene, comm))
-    begun = time.process_time()
     try:
         outcome = training.run(observers, stop=stop)
     finally:
@@ -96,16 +95,11 @@ def train(
     else:
         use = device_use(device)
         if comm.rank == 0:
-            times = {
-                "seconds": outcome.seconds,
-                "waited": outcome.waited,
-                "cpu_seconds": time.process_time() - begun,
-                "pixels": outcome.pixels,
-            }
-            write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **times, **use})
+            work = asdict(outcome.work) | {"waited": outcome.waited}
+            write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **work, **use})
         peak = int(use["peak_memory_bytes"]) / 2**30
         info(
-            f"train: {outcome.step} steps in {outcome.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
+            f"train: {outcome.step} steps in {outcome.work.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
             + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")
         )
     if outcome.bad_images:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Progress:
     """Global steps before the schedule's first round; above 0 only with ``only``."""
     steps: int
     """Block steps that the schedule gives to each block."""
+    work: dict[str, float] = field(default_factory=dict)
+    """``WorkMeter.as_dict``; empty at step 0 and in checkpoints of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ def _read(path: Path, comm: Comm) -> tuple[Checkpoint | None, str | None]:
         state = json.loads((path / _STATE).read_text())
         if state["format"] != FORMAT:
             return None, f"format {state['format']}, expected {FORMAT}"
-        progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
+        state.setdefault("work", {})
+        progress = Progress(**{entry.name: state[entry.name] for entry in fields(Progress)})
         records = {name: FileRecord(**record) for name, record in sorted(state["files"].items())}
     except (OSError, KeyError, TypeError, ValueError) as error:
         return None, f"{_STATE}: {error}"

@@ -46,6 +46,7 @@ from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.surroundings import Surroundings
 from momentum_gs.train.view_order import ViewOrder
+from momentum_gs.train.work import Work, WorkMeter
 
 # Number of steps whose images are decoded ahead; a step takes longer than decoding an image, so a few suffice.
 PREFETCH_STEPS = 4
@@ -66,12 +67,10 @@ class Outcome:
 
     step: int
     """Global steps done."""
-    seconds: float
-    """Training time, without the time spent on scoring held-out views."""
+    work: Work
+    """All work since step 0, that of interrupted processes included."""
     waited: float
-    """Seconds of ``seconds`` in which this rank waited for blocks."""
-    pixels: float
-    """Pixels that counted in a loss since this process began, over all blocks and ranks."""
+    """Seconds in which this process waited for blocks."""
     stopped_early: bool
     """True if the run ended because it reached ``log.stop_psnr_ssim``."""
     interrupted: bool
@@ -111,7 +110,6 @@ class Training:
         Raises:
             UserError: before any training, for counts, a partition or a checkpoint that does not fit the settings.
         """
-        self._started = time.perf_counter()
         assert config.out is not None
         assert pace is None or (config.stage == "coarse" and comm.world_size == 1), "several blocks share one schedule"
         self._config, self._scene, self._comm, self._device = config, scene, comm, device
@@ -126,6 +124,7 @@ class Training:
             if saved is None
             else go_on(saved, config, n, comm.world_size, only, paced=pace is not None)
         )
+        self._meter = WorkMeter(self._progress.work, comm)
         self._pace = pace
         self.schedule = schedule_of(self._progress, config)
         """All rounds, including those before a resume."""
@@ -142,8 +141,6 @@ class Training:
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
-        self._untimed = 0.0
-        self._pixels = 0.0
         # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
         self._clamp_to = None if self._plan.windows is not None else self._plan.cell_of
         self._surroundings = Surroundings(config, self._plan, self._store, comm, device)
@@ -165,8 +162,8 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """Seconds since construction, without the time spent on scoring held-out views."""
-        return time.perf_counter() - self._started - self._untimed
+        """Seconds of this process, without the time spent on scoring held-out views."""
+        return self._meter.seconds
 
     def run(self, observers: Observers, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Trains to the last step of the schedule (or to ``log.stop_psnr_ssim``) and writes the model.
@@ -197,12 +194,9 @@ class Training:
                 self._save_model()
         finally:
             self._store.close()
-        pixels = torch.tensor([self._pixels], dtype=torch.float64)
-        self._comm.all_reduce_sum_(pixels)
         return Outcome(
-            self._step, self.seconds, self._store.waited, float(pixels), ending == "good enough",
-            ending == "interrupted", bad,
-        )  # fmt: skip
+            self._step, self._meter.total(), self._store.waited, ending == "good enough", ending == "interrupted", bad
+        )
 
     def _run_round(self, index: int, views: Views) -> Ending:
         """Trains one round, or the rest of it after a resume; returns why the run is to end, None to go on."""
@@ -226,7 +220,7 @@ class Training:
                 inputs, self._decoders, active, round_.blocks, weights, round_.decoder_live, self._corrections
             )
             self._step += 1
-            self._pixels += report.pixels
+            self._meter.pixels += report.pixels
             for block in round_.blocks:
                 self._block_steps[block] += 1
             if self._step % BOUND_EVERY == 0 or self._step == end:
@@ -291,7 +285,7 @@ class Training:
         done = StepDone(self._step, self.schedule.total, self.seconds)
         if self._due(self._config.log.every):
             losses, anchors = self._gather(report, active, round_)
-            done = replace(done, losses=losses, anchors=anchors, pixels=self._pixels)
+            done = replace(done, losses=losses, anchors=anchors, pixels=self._meter.pixels)
         self._observers.on_event(done)
 
     def _due(self, every: int) -> bool:
@@ -354,18 +348,17 @@ class Training:
         """Reports held-out scores if they are due; true if a coarse run reaches ``log.stop_psnr_ssim``."""
         if not self._due(self._config.log.test_every):
             return False
-        now = time.perf_counter()
         seconds = self.seconds
         passed = False
-        for state in active:
-            cameras = self._plan.test[state.block]
-            found = self._score(state, cameras, views) if cameras else None
-            if found is not None:
-                psnr, ssim = found
-                self._observers.on_event(HeldOutScored(self._step, state.block, len(cameras), psnr, ssim, seconds))
-                goal = self._config.log.stop_psnr_ssim
-                passed = goal is not None and psnr >= goal[0] and ssim >= goal[1]
-        self._untimed += time.perf_counter() - now
+        with self._meter.paused():
+            for state in active:
+                cameras = self._plan.test[state.block]
+                found = self._score(state, cameras, views) if cameras else None
+                if found is not None:
+                    psnr, ssim = found
+                    self._observers.on_event(HeldOutScored(self._step, state.block, len(cameras), psnr, ssim, seconds))
+                    goal = self._config.log.stop_psnr_ssim
+                    passed = goal is not None and psnr >= goal[0] and ssim >= goal[1]
         return passed and self._config.stage == "coarse"
 
     def _score(
@@ -384,7 +377,10 @@ class Training:
         return None if found is None else (found.psnr, found.ssim)
 
     def _checkpoint(self, active: Sequence[Block]) -> None:
-        at = replace(self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state())
+        at = replace(
+            self._progress, step=self._step, block_steps=self._block_steps, schedule=self.schedule.state(),
+            work=self._meter.as_dict(),
+        )  # fmt: skip
         folder = save_checkpoint(
             self._folder / "checkpoint", at, self._store, active, self._decoders, self._corrections, self._scores,
             self._config, self._comm,

@@ -70,7 +70,7 @@ def go_on(
             f"total, to more than {towards}"
         )
     return Progress(
-        at.step, min(at.active, len(only)), at.block_steps, {}, sorted(only), at.step, config.steps - towards
+        at.step, min(at.active, len(only)), at.block_steps, {}, sorted(only), at.step, config.steps - towards, at.work
     )
 
 
