@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--common", default="", help="words that all variants have: -c FILE and settings")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--stride", type=int, default=5, help="every n-th view is measured (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=40, help="steps between a block's measurements (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=40, help="steps between measurements (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "forgetting.json"

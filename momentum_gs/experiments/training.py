@@ -99,7 +99,8 @@ def train(
             write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **work, **use})
         peak = int(use["peak_memory_bytes"]) / 2**30
         info(
-            f"train: {outcome.step} steps in {outcome.work.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) -> {folder}"
+            f"train: {outcome.step} steps in {outcome.work.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) "
+            f"-> {folder}"
             + (", stopped early: the wanted quality is reached" if outcome.stopped_early else "")
         )
     if outcome.bad_images:
