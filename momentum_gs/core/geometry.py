@@ -62,6 +62,25 @@ def quat_to_matrix(quats: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
+def matrix_to_quat(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
+    """Unit quaternions (w, x, y, z) of rotation matrices, with w >= 0.
+
+    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4x4 matrix (Bar-Itzhack 2000), which
+    needs no case distinction and is exact to round-off for every angle.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in rotations.unbind(-2))
+    zero = torch.zeros_like(xx)
+    # eigh reads the lower triangle.
+    rows = (
+        (xx + yy + zz, zero, zero, zero),
+        (zy - yz, xx - yy - zz, zero, zero),
+        (xz - zx, xy + yx, yy - xx - zz, zero),
+        (yx - xy, xz + zx, yz + zy, zz - xx - yy),
+    )
+    quats = torch.linalg.eigh(torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)).eigenvectors[..., -1]
+    return torch.where(quats[..., :1] < 0, -quats, quats)
+
+
 def project(points: Float[Tensor, "n 3"], camera: Camera) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n"]]:
     """Pinhole projection of world points.
 

@@ -99,3 +99,33 @@ def _rank(cells: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
         distinct, place = torch.unique(digit, return_inverse=True)
         rank = torch.unique(rank * len(distinct) + place, return_inverse=True)[1]
     return rank
+
+
+_MORTON_BITS = 20
+"""Per axis; three of them fit into 63 bits."""
+
+
+def morton(points: Float[Tensor, "n 3"], shift: Float[Tensor, "3"]) -> Int[Tensor, "n"]:
+    """Places of points on a space-filling curve: points that are close on it are close in space.
+
+    The converse does not hold at the borders of its cells, which ``shift`` moves: in [0, 1), as a share of the longest
+    side of the points' box.
+    """
+    if len(points) == 0:
+        return torch.zeros(0, dtype=torch.long, device=points.device)
+    low = points.amin(dim=0)
+    # Twice the longest side, so that shifted points stay on the curve.
+    side = 2 * (points.amax(dim=0) - low).max().clamp_min(torch.finfo(points.dtype).tiny)
+    cells = (((points - low) / side + shift.to(points) / 2) * 2**_MORTON_BITS).long().clamp_(0, 2**_MORTON_BITS - 1)
+    x, y, z = (_spread(axis) for axis in cells.unbind(dim=1))
+    return x | y << 1 | z << 2
+
+
+def _spread(bits: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Two zero bits between every two of the lowest 21 bits."""
+    for shift, mask in (
+        (32, 0x1F00000000FFFF), (16, 0x1F0000FF0000FF), (8, 0x100F00F00F00F00F), (4, 0x10C30C30C30C30C3),
+        (2, 0x1249249249249249),
+    ):  # fmt: skip
+        bits = (bits | bits << shift) & mask
+    return bits

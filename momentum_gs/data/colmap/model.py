@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.geometry import quat_to_matrix
+from momentum_gs.core.geometry import matrix_to_quat, quat_to_matrix
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.colmap.binary import binary_cameras, binary_images, binary_points, write_binary
 from momentum_gs.data.colmap.records import Intrinsics, Pose
@@ -135,7 +135,7 @@ def write_model(folder: Path, cameras: Sequence[Camera], points: PointCloud, bin
     ids: dict[Intrinsics, int] = {}
     for c in cameras:
         ids.setdefault(Intrinsics(c.width, c.height, c.fx, c.fy, c.cx, c.cy), len(ids) + 1)
-    quats = _matrix_to_quat(np.stack([camera.rotation.numpy() for camera in cameras])).tolist() if cameras else []
+    quats = matrix_to_quat(torch.stack([camera.rotation for camera in cameras])).tolist() if cameras else []
     poses = [
         Pose(c.name, quat, c.translation.tolist(), ids[Intrinsics(c.width, c.height, c.fx, c.fy, c.cx, c.cy)])
         for c, quat in zip(cameras, quats, strict=True)
@@ -204,22 +204,3 @@ def checked_name(where: Path | str, name: str) -> None:
             f"{where}: image name {name[:80]!r} is not a plain path below the image folder (absolute, empty, '.' or "
             "'..' parts, control characters, over 255 bytes); rename the image in the model"
         )
-
-
-def _matrix_to_quat(rotations: np.ndarray) -> np.ndarray:
-    """Quaternions (w, x, y, z) of rotation matrices [M,3,3], w >= 0.
-
-    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4x4 matrix (Bar-Itzhack 2000), which
-    needs no case distinction and is exact to round-off for every angle.
-    """
-    xx, xy, xz, yx, yy, yz, zx, zy, zz = rotations.reshape(-1, 9).T
-    zero = np.zeros_like(xx)
-    # eigh reads the lower triangle.
-    rows = [
-        [xx + yy + zz, zero, zero, zero],
-        [zy - yz, xx - yy - zz, zero, zero],
-        [xz - zx, xy + yx, yy - xx - zz, zero],
-        [yx - xy, xz + zx, yz + zy, zz - xx - yy],
-    ]
-    quats = np.linalg.eigh(np.stack([np.stack(row, axis=-1) for row in rows], axis=-2))[1][..., -1]
-    return quats * np.where(quats[:, :1] < 0, -1.0, 1.0)
