@@ -1,0 +1,1 @@
+"""Anchors and their decoder become explicit Gaussians."""
