@@ -4,12 +4,14 @@ from typing import Any
 
 import diff_gaussian_rasterization.ops as ops
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.core.window import Window
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.splats import Splats
 
 
 def rasterize(
@@ -87,6 +89,14 @@ def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = No
         window=None if window is None else window.reach,
         **_pinhole(camera, anchors.position),
     )
+    return radii.nonzero()[:, 0]
+
+
+@torch.no_grad()
+def visible_splats(splats: Splats, camera: Camera) -> Int[Tensor, "m"]:
+    """Indices of the splats that project onto the image: int64, ascending."""
+    quats = F.normalize(splats.rotation)
+    radii = ops.visible_radii(splats.position, splats.scales, quats, **_pinhole(camera, splats.position))
     return radii.nonzero()[:, 0]
 
 

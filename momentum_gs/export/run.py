@@ -1,0 +1,293 @@
+"""Exports the model of a run as explicit Gaussians, and measures what that costs."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from momentum_gs.bake.baking import bake_parts, choose
+from momentum_gs.bake.contributions import Contributions, contributions
+from momentum_gs.bake.fit import means_of
+from momentum_gs.bake.refine import Teaching, refine
+from momentum_gs.config.run import load_run_config
+from momentum_gs.config.schema import Config
+from momentum_gs.core.device import device_use
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.data.views import Views
+from momentum_gs.eval.lpips_metric import Lpips
+from momentum_gs.eval.results import write_json
+from momentum_gs.export.files import write_parts
+from momentum_gs.export.placement import Placement, placement
+from momentum_gs.export.price import Original, export_renderer, original_renderer, scores
+from momentum_gs.model.appearance import load_appearance
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.io import load_model, model_file, model_folder
+from momentum_gs.model.poses import load_poses
+from momentum_gs.model.splats import Harmonics, Splats
+
+REFINED = 1 << 20
+"""Gaussians that are refined at a time: 0.7 GB of values and Adam's moments at degree 3."""
+_UNSPILLED = 1 << 26
+"""Pixels of all training views together from which contributions are kept in files instead of in memory."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is exported, and how."""
+
+    sh_degree: int = 3
+    """Degree of the colours' spherical harmonics, 0 to 3; that of explicit Gaussians is lowered if it is higher."""
+    refine: int = 0
+    """Steps of training after the bake."""
+    crop: tuple[float, float, float, float, float, float] | None = None
+    """Box that holds the centres of the exported Gaussians: x0, y0, z0, x1, y1, z1 in the scene's coordinates."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks in whose cells the centres of the exported Gaussians are."""
+    max_gaussians: int | None = None
+    """Export at most this many, those that contribute most."""
+    y_up: bool = False
+    """Rotate the scene so that up is y."""
+    georeference: bool = False
+    """Record the scene's place on the Earth."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run, loaded."""
+
+    config: Config
+    folder: Path
+    scene: Scene
+    cameras: list[Camera]
+    """Training views, with refined poses if the run has them."""
+    original: Original
+
+    @property
+    def n_offsets(self) -> int:
+        return len(self.original.model) * self.original.model.n_offsets
+
+
+def export_run(
+    out: Path,
+    file: Path,
+    options: Options,
+    device: torch.device,
+    *,
+    iteration: int = -1,
+    scene_path: str | None = None,
+    lpips: Lpips | None = None,
+) -> dict[str, Any]:
+    """Bakes the merged (or coarse) model of a run, writes it, and scores model and file on the held-out views.
+
+    Args:
+        out: Output folder of the run.
+        file: Its suffix chooses the format (``FORMATS``); its folder is created. ``file.json`` is written beside it.
+        options: What is exported.
+        device: Where it is rendered.
+        iteration: Which model; -1: the last.
+        scene_path: Folder of the scene, if it has moved.
+        lpips: Also scores LPIPS.
+
+    Returns:
+        The content of the JSON file (docs/export.md).
+
+    Raises:
+        UserError: there is no merged model, or options do not fit the run.
+    """
+    started = time.perf_counter()
+    run = _load(out, iteration, scene_path, device)
+    about = _georeference(run.scene) if options.georeference else None
+    where = placement(run.scene, y_up=options.y_up)
+    inside = _inside(run, options)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with Views(run.scene, int(run.config.scene.cache_gb * 1e9), device) as views:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export.") as spill:
+            seen = contributions(run.original.model, run.original.decoder, run.cameras, _spill(run, Path(spill)))
+            chosen = choose(seen, options.max_gaussians, inside)
+            if len(chosen) == 0:
+                raise UserError("export: no Gaussian is left, expected some in the crop; correct --crop or --blocks")
+            degree = _degree(run, options)
+            parts = (where.placed(part) for part in _parts(run, options, seen, chosen, inside, views, degree))
+            write_parts(file, parts, len(chosen), degree)
+        baked = time.perf_counter()
+        record = _record(run, file, options, len(chosen), degree) | {"coordinates": where.record()}
+        record |= _price(run, file, where, inside, views, lpips)
+    record["seconds"] = {"export": baked - started, "scores": time.perf_counter() - baked}
+    record |= {"georeference": about, **device_use(device)}
+    write_json(json_file(file), record)
+    return record
+
+
+def json_file(file: Path) -> Path:
+    """The JSON file beside an exported file."""
+    return file.with_name(f"{file.name}.json")
+
+
+def _load(out: Path, iteration: int, scene_path: str | None, device: torch.device) -> _Run:
+    config = load_run_config(out)
+    if scene_path is not None:
+        config = replace(config, scene=replace(config.scene, path=scene_path))
+    folder = model_folder(out, iteration)
+    ply = model_file(folder)
+    scene = load_scene(config.scene)
+    poses = load_poses(folder)
+    cameras = scene.train if poses is None else [poses.camera(camera) for camera in scene.train]
+    if not cameras:
+        raise UserError(f"{scene.path}: no training views, expected those that the run was trained with; see -s")
+    model, decoder = load_model(ply)
+    background = torch.full((3,), float(config.scene.white_background), device=device)
+    original = Original(model.to(device), decoder.to(device).eval(), background)
+    return _Run(config, folder, scene, cameras, original)
+
+
+def _spill(run: _Run, folder: Path) -> Path | None:
+    pixels = sum(camera.width * camera.height for camera in run.cameras)
+    return folder if pixels > _UNSPILLED else None
+
+
+def _inside(run: _Run, options: Options) -> Bool[Tensor, "nk"] | None:
+    """Which offsets (or splats) are inside the crop and the blocks, on the CPU; None: all."""
+    if options.crop is None and options.blocks is None:
+        return None
+    model = run.original.model
+    if isinstance(model, Splats):
+        means = model.position.detach().cpu()
+    else:
+        means = torch.cat([means_of(model, part).cpu() for part in torch.arange(run.n_offsets).split(REFINED)])
+    inside = torch.ones(run.n_offsets, dtype=torch.bool)
+    if options.crop is not None:
+        low, high = torch.tensor(options.crop, dtype=torch.float64).view(2, 3)
+        if not bool((low < high).all()):
+            raise UserError(
+                f"export: --crop is {options.crop}, expected x0,y0,z0,x1,y1,z1 with x0 < x1, y0 < y1 and z0 < z1"
+            )
+        points = run.scene.frame.scene_points(means)
+        inside &= ((points >= low) & (points < high)).all(dim=1)
+    if options.blocks is not None:
+        table = _table(run)
+        wrong = [block for block in options.blocks if not 0 <= block < table.n]
+        if wrong:
+            raise UserError(f"export: --blocks names block {wrong[0]}, expected 0 to {table.n - 1}; correct it")
+        inside &= torch.isin(table.cell_of(means.double()), torch.tensor(options.blocks))
+    return inside
+
+
+def _table(run: _Run) -> PartitionTable:
+    path = run.folder / "partition.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing, so the model has no blocks; leave out --blocks, or use --crop")
+    return PartitionTable.load(path)
+
+
+def _degree(run: _Run, options: Options) -> int:
+    model = run.original.model
+    return min(options.sh_degree, model.sh_degree) if isinstance(model, Splats) else options.sh_degree
+
+
+def _parts(
+    run: _Run,
+    options: Options,
+    seen: Contributions,
+    chosen: Int[Tensor, "g"],
+    inside: Bool[Tensor, "nk"] | None,
+    views: Views,
+    degree: int,
+) -> Iterator[Splats]:
+    """The chosen Gaussians in training units, part by part."""
+    model, decoder = run.original.model, run.original.decoder
+    if isinstance(model, Splats):
+        if options.refine:
+            raise UserError("export: --refine is for models of anchors, found explicit Gaussians; leave it out")
+        for part in chosen.split(REFINED):
+            splats = model.subset(part.to(model.position.device))
+            yield replace(splats, sh_rest=splats.sh_rest[:, : (degree + 1) ** 2 - 1])
+        return
+    assert not isinstance(decoder, Harmonics), "anchors have a decoder"
+    if not options.refine:
+        for _, splats in bake_parts(model, decoder, run.cameras, seen, chosen, sh_degree=degree):
+            yield splats
+        return
+    teaching = Teaching(
+        model,
+        decoder,
+        run.cameras,
+        run.original.background,
+        views.target_or_skip,
+        load_appearance(run.folder),
+        run.config.loss,
+        run.config.gaussians,
+    )
+    for part in chosen.split(REFINED):
+        splats = Splats.cat(
+            [baked for _, baked in bake_parts(model, decoder, run.cameras, seen, part, sh_degree=degree)]
+        )
+        hidden = None
+        if len(part) < len(chosen) or inside is not None:
+            # The part's own offsets, and those inside the crop that are not exported.
+            hidden = torch.ones(run.n_offsets, dtype=torch.bool) if inside is None else inside.clone()
+            hidden[chosen] = False
+            hidden[part] = True
+            hidden = hidden.to(model.position.device)
+        yield refine(splats, teaching, options.refine, hidden=hidden, seed=run.config.seed)
+
+
+def _record(run: _Run, file: Path, options: Options, count: int, degree: int) -> dict[str, Any]:
+    model, decoder = run.original.model, run.original.decoder
+    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "gaussians": count,
+        "anchors": None if isinstance(model, Splats) else len(model),
+        "offsets": run.n_offsets,
+        "options": {**asdict(options), "sh_degree": degree},
+        "training_views": len(run.cameras),
+        # No format holds it: a viewer has to be given the colour.
+        "background": run.original.background.tolist() if learned is None else None,
+        "background_harmonics": None if learned is None else learned.sh.tolist(),
+    }
+
+
+def _price(
+    run: _Run, file: Path, where: Placement, inside: Bool[Tensor, "nk"] | None, views: Views, lpips: Lpips | None
+) -> dict[str, Any]:
+    """The scores of the model and of the file, on the held-out views or, without any, on the training views."""
+    split, cameras = ("test", run.scene.test) if run.scene.test else ("train", run.cameras)
+    covered = None if inside is None else inside.to(run.original.background.device)
+    model = scores(cameras, views, original_renderer(run.original), lpips)
+    export = scores(cameras, views, export_renderer(file, where, run.original, covered), lpips)
+    return {
+        "split": split,
+        "views": len(cameras),
+        "model": model,
+        "export": export,
+        "lost": {name: model[name] - export[name] for name in model},
+        # Outside of a crop, the trained model itself is rendered.
+        "scored_with_model_outside_crop": covered is not None,
+    }
+
+
+def _georeference(scene: Scene) -> dict[str, Any]:
+    """The place on the Earth and the unit that ``momentum-gs prepare`` recorded."""
+    path = scene.path / "scene.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"export: cannot read the georeference in {path} ({error}); leave out --georeference"
+        ) from error
+    if not isinstance(record, dict) or not record.get("georeference"):
+        raise UserError(
+            f"{path}: no georeference, expected one from GPS positions of the images; leave out --georeference"
+        )
+    return {"origin": record["georeference"], "unit_metres": record.get("unit_metres"), "up": record.get("up")}
