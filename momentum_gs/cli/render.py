@@ -22,6 +22,7 @@ from momentum_gs.eval.renders import ModelPart, block_parts, merged_part, render
 from momentum_gs.eval.results import SPLITS, config_hash
 from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.io import model_folder
+from momentum_gs.model.lod import LOD_FILE
 from momentum_gs.model.poses import load_poses
 
 HELP = "render the test or training views of a finished run"
@@ -42,6 +43,7 @@ run.
   momentum-gs render OUT/coarse --split both --errors
   momentum-gs render OUT --covered
   momentum-gs render OTHER --covered-by OUT
+  momentum-gs render OUT --budget 500000    levels of detail: ours_<N>_budget500000
 """
 
 
@@ -65,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     covered.add_argument(
         "--covered-by", type=Path, metavar="RUN", help="copy covered/ from the renders of another run of this scene"
     )
+    parser.add_argument(
+        "--budget", type=int, metavar="N",
+        help="render at most N Gaussians near each view, from the levels of detail of 'momentum-gs export OUT --lod'",
+    )  # fmt: skip
     parser.add_argument("--iteration", type=int, default=-1, metavar="N", help="model to render (default: the last)")
     parser.add_argument("--errors", action="store_true", help="also write errors/: heat maps of the absolute error")
     parser.add_argument("-s", "--source_path", metavar="SCENE", help="scene folder, if it was moved after training")
@@ -77,6 +83,11 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "render: --blocks is given with --covered or --covered-by, expected only one of them; blocks are scored "
             "with the maps of the merged model, so use --covered when you render that"
+        )
+    if args.budget is not None and (args.budget < 1 or args.blocks):
+        found = f"{args.budget}{' with --blocks' if args.blocks else ''}"
+        raise UserError(
+            f"render: --budget is {found}, expected a number of Gaussians, at least 1, for the merged model; correct it"
         )
     config = load_run_config(args.out)
     if args.source_path is not None:
@@ -92,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
     splits = {split: getattr(scene, split) for split in (SPLITS if args.split == "both" else (args.split,))}
     parts = {split: _parts(args, config, folder, scene, cameras) for split, cameras in splits.items()}
     background = torch.full((3,), float(config.scene.white_background), device=device)
-    method = f"ours_{iteration}{'_blocks' if args.blocks else ''}"
+    kind = "_blocks" if args.blocks else f"_budget{args.budget}" if args.budget else ""
+    method = f"ours_{iteration}{kind}"
     table = None if config.stage == "coarse" else _table(config, folder, scene)
     cells = table
     if args.cells is not None:
@@ -118,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
                 "steps": config.steps,
                 "k": history.k if history else None,
                 "n": table.n if table else 1,
+                "budget": args.budget,
                 "windows": config.stage == "blocks" and config.blocks.windows,
             }
             corrections = appearance if split == "train" else None
@@ -136,6 +149,8 @@ def run(args: argparse.Namespace) -> None:
 def _parts(
     args: argparse.Namespace, config: Config, folder: Path, scene: Scene, cameras: list[Camera]
 ) -> list[ModelPart]:
+    if args.budget:
+        return [replace(part, lod=args.out / LOD_FILE, budget=args.budget) for part in merged_part(folder, cameras)]
     if not args.blocks:
         return merged_part(folder, cameras)
     return block_parts(folder, _table(config, folder, scene), cameras)

@@ -11,7 +11,7 @@ _SCORED_ALIKE = ("split", "view_list_sha256", "resolution", "ground_truth_sha256
 _OF_THE_RENDERING = (
     "anchors", "gaussians", "gaussians_per_view", "gaussians_drawn_per_view", "storage_bytes", "views_per_second",
     "timed_views", "device", "peak_memory_bytes", "peak_memory_of", "stage", "seed", "steps", "k", "n",
-    "windows", "corrected",
+    "windows", "budget", "corrected",
 )  # fmt: skip
 
 

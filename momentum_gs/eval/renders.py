@@ -1,7 +1,7 @@
 """Renders every view of a split, writes it beside its target image, and measures speed and memory."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from momentum_gs.eval.cells import BORDER_SHARE, CellLabels, write_cells
 from momentum_gs.eval.metrics import error_map
 from momentum_gs.eval.results import code_version, png_names, write_json
 from momentum_gs.model.appearance import AppearanceTable
-from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.io import load_model, model_file
-from momentum_gs.model.splats import Harmonics, Model, Splats
+from momentum_gs.model.lod import load_lod
+from momentum_gs.model.splats import Model, Splats
+from momentum_gs.render.lod_view import render_lod
 from momentum_gs.render.view import ViewRender, render_view
 
 WARM_UP = 5
@@ -35,6 +36,10 @@ class ModelPart:
 
     ply: Path
     cameras: list[Camera]
+    lod: Path | None = None
+    """Levels of detail, rendered in place of the model; None: the model itself is rendered."""
+    budget: int = 0
+    """With ``lod``: largest number of Gaussians in a view."""
 
 
 def merged_part(folder: Path, cameras: list[Camera]) -> list[ModelPart]:
@@ -101,12 +106,11 @@ def render_parts(
     tally = _Tally()
     with progress(len(names), f"rendering {folder}") as bar:
         for part in parts:
-            model, decoder = load_model(part.ply)
-            model, decoder = model.to(device), decoder.to(device).eval()
+            model, render = _loaded(part, background)
             tally.add_model(model)
             for camera in part.cameras:
                 name = names[camera.name]
-                view, elapsed = _timed_render(model, decoder, camera, background)
+                view, elapsed = _timed(render, camera, device)
                 tally.add_view(view, elapsed)
                 if labels is not None:
                     write_cells(folder / "cells" / name, labels.of(view.output, camera))
@@ -120,13 +124,13 @@ def render_parts(
                     tally.masked.append(name)
                 _write_images(folder, name, image, target, errors)
                 bar.update()
-            del model  # Otherwise two blocks would be in memory while the next one loads.
+            del model, render  # Otherwise two blocks would be in memory while the next one loads.
     result = {
         **record,
         "complete": True,
         "code": code_version(),
         **tally.record(),
-        "storage_bytes": _storage([part.ply for part in parts]),
+        "storage_bytes": _storage([part.lod or part.ply for part in parts]),
         **device_use(device),
         "corrected": appearance is not None,
         "names": list(names.values()),
@@ -177,16 +181,27 @@ class _Tally:
         }
 
 
-def _timed_render(
-    model: Model, decoder: Decoder | Harmonics, camera: Camera, background: Tensor
+def _loaded(part: ModelPart, background: Tensor) -> tuple[Model, Callable[[Camera], ViewRender]]:
+    """The part's model, and what renders it, on the device of the background."""
+    model, decoder = load_model(part.ply)
+    decoder = decoder.to(background.device).eval()
+    if part.lod is not None:
+        tree = load_lod(part.lod).to(background.device)
+        return tree.level(tree.leaves), lambda camera: render_lod(tree, part.budget, decoder, camera, background)
+    model = model.to(background.device)
+    return model, lambda camera: render_view(model, decoder, camera, background)
+
+
+def _timed(
+    render: Callable[[Camera], ViewRender], camera: Camera, device: torch.device
 ) -> tuple[ViewRender, float]:
     """The rendered view, and the seconds until the device had finished it."""
-    if background.is_cuda:
-        torch.cuda.synchronize(background.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
-    view = render_view(model, decoder, camera, background)
-    if background.is_cuda:
-        torch.cuda.synchronize(background.device)
+    view = render(camera)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return view, time.perf_counter() - start
 
 

@@ -23,6 +23,8 @@ from momentum_gs.core.geometry import in_view
 from momentum_gs.core.types import Camera
 from momentum_gs.model.splats import Splats
 
+LOD_FILE = Path("export") / "lod.safetensors"
+"""Below the output folder of a run."""
 _HALVINGS = 40
 """Of the interval of thresholds, in the logarithm: the threshold of a cut is then known to the precision of float32."""
 _ENOUGH = 0.99
@@ -58,6 +60,10 @@ class LodTree:
     def leaves(self) -> int:
         """Number of Gaussians of the full model."""
         return int((self.error == 0).sum())
+
+    def to(self, device: torch.device) -> "LodTree":
+        """The tree on another device."""
+        return LodTree(self.splats.to(device), self.parent.to(device), self.error.to(device))
 
     def level(self, budget: int) -> Splats:
         """The cut of at most ``budget`` Gaussians with the least error, whatever the camera.
