@@ -111,8 +111,8 @@ def main() -> None:
             config = settings(args, name, seed, [*shlex.split(args.common), *words])
             rows.setdefault(name, {})[seed] = measure(config, args)
             record.write_text(json.dumps(rows))
+            draw(rows, args.out / "forgetting.png")
     print("\n".join(table_of(rows)))
-    draw(rows, args.out / "forgetting.png")
 
 
 def settings(args: argparse.Namespace, name: str, seed: str, words: list[str]) -> Config:
