@@ -68,7 +68,7 @@ def test_swaps_through_memory_disk_or_both_are_no_swaps(
     store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store", bound)
     for block in range(N):
         store.put(block, pack(first_state(config, block)))
-    rounds = [turn.blocks for turn in Schedule(N, 2, 4, config.blocks.__class__(interval=1), seed=1)]
+    rounds = [round_.blocks for round_ in Schedule(N, 2, 4, config.blocks.__class__(interval=1), seed=1)]
     for i, blocks in enumerate(rounds):
         active = store.activate(blocks)
         assert [state.block for state in active] == list(blocks)

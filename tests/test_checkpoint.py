@@ -105,8 +105,8 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     else:
         state.write_text(state.read_text()[:100])
     assert train(config, resume=True).step == 120
-    said = capfd.readouterr().err
-    assert f"{newest} is damaged ({'state.json' if harm == 'state' else 'block_2.safetensors'}" in said
+    printed = capfd.readouterr().err
+    assert f"{newest} is damaged ({'state.json' if harm == 'state' else 'block_2.safetensors'}" in printed
     assert_same_bits(model_of(tmp_path), whole)
 
 

@@ -59,9 +59,9 @@ def test_unknown_setting_is_refused() -> None:
 
 def test_the_first_line_says_what_is_worked_on(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
     print_device("cpu")
-    said = capsys.readouterr()
-    assert re.fullmatch(r"device   cpu, \d+ threads?, kernels .+, built for (CPUs only|GPUs, too)\n", said.out)
-    assert said.err == ""
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"device   cpu, \d+ threads?, kernels .+, built for (CPUs only|GPUs, too)\n", printed.out)
+    assert printed.err == ""
 
 
 def test_a_gpu_that_the_kernels_leave_idle_is_told(
@@ -69,9 +69,9 @@ def test_a_gpu_that_the_kernels_leave_idle_is_told(
 ) -> None:
     two_gpus.setattr(fused_ssim, "has_cuda", lambda: False)
     print_device("auto")
-    said = capsys.readouterr()
-    assert said.out.startswith("device   cpu, ")
-    assert "a GPU is visible but not used" in said.err and "; run: FORCE_CUDA=1 bash " in said.err
+    printed = capsys.readouterr()
+    assert printed.out.startswith("device   cpu, ")
+    assert "a GPU is visible but not used" in printed.err and "; run: FORCE_CUDA=1 bash " in printed.err
     print_device("cpu")  # Who names the CPU knows.
     assert capsys.readouterr().err == ""
 

@@ -47,7 +47,7 @@ class Ended:
     """How three ranks ended."""
 
     statuses: list[int | None]
-    said: list[str]
+    printed: list[str]
     """What each printed on stderr."""
 
 
@@ -95,23 +95,23 @@ def ranks(tmp_path: Path) -> Ranks:
 @pytest.mark.slow
 def test_an_error_ends_all_ranks_with_one_line(ranks: Ranks) -> None:
     ended = ranks("user")
-    assert ended.said == ["", "momentum-gs: [rank 1] step 5: it is empty\n", ""]
+    assert ended.printed == ["", "momentum-gs: [rank 1] step 5: it is empty\n", ""]
     assert ended.statuses == [1, 2, 1]
 
 
 @pytest.mark.slow
 def test_a_crash_ends_all_ranks_with_one_traceback(ranks: Ranks) -> None:
     ended = ranks("crash")
-    assert (ended.said[0], ended.said[2]) == ("", "")
-    assert ended.said[1].startswith("momentum-gs: [rank 1] Traceback")
-    assert "ZeroDivisionError\nat step 5\n" in ended.said[1]
+    assert (ended.printed[0], ended.printed[2]) == ("", "")
+    assert ended.printed[1].startswith("momentum-gs: [rank 1] Traceback")
+    assert "ZeroDivisionError\nat step 5\n" in ended.printed[1]
     assert ended.statuses == [1, 1, 1]
 
 
 @pytest.mark.slow
 def test_an_error_that_all_ranks_meet_is_said_once(ranks: Ranks) -> None:
     ended = ranks("all")
-    assert "".join(ended.said).count("all ranks meet this") == 1
+    assert "".join(ended.printed).count("all ranks meet this") == 1
     assert sorted(ended.statuses) == [1, 1, 2]
 
 
@@ -120,10 +120,10 @@ def test_a_killed_rank_is_named_once(ranks: Ranks) -> None:
     # No launcher ends the others here, so they must find out who is gone.
     ended = ranks("SIGKILL")
     assert ended.statuses == [1, -signal.SIGKILL, 1]
-    said = "".join(ended.said)
-    assert said.count("momentum-gs: ") == said.count("\n") == 1
-    assert "rank 1 of 3 (on " in said
-    assert "is gone" in said
+    printed = "".join(ended.printed)
+    assert printed.count("momentum-gs: ") == printed.count("\n") == 1
+    assert "rank 1 of 3 (on " in printed
+    assert "is gone" in printed
 
 
 @pytest.mark.slow
@@ -133,10 +133,10 @@ def test_a_frozen_rank_is_named_once(ranks: Ranks, silence: float, terminate: bo
     # Python runs no handlers.
     ended = ranks("SIGSTOP", silence, terminate)
     assert (ended.statuses[0], ended.statuses[2]) == (1, 1)
-    said = "".join(ended.said)
-    assert said.count("momentum-gs: ") == said.count("\n") == 1
-    assert "rank 1 of 3 (on " in said
-    assert f"has given no sign of life for {SILENCE:g} s" in said
+    printed = "".join(ended.printed)
+    assert printed.count("momentum-gs: ") == printed.count("\n") == 1
+    assert "rank 1 of 3 (on " in printed
+    assert f"has given no sign of life for {SILENCE:g} s" in printed
 
 
 def test_blame_names_the_place() -> None:
@@ -280,10 +280,10 @@ def test_a_run_that_is_killed_then_stopped_ends_the_same(
     os.kill(worker(process.pid, 1), signal.SIGKILL)
     wait_for_step(process, out, 33)
     process.terminate()  # The launcher passes it on.
-    said, errors = finish(process)
+    printed, errors = finish(process)
     assert re.search(
         r"train: the ranks were started again; continuing from step_\d+\n"
-        r"train: stopped by SIGTERM at step \d+, saved; continue with --resume\n", said
+        r"train: stopped by SIGTERM at step \d+, saved; continue with --resume\n", printed
     )  # fmt: skip
     assert "momentum-gs: " not in errors, "the launcher tells of the killed rank, and nobody else"
     assert not (out / "point_cloud").exists()

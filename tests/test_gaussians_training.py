@@ -94,9 +94,9 @@ def test_what_is_switched_off_is_said_once_and_recorded(
 ) -> None:
     settings = ["steps=2", "model.primitive=gaussians", "stage=coarse", "scene.resolution=1", "log.tensorboard=false"]
     assert main(["train", *BASE, "-s", str(scene_folder), "-m", str(tmp_path), *settings]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "teacher.enabled=false" in line]
-    assert len(said) == 1
-    assert said[0].removeprefix("train: ") in (tmp_path / "config.yaml").read_text()
+    printed = [line for line in capsys.readouterr().out.splitlines() if "teacher.enabled=false" in line]
+    assert len(printed) == 1
+    assert printed[0].removeprefix("train: ") in (tmp_path / "config.yaml").read_text()
     assert not load_config(tmp_path / "config.yaml").teacher.enabled
 
 

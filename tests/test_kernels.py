@@ -42,10 +42,10 @@ def test_a_cpu_that_they_do_not_run_on_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_package_of_the_same_name_is_recognised(tmp_path: Path) -> None:
-    said = with_package(tmp_path, {"_C.py": "def distCUDA2(points): ..."})
-    assert f"kernels: simple_knn in {tmp_path / 'simple_knn'} comes from" in said
-    assert "expected the package that momentum-gs brings under this name; " in said
-    assert f"bash {ROOT / 'scripts' / 'setup.sh'}" in said
+    printed = with_package(tmp_path, {"_C.py": "def distCUDA2(points): ..."})
+    assert f"kernels: simple_knn in {tmp_path / 'simple_knn'} comes from" in printed
+    assert "expected the package that momentum-gs brings under this name; " in printed
+    assert f"bash {ROOT / 'scripts' / 'setup.sh'}" in printed
 
 
 def test_a_package_laid_over_ours_is_recognised(tmp_path: Path) -> None:
@@ -55,15 +55,15 @@ def test_a_package_laid_over_ours_is_recognised(tmp_path: Path) -> None:
 
 def test_a_library_of_another_torch_names_both(tmp_path: Path) -> None:
     broken = "raise OSError('_kernels.so: undefined symbol: _ZN3c10')"
-    said = with_package(tmp_path, {"_C.py": broken, "reference.py": ""})
-    assert "simple_knn does not load (_kernels.so: undefined symbol: _ZN3c10), compiled for torch of unknown" in said
-    assert f"found torch {torch.__version__}; run: bash " in said
+    printed = with_package(tmp_path, {"_C.py": broken, "reference.py": ""})
+    assert "simple_knn does not load (_kernels.so: undefined symbol: _ZN3c10), compiled for torch of unknown" in printed
+    assert f"found torch {torch.__version__}; run: bash " in printed
 
 
 def test_another_minor_version_is_not_even_loaded(tmp_path: Path) -> None:
     record = '{"torch": "2.5.1+cu124"}'
-    said = with_package(tmp_path, {"_C.py": "1 / 0", "reference.py": "", "built.json": record})
-    assert f"simple_knn was compiled for torch 2.5.1+cu124, found torch {torch.__version__}; run: bash " in said
+    printed = with_package(tmp_path, {"_C.py": "1 / 0", "reference.py": "", "built.json": record})
+    assert f"simple_knn was compiled for torch 2.5.1+cu124, found torch {torch.__version__}; run: bash " in printed
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

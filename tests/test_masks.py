@@ -82,9 +82,9 @@ def test_a_scene_finds_its_masks_and_says_so(tmp_path: Path, capsys: pytest.Capt
         write_image(tmp_path / "masks" / name, WHITE)
     capsys.readouterr()
     assert load(tmp_path).mask_paths == {"a/1.jpg": tmp_path / "masks" / "a" / "1.jpg.png"}
-    said = capsys.readouterr()
-    assert "1 of 2 images have a mask" in said.out
-    assert "1 files in" in said.err and "first: 3.png" in said.err
+    printed = capsys.readouterr()
+    assert "1 of 2 images have a mask" in printed.out
+    assert "1 files in" in printed.err and "first: 3.png" in printed.err
     assert not load(tmp_path, masks="").mask_paths and not load(tmp_path, masks="other").mask_paths
 
 

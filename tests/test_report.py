@@ -202,13 +202,13 @@ def test_every_missing_part_names_the_next_command(bare: Path, capsys: pytest.Ca
 
 
 def test_blocks_are_drawn_where_they_were_scored(whole: Path) -> None:
-    said = "Scored with the cells of another partition than that of training (render --cells)."
-    assert said not in report(whole).texts
+    note = "Scored with the cells of another partition than that of training (render --cells)."
+    assert note not in report(whole).texts
     eye = torch.eye(3, dtype=torch.float64)
     other = PartitionTable((-5.0, -5.0, -5.0, 5.0, 5.0, 5.0), (5, 1, 1), eye, [[]] * 5)
     other.save(whole / "test" / "ours_30" / "cells" / "partition.json")
     page = report(whole)
-    assert said in page.texts and "2: -" in page.texts  # In the middle of five.
+    assert note in page.texts and "2: -" in page.texts  # In the middle of five.
 
 
 def test_a_coarse_run_has_no_blocks(whole: Path) -> None:

@@ -69,17 +69,17 @@ def state_of(out: Path) -> dict:
 def test_from_a_scene_to_a_page(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert cli.main(["run", str(city), str(out), *FAST]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     state = state_of(out)
     assert list(state["stages"]) == ONE_BLOCK
     assert all(stage["done"] for stage in state["stages"].values())
-    assert [line.split()[-1] for line in said.splitlines() if line.startswith("all")] == ["s"]
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("all")] == ["s"]
     for name in ("report.html", "results.json", "config.yaml", "point_cloud/iteration_30/point_cloud.ply"):
         assert (out / name).is_file(), name
     # What was chosen is said with its reason, kept, and what the run was trained with.
     chosen = {choice["key"]: choice["value"] for choice in state["choices"]}
     assert set(chosen) == {"model.voxel_size", "partition.blocks"}
-    assert all(f"chosen   {Choice(**choice)}" in said for choice in state["choices"])
+    assert all(f"chosen   {Choice(**choice)}" in printed for choice in state["choices"])
     lines = (out / "config.yaml").read_text().splitlines()
     assert [line for line in lines if line.startswith("#")] == [
         f"# chosen: {Choice(**choice)}" for choice in state["choices"]
@@ -217,8 +217,8 @@ def test_a_scene_with_errors_stops_at_the_doctor(
 def test_verbs_choose_where_no_file_is_given(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "-s", str(city), "-m", str(tmp_path / "out"), "stage=coarse", "steps=4", FAST[1]]
     assert cli.main(command) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chosen")]
-    assert [line.split()[1] for line in said] == ["scene.resolution", "model.voxel_size"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chosen")]
+    assert [line.split()[1] for line in printed] == ["scene.resolution", "model.voxel_size"]
     config = load_run_config(tmp_path / "out")
     assert (config.scene.resolution, config.optim.lr_steps, config.optim.lr_scale) == (1, 4, 5)
     # A run that goes on has made its choices, and keeps their reasons.
@@ -235,8 +235,8 @@ def test_the_doctor_names_all_that_is_wrong_where_nothing_can_be_chosen(
     for name in ("003.png", "004.png"):
         (scene / "images" / name).unlink()
     assert cli.main(["doctor", str(scene), "--quick"]) == 1
-    said = capsys.readouterr().out
-    assert "missing 2 of 16, first: 003.png" in said
+    printed = capsys.readouterr().out
+    assert "missing 2 of 16, first: 003.png" in printed
 
 
 def test_stages_count_their_time_over_all_attempts(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_working_folder_changes_no_name(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "rubbel",
@@ -61,10 +61,10 @@ def test_the_working_folder_changes_no_name(tmp_path: Path, monkeypatch: pytest.
         ("xyzzy", "expected one of ablations/caliterra, "),
     ],
 )
-def test_near_names_are_offered(name: str, said: str) -> None:
+def test_near_names_are_offered(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

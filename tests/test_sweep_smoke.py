@@ -174,9 +174,9 @@ def test_a_sweep_survives_a_kill_and_never_trains_twice(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cli.main(words) == 1  # One row cannot train; the others did.
-    said = capfd.readouterr()
-    assert "too many blocks, seed 0 failed: train ended with status 2" in said.err
-    assert "again, seed 0 has the same settings as momentum, seed 0" in said.out
+    printed = capfd.readouterr()
+    assert "too many blocks, seed 0 failed: train ended with status 2" in printed.err
+    assert "again, seed 0 has the same settings as momentum, seed 0" in printed.out
     finished = run_of(out, "momentum")
     log = (finished / "sweep.log").read_text()
     assert log.count("== train") == 2 and log.count("--resume") == 1 and log.count("== eval") == 1

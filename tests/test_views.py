@@ -367,9 +367,9 @@ def test_a_slow_image_is_named_while_it_is_waited_for(
             assert answer.result(HANGS_SECONDS).shape == (3, 30, 40)
             assert timers[-1].cancelled
     assert {timer.interval for timer in timers} == {views_module.SLOW_SECONDS}
-    said = capsys.readouterr().err
-    assert re.search(r"waiting for image .*3\.png \(40x30 in training\) for more than 10 s", said)
-    assert said.count("3.png") == 1, "once an image"
+    printed = capsys.readouterr().err
+    assert re.search(r"waiting for image .*3\.png \(40x30 in training\) for more than 10 s", printed)
+    assert printed.count("3.png") == 1, "once an image"
 
 
 def test_an_image_that_comes_in_time_is_not_called_slow(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,8 +91,8 @@ def test_the_whole_job_runs_from_the_wheel(program: Path, tmp_path: Path) -> Non
 
     settings = ["-c", "own", "-c", "modes/full", "-s", "scene", *TINY]
     run("synth", "scene", "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
-    said = run("train", *settings, "-m", "out/coarse", "stage=coarse")
-    assert re.match(r"device   cpu, 1 thread, kernels .*, built for", said)
+    printed = run("train", *settings, "-m", "out/coarse", "stage=coarse")
+    assert re.match(r"device   cpu, 1 thread, kernels .*, built for", printed)
     run("partition", "scene", "-c", "own", *TINY, "-m", "out", "partition.blocks=2")
     run("train", *settings, "-m", "out", "partition.blocks=2", "blocks.active=1")
     run("merge", "out")

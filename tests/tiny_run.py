@@ -115,12 +115,12 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     What ends the wait (Ctrl-C, or pytest where a test hangs) ends the process, and a launcher's ranks with it.
     """
     try:
-        said, errors = process.communicate()
+        printed, errors = process.communicate()
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    return said, errors
+    return printed, errors
 
 
 def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu") -> dict[str, torch.Tensor]:
