@@ -474,7 +474,7 @@ def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> No
     asked = 0
 
     def let_the_old_one_end() -> bool:
-        """Called whenever the new sweep looks for work; once it has found the lock taken twice, the old command ends."""
+        """Called whenever the new sweep looks for work; after it found the lock taken twice, the old command ends."""
         nonlocal asked
         asked += 1
         if asked == 3:
