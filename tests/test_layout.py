@@ -25,7 +25,7 @@ NADIR = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
 
 
 def survey(width: float = 40, depth: float = 20, height: float = 8, pitch: float = 0.0) -> list[Camera]:
-    """Cameras above a rectangle of the plane z = 0, on lines flown back and forth, pitched ahead by ``pitch`` degrees."""
+    """Cameras on lines flown back and forth above a rectangle of the plane z = 0, tilted ahead by ``pitch`` degrees."""
     cameras = []
     for i, x in enumerate(torch.linspace(-width / 2, width / 2, 12, dtype=torch.float64)):
         for j, y in enumerate(torch.linspace(-depth / 2, depth / 2, 7, dtype=torch.float64)):
