@@ -1,4 +1,4 @@
-"""Bad images in training (``scene.bad_images=skip``): the promises of block training hold with them, too."""
+"""Bad images in training (``scene.bad_images=skip``): with them, too, ranks and resume change no bit."""
 
 from pathlib import Path
 
