@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diff_gaussian_rasterization import rasterize
-from diff_gaussian_rasterization.reference import rasterize_reference
 
-sys.path.insert(0, str(Path(__file__).parent / "tests"))
+# Python puts the folder of a script first; it has the package's source, but not the library of the installed package.
+HERE = Path(__file__).resolve().parent
+if sys.path[0] == str(HERE):
+    del sys.path[0]
+sys.path.insert(0, str(HERE / "tests"))
+from diff_gaussian_rasterization import rasterize  # noqa: E402
+from diff_gaussian_rasterization.reference import rasterize_reference  # noqa: E402
 from rasterizer_scenes import Scene, make_scene, screen_scene  # noqa: E402
 
 
