@@ -1,4 +1,4 @@
-"""Growth and pruning against the original's figures and against a plain loop."""
+"""Growth and pruning of anchors against values of the official code and against a plain loop."""
 
 from dataclasses import replace
 from typing import Any
