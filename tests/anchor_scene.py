@@ -1,4 +1,4 @@
-"""Small random models and parity figures that several test files use."""
+"""Small random models, and values of the official code (parity.md), that several test files use."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ PARITY = Path(__file__).parent / "fixtures" / "parity"
 
 
 def parity(name: str) -> dict[str, Tensor]:
-    """The figures of one file; scalars are 0-d tensors."""
+    """The values in one file; scalars are 0-d tensors."""
     with np.load(PARITY / f"{name}.npz") as figures:
         return {key: torch.from_numpy(np.asarray(figures[key])) for key in figures.files}
 

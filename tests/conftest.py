@@ -1,4 +1,4 @@
-"""What holds for all tests: the same examples every time, no GPU unless asked for, and a word on what was skipped."""
+"""For all tests: the same examples every time, no GPU unless a test asks for one, and a table of skipped tests."""
 
 from collections.abc import Generator, Iterator
 
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # Of several processes (pytest-xdist), the one that hears of all tests.
+    if not hasattr(config, "workerinput"):  # Of several processes (pytest-xdist), the one that gets all reports.
         config.pluginmanager.register(SkipTable(config.getoption("check_skips")))
 
 

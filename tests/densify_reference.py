@@ -1,6 +1,6 @@
-"""Growth and pruning written out anchor by anchor with Python sets and loops: slow, and to be read.
+"""Growth and pruning anchor by anchor with Python sets and loops: a slow reference that is easy to read.
 
-The same rules as momentum_gs.train.growth.anchors; float32 arithmetic where rounding decides (cells, thresholds).
+The same rules as momentum_gs.train.growth.anchors; float32 arithmetic where rounding matters (cells, thresholds).
 """
 
 import numpy as np
@@ -22,14 +22,14 @@ def grow_and_prune_reference(
     rand: Draw,
     cap: int | None = None,
 ) -> tuple[Rows, Rows, int]:
-    """Rows of anchors and of statistics after one judgement, and how many new anchors the cap refused."""
+    """Rows of anchors and of statistics after one growth step, and how many new anchors the cap has refused."""
     rows: Rows = {k: v.detach().numpy().copy() for k, v in anchors.rows().items()}
     seen: Rows = {k: v.numpy().copy() for k, v in stats.rows().items()}
     n, n_offsets = len(anchors), anchors.n_offsets
     enough = config.interval * config.success_threshold
     eligible = [p for p in range(n * n_offsets) if seen["offset_denom"][p, 0] > enough * 0.5]
 
-    best: list[np.float32] = []  # Of every new anchor, the largest gradient that asks for it.
+    best: list[np.float32] = []  # For each new anchor, the largest gradient of the offsets that propose it.
     for level in range(config.depth):
         if level > 0 and len(rows["position"]) == n:
             continue
@@ -42,7 +42,7 @@ def grow_and_prune_reference(
             gradient = seen["offset_gradient_accum"][p, 0] / seen["offset_denom"][p, 0]
             if gradient >= threshold and draw[p] > 0.5 ** (level + 1):
                 anchor, offset = divmod(p, n_offsets)
-                # The scale as torch rounds it: its exp is not NumPy's to the last bit.
+                # The scale by torch: its exp differs from that of NumPy in the last bit.
                 scale = anchors.scales[anchor, :3].detach().numpy()
                 spot = rows["position"][anchor] + rows["offset"][anchor, offset] * scale
                 sources.setdefault(tuple(np.round(spot / size).astype(int)), []).append((anchor, gradient))

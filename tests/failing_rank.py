@@ -1,4 +1,4 @@
-"""One of several ranks that sum without end, until rank 1 meets its fault."""
+"""One of several ranks that sum in a loop until rank 1 fails."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ FAULT_STEP = 5
 
 
 def fail(fault: str) -> None:
-    """What goes wrong on rank 1."""
+    """Raises or kills as ``fault`` says; called on rank 1."""
     if fault == "user":
         raise UserError("it is empty")
     if fault == "crash":
@@ -27,13 +27,15 @@ def run_rank(
     fault: str, silence_seconds: float, stopping_silence_seconds: float, variables: dict[str, str], stderr: Path,
     happened: Path,
 ) -> None:  # fmt: skip
-    """A process of its own.
+    """Runs a rank; called in a process of its own.
 
     Args:
-        fault: what happens: ``user``, ``crash``, the name of a signal, or ``all``: a ``UserError`` on every rank.
-        variables: what a launcher puts into the environment.
-        stderr: takes what the rank prints there.
-        happened: a file that rank 1 makes just before its fault.
+        fault: ``user``, ``crash`` or the name of a signal: what happens on rank 1; ``all``: a ``UserError`` everywhere.
+        silence_seconds: how long a rank waits for one that gives no sign of life.
+        stopping_silence_seconds: the same for a rank that was asked to stop.
+        variables: environment variables that a launcher would set.
+        stderr: file for the standard error of the rank.
+        happened: file that rank 1 creates just before its fault.
     """
     os.environ.update(variables)
     watch._STOPPING_SILENCE_SECONDS = stopping_silence_seconds

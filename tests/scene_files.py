@@ -16,7 +16,7 @@ REAL_SCENES = Path(os.environ.get("MOMENTUM_GS_SHARED", Path(__file__).parents[2
 
 
 def camera(name: str, width: int = 40, height: int = 30, angle: float = 0.3, x: float = 0.0) -> Camera:
-    """A camera turned about y, its principal point off the middle."""
+    """A camera rotated about y, with its principal point off the middle."""
     c, s = math.cos(angle), math.sin(angle)
     rotation = torch.tensor([[c, 0, -s], [0, 1, 0], [s, 0, c]], dtype=torch.float64)
     center = torch.tensor([x, 0.25, -2.0], dtype=torch.float64)
@@ -40,13 +40,13 @@ def random_image(name: str, width: int, height: int) -> np.ndarray:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """By cv2.imencode, which unlike cv2.imwrite takes any path."""
+    """Writes with cv2.imencode, which unlike cv2.imwrite allows any path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, pixels)[1].tobytes())
 
 
 def write_scene(root: Path, names: Sequence[str], width: int = 40, height: int = 30, images: str = "images") -> Path:
-    """A scene of PNG or JPEG images by the names' extensions."""
+    """A COLMAP scene with random images of these names."""
     write_model(root / "sparse" / "0", [camera(n, width, height, x=0.1 * i) for i, n in enumerate(names)], points())
     for name in names:
         write_image(root / images / name, random_image(name, width, height))

@@ -1,4 +1,4 @@
-"""Which tests may be skipped, how many of them and why; what a run says of its skips, and when they fail it."""
+"""Which tests may be skipped, how many and why; the table of skips of a run, and when they fail it."""
 
 import os
 import re
@@ -14,19 +14,19 @@ SHARED = Path(os.environ.get("MOMENTUM_GS_SHARED", Path(__file__).parents[2] / "
 
 @dataclass(frozen=True)
 class Allowed:
-    """A reason that is known."""
+    """A known reason to skip tests."""
 
     pattern: str
     """Found in the reason that a test gives."""
     at_most: int
-    """Tests of the whole suite; whoever adds one raises it."""
+    """Number of tests in the whole suite that may give this reason; raise it with each new one."""
     where: Callable[[], bool] = lambda: True
     """Whether the reason holds on this machine."""
 
 
 ALLOWED = (
     Allowed("set MOMENTUM_GS_SHARED|below MOMENTUM_GS_SHARED", 12, lambda: not SHARED.is_dir()),
-    # The original's way, which the extra 'scatter' compiles for minutes.
+    # The implementation of the official code; installing the extra 'scatter' compiles it for minutes.
     Allowed("torch_scatter is not installed", 1),
     Allowed("network namespaces are not permitted here", 1),
     Allowed(r"no C\+\+ compiler", 200),
@@ -37,7 +37,7 @@ GPU_REASON = "needs a GPU"
 
 
 def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """What a skipped test, or a file of tests, says."""
+    """The reason that a skipped test, or a skipped file of tests, gives."""
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ")
 
@@ -46,7 +46,7 @@ def unexplained(found: dict[str, list[bool]], allowed: tuple[Allowed, ...] = ALL
     """One sentence for each kind of skip that no entry covers.
 
     Args:
-        found: reason -> of each test that gave it, whether it has the marker ``gpu``.
+        found: reason -> for each test that gave it, whether it has the marker ``gpu``.
     """
     complaints = []
     counts: dict[Allowed, int] = defaultdict(int)
@@ -64,7 +64,7 @@ def unexplained(found: dict[str, list[bool]], allowed: tuple[Allowed, ...] = ALL
 
 
 class SkipTable:
-    """Listens to a run: prints a table of its skips; with ``--check-skips``, fails it for those not allowed."""
+    """Pytest plugin: prints a table of the skips of a run; with ``--check-skips``, skips not allowed fail it."""
 
     def __init__(self, check: bool) -> None:
         self._check = check

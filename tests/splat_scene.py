@@ -1,4 +1,4 @@
-"""Small random splats."""
+"""Small random models of explicit Gaussians."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from momentum_gs.model.splats import Splats
 
 
 def random_splats(n: int, degree: int = 3, *, seed: int = 0) -> Splats:
-    """Splats whose every row is random, so that a mixed-up row or column shows."""
+    """Gaussians whose every row is random, so that a mixed-up row or column is noticed."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

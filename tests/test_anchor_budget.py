@@ -1,4 +1,4 @@
-"""Bytes of an anchor in training against those of a real block, and the bound that follows."""
+"""Bytes of an anchor in training, compared with those of a block, and the bound on anchors that follows."""
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ def test_rows_and_back_are_the_same_tensors() -> None:
     assert all(again.rows()[name] is row for name, row in anchors.rows().items())
 
 
-def test_only_the_learnable_rows_ask_for_a_gradient() -> None:
+def test_only_the_learnable_rows_require_a_gradient() -> None:
     anchors = random_anchors(5)
     for made in (anchors, anchors.to("cpu"), anchors.subset(torch.tensor([0, 3])), Anchors.cat([anchors, anchors])):
         for name, row in made.rows().items():
@@ -20,7 +20,7 @@ def test_only_the_learnable_rows_ask_for_a_gradient() -> None:
             assert row.requires_grad == (name in Anchors.LEARNABLE)
 
 
-def test_cut_apart_and_joined_is_the_same() -> None:
+def test_cat_of_subsets_has_the_same_rows() -> None:
     anchors = random_anchors(9)
     mask = torch.arange(9) % 3 == 0
     joined = Anchors.cat([anchors.subset(mask), anchors.subset(~mask)])
@@ -42,11 +42,11 @@ def test_subset_copies() -> None:
 def test_sizes() -> None:
     anchors = random_anchors(7, n_offsets=3, feature_dim=12)
     assert (len(anchors), anchors.n_offsets, anchors.feature_dim) == (7, 3, 12)
-    # A rounding each of exp and log.
+    # One rounding each by exp and log.
     torch.testing.assert_close(anchors.scales.log(), anchors.log_scale, rtol=0, atol=1e-6)
 
 
-def test_fresh_anchors_are_neutral() -> None:
+def test_fresh_anchors_have_zero_offsets_and_no_rotation() -> None:
     rows = random_anchors(4)
     fresh = Anchors.fresh(rows.position, rows.feature, rows.log_scale, 6)
     assert fresh.n_offsets == 6

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = Path(os.environ.get("MOMENTUM_GS_SHARED", ROOT.parent / "shared")) / "weights"
 GAUSSIANS = [
     *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "weighting.enabled=false"),
-    *("blocks.settle=false", "blocks.confine=false", "blocks.decoder_freeze_rounds=0"),
+    *("blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder_freeze_rounds=0"),
 ]
 CORRECTED = ["appearance.model=affine", "optim.pose=0.001"]
 
@@ -43,7 +43,7 @@ def examples() -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four blocks of the tiny scene, its coordinates moved, colours and poses learned; merged, rendered and scored."""
+    """Four blocks of the tiny scene in moved coordinates, with learned colours and poses; merged, rendered, scored."""
     folder = tmp_path_factory.mktemp("api")
     scene = write_tiny_scene(folder / "scene")
     config = make_config(scene, folder / "out", "scene.offset=1,2,0", "device=cpu", *CORRECTED)

@@ -1,4 +1,4 @@
-"""One correction for each image: its maths, its pin, and the promises of training that it must keep."""
+"""Colour corrections of images: their formula, their mean (the pin), and that ranks and resume change no bit."""
 
 import json
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def pixels(path: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every other image half as bright; one of either kind held out, with neighbours on all sides."""
+    """Every other image is half as bright; one of each kind is held out, with neighbours on all sides."""
     folder = write_tiny_scene(tmp_path_factory.mktemp("tiny"))
     for path in sorted((folder / "images").iterdir())[::2]:
         write_png(path, pixels(path) * 0.5)
@@ -86,7 +86,7 @@ def learner(rows: torch.Tensor | None = None, names: Sequence[str] = NAMES) -> S
 
 
 def step(appearance: SharedAppearance, shown: dict[str, float], k: int | None = None) -> None:
-    """One update in which every shown image should be brighter by its number, an image a block."""
+    """One update, with one image for each block, whose loss asks for each image to be brighter by its number."""
     appearance.begin_step(True, k or len(shown))
     for position, (name, wanted) in enumerate(shown.items()):
         image = torch.full((3, 2, 2), 0.5)
@@ -115,12 +115,12 @@ def test_the_pin_is_a_projection() -> None:
     assert pinned[shown].mean(0).abs().max() < 1e-6
     assert torch.equal(pinned[~shown], rows[~shown])
     torch.testing.assert_close(pin(pinned, shown), pinned)
-    # What distinguishes the images shown is left as it is.
+    # Differences between the images that were shown do not change.
     torch.testing.assert_close(pinned[0] - pinned[2], rows[0] - rows[2])
     assert torch.equal(pin(rows, torch.zeros(6, dtype=torch.bool)), rows)
 
 
-def test_an_image_that_rests_moves_by_the_pin_alone() -> None:
+def test_the_row_of_an_image_that_is_not_shown_changes_by_the_pin_alone() -> None:
     appearance = learner()
     step(appearance, {"a.png": 1.0})
     assert not appearance.table.rows.any(), "one image alone is the mean: its exposure is the model's"
@@ -135,7 +135,7 @@ def test_an_image_that_rests_moves_by_the_pin_alone() -> None:
 
 
 def test_rows_move_as_torch_adam_moves_them() -> None:
-    """Alone in its step, an image takes the steps of a parameter of its own; the others' share is the pin's."""
+    """An image that is alone in its steps moves as a parameter with its own torch.optim.Adam does."""
     appearance = learner()
     own = torch.zeros(3, 4, requires_grad=True)
     adam = torch.optim.Adam([own], lr=0.01, eps=1e-15)
@@ -166,7 +166,7 @@ def test_blocks_that_show_one_image_move_it_along_the_sum() -> None:
     assert_same_bits(both.to_tensors(), once.to_tensors())
 
 
-def test_the_mean_correction_is_the_identity_and_the_model_takes_what_all_have_in_common() -> None:
+def test_the_mean_correction_is_the_identity_and_the_model_learns_the_common_part() -> None:
     appearance, brightness = learner(), {"a.png": 0.7, "b.png": 0.4, "c.png": 0.4}
     model = torch.full((3, 1, 1), 0.2, requires_grad=True)
     descent = torch.optim.SGD([model], lr=0.05)
@@ -262,7 +262,7 @@ def test_exposures_are_recovered_and_held_out_views_have_the_mean(scene_folder: 
 
 @pytest.mark.slow
 def test_scores_of_training_views_are_of_corrected_renders(scene_folder: Path, learnt: Path) -> None:
-    """Else a dark image would count as one that its blocks do badly on (eq. 7)."""
+    """Otherwise a dark image would raise the weight of its blocks (eq. 7)."""
     scene = load_scene(coarse(scene_folder, learnt).scene)
     model, decoder = load_model(learnt / "point_cloud/iteration_400/point_cloud.ply")
     with Views(scene, 1 << 24, CPU) as views:
@@ -273,7 +273,7 @@ def test_scores_of_training_views_are_of_corrected_renders(scene_folder: Path, l
 
 
 class Doubling(LocalComm):
-    """Two ranks that always send the same."""
+    """Stands for two ranks that always send the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ def test_blocks_start_from_the_coarse_runs_corrections(scene_folder: Path, learn
 MODES = {
     "shared": (),
     "bilateral": ("appearance.model=bilateral",),
-    "own": (
+    "per_block": (
         *("blocks.decoder=per_block", "teacher.enabled=false", "blocks.boundary_finetuning=false"),
         "blocks.decoder_freeze_rounds=0",
     ),
@@ -334,7 +334,7 @@ MODES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "ranks"), [("shared", 2), ("shared", 3), ("own", 2), ("gaussians", 2), ("bilateral", 2)]
+    ("mode", "ranks"), [("shared", 2), ("shared", 3), ("per_block", 2), ("gaussians", 2), ("bilateral", 2)]
 )
 def test_ranks_do_not_change_model_or_corrections(scene_folder: Path, tmp_path: Path, mode: str, ranks: int) -> None:
     overrides = [AFFINE, "blocks.active=3", *MODES[mode]]
@@ -348,7 +348,7 @@ def test_ranks_do_not_change_model_or_corrections(scene_folder: Path, tmp_path: 
 @pytest.mark.parametrize(("checkpoint", "ranks"), [(37, 1), (37, 2), (97, 1)])
 def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: int, ranks: int) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    # Running scores are of corrected renders, measured ones too: the weights of the blocks depend on both.
+    # Scores, and so the weights of blocks, are of corrected renders: they depend on the corrections too.
     train(make_config(scene_folder, whole, AFFINE))
     config = make_config(scene_folder, parts, AFFINE, f"log.checkpoint_every={checkpoint}")
     interrupt(config, checkpoint + 5)
@@ -360,7 +360,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: i
 
 
 @pytest.mark.slow
-def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
+def test_corrections_are_fixed_while_the_decoder_is_frozen(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path, AFFINE))
     before = table_of(tmp_path)
     config = make_config(scene_folder, tmp_path, AFFINE, "steps=90")
@@ -383,7 +383,7 @@ def test_a_checkpoint_of_other_images_is_refused(scene_folder: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path) -> None:
-    """Rates of zero leave the identity, which is what there was before."""
+    """With learning rates of zero the corrections stay the identity, and the model is that without corrections."""
     train(make_config(scene_folder, tmp_path / "off"))
     train(make_config(scene_folder, tmp_path / "still", AFFINE, "appearance.lr=[0,0]"))
     assert_same_bits(model_of(tmp_path / "off"), model_of(tmp_path / "still"))

@@ -1,4 +1,4 @@
-"""Corrections that are smooth in time: when images were taken, who neighbours whom, the term and its promises."""
+"""Corrections that are smooth in time: capture times, neighbours, the term, and that ranks and resume change no bit."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ HERE = Path("scene")
 
 
 def exif(taken: str, digits: str = "", order: str = "<") -> bytes:
-    """The segment of a camera that notes the time alone; the digits fill no more than their entry."""
+    """An EXIF segment with a capture time and, if given, up to three ``digits`` of its fraction of a second."""
     text = taken.encode() + b"\0"
     end = 26 + 2 + 2 * 12 + 4  # After the header, a directory of one entry, and one of two.
     fraction = digits.encode().ljust(4, b"\0")
@@ -60,7 +60,7 @@ def write_jpeg(path: Path, segment: bytes) -> Path:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_camera_says_when_an_image_was_taken(tmp_path: Path, order: str) -> None:
+def test_capture_times_are_read_from_exif(tmp_path: Path, order: str) -> None:
     times = [
         capture_time(write_jpeg(tmp_path / f"{i}.jpg", exif(taken, digits, order)))
         for i, (taken, digits) in enumerate(
@@ -74,7 +74,7 @@ def test_a_camera_says_when_an_image_was_taken(tmp_path: Path, order: str) -> No
     assert all(capture_time(tmp_path / name) is None for name in ("none.jpg", "none.png", "missing.jpg"))
 
 
-def test_notes_that_are_cut_off_hold_no_time_or_that_without_its_fraction(tmp_path: Path) -> None:
+def test_truncated_exif_gives_no_time_or_the_time_without_its_fraction(tmp_path: Path) -> None:
     whole = exif("2024:02:28 23:59:59", "75")[4:]
     time = capture_time(write_jpeg(tmp_path / "whole.jpg", exif("2024:02:28 23:59:59", "75")))
     assert time is not None
@@ -84,7 +84,7 @@ def test_notes_that_are_cut_off_hold_no_time_or_that_without_its_fraction(tmp_pa
         assert capture_time(write_jpeg(tmp_path / "part.jpg", segment)) in (None, time - 0.75, time)
 
 
-def test_images_that_are_written_anew_keep_their_time(tmp_path: Path) -> None:
+def test_images_that_are_written_again_keep_their_time(tmp_path: Path) -> None:
     source = write_jpeg(tmp_path / "photo.jpg", exif("2024:02:28 23:59:59"))
     time = capture_time(source)
     lens = Lens("SIMPLE_RADIAL", 40, 30, (35.0, 35.0), (20.0, 15.0), (0.02,))
@@ -122,7 +122,7 @@ def test_a_table_beside_the_scene_gives_the_times(scene_folder: Path, tmp_path: 
             capture_times(moved)
 
 
-def test_images_in_a_row_are_neighbours_the_closer_the_shorter_the_time() -> None:
+def test_consecutive_images_are_neighbours_and_closer_in_time_means_more_weight() -> None:
     times = {"c.jpg": 0.0, "b.jpg": 2.0, "a.jpg": 4.0, "d.jpg": 24.0, "e.jpg": 24.5, "f/a.jpg": 1.0, "f/b.jpg": 3.0}
     found = neighbours_in_time(HERE, [*times, "none.jpg"], times)
     assert found == {
@@ -139,7 +139,7 @@ def test_images_in_a_row_are_neighbours_the_closer_the_shorter_the_time() -> Non
 
 
 @pytest.mark.parametrize("times", [{}, {"a.jpg": 1.0}, {"a.jpg": 1.0, "b.jpg": 1.0}, {"a.jpg": 1.0, "f/c.jpg": 2.0}])
-def test_without_times_there_is_nothing_to_go_by(times: dict[str, float]) -> None:
+def test_without_times_the_term_is_refused(times: dict[str, float]) -> None:
     match = rf"appearance.smooth: {len(times)} of 3 images in scene carry a time .*times.csv .*appearance.smooth=0"
     with pytest.raises(UserError, match=match):
         neighbours_in_time(HERE, ["a.jpg", "b.jpg", "f/c.jpg"], times)
@@ -169,7 +169,7 @@ def learner(rows: torch.Tensor, names: Sequence[str], times: Mapping[str, float]
 
 
 def gradients(appearance: SharedAppearance, names: Sequence[str]) -> torch.Tensor:
-    """Of the term alone, an image a block; the step is not taken."""
+    """Gradients of the term alone, with one image for each block; no step is taken."""
     appearance.begin_step(True, len(names))
     for position, name in enumerate(names):
         (0 * appearance.correct(torch.full((3, 2, 2), 0.5).to(appearance._rows), name)).sum().backward()
@@ -195,13 +195,13 @@ def test_the_gradient_is_that_of_the_weighted_squares() -> None:
             assert float(found[place][entry]) == pytest.approx(slope, abs=1e-6)
 
 
-def test_alone_it_brings_neighbours_to_one_value_and_leaves_the_mean() -> None:
+def test_the_term_alone_makes_neighbours_equal_and_keeps_the_mean() -> None:
     rows = torch.randn(4, 3, 4)
     rows -= rows.mean(0)
     appearance = learner(rows * 0.05, NAMES, TIMES, 1e3)
     middle = (rows[0] + rows[1] - rows[2] - rows[3]) * 0.05 / 4
     for i in range(2000):
-        appearance._updates = 15 * i  # The rates fall to their end.
+        appearance._updates = 15 * i  # So that the learning rates fall to their final values.
         gradients(appearance, NAMES)
         appearance.finish_step()
         assert appearance.table.rows.mean(0).abs().max() < 1e-6
@@ -211,7 +211,7 @@ def test_alone_it_brings_neighbours_to_one_value_and_leaves_the_mean() -> None:
     torch.testing.assert_close(found[0], middle, atol=0.02, rtol=0)
 
 
-def test_an_image_that_was_not_shown_pulls_nothing() -> None:
+def test_an_image_that_was_not_shown_gives_no_gradient() -> None:
     appearance = learner(torch.zeros(4, 3, 4), NAMES, TIMES, 1e3)
     appearance._rows[0] = 1.0
     appearance._seen[1] = False
@@ -244,7 +244,7 @@ def everything(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What a run in one process gives."""
+    """Model and corrections of a run in one process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
@@ -271,7 +271,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, whole: dict[s
     assert_same_bits(whole, everything(tmp_path))
 
 
-def test_a_weight_changes_the_corrections(scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+def test_the_term_changes_the_corrections(scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     train(make_config(scene_folder, tmp_path, SMOOTH[0]))
     free = everything(tmp_path)["rows"]
     assert not torch.equal(free, whole["rows"])

@@ -1,4 +1,4 @@
-"""Which cameras train a block."""
+"""Assignment of training views to blocks."""
 
 import math
 from dataclasses import replace
@@ -32,13 +32,13 @@ TABLE = PartitionTable((-20.0, 0.0, -5.0, 20.0, 100.0, 20.0), (2, 2, 1), torch.e
 
 
 def town(center: float, count: int = 150) -> Anchors:
-    """A carpet of splats, 8 wide, around (center, 0, 0)."""
+    """Anchors on a plane, 8 wide, around (center, 0, 0)."""
     generator = keyed_generator("town", int(center))
     place = (torch.rand(count, 3, generator=generator) - 0.5) * torch.tensor([8.0, 8.0, 0.5])
     return Anchors(
         position=place + torch.tensor([center, 0, 0]),
         offset=torch.randn(count, 4, 3, generator=generator) * 0.3,
-        feature=10 * torch.randn(count, 8, generator=generator),  # large: an untrained decoder is pale
+        feature=10 * torch.randn(count, 8, generator=generator),  # large, so that an untrained decoder gives contrast
         log_scale=torch.full((count, 6), math.log(0.4)),
         rotation=torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
         opacity=torch.zeros(count, 1),
@@ -78,16 +78,16 @@ def assign(threshold: float = 0.05, by: str = "ssim") -> list[list[str]]:
 
 
 @pytest.mark.parametrize("by", ["ssim", "contribution", "visibility"])
-def test_camera_trains_the_block_that_it_sees_and_the_one_that_it_stands_in(by: str) -> None:
+def test_a_camera_trains_the_blocks_that_it_sees_and_the_one_it_is_in(by: str) -> None:
     seen = assign(by=by)
     assert seen == [["over_a.jpg", "high.jpg", "a_to_b.jpg"], ["over_b.jpg", "high.jpg", "a_to_b.jpg"], [], []]
-    # It stands in block 0 and sees nothing of it.
+    # The camera is in block 0 and sees nothing of it.
     assert TABLE.owner(A_TO_B) == 0
     assert set(view_changes(TOWNS, DECODER, A_TO_B, CELL, BLACK)) == {1}
 
 
 @pytest.mark.parametrize("by", ["ssim", "contribution", "visibility"])
-def test_higher_threshold_gives_fewer_views_and_never_takes_the_own_ones(by: str) -> None:
+def test_a_higher_threshold_gives_fewer_views_but_keeps_those_of_cameras_in_the_block(by: str) -> None:
     few, many = assign(0.9, by), assign(0.001, by)
     assert all(set(a) <= set(b) for a, b in zip(few, many, strict=True))
     for camera in CAMERAS:
@@ -96,22 +96,22 @@ def test_higher_threshold_gives_fewer_views_and_never_takes_the_own_ones(by: str
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
 def test_change_is_that_of_leaving_the_block_out(camera: Camera) -> None:
-    """The Gaussians are decoded once and left out by block; decoding without the block's anchors gives the same."""
+    """All Gaussians are decoded once, and those of a block left out; rendering without its anchors gives the same."""
     changes = view_changes(TOWNS, DECODER, camera, CELL, BLACK)
     whole = render_image(TOWNS, DECODER, camera, BLACK)
     for block in range(TABLE.n):
         without = render_image(TOWNS.subset(block != CELL), DECODER, camera, BLACK)
         # 1e-5: a matrix product over other rows rounds differently, and SSIM sums 5,000 such pixels.
         assert changes.get(block, 0.0) == pytest.approx(1 - float(ssim(whole, without)), abs=1e-5)
-        if block not in changes:  # nothing of it in the image, so nothing changes, exactly
+        if block not in changes:  # nothing of it is in the image
             torch.testing.assert_close(without, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
-def test_contributions_share_out_the_alpha(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributions_sum_to_alpha(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         alpha = float(render_view(TOWNS, DECODER, camera, BLACK).output.alpha.mean())
-    # Anchors dealt out to 40 blocks: however many renders the channels take, they are parts of the same image.
+    # With 40 blocks, and however many renders their channels are distributed over.
     dealt = torch.arange(len(TOWNS)) % 40
     whole = view_contributions(TOWNS, DECODER, camera, dealt)
     monkeypatch.setattr(ownership, "CHANNELS", 7)
@@ -135,7 +135,7 @@ def test_contribution_is_one_render(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(view_contributions(TOWNS, DECODER, HIGH, torch.arange(len(TOWNS)) % 40)) == 40 and len(drawn) == 1
 
 
-def test_skipped_block_is_not_looked_at() -> None:
+def test_a_skipped_block_has_no_change() -> None:
     assert set(view_changes(TOWNS, DECODER, HIGH, CELL, BLACK)) == {0, 1}
     assert set(view_changes(TOWNS, DECODER, HIGH, CELL, BLACK, skip=0)) == {1}
 
@@ -150,7 +150,7 @@ def test_weak_blocks_are_named_with_their_cell() -> None:
 
 
 def write_coarse(folder: Path) -> None:
-    """A model of the tiny scene's plane, of no beauty, where a coarse training would leave it."""
+    """Writes random anchors on the plane of the tiny scene where coarse training would write its model."""
     iteration = folder / "point_cloud" / "iteration_10"
     iteration.mkdir(parents=True)
     anchors = Anchors.cat([town(-4.0), town(4.0)])

@@ -1,4 +1,4 @@
-"""What is learned of what lies behind everything."""
+"""The learned background."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,14 +50,14 @@ def with_background(degree: int, seed: int = 0) -> GaussianDecoder:
 
 
 @pytest.mark.parametrize("degree", DEGREE.values())
-def test_what_light_is_left_shows_the_background(degree: int) -> None:
+def test_the_background_is_weighted_by_the_transmittance(degree: int) -> None:
     anchors, decoder, view = random_anchors(40), with_background(degree), camera()
     shown = render_view(anchors, decoder, view, BLACK)
     drawn = rasterize(shown.decoded.gaussians, view, BLACK)
     assert 0 < drawn.alpha.mean() < 0.99
     behind = decoder.background(pixel_directions(view, BLACK)).T.view(3, view.height, view.width)
     torch.testing.assert_close(shown.output.image, drawn.image + (1 - drawn.alpha) * behind)
-    # Where nothing is left, the background cannot show.
+    # Where the transmittance is 0, the background has no effect.
     assert torch.equal(drawn.image + (1 - torch.ones_like(drawn.alpha)) * behind, drawn.image)
     assert torch.equal(shown.output.alpha, drawn.alpha)
 
@@ -82,15 +82,15 @@ def test_directions_pass_through_the_centres_of_pixels() -> None:
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])
-def test_the_basis_spans_what_the_rasterizers_harmonics_do(degree: int) -> None:
+def test_the_basis_spans_the_harmonics_of_the_rasterizer(degree: int) -> None:
     direction = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)))
     size = (degree + 1) ** 2
-    family = spherical_harmonics(degree, direction, torch.eye(size).expand(50, size, size).contiguous())
+    theirs = spherical_harmonics(degree, direction, torch.eye(size).expand(50, size, size).contiguous())
     ours = sh_basis(degree, direction)
-    torch.testing.assert_close(ours @ torch.linalg.lstsq(ours, family).solution, family, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours @ torch.linalg.lstsq(ours, theirs).solution, theirs, atol=1e-5, rtol=0)
 
 
-def test_heads_begin_as_they_do_without_one(tmp_path: Path) -> None:
+def test_the_heads_of_the_decoder_start_as_without_a_background(tmp_path: Path) -> None:
     plain, learned = (
         DecoderLearner(make_config(tmp_path, tmp_path, f"model.background={kind}"), CPU).module
         for kind in ("fixed", "constant")
@@ -101,7 +101,7 @@ def test_heads_begin_as_they_do_without_one(tmp_path: Path) -> None:
     assert_same_bits(plain.state_dict(), weights)
 
 
-def test_files_hold_it(tmp_path: Path) -> None:
+def test_decoder_files_hold_the_background(tmp_path: Path) -> None:
     decoder = GaussianDecoder(8, 4, background_degree=2)
     torch.nn.init.normal_(decoder.background.sh)
     save_decoder(tmp_path, decoder)
@@ -128,8 +128,8 @@ def test_a_sky_is_learned_where_no_anchor_hides_it(tmp_path: Path) -> None:
     torch.testing.assert_close(found, torch.tensor([SKY]), atol=0.05, rtol=0)
 
 
-def test_a_hidden_one_still_learns_the_images_usual_colour() -> None:
-    """Its own term has no gradient to the image, and none is left where it shows what the images do."""
+def test_a_hidden_background_still_learns_the_mean_colour_of_images() -> None:
+    """By a loss term of its own, which is zero once the background has the colour of the images."""
     config = make_config(Path("scene"), Path("out"), "model.background=constant")
     anchors, decoder, view = random_anchors(40), with_background(0), camera()
     decoder.background.requires_grad_(True)
@@ -147,7 +147,7 @@ def test_a_hidden_one_still_learns_the_images_usual_colour() -> None:
 
 
 @pytest.mark.slow
-def test_ranks_and_resume_do_not_change_it(tmp_path: Path) -> None:
+def test_ranks_and_resume_do_not_change_the_background(tmp_path: Path) -> None:
     scene = write_tiny_scene(tmp_path / "scene")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene, whole, ON))
@@ -160,7 +160,7 @@ def test_ranks_and_resume_do_not_change_it(tmp_path: Path) -> None:
     assert_same_bits(model, run_ranks(scene, tmp_path / "ranks", 2, ON))
 
 
-def test_a_block_is_missed_by_what_shows_behind_it() -> None:
+def test_the_change_by_a_block_is_measured_before_the_learned_background() -> None:
     anchors, decoder, view = random_anchors(60), with_background(0), camera()
     block = (anchors.position[:, 0] > 0).long()
     decoder.background.sh.fill_(-0.5 / float(sh_basis(0, torch.eye(3)[:1])))
@@ -170,12 +170,12 @@ def test_a_block_is_missed_by_what_shows_behind_it() -> None:
     assert all(abs(plain[b] - black[b]) < 1e-5 for b in plain)
 
 
-def test_it_needs_the_shared_decoder(tmp_path: Path) -> None:
+def test_a_learned_background_needs_the_shared_decoder(tmp_path: Path) -> None:
     others = ["blocks.decoder=per_block", "teacher.enabled=false", "blocks.boundary_finetuning=false",
               "blocks.decoder_freeze_rounds=0"]  # fmt: skip
     with pytest.raises(UserError, match=r"model.background is 'directional', expected fixed"):
         make_config(tmp_path, tmp_path, *others, ON)
 
 
-def test_explicit_gaussians_go_without(tmp_path: Path) -> None:
+def test_explicit_gaussians_have_no_learned_background(tmp_path: Path) -> None:
     assert make_config(tmp_path, tmp_path, "model.primitive=gaussians", ON).model.background == "fixed"

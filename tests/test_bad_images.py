@@ -1,4 +1,4 @@
-"""Bad images in training (``scene.bad_images=skip``): the promises of block training hold with them, too."""
+"""Bad images in training (``scene.bad_images=skip``): with them, too, ranks and resume change no bit."""
 
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def test_bad_images_change_neither_resume_nor_ranks(tmp_path: Path, capsys: pyte
         image.write_bytes(image.read_bytes()[:200])
     outcome = train(make_config(scene, tmp_path / "one", *SKIP))
     assert outcome.bad_images.keys() == bad
-    said = capsys.readouterr().err
-    assert all(said.count(f"images/{name}") == 1 for name in bad), "each is named once"
+    printed = capsys.readouterr().err
+    assert all(printed.count(f"images/{name}") == 1 for name in bad), "each is named once"
 
     config = make_config(scene, tmp_path / "resumed", *SKIP, "log.checkpoint_every=17")
     interrupt(config, 22)

@@ -1,4 +1,4 @@
-"""``momentum-gs bench``: what the kernels are compared with draws and computes the same, and the table says so."""
+"""``momentum-gs bench``: what the kernels are compared with gives the same results, and the table has all rows."""
 
 import inspect
 import sys
@@ -26,7 +26,7 @@ def lines_of(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_raster_prints_ours_the_reference_and_why_not_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_raster_compares_with_the_reference_and_says_why_with_no_others(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     head, *rows = lines_of(capsys, "raster", "--gaussians", "500", "--size", "80x60", "--original", "no_such_module")
     assert head.startswith("raster: 500 Gaussians, 80x60, torch") and "1 threads, medians of 1" in head
@@ -34,13 +34,13 @@ def test_raster_prints_ours_the_reference_and_why_not_the_others(capsys: pytest.
     assert any("no_such_module: not compared (No module named" in row for row in rows)
     (ratio,) = (row for row in rows if "readable reference" in row)
     assert "the time of ours" in ratio and "image differs by" in ratio
-    assert torch.get_num_threads() == threads  # what the flag changed is put back
+    assert torch.get_num_threads() == threads  # --threads is undone
 
 
 def test_raster_compares_with_an_installed_original(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours has the original's interface, so it can stand in for it."""
+    """Our rasterizer has the interface of the original, so it can be used in its place."""
     monkeypatch.setitem(sys.modules, "original_rasterizer", diff_gaussian_rasterization)
     rows = lines_of(capsys, "raster", "--gaussians", "500", "--size", "80x60", "--original", "original_rasterizer")
     (row,) = (row for row in rows if "original (original_rasterizer)" in row)
@@ -72,13 +72,13 @@ def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "invalid size value: 'large'" in capsys.readouterr().err
 
 
-def test_step_still_asks_for_its_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_asks_for_a_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "step", "device=cpu"]) == 2
     assert "bench: no output folder is given, expected that of a run; give -m OUT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("draw", [official_draw(diff_gaussian_rasterization), reference_draw(reference)])
-def test_others_are_asked_for_our_picture(draw: object) -> None:
+def test_the_others_render_the_same_image(draw: object) -> None:
     gaussians, camera = raster_load(400, 60, 45, CPU)
     expected = rasterize(gaussians, camera, torch.zeros(3)).image
     assert expected.mean() > 0.05
@@ -86,8 +86,8 @@ def test_others_are_asked_for_our_picture(draw: object) -> None:
     assert (draw(gaussians, camera) - expected).abs().mean() < 1e-5
 
 
-def test_gsplat_is_asked_for_our_picture() -> None:
-    """It draws on GPUs only; here its signature is held against the call, and the camera against its convention."""
+def test_gsplat_is_called_for_the_same_image() -> None:
+    """It rasterizes on GPUs only; here the call is checked against its signature, and the camera in the call."""
     gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
     gaussians, camera = raster_load(10, 60, 45, CPU)
     calls: list[inspect.BoundArguments] = []
@@ -119,7 +119,7 @@ def test_the_load_is_as_described() -> None:
 def test_grow_prints_ratios_and_agrees_with_the_plain_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_grow, "CHUNK", 300)  # So that there are several, and the last is not full.
+    monkeypatch.setattr(bench_grow, "CHUNK", 300)  # So that there are several chunks, and the last is not full.
     head, small, large, plain = lines_of(capsys, "grow", "--anchors", "4000,1000", "model.n_offsets=3")
     assert head.startswith("grow: K = 3, F = 32, torch") and head.endswith("1 threads, medians of 1")
     assert small.split()[0] == "1000" and int(small.split()[2]) > 0
@@ -141,7 +141,7 @@ def test_swap_compares_the_store_with_torch_save(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_swap_tells_how_long_a_run_waited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_swap_prints_how_long_a_run_waited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = tmp_path / "events.jsonl"
     assert cli.main(["bench", "swap", "--anchors", "10", "-m", str(tmp_path), "device=cpu"]) == 2
     assert f"{events}: no such file" in capsys.readouterr().err

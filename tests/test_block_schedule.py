@@ -23,10 +23,10 @@ KINDS = ["permutation", "sequential", "random"]
 def test_every_block_trains_all_its_steps(n: int, k: int, steps: int, kind: str) -> None:
     rounds = Schedule(n, k, steps, BlocksConfig(schedule=kind, interval=500), seed=3)
     done: Counter[int] = Counter()
-    for turn in rounds:
-        assert 1 <= len(turn.blocks) <= k
-        assert len(set(turn.blocks)) == len(turn.blocks)
-        done.update(dict.fromkeys(turn.blocks, turn.steps))
+    for round_ in rounds:
+        assert 1 <= len(round_.blocks) <= k
+        assert len(set(round_.blocks)) == len(round_.blocks)
+        done.update(dict.fromkeys(round_.blocks, round_.steps))
     assert done == dict.fromkeys(range(n), steps)
 
 
@@ -80,15 +80,15 @@ def lagging(n: int, k: int, intervals: int, weights: torch.Tensor, groups: int =
     return schedule
 
 
-def test_lagging_blocks_come_up_in_proportion_to_their_weight() -> None:
+def test_lagging_blocks_train_in_proportion_to_their_weight() -> None:
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.5, 1.75])
     schedule = lagging(6, 2, 61, weights)
-    done = Counter(b for turn in schedule if turn.decoder_live for b in turn.blocks)
+    done = Counter(b for round_ in schedule if round_.decoder_live for b in round_.blocks)
     assert sum(done.values()) == 6 * 60, "as many intervals as any schedule gives"
     share = weights / weights.sum() * 6 * 60
-    # What a block has had differs from what it has earned by less than one interval, and less than k at the end.
+    # The intervals that a block has trained differ from its share by less than one, and at the end by at most k = 2.
     assert all(abs(done[b] - share[b]) <= 2 for b in range(6)), (done, share)
-    frozen = [b for turn in schedule if not turn.decoder_live for b in turn.blocks]
+    frozen = [b for round_ in schedule if not round_.decoder_live for b in round_.blocks]
     assert sorted(frozen) == list(range(6)), "every block is fine-tuned once"
 
 
@@ -97,11 +97,12 @@ def test_lagging_blocks_come_up_in_proportion_to_their_weight() -> None:
 def test_lagging_starves_no_block(n: int, k: int, seed: int) -> None:
     k = min(k, n)
     weights = 1 + torch.rand(n, generator=torch.Generator().manual_seed(seed)) * 0.999
-    live = [turn for turn in lagging(n, k, 41, weights) if turn.decoder_live]
-    # A block earns at least k / (2n) a round, so it is due after 2n / k rounds; up to n others may be due before it.
+    live = [round_ for round_ in lagging(n, k, 41, weights) if round_.decoder_live]
+    # A block's share grows by at least k / (2n) a round, so it is due after 2n / k rounds; up to n blocks may be due
+    # before it.
     longest = math.ceil(2 * n / k) + math.ceil(n / k)
     for block in range(n):
-        at = [-1, *(i for i, turn in enumerate(live) if block in turn.blocks), len(live)]
+        at = [-1, *(i for i, round_ in enumerate(live) if block in round_.blocks), len(live)]
         assert max(b - a for a, b in itertools.pairwise(at)) <= longest + 1
 
 
@@ -128,16 +129,16 @@ def test_groups_stay_with_their_ranks(n: int, k: int, groups: int, kind: str) ->
     schedule = Schedule(n, k, 100, BlocksConfig(schedule=kind, interval=10, groups=groups), seed=2)
     done: Counter[int] = Counter()
     for ranks in (1, groups, 2 * groups):
-        homes: dict[int, set[int]] = {}
+        ranks_of_group: dict[int, set[int]] = {}
         for i in range(len(schedule)):
             schedule.draw(i, torch.ones(n))
-            turn = schedule[i]
-            for block, rank in zip(turn.blocks, ranks_of(turn.blocks, groups, ranks), strict=True):
-                homes.setdefault(block % groups, set()).add(rank)
+            round_ = schedule[i]
+            for block, rank in zip(round_.blocks, ranks_of(round_.blocks, groups, ranks), strict=True):
+                ranks_of_group.setdefault(block % groups, set()).add(rank)
                 assert rank < ranks
             if ranks == 1:
-                done.update(turn.blocks)
-        machines = {group: {rank * groups // ranks for rank in found} for group, found in homes.items()}
+                done.update(round_.blocks)
+        machines = {group: {rank * groups // ranks for rank in found} for group, found in ranks_of_group.items()}
         if ranks >= groups:
             assert machines == {group: {group} for group in range(groups)}, "one machine a group"
     if kind != "lagging":
@@ -146,9 +147,9 @@ def test_groups_stay_with_their_ranks(n: int, k: int, groups: int, kind: str) ->
 
 def test_some_blocks_train_on() -> None:
     schedule = Schedule.continued([5, 3], 4, 120, 1000, BlocksConfig(interval=50), seed=0)
-    assert [turn.first_step for turn in schedule] == [1000, 1050, 1100]
-    assert [turn.steps for turn in schedule] == [50, 50, 20]
-    assert all(sorted(turn.blocks) == [3, 5] and not turn.decoder_live for turn in schedule)
+    assert [round_.first_step for round_ in schedule] == [1000, 1050, 1100]
+    assert [round_.steps for round_ in schedule] == [50, 50, 20]
+    assert all(sorted(round_.blocks) == [3, 5] and not round_.decoder_live for round_ in schedule)
     assert schedule.total == 1120
 
 

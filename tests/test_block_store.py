@@ -1,4 +1,4 @@
-"""Blocks at rest: through memory, disk or both, k swaps are no swaps; files are whole or named."""
+"""Inactive blocks: swaps through memory, disk or both change nothing; damaged files are named."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def first_state(config: Config, block: int) -> AnchorBlock:
 
 
 def train_a_little(state: AnchorBlock, config: Config) -> None:
-    """An Adam step, statistics and a growth of their own: everything that a block carries changes."""
+    """An Adam step, statistics and growth that differ by block and step: everything that a block holds changes."""
     generator = keyed_generator(state.block, state.step)
     for group in state.optimizer.param_groups:
         group["params"][0].grad = torch.randn(group["params"][0].shape, generator=generator)
@@ -58,17 +58,17 @@ def assert_same(found: PackedBlock, wanted: PackedBlock) -> None:
 
 
 @pytest.mark.parametrize("blocks_in_memory", [None, 0, 1.5, 3])
-def test_swaps_through_memory_disk_or_both_are_no_swaps(
+def test_swaps_through_memory_disk_or_both_change_nothing(
     config: Config, tmp_path: Path, blocks_in_memory: float | None
 ) -> None:
     wanted = {b: first_state(config, b) for b in range(N)}
     size = max(pack(state).nbytes for state in wanted.values())
-    # Moments double what a block holds once it has trained; growth adds some.
+    # Moments about double the size of a block once it has trained, and growth adds to it.
     bound = None if blocks_in_memory is None else int(3 * size * blocks_in_memory)
     store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store", bound)
     for block in range(N):
         store.put(block, pack(first_state(config, block)))
-    rounds = [turn.blocks for turn in Schedule(N, 2, 4, config.blocks.__class__(interval=1), seed=1)]
+    rounds = [round_.blocks for round_ in Schedule(N, 2, 4, config.blocks.__class__(interval=1), seed=1)]
     for i, blocks in enumerate(rounds):
         active = store.activate(blocks)
         assert [state.block for state in active] == list(blocks)
@@ -87,7 +87,7 @@ def test_swaps_through_memory_disk_or_both_are_no_swaps(
     assert not (tmp_path / "store").exists(), "nothing is left behind"
 
 
-def test_a_file_of_version_0_1_is_read_under_the_names_of_now(config: Config, tmp_path: Path) -> None:
+def test_a_file_of_version_0_1_is_read_with_todays_names(config: Config, tmp_path: Path) -> None:
     wanted = pack(first_state(config, 0))
     old = {
         name.replace("rows.", "anchors.").replace("anchor_denom", "anchor_demon"): value
@@ -104,7 +104,7 @@ def test_a_file_of_version_0_1_is_read_under_the_names_of_now(config: Config, tm
     assert_same(pack(store.activate((0,))[0]), wanted)
 
 
-def test_a_round_finds_its_blocks_in_memory(config: Config, tmp_path: Path) -> None:
+def test_the_blocks_of_the_next_round_are_loaded_ahead(config: Config, tmp_path: Path) -> None:
     store = BlockStore(N, config, CPU, LocalComm(), tmp_path / "store", 0)
     states = [first_state(config, block) for block in range(N)]
     for state in states:
@@ -120,12 +120,12 @@ def test_a_round_finds_its_blocks_in_memory(config: Config, tmp_path: Path) -> N
     active = store.activate((2, 3))
     store.look_ahead([(4, 0), (1, 2)])
     store.join()
-    # 0 and 1 have just trained; 4 comes from disk. 1 comes up last of them, so it made room.
+    # 0 and 1 have just trained; 4 is read from disk. 1 is needed last of them, so it was moved to disk.
     assert [b for b in (0, 1, 4) if store._inactive[b].packed is not None] == [0, 4]
     store.rest(active)
 
 
-def test_what_the_background_meets_is_raised(config: Config, tmp_path: Path) -> None:
+def test_an_error_of_the_background_thread_is_raised(config: Config, tmp_path: Path) -> None:
     store = BlockStore(2, config, CPU, LocalComm(), tmp_path / "store", 0)
     for block in range(2):
         store.put(block, pack(first_state(config, block)))
@@ -170,7 +170,7 @@ def test_files_are_what_the_library_reads(config: Config, tmp_path: Path) -> Non
     assert torch.equal(rows["position"], packed.tensors["rows.position"])
 
 
-def test_harm_to_a_file_is_found(tmp_path: Path) -> None:
+def test_damage_to_a_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x"
     record = write_tensors(path, {"a": torch.arange(100)}, {})
     assert record.mismatch(path) is None

@@ -1,4 +1,4 @@
-"""Block weights against the original's figures."""
+"""Block weights against values of the official code."""
 
 import torch
 from anchor_scene import parity
@@ -33,7 +33,7 @@ def test_the_best_block_weighs_one() -> None:
     assert torch.equal(block_weights(torch.tensor([17.0]), torch.tensor([0.3]), 1.0), torch.ones(1))
 
 
-def test_a_scale_of_zero_takes_its_metric_out() -> None:
+def test_with_a_scale_of_zero_a_metric_does_not_count() -> None:
     psnr, ssim = torch.tensor([[22.0, 25.0, 24.0], [0.7, 0.8, 0.9]], dtype=torch.float64)
     same = torch.zeros_like(psnr)
     by_psnr, by_ssim = block_weights(psnr, ssim, 5.0, ssim_scale=0.0), block_weights(psnr, ssim, 5.0, psnr_scale=0.0)

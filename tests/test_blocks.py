@@ -26,7 +26,7 @@ def test_members_are_exactly_those_of_the_original() -> None:
     assert torch.equal(grid.cell_of(points), wanted.int().argmax(dim=1))
 
 
-def test_numbers_may_come_as_any_sequence() -> None:
+def test_box_and_grid_may_be_any_sequences() -> None:
     wanted = BlockGrid(AABB, (2, 1, 4))
     for aabb, dim in (
         (list(AABB), [2, 1, 4]),
@@ -61,7 +61,7 @@ def test_every_point_is_in_exactly_one_cell(
     grid, points = BlockGrid(AABB, dim, None if equal else (x, y, z)), torch.tensor(rows, dtype=dtype)
     member = torch.stack([grid.members(points, block) for block in range(grid.n)])
     assert (member.sum(dim=0) == 1).all()
-    # And that cell's bounds hold its contracted coordinates, up to its own last face and round-off of the scaling.
+    # The bounds of that cell contain its contracted coordinates, up to round-off.
     unit = contract(points, AABB).double()
     for point, block in zip(unit, grid.cell_of(points).tolist(), strict=True):
         low, high = grid.cell_bounds(block).split(3)
@@ -75,7 +75,7 @@ def test_cuts_are_where_they_are_given() -> None:
     grid = BlockGrid(AABB, (2, 1, 4), CUTS)
     for axis, axis_cuts in enumerate(CUTS):
         for place, cut in enumerate(axis_cuts):
-            # 1e-9: contracting what was uncontracted in float64 is off by some 1e-16.
+            # 1e-9 on either side, as uncontracting and contracting in float64 has an error of about 1e-16.
             sides = torch.full((2, 3), 0.45, dtype=torch.float64)
             sides[:, axis] += torch.tensor([-1e-9, 1e-9]).double() + cut - 0.45
             cells = [grid.cell(block)[axis] for block in grid.cell_of(uncontract(sides, AABB)).tolist()]
@@ -90,7 +90,7 @@ def test_equal_cuts_are_no_cuts() -> None:
 
 
 def test_neighbours_share_a_face() -> None:
-    """By their bounds: two axes alike, and the third one's end is the other one's start."""
+    """In their bounds two axes are equal, and on the third the end of one is the start of the other."""
     grid = BlockGrid(AABB, (2, 3, 4), ((0.3,), (0.4, 0.6), (0.1, 0.5, 0.8)))
     bounds = [grid.cell_bounds(block).view(2, 3) for block in range(grid.n)]
     for a in range(grid.n):
@@ -111,7 +111,7 @@ def test_cuts_that_do_not_fit_are_refused(cuts: tuple) -> None:
 
 
 def test_cells_are_half_open() -> None:
-    """A grid of 2x2x2 is cut at the box's middle; a point in the cut belongs to the upper cell."""
+    """A grid of 2x2x2 is cut in the middle of the box; a point on the cut belongs to the upper cell."""
     grid = BlockGrid((-1, -1, -1, 1, 1, 1), (2, 2, 2))
     below = torch.nextafter(torch.tensor(-0.0), torch.tensor(-1.0)).item()
     points = torch.tensor([[0.0, 0, 0], [-0.1, 0, 0], [0, -0.1, -0.1], [-0.1, -0.1, -0.1], [below, 0, 0]])
@@ -122,7 +122,7 @@ def test_cells_are_half_open() -> None:
 def test_the_far_end_belongs_to_the_last_cell() -> None:
     grid = BlockGrid(AABB, (2, 1, 4))
     far = torch.tensor([[1e30, 100, -70], [-1e30, 100, -70], [0, 100, 1e30], [0, 100, -1e30]])
-    # In float32 the far coordinate contracts to exactly 1 or 0; the others stay in the middle.
+    # In float32 a coordinate of 1e30 contracts to exactly 1 or 0; the others are in the middle of the box.
     assert contract(far, AABB).tolist() == [[1, 0.5, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 1], [0.5, 0.5, 0]]
     assert grid.cell_of(far).tolist() == [5, 4, 7, 1]
 
@@ -135,7 +135,7 @@ def test_bounds_of_the_cells_tile_the_unit_cube() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_point_that_is_nowhere_is_refused(value: float) -> None:
+def test_a_point_that_is_not_finite_is_refused(value: float) -> None:
     points = torch.zeros(5, 3)
     points[2, 1] = value
     with pytest.raises(UserError, match="1 of 5 points are NaN or infinite"):

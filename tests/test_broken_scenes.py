@@ -1,4 +1,4 @@
-"""Ways to break a scene: 'doctor' names each with its file and a cure, and 'train' refuses it in one line or copes."""
+"""Ways to break a scene: 'doctor' reports each with file and cure, and 'train' refuses it in one line or trains."""
 
 import json
 import math
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 # 16 steps show each of the 14 training views.
 TRAIN = ["stage=coarse", "steps=16", "scene.resolution=1", "model.voxel_size=0.3", "log.tensorboard=false"]
 SECONDS = 60
-"""A case takes two; one that takes this long hangs."""
+"""A case takes two seconds; one that takes this long hangs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Case:
     damage: Callable[[Path], list[str] | None]
     """Breaks the scene in the folder; returns settings to run it with, if it needs any."""
     check: str
-    """Of the finding."""
+    """Name of the check that 'doctor' reports."""
     names: str
     """What the finding and the refusal must name: a file, an image or a setting."""
     severity: str = "error"
@@ -106,8 +106,8 @@ def edit_text(scene: Path, name: str, change: Callable[[list[str]], list[str]]) 
     path.write_text("\n".join(change(path.read_text().split("\n"))))
 
 
-# Ways to break one. Byte offsets are those of COLMAP's layout: a count, then in cameras.bin id, model, width, height,
-# parameters; in images.bin id, quaternion, translation, camera, name.
+# Damage that is refused. Byte offsets are those of COLMAP's layout: a count, then in cameras.bin id, model, width,
+# height, parameters; in images.bin id, quaternion, translation, camera, name.
 
 
 def truncated_cameras(scene: Path) -> None:
@@ -239,7 +239,7 @@ def sparse_missing(scene: Path) -> None:
 
 
 def images_folder_missing(scene: Path) -> None:
-    (scene / "images").rename(scene / "pictures")
+    (scene / "images").rename(scene / "elsewhere")
 
 
 def empty_folder(scene: Path) -> None:
@@ -340,7 +340,7 @@ def mask_of_bytes(scene: Path) -> None:
     (scene / "masks" / "005.png").write_text("not an image")
 
 
-# What training copes with.
+# Damage with which training still runs.
 
 
 def mask_all_black(scene: Path) -> None:
@@ -365,7 +365,7 @@ def far_from_the_origin(scene: Path) -> None:
 
 
 def no_tracks(scene: Path) -> None:
-    """As it is written."""
+    """No change: the tiny scene is written without tracks."""
 
 
 def one_camera(scene: Path) -> list[str]:
@@ -558,7 +558,7 @@ def whole_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
-    """What hangs becomes an error."""
+    """Raises ``TimeoutError`` in a test that hangs."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no end after {SECONDS} s")
@@ -571,7 +571,7 @@ def alarm() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.damage.__name__}-{case.check}" for case in CASES])
-def test_a_broken_scene_is_named(
+def test_damage_is_reported_and_refused_or_tolerated(
     case: Case, whole_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = tmp_path / "scene"
@@ -589,11 +589,11 @@ def test_a_broken_scene_is_named(
         assert all(finding["cure"] for finding in mine), mine
 
     status = main(["train", *BASE, "-s", str(scene), "-m", str(tmp_path / "out"), *settings])
-    said = capsys.readouterr().err
-    assert status == (2 if case.refused else 0), said
+    printed = capsys.readouterr().err
+    assert status == (2 if case.refused else 0), printed
     if case.refused:
-        assert said.count("\n") == 1, said
-        assert case.names in said
+        assert printed.count("\n") == 1, printed
+        assert case.names in printed
     else:
         assert list((tmp_path / "out" / "point_cloud").glob("iteration_16/point_cloud.ply"))
 
@@ -601,17 +601,17 @@ def test_a_broken_scene_is_named(
 def test_a_whole_scene_has_no_errors(whole_scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *BASE, str(whole_scene), "--json", *TRAIN]) == 0
     checks = {finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]}
-    # What its own settings and its 13-units-wide cloud under 12 units of images bring about.
+    # Findings that follow from these settings and from points over 13 units, of which the images show fewer.
     assert checks <= {"steps", "points-unseen", "points-tracks", "up-axis", "voxel-size"}
 
 
 @pytest.mark.parametrize("is_file", [False, True])
-def test_without_a_folder_there_is_nothing_to_look_at(
+def test_a_scene_that_is_no_folder_is_refused(
     is_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = tmp_path / "scene"
     if is_file:
         scene.touch()
     assert main(["doctor", str(scene)]) == 2
-    said = capsys.readouterr().err
-    assert str(scene) in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert str(scene) in printed and printed.count("\n") == 1

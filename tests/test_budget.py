@@ -1,4 +1,4 @@
-"""The number of blocks that fits a bound of anchors."""
+"""The number of blocks with which no block exceeds a bound on anchors."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
 
 CONFIG = Config(model=ModelConfig(voxel_size=0.2))
-# A ground of 40 x 40 from 4 high: each of 19 x 19 images shows 4.8 x 3.6 of it.
+# 19 x 19 cameras at a height of 4 above a ground of 40 x 40; each image shows 4.8 x 3.6 of it.
 CAMERAS = [nadir_camera(f"{x}-{y}", float(x), float(y)) for x in range(-18, 19, 2) for y in range(-18, 19, 2)]
 
 
@@ -45,7 +45,7 @@ def test_largest_block_is_within_the_bound_and_as_expected() -> None:
     anchors = voxelize(points, 0.2)
     for (n, largest), limit in zip(found, limits, strict=True):
         assert limit / 3 < largest <= limit
-        # The blocks as they will be: what their views see of all anchors, of which the estimate looks at a sample.
+        # The blocks as they will be: all anchors that their views see. The estimate uses a sample of the points.
         table = automatic_layout(CAMERAS, points, replace(CONFIG.partition, blocks=n)).table()
         boxes = block_boxes(table, points)
         names = assign_cameras(CAMERAS, table, lambda c, t=table, b=boxes: view_cover(c, t, b), 0.05)  # type: ignore[misc]
@@ -56,7 +56,7 @@ def test_largest_block_is_within_the_bound_and_as_expected() -> None:
 @pytest.mark.parametrize(
     ("config", "limit"), [(CONFIG, 100), (replace(CONFIG, blocks=BlocksConfig(init="full")), 40_000)]
 )
-def test_what_no_number_mends_is_a_clear_error(config: Config, limit: int) -> None:
+def test_a_bound_that_no_number_of_blocks_meets_is_a_clear_error(config: Config, limit: int) -> None:
     """One view alone shows more than the bound; or every block starts from the whole cloud."""
     with pytest.raises(UserError, match=r"blocks: auto finds no number .* at best, with 1, .*max_gb_per_block"):
         blocks_within(limit, CAMERAS, ground(), config)

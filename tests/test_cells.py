@@ -1,4 +1,4 @@
-"""Maps of the block that a pixel shows: places by closed form, borders, files."""
+"""Maps of the block that each pixel shows: positions in closed form, borders, files."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def table(dim: tuple[int, int, int], joined: tuple[int, ...] | None = None) -> P
 
 
 def plane(alpha: float, height: float, shape: tuple[int, int] = (36, 48)) -> RenderOutput:
-    """What a camera sees that looks straight down on an even, half-transparent plane."""
+    """The render of a camera that looks straight down on a plane of constant alpha."""
     share = torch.full(shape, alpha)
     return RenderOutput(torch.zeros(3, *shape), share, share * height, torch.zeros(1, dtype=torch.int32), share)
 
@@ -32,25 +32,25 @@ def test_a_flat_ground_is_cut_where_the_partition_cuts_it() -> None:
     camera = nadir_camera("a.png", 0.33, 0.0)
     labels = CellLabels(table((2, 1, 1)), CPU).of(plane(0.8, 4.0), camera)
     x = 0.33 + (torch.arange(48) + 0.5 - camera.cx) / camera.fx * 4
-    # Inside the box contracted space is (x / 5) / 4 + 0.5, and a cell is half of it wide.
+    # Inside the box the contracted coordinate is (x / 5) / 4 + 0.5, and a cell has a width of 0.5.
     near = x.abs() < BORDER_SHARE * 0.5 * 4 * 5
     expected = 1 + 2 * (x >= 0).long() + near.long()
     assert set(expected.tolist()) == {1, 2, 3, 4}  # the image holds both blocks, inside and near the border
     assert torch.equal(labels, expected.expand(36, 48))
 
 
-def test_pixels_that_show_the_background_have_no_place() -> None:
+def test_pixels_that_show_the_background_belong_to_no_block() -> None:
     assert not CellLabels(table((2, 1, 1)), CPU).of(plane(0.09, 4.0), nadir_camera("a.png", 0, 0)).any()
 
 
 def test_cells_of_one_block_have_no_border_between_them() -> None:
     points = torch.tensor([[0.01, 1.0, 0.0], [2.0, 0.01, 0.0], [-2.0, 0.01, 0.0]], dtype=torch.float64)
     assert CellLabels(table((2, 2, 1)), CPU).near_border(points).tolist() == [True, True, True]
-    # Cells 0, 1 and 2 are one block, L-shaped: only cell 3 is cut off, by the two borders of its own.
+    # Cells 0, 1 and 2 are one L-shaped block: the only borders are the two of cell 3.
     joined = CellLabels(table((2, 2, 1), (0, 0, 0, 1)), CPU)
     assert joined.near_border(points).tolist() == [True, True, False]
     assert not CellLabels(table((1, 1, 1)), CPU).near_border(points).any()
-    # The ends of space are nobody's border.
+    # The ends of space are no borders.
     far = torch.tensor([[1e9, 1e9, 1e9], [-1e9, -1e9, -1e9]], dtype=torch.float64)
     assert not CellLabels(table((2, 2, 2)), CPU).near_border(far).any()
 
@@ -68,7 +68,7 @@ def test_world_points_project_back_to_their_pixels() -> None:
     assert torch.allclose(z, depth.double(), atol=1e-12, rtol=0)
 
 
-def test_files_keep_16_bits_and_another_kind_of_file_is_named(tmp_path: Path) -> None:
+def test_files_keep_16_bits_and_other_files_are_refused(tmp_path: Path) -> None:
     labels = torch.randint(0, 2**16, (36, 48), generator=torch.Generator().manual_seed(0))
     write_cells(tmp_path / "a" / "0.png", labels)
     assert torch.equal(read_cells(tmp_path / "a" / "0.png", 48, 36), labels)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or named, as many as wanted, on time; and the ways to go on from one."""
+"""Checkpoints: damage is found, as many are kept as wanted, by steps or time; and the ways to resume from one."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The undisturbed run."""
+    """The model of an uninterrupted run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
@@ -53,11 +53,6 @@ def whole(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def steps(out: Path) -> list[int]:
     return [step for step, _ in checkpoints(out / "checkpoint")]
-
-
-def stop_after(config: Config, step: int) -> None:
-    """A run that dies at that step."""
-    interrupt(config, step)
 
 
 @pytest.mark.slow
@@ -72,12 +67,12 @@ def test_as_many_as_wanted_are_kept(scene_folder: Path, tmp_path: Path, link: bo
         first, last = (tmp_path / f"checkpoint/step_{step}/block_{block}.safetensors" for step in (110, 120))
         return first.samefile(last)
 
-    assert sum(map(same, range(4))) == (2 if link else 0), "two of the four rest from step 105 on"
+    assert sum(map(same, range(4))) == (2 if link else 0), "two of the four are inactive from step 105 on"
 
 
 @pytest.mark.slow
-def test_time_brings_one_too(scene_folder: Path, tmp_path: Path) -> None:
-    # 6e-6 minutes are over at once, so every agreement of the ranks, each 10th step, writes one.
+def test_checkpoints_by_time(scene_folder: Path, tmp_path: Path) -> None:
+    # 6e-6 minutes are over at once, so the ranks, which agree on it every 10th step, write one each time.
     config = make_config(scene_folder, tmp_path, "log.checkpoint_minutes=6e-6", "log.keep_checkpoints=100")
     train(config)
     assert steps(tmp_path) == list(range(120, 0, -10))
@@ -85,11 +80,11 @@ def test_time_brings_one_too(scene_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "changed", "missing", "state"])
-def test_a_damaged_one_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str], harm: str
 ) -> None:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
-    stop_after(config, 80)
+    interrupt(config, 80)
     assert steps(tmp_path) == [75, 50]
     newest = tmp_path / "checkpoint" / "step_75"
     block, state = newest / "block_2.safetensors", newest / "state.json"
@@ -98,21 +93,21 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     elif harm == "changed":
         data = bytearray(block.read_bytes())
         data[-1] ^= 1
-        block.unlink()  # Its bytes may be those of the older one, too.
+        block.unlink()  # It may be a hard link to the file of the older checkpoint.
         block.write_bytes(data)
     elif harm == "missing":
         block.unlink()
     else:
         state.write_text(state.read_text()[:100])
     assert train(config, resume=True).step == 120
-    said = capfd.readouterr().err
-    assert f"{newest} is damaged ({'state.json' if harm == 'state' else 'block_2.safetensors'}" in said
+    printed = capfd.readouterr().err
+    assert f"{newest} is damaged ({'state.json' if harm == 'state' else 'block_2.safetensors'}" in printed
     assert_same_bits(model_of(tmp_path), whole)
 
 
-def test_nothing_whole_is_said(scene_folder: Path, tmp_path: Path) -> None:
+def test_without_a_valid_checkpoint_there_is_an_error(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25", "log.keep_checkpoints=1")
-    stop_after(config, 30)
+    interrupt(config, 30)
     state = tmp_path / "checkpoint" / "step_25" / "state.json"
     content = json.loads(state.read_text())
     state.write_text(json.dumps(content | {"format": 1}))
@@ -121,7 +116,7 @@ def test_nothing_whole_is_said(scene_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_and_keeps_what_was(
+def test_a_full_disk_ends_the_run_and_keeps_earlier_checkpoints(
     scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
@@ -141,7 +136,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(
 
 
 @pytest.mark.slow
-def test_a_wish_to_stop_is_a_checkpoint(scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint(
+    scene_folder: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
     config = make_config(scene_folder, tmp_path)
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     asked = iter([False, False, True])
@@ -187,7 +184,7 @@ def test_chosen_blocks_train_on_and_the_others_stay(scene_folder: Path, tmp_path
     after = model_of(tmp_path, 90)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".")[0] for name in changed} == {"point_cloud_block1", "point_cloud_block3"}
-    # A stretch may follow a stretch, and one that broke off goes on.
+    # Blocks can be trained further again, and an interrupted run of this kind continues.
     config = make_config(scene_folder, tmp_path, "steps=120", "log.checkpoint_every=10")
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, only=[0])
     with pytest.raises(KeyboardInterrupt):
@@ -212,9 +209,9 @@ def test_training_on_changes_the_merged_model_inside_its_cell_only(scene_folder:
 
 
 @pytest.mark.slow
-def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path: Path) -> None:
+def test_impossible_requests_to_train_further_are_refused(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25")
-    stop_after(config, 30)
+    interrupt(config, 30)
     longer = make_config(scene_folder, tmp_path, "steps=90")
     with pytest.raises(UserError, match=r"its run is not finished; finish it first with --resume and steps=60"):
         train_on(longer, [1])
@@ -229,13 +226,13 @@ def test_impossible_wishes_to_train_on_are_refused(scene_folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_other_ranks_go_on_with_the_k_of_the_experiment(scene_folder: Path, tmp_path: Path) -> None:
-    # Without blocks.active k is the number of ranks that began.
+def test_a_resumed_run_keeps_its_k(scene_folder: Path, tmp_path: Path) -> None:
+    # Without blocks.active k is the number of ranks that started the run.
     config = make_config(scene_folder, tmp_path / "one", "blocks.active=null", "log.checkpoint_every=25")
-    stop_after(config, 30)
+    interrupt(config, 30)
     assert train(config, resume=True).step == 240, "4 blocks, one at a time, 60 steps each"
     one = model_of(tmp_path / "one")
-    stop_after(make_config(scene_folder, tmp_path / "two", "blocks.active=1", "log.checkpoint_every=25"), 30)
+    interrupt(make_config(scene_folder, tmp_path / "two", "blocks.active=1", "log.checkpoint_every=25"), 30)
     train(make_config(scene_folder, tmp_path / "two", "blocks.active=1"), resume=True)
     assert_same_bits(model_of(tmp_path / "two"), one)
 
@@ -254,7 +251,7 @@ class Listener:
 
 
 @pytest.mark.slow
-def test_a_full_block_is_reported_and_goes_on(
+def test_a_block_at_its_cap_is_reported_and_trains_on(
     scene_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(scene_folder, tmp_path, "anchors.max_per_block=100")

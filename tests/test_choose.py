@@ -1,4 +1,4 @@
-"""What settings that say ``auto`` become: closed forms, bounds, and what does not matter."""
+"""The values chosen for settings that are ``auto``: closed forms, bounds, and what they do not depend on."""
 
 import math
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_a_pixel_on_the_ground_is_the_depth_over_the_focal_length(scene: Scene) 
     assert choose_voxel(replace(facts, seen_by=SEEN_BY), 2).value == pytest.approx(0.2)
 
 
-def test_a_scene_at_another_resolution_is_the_one_that_loads_with_it(scene: Scene) -> None:
+def test_at_resolution_gives_the_cameras_that_are_loaded_with_it(scene: Scene) -> None:
     loaded = load_scene(SceneConfig(path=str(scene.path), resolution=2.0))
     for ours, theirs in zip(at_resolution(scene, 2).train, loaded.train, strict=True):
         assert (ours.width, ours.height, ours.fx, ours.cy) == (theirs.width, theirs.height, theirs.fx, theirs.cy)
@@ -90,7 +90,7 @@ def test_without_a_point_in_view_there_is_no_voxel() -> None:
 def test_steps_go_with_the_root_of_all_pixels() -> None:
     assert wanted_steps(66, 500 * 375) == 1500
     assert wanted_steps(4 * 66, 4 * 500 * 375) == 6000
-    # Smaller images make a step cheaper, not the way shorter.
+    # Smaller images make a step cheaper, but do not need fewer steps.
     assert wanted_steps(66, 250 * 188) == 1500
     by_quality = [int(choose_steps(SURVEY, 500, Goal(quality), 1).value) for quality in ("draft", "normal", "high")]
     assert by_quality == [750, 1500, 4500]
@@ -99,7 +99,7 @@ def test_steps_go_with_the_root_of_all_pixels() -> None:
     assert choose_steps(replace(SURVEY, views=3), 100, Goal("draft"), 1).value == 300
 
 
-def test_widths_halve_from_the_cap_down_and_divisors_keep_their_name() -> None:
+def test_widths_halve_from_the_cap_down_or_are_divisors() -> None:
     assert ladder(4000, 1000) == [125.0, 250.0, 8.0, 4.0]
     assert ladder(1000, 1600) == [8.0, 4.0, 2.0, 1.0]
     assert ladder(4000, 1600) == [100.0, 200.0, 400.0, 800.0, 1600.0]
@@ -113,7 +113,7 @@ def test_quality_caps_the_width() -> None:
 
 
 def test_images_are_as_fine_as_memory_holds() -> None:
-    # Half of the memory holds 75 images of 500x375 and three bytes a pixel, and not of four times as many pixels.
+    # Half of the memory holds 75 images of 500x375 with three bytes a pixel, but not of four times as many pixels.
     little = Machine(host_bytes=2 * 75 * 3 * 500 * 375, device_bytes=2**40)
     choice = choose_resolution(SURVEY, little, Goal("normal"), None)
     assert choice.value == 8
@@ -132,7 +132,7 @@ def test_time_decides_on_resolution_and_steps() -> None:
         width = 4000 / resolution if resolution <= 8 else resolution
         return int(600 * (400 / width) ** 2)
 
-    # 600 steps of 400 pixels or 150 of 800, which would have to be a thousand or so.
+    # In the time there are 600 steps with images 400 wide, or 150 with 800, which would need about a thousand.
     goal = Goal(steps_within=within)
     choice = choose_resolution(SURVEY, ROOM, goal, None)
     assert choice.value == 400
@@ -148,12 +148,12 @@ def test_one_block_where_it_fits_and_more_where_it_does_not(scene: Scene) -> Non
     assert chosen(scene, config, small, auto)["partition.blocks"] >= 2
 
 
-def test_a_bound_that_is_given_counts_instead_of_the_memory(scene: Scene) -> None:
+def test_a_given_bound_replaces_that_of_the_memory(scene: Scene) -> None:
     config = load_config(None, ["model.voxel_size=0.3", "partition.blocks=auto", "anchors.max_per_block=2500"])
     assert chosen(scene, config, ROOM, ("partition.blocks",))["partition.blocks"] >= 2
 
 
-def test_what_is_given_is_left_alone_and_the_rest_follows_it(scene: Scene) -> None:
+def test_given_settings_are_kept_and_the_others_follow_them(scene: Scene) -> None:
     free = chosen(scene, OPEN)
     assert set(free) == set(CHOSEN)
     given = load_config(None, ["scene.resolution=2", "partition.blocks=auto"])
@@ -169,7 +169,7 @@ def test_the_unit_of_the_scene_changes_the_voxel_alone(scene: Scene) -> None:
     assert theirs == ours
 
 
-def test_the_machine_of_today_does_not_matter_where_all_fits(scene: Scene) -> None:
+def test_the_machine_does_not_matter_if_everything_fits(scene: Scene) -> None:
     assert chosen(scene, OPEN, ROOM) == chosen(scene, OPEN, Machine(2**34, 2**34))
 
 

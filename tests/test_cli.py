@@ -1,4 +1,4 @@
-"""The command line: help, dispatch, flags and overrides, and how errors reach a person."""
+"""The command line: help, dispatch, flags and overrides, and how errors are printed."""
 
 import argparse
 import importlib
@@ -24,13 +24,13 @@ Command = Callable[[Callable[[argparse.Namespace], int | None]], None]
 
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """``probe(run)`` adds a verb 'probe' that does ``run``."""
+    """``probe(run)`` adds a command 'probe' that calls ``run``."""
 
     def add(run: Callable[[argparse.Namespace], int | None]) -> None:
         module = types.ModuleType("momentum_gs.cli.probe")
         vars(module).update(DESCRIPTION="probe", add_arguments=add_run_arguments, run=run)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.COMMANDS, "probe", "a verb of the tests")
+        monkeypatch.setitem(cli.COMMANDS, "probe", "a command of the tests")
 
     return add
 
@@ -48,9 +48,9 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_every_verb_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(f"momentum_gs.cli.{command}")
-    assert cli.COMMANDS[command] == module.HELP  # The table repeats it so that --help need not import the verbs.
+    assert cli.COMMANDS[command] == module.HELP  # The table repeats it so that --help need not import the commands.
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
     assert caught.value.code == 0
@@ -59,7 +59,7 @@ def test_every_verb_explains_itself(command: str, capsys: pytest.CaptureFixture[
     assert module.DESCRIPTION.split()[0] in help_text
 
 
-def test_help_lists_the_verbs_and_does_not_import_torch() -> None:
+def test_help_lists_the_commands_and_does_not_import_torch() -> None:
     code = (
         "import sys\n"
         "from momentum_gs.cli.main import main\n"
@@ -72,11 +72,11 @@ def test_help_lists_the_verbs_and_does_not_import_torch() -> None:
     assert [command for command in cli.COMMANDS if f"  {command} " not in done.stdout] == []
 
 
-def test_every_verb_is_in_one_group() -> None:
+def test_every_command_is_in_one_group() -> None:
     assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(cli.COMMANDS)
 
 
-def test_without_a_verb_all_are_listed_by_purpose() -> None:
+def test_without_a_command_all_are_listed_by_purpose() -> None:
     done = python("-m", "momentum_gs")
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
@@ -86,7 +86,7 @@ def test_without_a_verb_all_are_listed_by_purpose() -> None:
 
 
 @pytest.mark.parametrize("argv", [["trian"], [], ["--nonsense"]])
-def test_a_verb_that_is_not_there(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
     assert caught.value.code == 2
@@ -113,7 +113,7 @@ def test_an_interruption_is_status_130(probe: Command, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])
-def test_the_status_is_what_the_verb_returns(probe: Command, returned: int | None, status: int) -> None:
+def test_the_status_is_what_the_command_returns(probe: Command, returned: int | None, status: int) -> None:
     probe(lambda args: returned)
     assert cli.main(["probe"]) == status
 

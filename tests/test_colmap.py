@@ -42,7 +42,7 @@ def pack(*records: bytes, count: int | None = None) -> bytes:
 
 
 def write_files(folder: Path, **files: bytes | str) -> Path:
-    """A good binary model, but for the files given; a text takes the place of its binary twin."""
+    """A valid binary model, except for the files given; a text is written in place of the binary file."""
     content = {"cameras": pack(pack_camera()), "images": pack(pack_image()), "points3D": pack(pack_point())} | files
     for stem, data in content.items():
         if isinstance(data, str):
@@ -76,7 +76,7 @@ def test_any_rotation_survives_the_quaternion(tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("model")
     view = camera("a.png")
     write_model(folder, [type(view)(**{**vars(view), "rotation": rotation})], points(1))
-    # Half turns too, where formulas with a division lose their digits.
+    # Also for rotations by 180 degrees, where formulas with a division lose precision.
     torch.testing.assert_close(read_cameras(folder)[0].rotation, rotation, rtol=0, atol=1e-14)
 
 
@@ -189,7 +189,7 @@ def test_a_file_longer_than_its_count_is_refused(tmp_path: Path, stem: str) -> N
         read_model(tmp_path)
 
 
-# Counts from one record too many, over what would fill a machine's memory, to the largest that fits the field.
+# One record too many, counts that would fill a machine's memory, and the largest that fits the field.
 FORGED = (2, 2**32, 2**40, 2**64 - 1)
 
 
@@ -337,7 +337,7 @@ def test_the_real_model_has_its_figures() -> None:
 
 @needs_caliterra
 def test_real_points_project_onto_their_observations() -> None:
-    """The fast reader against a plain one, and poses, quaternions and pixels against what COLMAP measured."""
+    """The fast reader against a plain one, and projections against the observations that COLMAP recorded."""
     model = read_model(CALITERRA)
     ids, tracks = plain_points(CALITERRA / "points3D.bin")
     assert sum(tracks) == 284_337
@@ -349,7 +349,7 @@ def test_real_points_project_onto_their_observations() -> None:
         pixels, depth = project(model.points.xyz[rows], view)
         assert (depth > 0).all()
         errors.append((pixels - torch.tensor([xy for xy, _ in observed[view.name]], dtype=torch.float64)).norm(dim=1))
-    # The README's mean reprojection error at the stored resolution, to its three digits.
+    # The mean reprojection error at the stored resolution in the README of the scene, to its three digits.
     assert float(torch.cat(errors).mean()) == pytest.approx(0.350, abs=5e-4)
 
 
@@ -375,7 +375,7 @@ def plain_observations(path: Path) -> dict[str, list[tuple[tuple[float, float], 
 
 
 def test_a_large_cloud_is_read_in_bulk(tmp_path: Path) -> None:
-    """One look at each record's length, two calls; the values are taken out of all records at once."""
+    """Two calls for each record, which read its length; the values are read from all records at once."""
 
     def calls(count: int) -> int:
         rows = np.tile(np.frombuffer(pack_point(track=3), np.uint8), (count, 1))
@@ -395,5 +395,5 @@ def test_a_large_cloud_is_read_in_bulk(tmp_path: Path) -> None:
         assert torch.equal(cloud.xyz[:, 0], torch.arange(count, dtype=torch.float64))
         return seen
 
-    calls(1)  # What is set up once does not count.
+    calls(1)  # Warm-up.
     assert calls(3000) - calls(1000) <= 2 * 2000

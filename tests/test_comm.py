@@ -1,4 +1,4 @@
-"""Two real processes: sums, flat buffers, and blocks of tensors that travel."""
+"""Communication between two processes: sums, flat buffers, and blocks of tensors."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from momentum_gs.core.watch import Stop
 
 
 def blocks() -> dict[str, torch.Tensor]:
-    """One tensor of every kind that a block holds, and the odd shapes: a scalar, no rows, not contiguous."""
+    """Tensors of every kind that a block holds, with a scalar, one without rows and one that is not contiguous."""
     return {
         "position": torch.randn(1000, 3, generator=torch.Generator().manual_seed(3)),
         "moments": torch.arange(12, dtype=torch.float64).reshape(3, 4).T,
@@ -63,7 +63,7 @@ def check_rank(comm: Comm, device: torch.device) -> None:
 
 
 def check_transfers_beside_sums(comm: Comm) -> None:
-    """Blocks travel in one thread while another sums, with ranks out of step: neither gets what the other sent."""
+    """One thread sends blocks while another sums, not in step with the other rank: messages are not mixed up."""
     rounds, other = 100, 1 - comm.rank
 
     def travel() -> None:
@@ -91,9 +91,9 @@ def check_transfers_beside_sums(comm: Comm) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
 def test_two_ranks(device: str) -> None:
     """gloo between CPUs, NCCL between GPUs."""
-    # The launcher's store; it chooses a port that nobody has.
+    # The store of a launcher, on a free port.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    # Plain subprocesses with torchrun's variables: its agent costs seconds and adds nothing here.
+    # Subprocesses with the variables that torchrun sets: starting torchrun takes seconds.
     ranks = []
     for rank in range(2):
         world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
@@ -109,7 +109,7 @@ def test_two_ranks(device: str) -> None:
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
 
 
-def test_one_rank_is_the_same_code_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_has_the_same_interface_without_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with Stop() as stop, launched(stop) as launch:
         comm = connect(torch.device("cpu"), launch)

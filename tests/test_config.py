@@ -1,4 +1,4 @@
-"""Settings: what a file means, what beats what, and one clear line for everything that is wrong."""
+"""Settings: what a file means, which value wins, and one line for every error."""
 
 import ast
 import dataclasses
@@ -33,7 +33,7 @@ def error_of(path: Path | None, *overrides: str) -> str:
     return message
 
 
-def test_nothing_given_is_the_defaults() -> None:
+def test_without_files_and_overrides_settings_are_the_defaults() -> None:
     assert load_config(None) == Config()
 
 
@@ -61,7 +61,7 @@ def test_shipped_configs_load_in_both_stages(path: Path) -> None:
 
 
 def test_shipped_values_of_the_papers_scenes() -> None:
-    """The table of the official per-scene scripts: grid, lambda_cons, sigma, threshold, resolution."""
+    """The values of the official per-scene scripts: grid, lambda_cons, sigma, threshold, resolution."""
     table = {
         "building": ((2, 1, 4), 50, 9, 0.03, 4),
         "rubble": ((2, 1, 4), 100, 12, 0.05, 4),
@@ -92,8 +92,8 @@ def test_the_settings_named_in_the_docs_exist() -> None:
     assert load_config(None, defaults) == Config()
 
 
-def test_what_beats_what(tmp_path: Path) -> None:
-    """Default < base < file < stage (of base, then of file) < override, for one setting at each point of the chain."""
+def test_precedence(tmp_path: Path) -> None:
+    """Default < base < file < stage (of base, then of file) < override, with one setting for each step of the chain."""
     (tmp_path / "sub").mkdir()
     write(tmp_path, "base.yaml", """
         growth: {interval: 1, depth: 2, start_stat: 3, from_step: 4}
@@ -111,7 +111,7 @@ def test_what_beats_what(tmp_path: Path) -> None:
 
 
 def test_other_name_of_a_setting(tmp_path: Path) -> None:
-    """``blocks.n`` is ``partition.blocks`` wherever it stands, and what beats what stays as it is."""
+    """``blocks.n`` is ``partition.blocks`` wherever it is given, with the same precedence."""
     assert load_config(None, ["blocks.n=auto"]).partition.blocks == "auto"
     assert load_config(None, ["partition.blocks=3", "blocks.n=5"]).partition.blocks == 5
     write(tmp_path, "base.yaml", "partition: {blocks: 3, min_views: 9}\nstages: {coarse: {blocks: {n: 7}}}")
@@ -128,7 +128,7 @@ def test_other_name_of_a_setting(tmp_path: Path) -> None:
 OLD = "blocks: {settle: false, confine: false, decoder: own}\ngaussians: {prior: false, sh_lr: 0.0025}"
 
 
-def test_names_of_the_release_before_are_read_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_names_of_settings_are_read_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     off = ["teacher.enabled=false", "blocks.decoder_freeze_rounds=0"]
     path = write(tmp_path, "old.yaml", OLD)
     now = [*off, "blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder=per_block"]
@@ -300,7 +300,7 @@ def test_cfg_args_is_one_line_that_viewers_and_python_read() -> None:
     assert (values["feat_dim"], values["n_offsets"]) == (32, 10)
 
     def as_the_viewer_reads(name: str) -> str:
-        """First appearance of the name, then from '=' up to the next comma or parenthesis."""
+        """First occurrence of the name, then from '=' up to the next comma or parenthesis."""
         start = line.index("=", line.index(name)) + 1
         return line[start : min(i for i in (line.find(",", start), line.find(")", start)) if i >= 0)]
 
@@ -310,20 +310,20 @@ def test_cfg_args_is_one_line_that_viewers_and_python_read() -> None:
     assert as_the_viewer_reads("add_cov_dist") == "True"
 
 
-# Shares of the run, and what is left open.
+# Shares of the run, and settings that are 'auto'.
 
 
-def test_shares_count_the_steps_that_win(tmp_path: Path) -> None:
+def test_shares_are_of_the_steps_that_apply(tmp_path: Path) -> None:
     path = write(tmp_path, "own.yaml", "steps: 1000\ngrowth: {until: 60%, from_step: 7.5%}\noptim: {lr_steps: 100%}\n")
     config = load_config(path)
     assert (config.growth.until, config.growth.from_step, config.optim.lr_steps) == (600, 75, 1000)
     config = load_config(path, ["steps=3000", "growth.from_step=12"])
     assert (config.growth.until, config.growth.from_step, config.optim.lr_steps) == (1800, 12, 3000)
-    # What a run keeps is numbers.
+    # A run records numbers.
     assert "%" not in dump_config(config)
 
 
-def test_a_share_of_a_short_run_is_a_step() -> None:
+def test_a_share_is_at_least_one_step() -> None:
     assert load_config(None, ["steps=10", "weighting.every=1%"]).weighting.every == 1
 
 
@@ -337,14 +337,14 @@ def test_shares_are_positive_and_of_steps_only(setting: str) -> None:
         assert name in message and ("60%" in message) == (name == "growth.until")
 
 
-def test_what_is_auto_waits_for_a_choice(tmp_path: Path) -> None:
+def test_settings_that_are_auto_need_a_choice(tmp_path: Path) -> None:
     path = write(tmp_path, "own.yaml", "steps: auto\nmodel: {voxel_size: auto}\ngrowth: {until: 50%}\n")
     assert "model.voxel_size is auto" in error_of(path)
     settings = load_settings(path)
     assert settings.auto == ("model.voxel_size", "steps")
     config = settings.config({"steps": 400, "model.voxel_size": 0.5})
     assert (config.steps, config.model.voxel_size, config.growth.until) == (400, 0.5, 200)
-    # What was given is not chosen.
+    # A setting that is given is not chosen.
     settings = load_settings(path, ["steps=100"])
     assert settings.auto == ("model.voxel_size",)
     assert settings.config({"steps": 400, "model.voxel_size": 0.5}).steps == 100

@@ -1,4 +1,4 @@
-"""What the coverage table says of each block."""
+"""The coverage table of blocks: cameras, views, points, areas."""
 
 import torch
 from tiny_scene import nadir_camera
@@ -32,7 +32,7 @@ def test_cameras_points_and_views_are_counted() -> None:
 
 
 def test_seen_counts_only_the_blocks_own_views() -> None:
-    """From 4 high an image is 4.8 wide and 3.6 deep."""
+    """From a height of 4 an image shows 4.8 x 3.6 units of the ground."""
     points = ground()
     near = [*CAMERAS[:3], nadir_camera("more", -2.0, 1.0)]
     left, right = coverage(table((2, 1, 1), [near, CAMERAS[:2]]), [*CAMERAS, near[3]], points)
@@ -44,7 +44,7 @@ def test_seen_counts_only_the_blocks_own_views() -> None:
     assert right.seen == 0  # two views cannot be three
 
 
-def test_areas_are_the_grounds() -> None:
+def test_areas_are_those_of_the_ground() -> None:
     points = ground()
     low, high = ground_box(torch.stack([c.center for c in CAMERAS]), points)
     whole = float((high - low)[0] * (high - low)[1])
@@ -52,7 +52,7 @@ def test_areas_are_the_grounds() -> None:
     areas = [row.area for row in coverage(cut, CAMERAS, points)]
     edge = -4 + 8 * (0.4 - 0.25) / 0.5
     wanted = (edge - float(low[0])) / float((high - low)[0]) * whole
-    # A column of the raster's 300.
+    # The tolerance is one of the raster's 300 columns.
     assert abs(areas[0] - wanted) < whole / 300 and abs(areas[0] + areas[1] - whole) < 1e-9 * whole
     assert areas[2:] == areas[:2]  # layers above each other have the same ground
     joined = table((2, 1, 2), [CAMERAS] * 2, cuts=((0.4,), (), (0.5,)), joined=(0, 1, 0, 1))

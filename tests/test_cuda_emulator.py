@@ -1,4 +1,4 @@
-"""The emulator that runs CUDA sources on the CPU: right kernels give right results, wrong ones are caught."""
+"""The emulator that runs CUDA sources on the CPU: correct kernels give correct results, errors are found."""
 
 import ctypes
 from pathlib import Path
@@ -28,7 +28,7 @@ def at(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def run(probe: ctypes.CDLL, kernel: str, size: int = 128) -> tuple[str, np.ndarray]:
-    """What went wrong and the output of a kernel that is given 0, 1, 2... by 2 blocks of 64 threads."""
+    """Error message and output of a kernel that 2 blocks of 64 threads run on the input 0, 1, 2..."""
     given, result = np.arange(128, dtype=np.int32), np.zeros(size, dtype=np.int32)
     return probe.run(kernel.encode(), at(given), at(result)).decode(), result
 
@@ -39,7 +39,8 @@ def test_results_of_the_device_in_any_order(probe: ctypes.CDLL, monkeypatch: pyt
     error, result = run(probe, "reversed")
     assert not error and result.tolist() == [*range(63, -1, -1), *range(127, 63, -1)]
     error, result = run(probe, "sums")
-    # All; the first halves of the four warps; lane 5's left neighbour; lanes 5 and 13: the first of their eight.
+    # The sum of all; of the first halves of the four warps; the left neighbour of lane 5; for lanes 5 and 13, the first
+    # lane of their eight.
     halves = sum(sum(range(32 * warp, 32 * warp + 16)) for warp in range(4))
     assert not error and result[:5].tolist() == [128 * 127 // 2, halves, 4, 0, 8]
     error, result = run(probe, "votes")
@@ -71,7 +72,7 @@ def test_a_missing_barrier_shows_as_dependence_on_the_order(
 def test_wrong_waits_end_with_their_places(probe: ctypes.CDLL, kernel: str, message: str) -> None:
     error, _ = run(probe, kernel)
     assert message in error and "probe.cu:" in error
-    assert not run(probe, "reversed")[0]  # the next launch starts afresh
+    assert not run(probe, "reversed")[0]  # the next launch is not affected
 
 
 def test_a_lane_that_is_absent_gives_no_number(probe: ctypes.CDLL) -> None:

@@ -1,4 +1,4 @@
-"""The decoder's heads, options and ranges."""
+"""The decoder: its heads, options and ranges."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_shapes_and_ranges() -> None:
     assert (opacity.abs() <= 1).all() and (color >= 0).all() and (color <= 1).all()
 
 
-def test_state_dict_names_and_sizes_are_the_familys() -> None:
+def test_state_dict_has_names_and_sizes_of_the_official_heads() -> None:
     shapes = {
         name: tuple(value.shape) for name, value in GaussianDecoder(32, 10, add_cov_dist=True).state_dict().items()
     }

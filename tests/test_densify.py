@@ -1,4 +1,4 @@
-"""Growth and pruning against the original's figures and against a plain loop."""
+"""Growth and pruning of anchors against values of the official code and against a plain loop."""
 
 from dataclasses import replace
 from typing import Any
@@ -49,7 +49,7 @@ def test_parity() -> None:
     figures = parity("densify")
     names = ("anchor", "offset", "anchor_feat", "scaling", "rotation", "opacity")
     anchors = Anchors(*(figures[f"before_{name}"] for name in names)).as_leaves()
-    # The original's name for anchor_denom is a typo.
+    # The original misspells anchor_denom.
     seen = {k.removeprefix("stat_").replace("demon", "denom"): v for k, v in figures.items() if k.startswith("stat_")}
     stats = GrowthStats.from_rows(seen)
     config = GrowthConfig(
@@ -67,7 +67,7 @@ def test_parity() -> None:
     assert len(grown) == len(figures["before_anchor"]) + sum(report.grown) - report.pruned
     assert report.pruned > 0 and report.grown[0] > 0 and report.grown[1] > 0
     for name, row in zip(names, grown.rows().values(), strict=True):
-        # Same rows in the same order; one rounding for the logarithm of a scale or an opacity.
+        # The same rows in the same order, but for one rounding in the logarithm of a scale or an opacity.
         torch.testing.assert_close(
             row.detach(), figures[f"after_{name}"], rtol=2e-7, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -108,14 +108,14 @@ def test_new_anchors_may_be_born_small() -> None:
     small, _, report = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, config, every_offset)
     old = n - report.pruned
     assert sum(report.grown) > 0
-    # Their Gaussians alone: where offsets reach to, and what was there before, is the same.
+    # Only the scales of their Gaussians: the scales of their offsets and all earlier anchors are the same.
     torch.testing.assert_close(small.scales[old:, 3:], whole.scales[old:, 3:] / 4)
     assert torch.equal(small.log_scale[old:, :3], whole.log_scale[old:, :3])
     assert torch.equal(small.log_scale[:old], whole.log_scale[:old])
 
 
 @pytest.mark.parametrize("bound", [None, 0.05, -1.0])
-def test_growth_bounds_the_scales_of_gaussians_where_told_to(bound: float | None) -> None:
+def test_max_log_scale_bounds_the_scales_of_gaussians(bound: float | None) -> None:
     anchors = random_anchors(10)
     with torch.no_grad():
         anchors.log_scale += 2
@@ -135,7 +135,7 @@ def test_nothing_seen_changes_nothing() -> None:
 
 
 def test_growing_again_from_the_same_gradients_adds_no_duplicate() -> None:
-    """A cell that holds an anchor is never given another one, whoever proposes it."""
+    """A cell that holds an anchor gets no other one, whichever offset proposes it."""
     anchors = random_anchors(50, seed=3)
     config = GrowthConfig(interval=10, success_threshold=0.8, init_factor=16, depth=1, min_opacity=0.0)
     first, stats, report = grow_and_prune(anchors, None, random_stats(anchors, 3), 0.05, config, every_offset)
@@ -165,7 +165,7 @@ def test_of_equal_gradients_the_coarser_cells_and_then_the_first_are_kept() -> N
 
 
 @pytest.mark.parametrize("log_scale", [1e3, 60.0, float("nan")])
-def test_a_scale_that_ran_away_grows_nothing_and_stops_nobody_else(log_scale: float) -> None:
+def test_an_anchor_with_a_diverged_scale_grows_nothing_and_does_not_stop_others(log_scale: float) -> None:
     found = []
     for lost in (True, False):
         anchors, stats = random_anchors(60, seed=1), random_stats(random_anchors(60), 1)
@@ -179,8 +179,8 @@ def test_a_scale_that_ran_away_grows_nothing_and_stops_nobody_else(log_scale: fl
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a GPU: operators whose result has a size that depends on values, and copies
-    of values to the host."""
+    """Counts what makes the host wait for a GPU: operators whose output size depends on values, and copies to the host.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def test_no_anchor_grows_outside_and_the_cap_counts_those_inside(seed: int) -> N
     kept = 60 - free.pruned
     wanted = everything.position[kept:][inside(everything.position[kept:])]
     half, report = grow(None, inside)
-    # Each is the anchor that it would be without the border; the old ones stay wherever they are.
+    # New anchors are those of growth without the border; old ones stay even if they are outside.
     assert torch.equal(half.position[kept:], wanted) and torch.equal(half.position[:kept], everything.position[:kept])
     assert torch.equal(half.feature[kept:], everything.feature[kept:][inside(everything.position[kept:])])
     assert report.refused == 0 and 0 < len(wanted) < sum(free.grown)
@@ -279,7 +279,7 @@ def test_a_block_above_its_cap_is_pruned_but_not_grown() -> None:
     assert report == GrowthReport((0,) * len(unbound.grown), unbound.pruned, sum(unbound.grown))
 
 
-def test_moments_follow_and_the_step_after_rests_every_anchor() -> None:
+def test_moments_follow_their_anchors_and_the_next_step_moves_none() -> None:
     anchors = random_anchors(60, seed=1)
     optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
     sum(row.square().sum() for name, row in anchors.rows().items() if name in Anchors.LEARNABLE).backward()
@@ -300,7 +300,7 @@ def test_moments_follow_and_the_step_after_rests_every_anchor() -> None:
     assert len(optimizer.state) == len(Anchors.LEARNABLE)
 
 
-def test_anchors_rest_the_step_even_where_nothing_changed() -> None:
+def test_growth_that_changes_nothing_clears_the_gradients_too() -> None:
     anchors = random_anchors(5)
     optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
     anchors.feature.sum().backward()
@@ -317,7 +317,7 @@ def test_every_anchor_may_go() -> None:
     )
     assert len(grown) == 0 and report.pruned == 4
     assert all(len(row) == 0 for row in after.rows().values())
-    # An empty model can be judged again.
+    # Growth of an empty model works, too.
     assert len(grow_and_prune(grown, None, after, 0.01, CONFIG, draws(0))[0]) == 0
 
 

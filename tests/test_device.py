@@ -1,4 +1,4 @@
-"""The choice of the device, with and without GPUs, on a machine that need not have one."""
+"""The choice of the device with and without GPUs; it does not matter whether this machine has one."""
 
 import re
 import shutil
@@ -57,26 +57,26 @@ def test_unknown_setting_is_refused() -> None:
         pick_device("tpu")
 
 
-def test_the_first_line_says_what_is_worked_on(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_line_names_device_and_kernels(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
     print_device("cpu")
-    said = capsys.readouterr()
-    assert re.fullmatch(r"device   cpu, \d+ threads?, kernels .+, built for (CPUs only|GPUs, too)\n", said.out)
-    assert said.err == ""
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"device   cpu, \d+ threads?, kernels .+, built for (CPUs only|GPUs, too)\n", printed.out)
+    assert printed.err == ""
 
 
-def test_a_gpu_that_the_kernels_leave_idle_is_told(
+def test_a_gpu_that_the_kernels_do_not_support_is_reported(
     two_gpus: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two_gpus.setattr(fused_ssim, "has_cuda", lambda: False)
     print_device("auto")
-    said = capsys.readouterr()
-    assert said.out.startswith("device   cpu, ")
-    assert "a GPU is visible but not used" in said.err and "; run: FORCE_CUDA=1 bash " in said.err
-    print_device("cpu")  # Who names the CPU knows.
+    printed = capsys.readouterr()
+    assert printed.out.startswith("device   cpu, ")
+    assert "a GPU is visible but not used" in printed.err and "; run: FORCE_CUDA=1 bash " in printed.err
+    print_device("cpu")  # No warning if the user asks for the CPU.
     assert capsys.readouterr().err == ""
 
 
-def test_a_gpu_that_torch_leaves_idle_is_told(
+def test_a_gpu_that_torch_does_not_support_is_reported(
     no_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

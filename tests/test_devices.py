@@ -1,7 +1,7 @@
-"""A GPU does as the CPU does: a training step, growth, swaps, resume, assignment, ranks.
+"""A GPU gives what the CPU gives: a training step, growth, swaps, resume, assignment, ranks.
 
-Each test runs on the CPU too, so that its own logic is tried on every machine. What has one order of sums on a GPU must
-repeat to the bit there; what is compared between devices differs in rounding, and its tolerance is stated.
+Each test also runs on the CPU, so that the test itself is tried on every machine. Computations with a fixed order of
+sums must repeat bit for bit on a GPU; comparisons between devices differ in rounding, and their tolerance has a reason.
 """
 
 from dataclasses import replace
@@ -74,7 +74,7 @@ def as_type(packed: PackedBlock, dtype: torch.dtype) -> PackedBlock:
 
 
 def gradients_of_a_step(config: Config, scene: Scene, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Losses, statistics, and the gradients of all that learns in the first step of a block, on the host."""
+    """Losses, statistics and gradients of the first training step of a block, on the host."""
     block = unpack(as_type(pack(first_block(config, scene, CPU)), dtype), config, device)
     assert isinstance(block, AnchorBlock)
     decoders = SharedDecoder(config, device, 1.0)
@@ -102,9 +102,9 @@ def gradients_of_a_step(config: Config, scene: Scene, device: torch.device, dtyp
 def test_a_training_step_in_float32_is_that_of_float64(
     scene_folder: Path, tmp_path: Path, device: torch.device
 ) -> None:
-    """On either device, so the two are as near to each other.
+    """On both devices, so that they agree with each other to the same tolerance.
 
-    A pixel whose loss has another sign, or takes a Gaussian that float64 leaves out, shifts a few gradients; so the
+    A pixel whose error changes its sign, or that draws a Gaussian which float64 skips, changes a few gradients; so the
     largest error may be a hundredth of the largest gradient, and the mean error a thousandth of the mean.
     """
     config = make_config(scene_folder, tmp_path, "growth.start_stat=0", "teacher.start=0", "teacher.momentum=0.5")
@@ -119,7 +119,7 @@ def test_a_training_step_in_float32_is_that_of_float64(
         if name.startswith("loss"):
             assert error <= 1e-4 * scale + 1e-9, (name, error, scale)
         elif name == "seen anchor_denom":
-            assert torch.equal(found[name], value), "one count an anchor in view"
+            assert torch.equal(found[name], value), "one count for each anchor in view"
         else:
             assert error.max() <= 1e-2 * scale.max(), (name, error.max(), scale.max())
             assert error.mean() <= 1e-3 * scale.mean(), (name, error.mean(), scale.mean())
@@ -128,7 +128,7 @@ def test_a_training_step_in_float32_is_that_of_float64(
 # --- growth ---
 
 
-def judged_on(device: torch.device, seed: int, cap: int | None) -> tuple[dict[str, Tensor], object]:
+def grown_on(device: torch.device, seed: int, cap: int | None) -> tuple[dict[str, Tensor], object]:
     """Rows, moments and statistics after growth and pruning on a device, on the host; and the report."""
     n, k = 200, 3
     rng = keyed_generator("devices", seed)
@@ -160,10 +160,10 @@ def judged_on(device: torch.device, seed: int, cap: int | None) -> tuple[dict[st
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("cap", [None, 210])
-def test_growth_judges_the_same(device: torch.device, seed: int, cap: int | None) -> None:
+def test_growth_is_the_same(device: torch.device, seed: int, cap: int | None) -> None:
     """The same anchors in the same order; logarithms and Adam's step differ by a few roundings."""
-    wanted, report = judged_on(CPU, seed, cap)
-    found, same = judged_on(device, seed, cap)
+    wanted, report = grown_on(CPU, seed, cap)
+    found, same = grown_on(device, seed, cap)
     assert same == report
     assert min(report.grown) > 0 and report.pruned > 0 and (report.refused > 0) == (cap is not None)
     assert found.keys() == wanted.keys()
@@ -178,7 +178,7 @@ def test_growth_judges_the_same(device: torch.device, seed: int, cap: int | None
 def test_blocks_swap_through_the_host_without_a_change(
     scene_folder: Path, tmp_path: Path, device: torch.device, ram_bytes: int | None
 ) -> None:
-    """In memory and on disk; what travels to and from a GPU lies in page-locked memory."""
+    """In memory and on disk; tensors that are copied to and from a GPU are in page-locked memory."""
     config = make_config(scene_folder, tmp_path)
     scene = load_scene(config.scene)
     state = first_block(config, scene, device)
@@ -202,7 +202,7 @@ def test_blocks_swap_through_the_host_without_a_change(
     assert_same_bits(packed.tensors, wanted)
     rows = {name: tensor for name, tensor in packed.tensors.items() if name.startswith(ROWS)}
     assert {tensor.is_pinned() for tensor in rows.values()} == {pins_memory(device)}
-    assert any(name.startswith("adam.feature.exp_avg") for name in wanted), "moments travel"
+    assert any(name.startswith("adam.feature.exp_avg") for name in wanted), "moments are swapped, too"
     assert unpack(packed, config, device).step == 17
     store.close()
 
@@ -211,11 +211,11 @@ def test_blocks_swap_through_the_host_without_a_change(
 
 
 def test_cameras_are_assigned_to_the_same_blocks(scene_folder: Path, tmp_path: Path, device: torch.device) -> None:
-    """By what a block changes in an image and by its contribution: both within 1e-4 of the CPU's."""
+    """By how much a block changes an image and by its contribution: both within 1e-4 of those on the CPU."""
     config = make_config(scene_folder, tmp_path, "model.voxel_size=0.5")
     scene, table = load_scene(config.scene), write_table(config)
     anchors, decoder = first_block(config, scene, CPU).model, random_decoder(config.model.feature_dim)
-    with torch.no_grad():  # An untrained decoder sees nothing in features of zero.
+    with torch.no_grad():  # With features of zero an untrained decoder makes no difference between anchors.
         anchors.feature.copy_(10 * torch.randn(anchors.feature.shape, generator=keyed_generator("features")))
     block_of_row = table.cell_of(anchors.position.detach().double())
     assert set(block_of_row.tolist()) == {0, 1, 2, 3}
@@ -228,7 +228,7 @@ def test_cameras_are_assigned_to_the_same_blocks(scene_folder: Path, tmp_path: P
         by_cpu = {camera.name: changes(camera, CPU, contribution) for camera in scene.train}
         by_device = {camera.name: changes(camera, device, contribution) for camera in scene.train}
         values = [change for found in by_cpu.values() for change in found.values()]
-        # Halfway between two neighbours among the changes, so that no rounding decides.
+        # The threshold is in the middle of the largest gap between changes, so that rounding does not decide.
         ordered = sorted(values)
         low, high = max(zip(ordered, ordered[1:], strict=False), key=lambda pair: pair[1] - pair[0])
         assert high - low > 1e-3
@@ -246,7 +246,7 @@ def test_cameras_are_assigned_to_the_same_blocks(scene_folder: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_run_repeats_and_resumes_to_the_bit(scene_folder: Path, tmp_path: Path, device: torch.device) -> None:
-    """The interrupted run is a second one up to there, so it holds that a run repeats, too."""
+    """Up to the interruption the second run repeats the first, so this also tests that a run repeats."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     steps = train(make_config(scene_folder, whole, *SHORT), device=device).step
     config = make_config(scene_folder, parts, *SHORT, "log.checkpoint_every=13")  # Within a round.
@@ -263,13 +263,13 @@ def test_a_run_repeats_and_resumes_to_the_bit(scene_folder: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
 def test_two_ranks_train_the_model_of_one(scene_folder: Path, tmp_path: Path, device: str) -> None:
-    """With NCCL between GPUs: each row of the gradients' buffer is one rank's plus zeros, so no sum depends on R."""
+    """With NCCL between GPUs: each row of the buffer of gradients is one rank's plus zeros, so no sum depends on R."""
     train(make_config(scene_folder, tmp_path / "one", *SHORT), device=pick_device(device))
     many = run_ranks(scene_folder, tmp_path / "two", 2, *SHORT, device=device)
     assert_same_bits(model_of(tmp_path / "one"), many)
 
 
-def test_a_table_knows_its_blocks_on_any_device(device: torch.device) -> None:
+def test_a_table_gives_the_same_blocks_on_any_device(device: torch.device) -> None:
     """The cell of a point is found where the point is."""
     table = PartitionTable((-4.0, -4.0, -1.0, 4.0, 4.0, 5.0), (2, 2, 1), torch.eye(3, dtype=torch.float64), [[]] * 4)
     points = (torch.rand(1000, 3, generator=keyed_generator("cells"), dtype=torch.float64) - 0.5) * 12

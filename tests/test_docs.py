@@ -1,4 +1,4 @@
-"""The documentation names what is there: files, pages, and messages of the program."""
+"""Files, pages and messages that the documentation names exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What doctor measures, fixes and estimates. What it says of broken scenes is in test_broken_scenes.py."""
+"""What 'doctor' measures, fixes and estimates. Its findings on broken scenes are in test_broken_scenes.py."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "message", ["a/b.bin: found 3, expected 4; do this", "here: found; do that", "here: found 3, expected 4", "a: b"]
 )
-def test_an_error_taken_apart_reads_as_before(message: str) -> None:
+def test_a_finding_of_an_error_reads_as_the_error(message: str) -> None:
     assert str(Finding.of_error("check", UserError(message))) == message
 
 
@@ -110,7 +110,7 @@ def test_transforms_file(scene: Path, capsys: pytest.CaptureFixture[str]) -> Non
 # Poses that cannot be used.
 
 
-def test_all_bad_poses_are_named_and_the_rest_is_looked_at(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_bad_poses_are_named_and_the_rest_is_checked(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = scene / "sparse" / "0" / "images.bin"
     data = bytearray(path.read_bytes())
     size = (len(data) - 8) // 16  # Names of one length, no observations: equal records.
@@ -132,7 +132,7 @@ def test_images_of_another_case_are_linked_into_place(scene: Path, capsys: pytes
         path.rename(path.with_suffix(".PNG"))
     before = contents(scene)
     assert doctor(capsys, str(scene), *COARSE)[0] == 1
-    for _ in range(2):  # Once more changes nothing.
+    for _ in range(2):  # A second fix changes nothing.
         status, record = doctor(capsys, str(scene), "--fix", *COARSE)
         assert (status, [fix["setting"] for fix in record["fixes"]]) == (0, ["scene.images=doctor/images"])
         assert contents(scene) == before, "originals are not touched"
@@ -140,10 +140,10 @@ def test_images_of_another_case_are_linked_into_place(scene: Path, capsys: pytes
     assert len(links) == 16 and all(link.is_symlink() for link in links)
     assert len(load_scene(load_config(None, [f"scene.path={scene}", "scene.images=doctor/images"]).scene).train) == 14
     shutil.rmtree(scene / "doctor")
-    assert doctor(capsys, str(scene), *COARSE)[0] == 1, "undone"
+    assert doctor(capsys, str(scene), *COARSE)[0] == 1, "without its folder the fix is undone"
 
 
-def test_what_cannot_be_linked_is_skipped_and_parts_are_fixed_alike(
+def test_missing_images_are_skipped_and_both_parts_get_the_same_fix(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = tmp_path / "both"
@@ -183,8 +183,8 @@ def test_a_fix_that_cannot_be_written_is_one_line(scene: Path, capsys: pytest.Ca
     (scene / "test_list.txt").write_text("003.png\nelsewhere.png\n")
     (scene / "doctor").write_text("in the way")
     assert main(["doctor", *BASE, str(scene), "--fix", *COARSE]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and str(scene / "doctor") in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and str(scene / "doctor") in printed
     assert (scene / "doctor").read_text() == "in the way"
 
 
@@ -194,7 +194,7 @@ def test_a_fix_that_cannot_be_written_is_one_line(scene: Path, capsys: pytest.Ca
         (["a.jpg"], ["a.JPG"], {"a.jpg": "a.JPG"}),
         (["a.jpg"], ["A.png"], {"a.jpg": "A.png"}),
         (["x/a.jpg"], ["y/a.jpg"], {"x/a.jpg": "y/a.jpg"}),
-        # Two candidates settle nothing, unless one has the right folder.
+        # With two candidates there is no match, unless one has the right folder.
         (["a.jpg"], ["a.png", "a.JPG"], {}),
         (["x/a.jpg", "y/a.jpg"], ["z/a.jpg"], {}),
         (["x/a.jpg", "y/a.jpg"], ["x/a.png", "y/a.png"], {"x/a.jpg": "x/a.png", "y/a.jpg": "y/a.png"}),
@@ -306,8 +306,8 @@ def test_partition_file(scene: Path, tmp_path: Path) -> None:
     replace(table, views=without, windows=None).save(path)
     assert [severity for severity, _ in found()] == ["warning"] and "002.png" in found()[0][1]
     assert [severity for severity, _ in found("partition.dim=[4,1,1]")] == ["error"], "another grid"
-    severity, said = found("blocks.windows=true")[0]
-    assert severity == "error" and "which pixels" in said, "of an earlier version"
+    severity, message = found("blocks.windows=true")[0]
+    assert severity == "error" and "which pixels" in message, "a file of an earlier version"
     path.write_text("{")
     assert [severity for severity, _ in found()] == ["error"], "damaged"
 
@@ -339,11 +339,12 @@ def test_estimates_add_up(scene: Path) -> None:
     assert found["time, one process, anchors as at first"] == 6 * 700 * 0.5
     assert found["time, one process, anchors as at most"] == 6 * 700 * 2
     assert found["host memory"] == found["of it images"] + found["of it inactive blocks"] + 2 * 4000 * training + 300
-    # 2 of 6 blocks go and come: of 20,000 anchors, 4,000 in the largest. A block's step counters weigh bytes.
+    # Between two rounds 2 of 6 blocks go and 2 come, each with up to 4,000 of the 20,000 anchors. A block's step
+    # counters are a few bytes more.
     inactive = found["of it inactive blocks"] / 20_000
     assert found["swapped between two rounds"] == pytest.approx(2 * 2 * 4000 * inactive, rel=1e-9)
-    assert inactive < training, "gradients do not rest"
-    # What memory must not hold lies on the disk instead, once; the models do not change.
+    assert inactive < training, "an inactive block has no gradients"
+    # Blocks that memory must not hold are on the disk instead, once; the models do not change.
     spilled = values([*common, "store.ram_gb=0"], scene)
     assert spilled["of it inactive blocks"] == 0
     assert spilled["disk"] - found["disk"] == pytest.approx(found["of it inactive blocks"], rel=1e-9)
@@ -351,7 +352,7 @@ def test_estimates_add_up(scene: Path) -> None:
     assert more["disk"] - found["disk"] == pytest.approx(3 * found["of it inactive blocks"], rel=1e-9)
 
 
-def test_what_the_machine_does_not_have_is_said(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_and_disk_are_reported(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, [f"scene.path={scene}"])
     loaded = load_scene(config.scene)
     assert estimates(config, loaded, EXPECTED, [], 0, CPU)[1] == []
@@ -380,7 +381,7 @@ def test_expected_anchors(scene: Path, tmp_path: Path) -> None:
         expect(five, loaded, examination.scale, write_table(config))
 
 
-def test_with_windows_a_block_has_its_cell_and_a_step_costs_its_share(scene: Path, tmp_path: Path) -> None:
+def test_with_windows_a_block_has_its_cell_and_a_step_its_share_of_the_pixels(scene: Path, tmp_path: Path) -> None:
     config = make_config(scene, tmp_path / "out", "model.voxel_size=0.3", "blocks.windows=true")
     loaded, table = load_scene(config.scene), write_table(config)
     scale = examine(config, quick=True).scale
@@ -392,10 +393,10 @@ def test_with_windows_a_block_has_its_cell_and_a_step_costs_its_share(scene: Pat
     assert found.pixels == pytest.approx(statistics.mean(statistics.mean(filter(None, shares)) for shares in owned))
     assert scale.anchors / 4 <= found.start < whole.start, "the cells divide the scene, views overlap"
     assert found.total == pytest.approx(GROWTH * scale.anchors, abs=1) and found.total < whole.total
-    assert found.start + found.around[0] == whole.start, "a step shows what the block's views see"
+    assert found.start + found.around[0] == whole.start, "a step renders all anchors that the block's views see"
     rows = {row.what: row.value for row in estimates(config, loaded, found, [Probe(0.5, 100, "made up")], 0, CPU)[0]}
     assert rows["time, one process, anchors as at first"] == 4 * config.steps * 0.5 * found.pixels
-    # Of a partition that is not there yet, nothing is known.
+    # Without a partition nothing is known about the windows.
     assert expect(config, loaded, scale, None).pixels == 1
 
 
@@ -407,7 +408,7 @@ def test_probe_measures_steps_and_keeps_nothing(scene: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_probe_passes_over_photographs_that_cannot_be_read(scene: Path, tmp_path: Path) -> None:
+def test_probe_skips_images_that_cannot_be_read(scene: Path, tmp_path: Path) -> None:
     config = make_config(scene, tmp_path / "out", "scene.bad_images=skip")
     loaded = load_scene(config.scene)
     images = sorted(loaded.image_paths.values())
@@ -424,25 +425,25 @@ def test_saved_bytes_are_those_that_backward_needs() -> None:
     a = torch.rand(1000, requires_grad=True)
     saved = SavedBytes()
     with saved:
-        b = (a * a).exp()  # The product needs a, twice the same; the exponential its own result.
+        b = (a * a).exp()  # The product saves a, counted once; the exponential its result.
     assert saved.bytes == 2 * 4000
     b.sum().backward()
     assert a.grad is not None and torch.equal(a.grad, 2 * a.detach() * b.detach())
 
 
 @pytest.mark.parametrize("n", [1, 300, 5000])
-def test_resized_anchors_lie_where_the_others_do(scene: Path, n: int) -> None:
+def test_resized_anchors_are_near_the_given_ones(scene: Path, n: int) -> None:
     config = load_config(None, ["model.voxel_size=0.3"])
     anchors, _ = init_anchors(read_model(scene / "sparse" / "0").points, config.model)
     found = resized(anchors, n)
     assert len(found) == n
     nearest = torch.cdist(found.position, anchors.position).amin(dim=1)
-    # Half of the spacing on every axis, at most.
+    # At most half of the spacing on every axis.
     assert float(nearest.max()) <= float(anchors.log_scale.detach().exp().max()) * math.sqrt(3) / 2
 
 
 @pytest.mark.slow
-def test_json_stands_alone_where_loading_speaks(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_only_output_even_if_loading_prints(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(scene / "images", scene / "masks")
     record = doctor(capsys, str(scene), *COARSE)[1]
     assert {"scene", "fixes", "findings", "estimates"} == record.keys()

@@ -1,4 +1,4 @@
-"""Scores of PNG pairs, the files that keep them, and the table that compares them."""
+"""Scores of pairs of PNG files, the files with the scores, and the table that compares runs."""
 
 import json
 import math
@@ -48,14 +48,14 @@ def test_equal_images_are_perfect() -> None:
     scores = score_pair(noise(0), noise(0), None)
     assert scores["PSNR"] == math.inf
     assert scores["SSIM"] == pytest.approx(1, abs=1e-6)  # float32 round-off of a mean of ones
-    assert set(scores) == METRICS  # no network, no LPIPS of any kind
+    assert set(scores) == METRICS  # without a network there is no LPIPS
 
 
-def test_color_correction_forgives_exposure_and_nothing_is_written_over_the_raw_score() -> None:
+def test_color_correction_removes_exposure_and_the_raw_score_stays() -> None:
     truth = noise(1)
     scores = score_pair(truth * 0.8 + 0.05, truth, None)
     assert scores["PSNR"] < 30
-    # Affine colours are within the correction's family; what is left is float32 round-off, below -100 dB.
+    # The correction can express affine changes of colour; what is left is float32 round-off.
     assert scores["PSNR_cc"] > 90
 
 
@@ -70,7 +70,7 @@ def test_folder_scores_by_closed_form(out: Path) -> None:
     assert scores.protocol["view_list_sha256"] == view_list_hash(["1.png", "a/0.png"])
 
 
-def test_eval_writes_the_familys_files_and_leaves_other_methods_alone(
+def test_eval_writes_the_files_of_3dgs_and_leaves_other_methods_alone(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (out / "results.json").write_text(json.dumps({"ours_7": {"PSNR": 1.0}}))
@@ -117,7 +117,7 @@ def test_different_sizes_are_both_named(out: Path) -> None:
 
 def test_only_the_listed_views_of_a_finished_rendering_count(out: Path) -> None:
     folder = out / "test" / "ours_30"
-    assert view_names(folder) == ["1.png", "a/0.png"]  # another program's folder: all that lies there
+    assert view_names(folder) == ["1.png", "a/0.png"]  # a folder of another program: all files count
     write_json(folder / "render.json", {"complete": True, "names": ["1.png"]})
     assert view_names(folder) == ["1.png"]  # a/0.png is left over from an older rendering
     write_json(folder / "render.json", {"complete": False})
@@ -144,7 +144,7 @@ def test_json_without_infinity_and_damage_is_named(tmp_path: Path) -> None:
     path.write_text('{"a": ')
     with pytest.raises(UserError, match="results.json: not readable as JSON"):
         merge_json(path, {})
-    assert path.read_text() == '{"a": '  # damage is for the user to look at, not for us to overwrite
+    assert path.read_text() == '{"a": '  # a damaged file is not overwritten
 
 
 def row(run: str, names: str = "list", **changes: object) -> Row:
@@ -201,11 +201,11 @@ def test_another_network_has_its_own_column() -> None:
     squeeze = Row("x", "ours_1", {**squeeze.record, "LPIPS_squeeze": 0.25, "LPIPS_squeeze_cc": 0.24})
     heading = compare([squeeze]).splitlines()[0]
     assert "LPIPS squeeze" in heading and "LPIPS squeeze cc" in heading
-    assert "LPIPS  " not in heading  # nothing under the name of the family's number
+    assert "LPIPS  " not in heading  # only LPIPS with VGG has the plain name
 
 
-def test_worst_blocks_of_other_cells_share_no_column() -> None:
-    """The lowest of eight cells is lower than that of two, whatever the model."""
+def test_worst_blocks_of_different_cells_share_no_column() -> None:
+    """Whatever the model, the worst of eight cells tends to be lower than the worst of two."""
     two, eight = (row(name, cells_sha256=name * 64) for name in "28")
     for one in (two, eight):
         one.record.update(worst_block={"block": 0, "PSNR": 18.5})  # type: ignore[attr-defined]
@@ -214,7 +214,7 @@ def test_worst_blocks_of_other_cells_share_no_column() -> None:
     assert "18.50" not in text and "worst block left out" in text
 
 
-def test_fitted_and_covered_have_labelled_columns_where_anyone_has_them() -> None:
+def test_fitted_and_covered_scores_have_columns_if_any_row_has_them() -> None:
     old, new = row("x"), row("y", covered_sha256="c" * 64)
     new.record.update({"PSNR_fit": 21.5, "PSNR_covered": 22.25, "covered_share": 0.875})  # type: ignore[attr-defined]
     assert "fit" not in compare([old]) and "covered" not in compare([old])
@@ -284,7 +284,7 @@ def test_scoring_holds_a_few_images_whatever_their_number(tmp_path: Path, monkey
 
     monkeypatch.setattr(metrics, "read_image", counted)
     assert score_folder(tmp_path / "ours_1", None, CPU).protocol["views"] == 12
-    # The pair that is read while the last one's names still hold it.
+    # The pair that is read, and the previous one, which variables may still refer to.
     assert 2 <= most <= 4
 
 
@@ -307,13 +307,13 @@ def test_errors_of_blocks_by_closed_form() -> None:
     assert BlockErrors(3).summary() == {}
 
 
-def test_merge_gap_is_after_less_before_where_both_were_scored_alike() -> None:
+def test_merge_gap_is_after_minus_before_if_both_were_scored_alike() -> None:
     protocol = row("x").protocol
     after = {"PSNR": 20.0, "SSIM": None, "protocol": protocol, "merge_gap": {"PSNR": 9.0}}
     before = {"PSNR": 20.5, "SSIM": 0.5, "protocol": {**protocol, "anchors": 5}}
     assert with_merge_gaps({"ours_1": after, "ours_1_blocks": before})["ours_1"]["merge_gap"] == {"PSNR": -0.5}
     assert "merge_gap" not in with_merge_gaps({"ours_1": after})["ours_1"]  # an old gap does not stay
-    # Over covered pixels there is a gap where they are the same; a share has none.
+    # Scores over covered pixels have a gap only if the pixels are the same; the share of covered pixels has none.
     for sha, gap in (("a", {"PSNR": -0.5, "PSNR_covered": -1.0}), ("b", {"PSNR": -0.5})):
         one, two = (
             {**record, "PSNR_covered": psnr, "covered_share": 0.5, "protocol": {**protocol, "covered_sha256": by}}
@@ -326,10 +326,10 @@ def test_merge_gap_is_after_less_before_where_both_were_scored_alike() -> None:
     assert "merge_gap" not in with_merge_gaps({"ours_1": after, "ours_1_blocks": other})["ours_1"]
 
 
-def test_error_map_ends() -> None:
+def test_range_of_the_error_map() -> None:
     truth = flat(128)
     assert error_map(truth, truth).max() == 0
-    assert error_map(flat(0), truth).min() == 1  # half the range is past the end of the scale
+    assert error_map(flat(0), truth).min() == 1  # an error of half the range is beyond the end of the scale
 
 
 def test_code_version_names_package_and_commit() -> None:

@@ -1,4 +1,4 @@
-"""Fitted scores: what the fit finds, what it looks at, and what it leaves alone."""
+"""Fitted scores: what the fit finds, which pixels it uses, and what it does not change."""
 
 import math
 
@@ -24,7 +24,7 @@ def test_an_affine_change_of_colours_is_undone() -> None:
     render = noise(0)
     truth = recolored(render)
     found = fit_affine(render, truth)
-    # The ridge is 1.3e-6 of variances of 0.03: the map is short of the exact one by less than 1e-4 of its way.
+    # The ridge is 1.3e-6, the variances are 0.03: the map differs from the exact one by less than 1e-4.
     torch.testing.assert_close(found, torch.cat([MATRIX, OFFSET], dim=1).double(), rtol=0, atol=1e-4)
     scores = score_fitted(render, truth, None)
     assert set(scores) == {"PSNR_right", "PSNR_fit", "SSIM_fit"}
@@ -32,10 +32,10 @@ def test_an_affine_change_of_colours_is_undone() -> None:
     assert scores["SSIM_fit"] == pytest.approx(1, abs=1e-5)
 
 
-def test_the_fit_never_looks_at_the_half_that_is_scored() -> None:
+def test_the_fit_does_not_use_the_half_that_is_scored() -> None:
     render = noise(1)
     truth, other = recolored(render), noise(2)
-    for right in (truth, other):  # whatever stands to the right, the map is the one of the left
+    for right in (truth, other):  # whatever the right half is, the map is fitted to the left one
         shown = torch.cat([truth[:, :, :16], right[:, :, 16:]], dim=2)
         affine = fit_affine(render[:, :, :16], truth[:, :, :16])
         expected = psnr(apply_affine(affine, render)[:, :, 16:], shown[:, :, 16:])
@@ -47,7 +47,7 @@ def test_the_fit_never_looks_at_the_half_that_is_scored() -> None:
     assert changed["PSNR_right"] == same["PSNR_right"] and changed["PSNR_fit"] < same["PSNR_fit"] - 20
 
 
-def test_saturated_pixels_say_nothing() -> None:
+def test_saturated_pixels_are_not_used() -> None:
     render = noise(3)
     truth = recolored(render)
     clean = fit_affine(render[:, 4:], truth[:, 4:])
@@ -64,11 +64,11 @@ def test_a_half_without_usable_pixels_leaves_the_other_as_it_is() -> None:
     render[:, :, :16] = 0
     scores = score_fitted(render, truth, None)
     assert scores["PSNR_fit"] == scores["PSNR_right"]
-    thin = score_fitted(render[:, :, 31:], truth[:, :, 31:], None)  # of one column nothing is to the left
+    thin = score_fitted(render[:, :, 31:], truth[:, :, 31:], None)  # an image of one column has no left half
     assert thin["PSNR_fit"] == thin["PSNR_right"]
 
 
-def test_a_flat_half_moves_other_colours_no_farther_than_they_are_like_its_own() -> None:
+def test_a_flat_half_changes_other_colours_by_their_similarity_to_its_own() -> None:
     """One colour c of target t fixes the map along (c, 1) alone: x moves by (t - c) (c x + 1) / (c c + 1)."""
     color, target = torch.tensor([0.6, 0.4, 0.5]), torch.tensor([0.5, 0.45, 0.3])
     found = fit_affine(color[:, None, None].expand(3, 8, 8), target[:, None, None].expand(3, 8, 8))

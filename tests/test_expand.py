@@ -1,4 +1,4 @@
-"""The expansion against the original's figures and against its own readable form, in value and gradient."""
+"""Decoding anchors, against values of the official code and a readable reference, in value and gradient."""
 
 from dataclasses import fields
 
@@ -12,12 +12,12 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import decode, decode_with_teacher, expand_reference
 
 CENTER = torch.tensor([0.3, -0.2, 4.0])
-# The figures come from the same float32 operations in another order of summation.
+# The values come from the same float32 operations with sums in another order.
 ROUND_OFF = {"rtol": 2e-6, "atol": 1e-6}
 
 
 def weighted_sum(gaussians: Gaussians, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A scalar in which every number has its own random weight, so that gradients cannot cancel or swap."""
+    """A sum with a random weight for each number, so that no gradients cancel or can be exchanged."""
     rng = torch.Generator().manual_seed(5)
     weights = [torch.randn(part.shape, generator=rng, dtype=dtype) for part in vars(gaussians).values()]
     return torch.stack([(p * w).sum() for p, w in zip(vars(gaussians).values(), weights, strict=True)]).sum()
@@ -48,7 +48,7 @@ def test_parity_of_student_and_teacher() -> None:
 
 @pytest.mark.parametrize("flags", [{}, {"use_feature_bank": True, "add_cov_dist": True, "add_color_dist": True}])
 @pytest.mark.parametrize("visible", [[1, 4, 5, 17, 39], list(range(40)), [39, 0, 20], []])
-def test_value_and_gradient_are_those_of_the_readable_form(visible: list[int], flags: dict[str, bool]) -> None:
+def test_value_and_gradient_are_those_of_the_reference(visible: list[int], flags: dict[str, bool]) -> None:
     anchors = random_anchors(40, dtype=torch.float64)
     decoder = random_decoder(**flags).double()
     rows = torch.tensor(visible, dtype=torch.int64)
@@ -86,7 +86,7 @@ def test_gaussians_are_those_of_positive_opacity() -> None:
     )
 
 
-def test_a_teacher_that_is_the_student_says_the_same() -> None:
+def test_a_teacher_equal_to_the_student_gives_the_same() -> None:
     anchors, student = random_anchors(20), random_decoder()
     decoded, targets = decode_with_teacher(anchors, student, student, CENTER, torch.arange(3, 17))
     assert torch.equal(targets.color, decoded.gaussians.colors)
@@ -95,7 +95,7 @@ def test_a_teacher_that_is_the_student_says_the_same() -> None:
     assert torch.equal(targets.neural_opacity, decoded.neural_opacity)
 
 
-def test_teacher_is_asked_where_the_student_keeps() -> None:
+def test_the_teachers_targets_are_for_the_gaussians_that_the_student_keeps() -> None:
     anchors, teacher = random_anchors(20), random_decoder(seed=1)
     decoded, targets = decode_with_teacher(anchors, random_decoder(), teacher, CENTER)
     alone = decode(anchors, teacher, CENTER)
@@ -118,7 +118,7 @@ def test_detach_decides_whether_the_teacher_moves_the_anchors(detach: bool) -> N
 
 
 def test_the_camera_moves_no_gaussian() -> None:
-    """Positions come from anchors and offsets alone; the camera decides which exist and how they look."""
+    """Positions depend on anchors and offsets alone; the camera changes opacity, colour and shape."""
     anchors, decoder = random_anchors(20), random_decoder()
     here, there = decode(anchors, decoder, CENTER), decode(anchors, decoder, -CENTER)
     both = here.kept & there.kept

@@ -1,6 +1,6 @@
-"""Ranks that end together and with one message, and how their run goes on.
+"""Ranks that end together and with one message, and how their run is resumed.
 
-That they end at all is the fact: what waits for another rank instead waits for ``PATIENT``, longer than pytest does.
+A rank that waited for one that has failed would wait for ``PATIENT`` seconds, longer than the time limit of a test.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from momentum_gs.experiments import training
 ROOT = Path(__file__).parents[1]
 SILENCE = 2.0
 PATIENT = 86400.0
-"""Seconds of silence that no test lives to see."""
+"""Seconds of silence, longer than any test runs."""
 
 
 def environment(**variables: object) -> dict[str, str]:
@@ -47,12 +47,12 @@ class Ended:
     """How three ranks ended."""
 
     statuses: list[int | None]
-    said: list[str]
+    printed: list[str]
     """What each printed on stderr."""
 
 
 class Ranks:
-    """Runs three ranks. The processes are forked from one that has loaded torch, which is most of their time."""
+    """Runs three ranks. Their processes are forked from one that has imported torch, which takes most of the time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -95,48 +95,48 @@ def ranks(tmp_path: Path) -> Ranks:
 @pytest.mark.slow
 def test_an_error_ends_all_ranks_with_one_line(ranks: Ranks) -> None:
     ended = ranks("user")
-    assert ended.said == ["", "momentum-gs: [rank 1] step 5: it is empty\n", ""]
+    assert ended.printed == ["", "momentum-gs: [rank 1] step 5: it is empty\n", ""]
     assert ended.statuses == [1, 2, 1]
 
 
 @pytest.mark.slow
 def test_a_crash_ends_all_ranks_with_one_traceback(ranks: Ranks) -> None:
     ended = ranks("crash")
-    assert (ended.said[0], ended.said[2]) == ("", "")
-    assert ended.said[1].startswith("momentum-gs: [rank 1] Traceback")
-    assert "ZeroDivisionError\nat step 5\n" in ended.said[1]
+    assert (ended.printed[0], ended.printed[2]) == ("", "")
+    assert ended.printed[1].startswith("momentum-gs: [rank 1] Traceback")
+    assert "ZeroDivisionError\nat step 5\n" in ended.printed[1]
     assert ended.statuses == [1, 1, 1]
 
 
 @pytest.mark.slow
-def test_an_error_that_all_ranks_meet_is_said_once(ranks: Ranks) -> None:
+def test_an_error_on_all_ranks_is_printed_once(ranks: Ranks) -> None:
     ended = ranks("all")
-    assert "".join(ended.said).count("all ranks meet this") == 1
+    assert "".join(ended.printed).count("all ranks meet this") == 1
     assert sorted(ended.statuses) == [1, 1, 2]
 
 
 @pytest.mark.slow
 def test_a_killed_rank_is_named_once(ranks: Ranks) -> None:
-    # No launcher ends the others here, so they must find out who is gone.
+    # No launcher ends the others here, so they must find out which rank is gone.
     ended = ranks("SIGKILL")
     assert ended.statuses == [1, -signal.SIGKILL, 1]
-    said = "".join(ended.said)
-    assert said.count("momentum-gs: ") == said.count("\n") == 1
-    assert "rank 1 of 3 (on " in said
-    assert "is gone" in said
+    printed = "".join(ended.printed)
+    assert printed.count("momentum-gs: ") == printed.count("\n") == 1
+    assert "rank 1 of 3 (on " in printed
+    assert "is gone" in printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("silence", "terminate"), [(SILENCE, False), (PATIENT, True)])
 def test_a_frozen_rank_is_named_once(ranks: Ranks, silence: float, terminate: bool) -> None:
-    # A rank that is asked to stop has less patience: it hears of it although its main thread waits in a sum, where
-    # Python runs no handlers.
+    # A rank that is asked to stop waits for a shorter time. It receives the signal although its main thread waits in a
+    # sum, where Python runs no handlers.
     ended = ranks("SIGSTOP", silence, terminate)
     assert (ended.statuses[0], ended.statuses[2]) == (1, 1)
-    said = "".join(ended.said)
-    assert said.count("momentum-gs: ") == said.count("\n") == 1
-    assert "rank 1 of 3 (on " in said
-    assert f"has given no sign of life for {SILENCE:g} s" in said
+    printed = "".join(ended.printed)
+    assert printed.count("momentum-gs: ") == printed.count("\n") == 1
+    assert "rank 1 of 3 (on " in printed
+    assert f"has given no sign of life for {SILENCE:g} s" in printed
 
 
 def test_blame_names_the_place() -> None:
@@ -147,12 +147,12 @@ def test_blame_names_the_place() -> None:
     assert getattr(caught.value, "__notes__", ["at block 3"]) == ["at block 3"]  # Notes came with Python 3.11.
 
 
-def test_a_stop_is_noted_and_handlers_come_back() -> None:
+def test_a_stop_is_noted_and_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # At once: the same request, from a scheduler and from a launcher.
+        os.kill(os.getpid(), signal.SIGTERM)  # At the same time: one request, from scheduler and launcher.
         assert stop()
         assert stop.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
@@ -172,7 +172,7 @@ def test_a_second_interruption_ends_at_once() -> None:
         "    os.kill(os.getpid(), signal.SIGINT)\n"  # The same request.
         "    clock[0] += watch._SAME_REQUEST_SECONDS\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "raise SystemExit('the second interruption was not heard')\n"
+        "raise SystemExit('the second interruption had no effect')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), check=False)
     assert done.returncode == 128 + signal.SIGINT
@@ -200,15 +200,15 @@ def test_only_restarted_ranks_of_the_same_launch_continue(tmp_path: Path, monkey
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of somebody else")
     with pytest.raises(UserError, match="holds a run; continue it with --resume"):
         resumes(1)
-    # Refused at first, refused when the launcher tries again, also where the earlier run's launch had the same name.
+    # Refused at the start is refused when the launcher tries again, even if the earlier run's launch had the same name.
     (tmp_path / ".launch").write_text("of somebody else")
     for restarts in (0, 1):
         with pytest.raises(UserError, match="holds a run"):
             resumes(restarts)
 
 
-def test_ranks_refuse_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As seen from each of two ranks, the other one being as it should."""
+def test_output_folders_that_ranks_do_not_share_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On rank 0 the check writes nothing that stays; on rank 1 the folder of rank 0 is missing."""
     monkeypatch.setattr(training, "_SHARED_SECONDS", 0.1)
     comm = LocalComm()
     comm.world_size = 2
@@ -220,7 +220,7 @@ def test_ranks_refuse_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.M
         training._check_shared(tmp_path / "rank1", comm)
 
 
-# Training runs: two ranks, 60 steps, checkpoints every 10.
+# Training runs: two ranks, 30 steps of each of four blocks, two at a time: 60 global steps, a checkpoint every 10.
 RUN = [*SETTINGS, "steps=30", "log.every=1", "log.checkpoint_every=10", "log.keep_checkpoints=1000"]
 
 
@@ -230,7 +230,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(scene: Path, out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Begins to train under torchrun, as a user would."""
+    """Starts training with torchrun, as a user would."""
     if not out.exists():
         write_table(make_config(scene, out))
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *launcher]
@@ -240,7 +240,7 @@ def start(scene: Path, out: Path, *options: str, launcher: tuple[str, ...] = ())
 
 
 def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    """Returns when the run has done so many steps."""
+    """Returns when the run has done ``step`` steps."""
     while process.poll() is None:
         if (out / "events.jsonl").exists():
             lines = (out / "events.jsonl").read_text().splitlines()
@@ -251,7 +251,7 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
 
 
 def worker(launcher: int, rank: int) -> int:
-    """The process of a rank."""
+    """Process id of a rank."""
     for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             return int(pid)
@@ -260,7 +260,7 @@ def worker(launcher: int, rank: int) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The model without faults. One rank here; it has the bits of any number of ranks (test_training.py)."""
+    """The model of a run without faults, on one rank: any number of ranks gives the same bits (test_training.py)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # As the ranks have.
     out = tmp_path_factory.mktemp("undisturbed")
@@ -279,13 +279,13 @@ def test_a_run_that_is_killed_then_stopped_ends_the_same(
     wait_for_step(process, out, 13)
     os.kill(worker(process.pid, 1), signal.SIGKILL)
     wait_for_step(process, out, 33)
-    process.terminate()  # The launcher passes it on.
-    said, errors = finish(process)
+    process.terminate()  # The launcher forwards the signal.
+    printed, errors = finish(process)
     assert re.search(
         r"train: the ranks were started again; continuing from step_\d+\n"
-        r"train: stopped by SIGTERM at step \d+, saved; continue with --resume\n", said
+        r"train: stopped by SIGTERM at step \d+, saved; continue with --resume\n", printed
     )  # fmt: skip
-    assert "momentum-gs: " not in errors, "the launcher tells of the killed rank, and nobody else"
+    assert "momentum-gs: " not in errors, "only the launcher reports the killed rank"
     assert not (out / "point_cloud").exists()
 
     process = start(scene, out, "--resume")
@@ -306,12 +306,12 @@ def test_an_unreadable_image_ends_all_with_block_and_name(scene: Path, tmp_path:
     line = next(line for line in errors.splitlines() if line.startswith("momentum-gs: "))
     assert "block " in line
     assert "005.png" in line
-    assert "exitcode  : 2" in errors, "torchrun names the rank that spoke"
+    assert "exitcode  : 2" in errors, "torchrun reports the rank that printed the error"
 
 
 @pytest.fixture
 def machines() -> Iterator[tuple[list[str], list[str]]]:
-    """Two network namespaces with a cable between them: what begins a command on either."""
+    """Two connected network namespaces: for each, the words that run a command in it."""
     names = [f"mgs{os.getpid()}a", f"mgs{os.getpid()}b"]
 
     def ip(*words: str) -> None:

@@ -1,4 +1,4 @@
-"""Points where training images see something but no point lies."""
+"""Fill points, where views overlap but the sparse model has no points."""
 
 import dataclasses
 from pathlib import Path
@@ -30,7 +30,7 @@ def new_of(points: PointCloud, share: float = 9.0, seed: int = 0) -> torch.Tenso
     return fill_points(points, CAMERAS, share, seed).xyz[len(points) :]
 
 
-def test_what_is_covered_stays_as_it_is() -> None:
+def test_views_full_of_points_get_none() -> None:
     assert len(new_of(plane(200_000))) == 0
 
 
@@ -50,14 +50,14 @@ def test_a_hole_is_filled_on_the_surface_around_it() -> None:
     assert in_view(new, CAMERAS[1]).sum() < 1.5 * len(alone)
 
 
-def test_the_draw_depends_on_points_views_and_seed_alone() -> None:
+def test_fill_points_depend_on_the_seed() -> None:
     points = plane(50_000, high=0.0)
     assert torch.equal(new_of(points), new_of(points))
     assert not torch.equal(new_of(points), new_of(points, seed=1))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001])
-def test_the_share_bounds_them(share: float) -> None:
+def test_the_share_bounds_the_number_of_fill_points(share: float) -> None:
     points = plane(50_000, high=0.0)
     assert len(new_of(points, share)) == int(share * len(points))
 
@@ -76,7 +76,7 @@ def test_the_unit_of_the_scene_does_not_matter() -> None:
     torch.testing.assert_close(new, 8 * new_of(points))
 
 
-def test_a_block_starts_alike_whoever_makes_it_and_after_whichever_others(tmp_path: Path) -> None:
+def test_a_block_starts_alike_whichever_blocks_were_made_before_it(tmp_path: Path) -> None:
     scene_folder = write_tiny_scene(tmp_path / "scene")
     config = make_config(scene_folder, tmp_path / "out", "model.fill_points=0.5")
     scene, table = load_scene(config.scene), write_table(config)

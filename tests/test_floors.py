@@ -15,8 +15,8 @@ FLOORS = {
     "eval": 7, "merge": 7, "api": 8, "doctor": 8, "export": 8, "viewer": 9, "experiments": 9, "bench": 9, "cli": 10,
     "__main__": 11,
 }  # fmt: skip
-# The files through which the package reaches each extension.
-DOORS = {
+# The only files of the package that import each extension.
+IMPORTERS = {
     "diff_gaussian_rasterization": {"momentum_gs/render/rasterize.py"},
     "simple_knn": {"momentum_gs/model/init.py"},
     # device.py and kernels.py ask what was built.
@@ -75,11 +75,11 @@ def extensions_know_only_torch(path: str, tree: ast.Module) -> Iterator[Violatio
         yield from ((line, f"imports {name}") for line, name in imports(tree, path) if within(name, "momentum_gs"))
 
 
-def extensions_have_doors(path: str, tree: ast.Module) -> Iterator[Violation]:
-    """In the package, only few files call the kernels, so that the kernels' interface can change."""
+def few_files_import_extensions(path: str, tree: ast.Module) -> Iterator[Violation]:
+    """Only few files of the package call the kernels, so that the interface of the kernels can change."""
     for line, name in imports(tree, path):
-        if path.startswith("momentum_gs/") and path not in DOORS.get(name.split(".")[0], {path}):
-            yield line, f"imports {name}, which is done by {' and '.join(sorted(DOORS[name.split('.')[0]]))}"
+        if path.startswith("momentum_gs/") and path not in IMPORTERS.get(name.split(".")[0], {path}):
+            yield line, f"imports {name}, which only {' and '.join(sorted(IMPORTERS[name.split('.')[0]]))} may import"
 
 
 def processes_communicate_through_comm(path: str, tree: ast.Module) -> Iterator[Violation]:
@@ -92,7 +92,7 @@ def processes_communicate_through_comm(path: str, tree: ast.Module) -> Iterator[
 
 
 def devices_are_named_in_one_place(path: str, tree: ast.Module) -> Iterator[Violation]:
-    """Of the package; extensions register kernels for devices. A ``Literal[...]`` type names a setting, no device."""
+    """In the package only: extensions register kernels for devices. A ``Literal[...]`` type names a setting."""
     if not path.startswith("momentum_gs/") or path == "momentum_gs/core/device.py":
         return
     types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Subscript)
@@ -134,21 +134,21 @@ def no_global_state(path: str, tree: ast.Module) -> Iterator[Violation]:
 
 
 def annotations_are_real(path: str, tree: ast.Module) -> Iterator[Violation]:
-    """Postponed annotations are text, which the shape checks of the tests cannot read."""
+    """Postponed annotations are strings, which the shape checks of the tests cannot read."""
     for line, name in imports(tree, path):
         if name == "__future__.annotations":
             yield line, "postpones annotations"
 
 
 RULES: list[Rule] = [
-    imports_point_down, every_package_has_a_floor, extensions_know_only_torch, extensions_have_doors,
+    imports_point_down, every_package_has_a_floor, extensions_know_only_torch, few_files_import_extensions,
     processes_communicate_through_comm, devices_are_named_in_one_place, files_never_run_code, errors_are_named,
     no_global_state, annotations_are_real,
 ]  # fmt: skip
 
 
 def source_files() -> list[Path]:
-    """Our Python outside of tests and build outputs."""
+    """Python files of the package and the extensions, without tests and build outputs."""
     found = [*ROOT.glob("momentum_gs/**/*.py"), *ROOT.glob("submodules/**/*.py")]
     return sorted(p for p in found if not {"build", "tests", ".venv"} & set(p.relative_to(ROOT).parts))
 
@@ -163,11 +163,12 @@ def test_the_source_keeps_its_rules(rule: Rule) -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_all_files_are_looked_at() -> None:
+def test_all_files_are_checked() -> None:
     """A wrong glob would make every rule hold."""
     paths = {file.relative_to(ROOT).as_posix() for file in source_files()}
     assert {"momentum_gs/core/types.py", "momentum_gs/cli/main.py", "momentum_gs/__main__.py"} <= paths
-    assert {path.split("/")[2] for path in paths if path.startswith("submodules/") and "/" in path[11:]} >= set(DOORS)
+    extensions = {path.split("/")[2] for path in paths if path.startswith("submodules/") and "/" in path[11:]}
+    assert extensions >= set(IMPORTERS)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_all_files_are_looked_at() -> None:
         (imports_point_down, "momentum_gs/__init__.py", "from momentum_gs.core import errors"),
         (every_package_has_a_floor, "momentum_gs/utils/x.py", ""),
         (extensions_know_only_torch, "submodules/simple-knn/simple_knn/x.py", "from momentum_gs.core import errors"),
-        (extensions_have_doors, "momentum_gs/train/x.py", "from simple_knn._C import distCUDA2"),
+        (few_files_import_extensions, "momentum_gs/train/x.py", "from simple_knn._C import distCUDA2"),
         (processes_communicate_through_comm, "momentum_gs/train/x.py", "import torch.distributed as dist"),
         (processes_communicate_through_comm, "momentum_gs/train/x.py", "from torch import distributed"),
         (processes_communicate_through_comm, "momentum_gs/train/x.py", "from torch.distributed import barrier"),

@@ -1,4 +1,4 @@
-"""Normalized coordinates: the same scene in another unit, place or heading trains in the same ones."""
+"""Normalized coordinates: they are the same for a scene in another unit, place or heading."""
 
 import importlib.util
 from pathlib import Path
@@ -34,7 +34,7 @@ SHIFT = (1e6, -1e6, 1e6)
 def moved_scene(
     root: Path, scale: float, shift: tuple[float, ...] = (0.0, 0.0, 0.0), turns: int = 0, up: str = "y"
 ) -> Path:
-    """The files of one small scene after a quarter turn or more, scaled and shifted."""
+    """The files of a small scene after ``turns`` quarter turns about ``up``, scaled and shifted."""
     written = write_scene(root / "written", NAMES)
     return move_scene(written, root, scale, shift, turns, up)
 
@@ -47,22 +47,22 @@ def assert_same(a: Scene, b: Scene) -> None:
     assert torch.equal(a.points.xyz, b.points.xyz)
     for one, other in zip([*a.train, *a.test], [*b.train, *b.test], strict=True):
         assert torch.equal(one.rotation.float(), other.rotation.float())
-        # The rendering computes in float32; the digits beyond come from the files' own.
+        # Rendering uses float32; further digits depend on those in the files.
         torch.testing.assert_close(one.translation, other.translation, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [2.0**-10, 2.0**-4, 2.0**4, 2.0**10, 1 / 20, 1000.0])
-def test_the_unit_of_a_scene_does_not_show(tmp_path: Path, scale: float) -> None:
+def test_the_unit_of_a_scene_does_not_matter(tmp_path: Path, scale: float) -> None:
     assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", scale)))
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_the_heading_does_not_show(tmp_path: Path, turns: int) -> None:
-    # The cameras of these files look along z, held upright: up is -y.
+def test_the_heading_does_not_matter(tmp_path: Path, turns: int) -> None:
+    # The cameras of these files look along z and are upright: up is -y.
     assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", 1.0, turns=turns)))
 
 
-def test_the_origin_does_not_show(tmp_path: Path) -> None:
+def test_the_origin_does_not_matter(tmp_path: Path) -> None:
     assert_same(load(moved_scene(tmp_path / "a", 1.0)), load(moved_scene(tmp_path / "b", 1.0, SHIFT)))
 
 
@@ -123,7 +123,7 @@ def test_axes_must_be_right_handed(tmp_path: Path) -> None:
         load(moved_scene(tmp_path, 1.0), axes=("x", "y", "-z"))
 
 
-def test_a_scene_that_nobody_sees_has_no_distance() -> None:
+def test_a_scene_without_a_point_in_view_is_refused() -> None:
     behind: list[Camera] = [camera("a.jpg", x=0.0)]
     with pytest.raises(UserError, match="in view"):
         view_distance(behind, PointCloud(torch.tensor([[0.0, 0, -5]], dtype=torch.float64), points().rgb[:1]))

@@ -1,7 +1,7 @@
-"""Damaged files through every reader: whatever is in them, they are read or refused, in bounded memory.
+"""Damaged files with every reader: whatever they contain, they are read or refused, in bounded memory.
 
-A few examples of each kind, the same every time. ``scripts/fuzz_readers.py`` runs many more, other ones each time:
-FUZZ_EXAMPLES sets their number, FUZZ_SEED makes them new.
+Here with a few examples of each kind, the same every time. ``scripts/fuzz_readers.py`` runs many more, new ones each
+time: FUZZ_EXAMPLES sets their number, and with FUZZ_SEED they are not the same every time.
 """
 
 import json
@@ -33,7 +33,7 @@ FUZZ = settings(
     max_examples=EXAMPLES, derandomize="FUZZ_SEED" not in os.environ, database=None, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
-# The files have a few kilobytes. Readers keep some hundred bytes a record; a forged count would ask for gigabytes.
+# The files have a few kilobytes, of which readers keep some hundred bytes a record; forged counts may mean gigabytes.
 MEMORY = 32 * 2**20
 
 
@@ -140,9 +140,9 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write(path)
     whole = path.read_bytes()
-    read(path)  # What is imported on the way counts for no example.
+    read(path)  # So that memory of modules that are imported here is not counted.
 
-    # A record length of 7,517 bytes in a compressed file, which asked for 7 GB.
+    # An earlier finding: a record length of 7,517 bytes in a compressed file, with which 7 GB were allocated.
     @example([("put", 104, b"\xc0]\x1d\xe7\xd1\xea\xce4")])
     @FUZZ
     @given(DAMAGE)

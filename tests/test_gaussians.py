@@ -1,4 +1,4 @@
-"""Splats: colours, files, first values, learning rates."""
+"""Explicit Gaussians: colours, files, initial values, learning rates."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ from momentum_gs.train.optim import set_splat_lr, splat_optimizer
 CAMERA = nadir_camera("a", 0.3, -0.2)
 
 
-def test_a_fresh_splat_has_its_colour_from_every_side() -> None:
+def test_a_new_gaussian_has_its_colour_from_every_side() -> None:
     rgb = torch.rand(50, 3)
     splats = Splats.fresh(torch.randn(50, 3), rgb, torch.zeros(50, 3), sh_degree=3)
     for x in (-3.0, 5.0):
@@ -57,7 +57,7 @@ def test_every_row_gets_a_gradient() -> None:
         assert row.grad is not None and row.grad.any(), name
 
 
-def test_rows_survive_every_way_of_moving_them() -> None:
+def test_subset_and_cat_keep_rows() -> None:
     splats = random_splats(9)
     mask = torch.arange(9) % 3 == 0
     parts = Splats.cat([splats.subset(mask), splats.subset((~mask).nonzero()[:, 0])])
@@ -113,8 +113,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             load_splats(path)
 
 
-def test_first_splats_are_spheres_as_wide_as_the_spacing() -> None:
-    # A unit grid: every point but the corners' neighbourhood has its three nearest at distance 1.
+def test_initial_gaussians_are_spheres_as_wide_as_the_spacing() -> None:
+    # In a unit grid every point has at least three neighbours at distance 1.
     xyz = torch.cartesian_prod(*[torch.arange(4.0, dtype=torch.float64)] * 3)
     rgb = torch.randint(0, 256, (64, 3), dtype=torch.uint8)
     splats = init_splats(PointCloud(xyz, rgb), sh_degree=2)

@@ -1,4 +1,4 @@
-"""Densification of splats: against a loop over them, and the laws that it keeps."""
+"""Densification of explicit Gaussians: against a loop over them, and facts that hold for any scene."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from momentum_gs.train.optim import splat_optimizer
 
 CONFIG = GaussiansConfig(min_opacity=0.1, max_world_size=0.02)
 EXTENT = 20.0
-"""Splats above 0.2 are split, above 0.4 pruned; the largest scales of ``random_splats`` are around 0.2."""
+"""With it, Gaussians above 0.2 are split and above 0.4 pruned; the largest of ``random_splats`` are around 0.2."""
 
 
 def draw(level: int, index: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def draw(level: int, index: Tensor) -> Tensor:
 
 
 def some_stats(splats: Splats, seed: int = 0) -> SplatStats:
-    """Gradients on both sides of the threshold, and splats that no view drew."""
+    """Gradients on both sides of the threshold, and some Gaussians that no view has drawn."""
     rng = torch.Generator().manual_seed(seed)
     denom = torch.randint(0, 4, (len(splats), 1), generator=rng).float()
     gradient = torch.rand(len(splats), 1, generator=rng) * 2 * CONFIG.grad_threshold
@@ -36,7 +36,7 @@ densify = partial(densify_and_prune, extent=EXTENT, config=CONFIG, draw=draw, pr
 
 
 def one_by_one(splats: Splats, stats: SplatStats, prune_large: bool) -> dict[str, Tensor]:
-    """What 3DGS does, splat by splat: clones, then splits, then prunes all that there is then."""
+    """What 3DGS does, for one Gaussian after another: it clones, splits, and then prunes all of them."""
     rows = {name: row.detach() for name, row in splats.rows().items()}
     stay: list[dict[str, Tensor]] = []
     clones: list[dict[str, Tensor]] = []
@@ -45,12 +45,12 @@ def one_by_one(splats: Splats, stats: SplatStats, prune_large: bool) -> dict[str
         row = {name: values[i] for name, values in rows.items()}
         hot = stats.denom[i] > 0 and stats.gradient_accum[i] / stats.denom[i] >= CONFIG.grad_threshold
         if hot and row["log_scale"].exp().max() > CONFIG.percent_dense * EXTENT:
-            for c, family in enumerate(children):
+            for c, copies in enumerate(children):
                 uniform = draw(0, 6 * i + 3 * c + torch.arange(3)).double() + 2.0**-25
                 normal = 2**0.5 * torch.erfinv(2 * uniform - 1).float()
                 apart = quat_to_matrix(row["rotation"]) @ (normal * row["log_scale"].exp())
                 shrunk = (row["log_scale"].exp() / 1.6).log()
-                family.append(row | {"position": row["position"] + apart, "log_scale": shrunk})
+                copies.append(row | {"position": row["position"] + apart, "log_scale": shrunk})
         else:
             stay.append(row)
             if hot:
@@ -65,7 +65,7 @@ def one_by_one(splats: Splats, stats: SplatStats, prune_large: bool) -> dict[str
 
 
 @pytest.mark.parametrize("prune_large", [False, True])
-def test_same_as_splat_by_splat(prune_large: bool) -> None:
+def test_same_as_one_by_one(prune_large: bool) -> None:
     splats = random_splats(400)
     stats = some_stats(splats)
     wanted = one_by_one(splats, stats, prune_large)
@@ -80,7 +80,7 @@ def test_same_as_splat_by_splat(prune_large: bool) -> None:
     assert not any(row.any() for row in zeroed.rows().values()) and len(zeroed.denom) == len(edited)
 
 
-def test_children_are_drawn_from_their_parent() -> None:
+def test_positions_of_children_are_drawn_from_their_parent() -> None:
     n = 40_000
     one = random_splats(1, degree=0)
     splats = Splats.cat([one] * n)
@@ -92,7 +92,8 @@ def test_children_are_drawn_from_their_parent() -> None:
     turned = quat_to_matrix(one.rotation[0]).detach()
     covariance = turned @ torch.diag(one.scales[0].detach() ** 2) @ turned.T
     scale = float(covariance.trace())
-    # Of m samples a mean is off by sigma / sqrt(m), a covariance by about sigma^2 * sqrt(2 / m): five times that.
+    # With m samples a mean has an error of sigma / sqrt(m), a covariance of about sigma^2 * sqrt(2 / m): five times
+    # that.
     assert apart.mean(0).norm() < 5 * (scale / (2 * n)) ** 0.5
     assert (apart.T @ apart / (2 * n) - covariance).abs().max() < 5 * scale * (1 / n) ** 0.5
     assert not torch.equal(edited.position[:n], edited.position[n:]), "the two children are two draws"
@@ -116,7 +117,7 @@ def test_moments_follow_their_splats() -> None:
     for row in splats.rows().values():
         row.grad = torch.randn_like(row)
     optimizer.step()
-    # The moment tells whose it is.
+    # The moments are different, so each identifies its Gaussian.
     before = {tuple(m): tuple(p) for m, p in zip(optimizer.state[splats.position]["exp_avg"].tolist(),
                                                  splats.position.tolist(), strict=True)}  # fmt: skip
     edited, _, report = densify(splats, optimizer, some_stats(splats))
@@ -130,7 +131,7 @@ def test_moments_follow_their_splats() -> None:
 
 
 @pytest.mark.parametrize("more", [0, 1, 30, 10_000])
-def test_a_cap_lets_the_largest_gradients_in(more: int) -> None:
+def test_with_a_cap_the_largest_gradients_grow(more: int) -> None:
     splats = random_splats(400)
     gradient = (some_stats(splats).gradient_accum / some_stats(splats).denom.clamp_min(1)).squeeze(1)
     free, _, free_report = densify(splats.subset(torch.arange(400)), None, some_stats(splats), prune_large=False)
@@ -139,16 +140,16 @@ def test_a_cap_lets_the_largest_gradients_in(more: int) -> None:
     assert len(edited) == min(lasting + more, len(free))
     assert report.refused == len(free) - len(edited)
     if 0 < more < sum(free_report.grown):
-        # A clone is a second copy of a place, a split takes one away: both are known by that.
+        # A clone has the same position as its source, and a split removes its own: positions identify both.
         places = [tuple(p) for p in edited.position.tolist()]
-        lively = splats.opacity.squeeze(1).sigmoid() >= CONFIG.min_opacity
-        grown = torch.tensor([places.count(tuple(p)) != 1 for p in splats.position.tolist()]) & lively
-        hot = (gradient >= CONFIG.grad_threshold) & lively
+        opaque = splats.opacity.squeeze(1).sigmoid() >= CONFIG.min_opacity
+        grown = torch.tensor([places.count(tuple(p)) != 1 for p in splats.position.tolist()]) & opaque
+        hot = (gradient >= CONFIG.grad_threshold) & opaque
         assert int(grown.sum()) == more
         assert gradient[grown].min() >= gradient[hot & ~grown].max()
 
 
-def test_a_full_block_only_loses() -> None:
+def test_a_block_above_its_cap_is_only_pruned() -> None:
     splats = random_splats(400)
     edited, _, report = densify(splats, None, some_stats(splats), prune_large=False, cap=1)
     assert report.grown == (0, 0) and len(edited) == 400 - report.pruned > 1
@@ -172,13 +173,13 @@ def test_a_reset_bounds_opacities_and_forgets_their_moments() -> None:
     optimizer.step()
     before = splats.opacity.detach().sigmoid().clone()
     reset_opacity(splats, optimizer)
-    # 0.01 through a logit and back, in float32.
+    # The bound is 0.01, rounded by a logit and a sigmoid in float32.
     torch.testing.assert_close(splats.opacity.detach().sigmoid(), before.clamp_max(0.01), rtol=1e-5, atol=0)
     assert not optimizer.state[splats.opacity]["exp_avg_sq"].any()
     assert optimizer.state[splats.rotation]["exp_avg_sq"].any(), "the others keep theirs"
     after = splats.opacity.detach().clone()
     optimizer.step()
-    assert torch.equal(splats.opacity, after), "opacities rest this step"
+    assert torch.equal(splats.opacity, after), "opacities do not change in this step"
 
 
 def test_statistics_count_drawn_splats_only() -> None:

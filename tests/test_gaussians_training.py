@@ -1,4 +1,4 @@
-"""The explicit baseline as a whole: coarse model, blocks from it, resume, ranks, merge, renders, scores."""
+"""Explicit Gaussians: coarse model, blocks that start from it, resume, ranks, merge, renders, scores."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ MODE = Path(__file__).parents[1] / "configs" / "modes" / "gaussians.yaml"
 GAUSSIANS = (
     *("model.primitive=gaussians", "loss.volume=0", "teacher.enabled=false", "weighting.enabled=false"),
     *("blocks.boundary_finetuning=false", "blocks.offset_clamping=false", "blocks.decoder_freeze_rounds=0"),
-    # Densified at steps 10, 20 and 30, opacities reset at 20, with a rate at which they recover until 60.
+    # Densified at steps 10, 20 and 30; opacities are reset at 20, and the rate lets them recover until step 60.
     *("gaussians.sh_every=10", "gaussians.from_step=5", "gaussians.interval=10", "gaussians.until=31"),
     *("gaussians.reset_every=20", "gaussians.opacity_lr=0.4", "gaussians.grad_threshold=1e-3"),
 )  # fmt: skip
@@ -55,7 +55,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of a finished run with its coarse model in OUT/coarse, k = 2 of 4, as the commands leave it."""
+    """OUT of a finished run with its coarse model in OUT/coarse, k = 2 of 4, as the commands write it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
@@ -71,7 +71,7 @@ def test_the_mode_loads_over_a_scene_in_both_stages() -> None:
     demo = MODE.parents[1] / "demo.yaml"
     blocks, coarse = load_config([demo, MODE]), load_config([demo, MODE], ["stage=coarse"])
     assert blocks.model.primitive == coarse.model.primitive == "gaussians"
-    # As CityGaussian: what starts from a trained model moves less.
+    # As in CityGaussian, Gaussians that start from a trained model have a lower rate.
     assert blocks.gaussians.position_lr[0] < coarse.gaussians.position_lr[0]
     assert (blocks.starts_from_coarse, coarse.starts_from_coarse) == (True, False)
     assert (blocks.partition, blocks.steps) == (load_config(demo).partition, load_config(demo).steps)
@@ -89,14 +89,14 @@ def test_the_primitive_alone_switches_off_what_needs_anchors(path: Path | None) 
     assert not load_config(None).switched_off
 
 
-def test_what_is_switched_off_is_said_once_and_recorded(
+def test_what_is_switched_off_is_printed_once_and_recorded(
     scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["steps=2", "model.primitive=gaussians", "stage=coarse", "scene.resolution=1", "log.tensorboard=false"]
     assert main(["train", *BASE, "-s", str(scene_folder), "-m", str(tmp_path), *settings]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "teacher.enabled=false" in line]
-    assert len(said) == 1
-    assert said[0].removeprefix("train: ") in (tmp_path / "config.yaml").read_text()
+    printed = [line for line in capsys.readouterr().out.splitlines() if "teacher.enabled=false" in line]
+    assert len(printed) == 1
+    assert printed[0].removeprefix("train: ") in (tmp_path / "config.yaml").read_text()
     assert not load_config(tmp_path / "config.yaml").teacher.enabled
 
 
@@ -117,9 +117,9 @@ def test_blocks_start_from_what_they_see_of_the_coarse_model(scene_folder: Path,
 
 @pytest.mark.slow
 def test_a_coarse_model_of_other_harmonics_is_refused(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
-    prior = f"partition.coarse={whole / 'coarse'}"
+    coarse = f"partition.coarse={whole / 'coarse'}"
     with pytest.raises(UserError, match=r"of degree 3, expected gaussians.sh_degree = 1"):
-        train(make_config(scene_folder, tmp_path, *GAUSSIANS, prior, "gaussians.sh_degree=1"))
+        train(make_config(scene_folder, tmp_path, *GAUSSIANS, coarse, "gaussians.sh_degree=1"))
 
 
 def test_without_a_coarse_model_blocks_start_from_points_if_told_to(scene_folder: Path, tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_training_learns_densifies_and_raises_the_degree(whole: Path) -> None:
 
 @pytest.mark.slow
 def test_resume_is_bit_for_bit_the_uninterrupted_run(scene_folder: Path, whole: Path, tmp_path: Path) -> None:
-    # 37 lies within a round: half-trained blocks, between two densifications and after a reset.
-    prior = f"partition.coarse={whole / 'coarse'}"
-    config = make_config(scene_folder, tmp_path, *GAUSSIANS, prior, "log.checkpoint_every=37")
+    # Step 37 is within a round, between two densifications and after a reset.
+    coarse = f"partition.coarse={whole / 'coarse'}"
+    config = make_config(scene_folder, tmp_path, *GAUSSIANS, coarse, "log.checkpoint_every=37")
     interrupt(config, 42)
     train(config, resume=True)
     assert_same_bits(model_of(tmp_path), model_of(whole))
@@ -186,14 +186,14 @@ def test_merged_rendered_and_scored(whole: Path) -> None:
         assert main(["render", str(whole), *arguments]) == 0
     assert main(["eval", str(whole), "--lpips", "none"]) == 0
     results = read_json(whole / "results.json")
-    # Two held-out views of bright colours: black, which the reset came close to, has 5 dB.
+    # Two held-out views with bright colours: a black image, like the render after the reset, would have 5 dB.
     assert all(results[method]["PSNR"] > 7 for method in ("ours_60", "ours_60_blocks")), results
     assert "decoder" not in " ".join(path.name for path in folder.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("assign", ["ssim", "contribution"])
-def test_a_coarse_model_of_gaussians_cuts_the_scene(
+def test_a_coarse_model_of_gaussians_assigns_views(
     scene_folder: Path, whole: Path, tmp_path: Path, assign: str
 ) -> None:
     settings = [f"partition.coarse={whole / 'coarse'}", f"partition.assign={assign}", "partition.dim=2,2,1"]

@@ -41,7 +41,7 @@ def looking_down_z(width: int = 100, height: int = 60) -> Camera:
 
 def test_contract_equals_the_original() -> None:
     figures = load("partition.npz")
-    # One unit in the last place of float32 near 1.
+    # One rounding step of float32 near 1.
     torch.testing.assert_close(contract(figures["points"], figures["aabb"]), figures["contracted"], rtol=0, atol=1.2e-7)
 
 
@@ -56,11 +56,11 @@ def test_contract_round_trip(seed: int, reach: float) -> None:
     points = torch.randn(64, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * reach * 100
     unit = contract(points, AABB)
     assert ((unit > 0) & (unit < 1)).all()
-    # A coordinate x half edges away keeps 1/x of its digits: x reaches 1e5, x^2 * 2e-16 is 1e-6 of a half edge (200).
+    # A coordinate of x half edges has an error of about x^2 * 1e-16 half edges: with x up to 1e5, 1e-6 of up to 200.
     torch.testing.assert_close(uncontract(unit, AABB), points, rtol=1e-9, atol=2e-4)
 
 
-def test_contract_never_swaps_order_along_an_axis() -> None:
+def test_contract_keeps_the_order_along_an_axis() -> None:
     line = torch.zeros(1000, 3, dtype=torch.float64)
     line[:, 1] = torch.linspace(-1e4, 1e4, 1000, dtype=torch.float64)
     assert (contract(line, AABB)[:, 1].diff() > 0).all()
@@ -120,10 +120,10 @@ def test_camera_radius_is_measured_from_the_mean() -> None:
     assert camera_radius(centers[:1]) == 0.0
 
 
-def test_matrices_equal_the_family() -> None:
+def test_matrices_equal_the_official_ones() -> None:
     figures = load("camera.npz")
     world_view = world_view_transform(figures["R_c2w"], figures["T"])
-    # The family's projection planes are 0.01 and 100.
+    # The near and far planes of 3DGS are 0.01 and 100.
     full = world_view @ projection_matrix(0.01, 100.0, float(figures["fovx"]), float(figures["fovy"]))
     # Float32 round-off of entries up to 2, a few operations deep.
     torch.testing.assert_close(world_view.float(), figures["world_view_transform"], rtol=0, atol=5e-7)
@@ -132,7 +132,7 @@ def test_matrices_equal_the_family() -> None:
     torch.testing.assert_close(center.float(), figures["camera_center"], rtol=0, atol=5e-7)
 
 
-def test_family_matrices_and_project_agree() -> None:
+def test_3dgs_matrices_and_project_agree() -> None:
     camera = looking_down_z()
     centred = Camera(**{**vars(camera), "cx": camera.width / 2, "cy": camera.height / 2})
     points = torch.rand(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 4

@@ -1,4 +1,4 @@
-"""Growth looks at gradients in NDC of the mean loss: the same scene densifies alike whatever the size of its images."""
+"""Growth uses gradients of the mean loss in NDC, so that it does not depend on the size of the images."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from momentum_gs.render.rasterize import rasterize
 def statistic(size: int, dssim: float) -> Tensor:
     """Norm of the screen gradient of each Gaussian, in images of ``size`` by 3/4 ``size`` pixels of one field of view.
 
-    The images are held against those of the same Gaussians, shifted.
+    The target images are those of the same Gaussians, shifted.
     """
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(60, 3, generator=generator) * torch.tensor([4.0, 3.0, 1.0]) - torch.tensor([2.0, 1.5, -4.5])
@@ -36,8 +36,8 @@ def statistic(size: int, dssim: float) -> Tensor:
     return output.screen_means.grad[:, :2].norm(dim=1)
 
 
-# The window of SSIM is 11 pixels whatever the image's size, so that its share falls with the size: by a quarter from 64
-# to 512 pixels, far less than the eighth that a gradient in pixels would fall to.
+# The window of SSIM is 11 pixels at any image size, so its part of the gradient falls with the size: by a quarter from
+# 64 to 512 pixels, whereas a gradient in pixels would fall to an eighth.
 @pytest.mark.parametrize(("dssim", "tolerance"), [(0.0, 0.1), (0.2, 0.35)])
 def test_gradients_do_not_depend_on_the_number_of_pixels(dssim: float, tolerance: float) -> None:
     small, large = statistic(64, dssim), statistic(512, dssim)

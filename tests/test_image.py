@@ -25,7 +25,7 @@ def random_image(seed: int, height: int = 24, width: int = 32) -> Tensor:
 
 def test_metrics_equal_the_original(figures: dict[str, Tensor]) -> None:
     image, reference = figures["image"], figures["reference"]
-    # Float32 means of 36,864 values; SSIM also subtracts blurred squares of like size, which costs a digit.
+    # Float32 means of 36,864 values; SSIM also subtracts blurred squares of similar size, which costs a digit.
     assert float(ssim(image, reference)) == pytest.approx(float(figures["ssim"]), abs=1e-6)
     assert float(l1(image, reference)) == pytest.approx(float(figures["l1"]), rel=1e-6)
     assert float(psnr(image, reference)) == pytest.approx(float(figures["psnr"]), abs=1e-5)
@@ -53,7 +53,7 @@ def test_color_correct_keeps_an_image_that_is_right() -> None:
 
 
 def test_color_correct_of_a_flat_image_is_the_mean_colour() -> None:
-    # One colour spans one direction of ten: the smallest of all exact fits must be found, not noise.
+    # One colour determines one of ten coefficients: of all exact fits, that of least norm must be found.
     reference = 0.2 + 0.6 * random_image(2)
     corrected = color_correct(torch.full_like(reference, 0.5), reference)
     mean = reference.mean(dim=(1, 2), keepdim=True).expand_as(reference)
@@ -71,7 +71,7 @@ def test_psnr_by_hand() -> None:
     assert float(psnr(image, image + 0.1)) == pytest.approx(20.0, abs=1e-5)
     assert float(psnr(image, image)) == math.inf
     one_channel = image.clone()
-    one_channel[0] += 0.1  # a third of the energy: one mean over all channels, not a mean of three PSNRs
+    one_channel[0] += 0.1  # a third of the squared error: one mean over all channels, not a mean of three PSNRs
     assert float(psnr(image, one_channel)) == pytest.approx(20 + 10 * math.log10(3), abs=1e-5)
 
 
@@ -82,11 +82,11 @@ def test_ssim_is_one_on_itself_symmetric_and_smaller_elsewhere() -> None:
     assert float(ssim(a, b)) < 0.5
 
 
-def test_ssim_gradient_climbs() -> None:
+def test_a_step_along_the_gradient_increases_ssim() -> None:
     a, b = random_image(7).requires_grad_(), random_image(8)
     before = ssim(a, b)
     (gradient,) = torch.autograd.grad(before, a)
-    # A step short enough for the linear term to rule.
+    # A step short enough for the linear term to dominate.
     step = 1e-2 * gradient / gradient.abs().max()
     assert float(ssim((a + step).detach(), b)) > float(before.detach())
 

@@ -1,4 +1,4 @@
-"""Facts about L1 and SSIM by weights, alone and beside a mask."""
+"""Facts about weighted L1 and SSIM, with and without a mask."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_equal_weights_change_nothing(loss, images: tuple[Tensor, Tensor], mask:
 
 
 @losses
-def test_a_mask_of_ones_changes_nothing_beside_weights(loss, images: tuple[Tensor, Tensor], mask: Tensor) -> None:
+def test_a_mask_of_ones_changes_nothing_with_weights(loss, images: tuple[Tensor, Tensor], mask: Tensor) -> None:
     weights = random(40, 50, seed=2)
     masked = with_gradient(loss, *images, torch.ones_like(mask), weights)
     torch.testing.assert_close(masked, with_gradient(loss, *images, weights=weights), rtol=1e-12, atol=1e-15)
@@ -68,7 +68,7 @@ def test_l1_by_hand() -> None:
 
 
 def test_no_edge_arises_where_weights_end(images: tuple[Tensor, Tensor]) -> None:
-    # Equal where the weights are and 5 pixels around: a mask would have to be told of those.
+    # Equal where the weights are and up to 5 pixels around, which are in the windows of weighted pixels.
     a, b = images
     b = b.clone()
     b[:, 5:25, 5:25] = a[:, 5:25, 5:25]
@@ -93,11 +93,13 @@ def test_ignored_pixels_change_nothing(loss, images: tuple[Tensor, Tensor], mask
 
 @losses
 @pytest.mark.parametrize("why", ["weights", "mask", "together"])
-def test_where_nothing_counts_nothing_differs(loss, images: tuple[Tensor, Tensor], mask: Tensor, why: str) -> None:
+def test_without_a_pixel_that_counts_loss_and_gradient_are_zero(
+    loss, images: tuple[Tensor, Tensor], mask: Tensor, why: str
+) -> None:
     weights, beside = {
         "weights": (torch.zeros(40, 50, dtype=torch.float64), None),
         "mask": (random(40, 50, seed=6), torch.zeros_like(mask)),
-        "together": (1 - mask[0], mask),  # its windows at the mask's border see pixels that count
+        "together": (1 - mask[0], mask),  # some windows of weighted, ignored pixels contain pixels that count
     }[why]
     value, gradient = with_gradient(loss, *images, beside, weights)
     assert value == 0 and not gradient.any()

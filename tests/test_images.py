@@ -1,4 +1,4 @@
-"""Facts about image files: sizes from headers, decoding, resampling, what is refused."""
+"""Facts about image files: sizes from headers, decoding, resampling, errors."""
 
 import struct
 from pathlib import Path
@@ -22,7 +22,7 @@ def encoded(extension: str, pixels: np.ndarray, *options: int) -> bytes:
 
 
 def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
-    """A JPEG with one more segment in front."""
+    """The JPEG with another segment at its start."""
     return JPEG_START + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
 
 
@@ -43,16 +43,16 @@ def test_the_size_is_that_of_the_pixels(tmp_path: Path, extension: str, width: i
 def test_the_size_is_read_from_the_header_alone(tmp_path: Path, extension: str) -> None:
     data = encoded(extension, random_image("a", 640, 480))
     path = tmp_path / f"a{extension}"
-    path.write_bytes(data[:700])  # Quantization tables and frame header of a JPEG end well before; no pixel is there.
+    path.write_bytes(data[:700])  # Holds the quantization tables and frame header of a JPEG, but not its pixels.
     assert image_size(path) == (640, 480)
     with pytest.raises(UserError, match="truncated"):
         read_image(path, 640, 480)
 
 
-def test_segments_before_the_frame_are_stepped_over(tmp_path: Path) -> None:
+def test_segments_before_the_frame_are_skipped(tmp_path: Path) -> None:
     thumbnail = encoded(".jpg", random_image("t", 16, 12))
     jpeg = encoded(".jpg", random_image("a", 37, 21), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
-    # A thumbnail inside an EXIF block has a frame header and an end marker of its own.
+    # A thumbnail inside an EXIF segment has its own frame header and end marker.
     jpeg = with_segment(with_segment(jpeg, 0xE1, b"Exif\0\0" + thumbnail), 0xFE, b"\xff\xc0 comment " * 4000)
     # Any number of fill bytes may stand before a marker.
     path = tmp_path / "a.jpg"
@@ -62,13 +62,13 @@ def test_segments_before_the_frame_are_stepped_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation_turns_nothing(tmp_path: Path, orientation: int) -> None:
-    """COLMAP reconstructs from the stored pixels; a turned image would not match its intrinsics."""
+def test_exif_orientation_is_ignored(tmp_path: Path, orientation: int) -> None:
+    """COLMAP reconstructs from the stored pixels; a rotated image would not match its intrinsics."""
     plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
     jpeg = encoded(".jpg", random_image("a", 37, 21))
     plain.write_bytes(jpeg)
     turned.write_bytes(with_segment(jpeg, 0xE1, exif_orientation(orientation)))
-    if orientation > 1:  # The tag is a real one: OpenCV's own default turns by it.
+    if orientation > 1:  # The tag is valid: by default OpenCV rotates the image.
         default = cv2.imdecode(np.frombuffer(turned.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         assert not np.array_equal(default, cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))
     assert image_size(turned) == (37, 21)
@@ -79,20 +79,20 @@ def test_exif_orientation_turns_nothing(tmp_path: Path, orientation: int) -> Non
     ("resolution", "size", "wanted"),
     [
         (1, (4000, 3000), (4000, 3000)),
-        (2, (1000, 751), (500, 376)),  # 375.5 rounds to even, Python's round as in the family
+        (2, (1000, 751), (500, 376)),  # 375.5 rounds to even, with Python's round as in 3DGS
         (4, (4001, 3003), (1000, 751)),
         (8, (4000, 3000), (500, 375)),
         (2, (1, 1), (1, 1)),
         (-1, (1600, 1200), (1600, 1200)),
         (-1, (640, 480), (640, 480)),
         (-1, (4000, 3000), (1600, 1200)),
-        (-1, (1601, 1200), (1600, 1199)),  # the family's floats give 1599 here
+        (-1, (1601, 1200), (1600, 1199)),  # the floats of 3DGS give 1599 here
         (1000, (4000, 3001), (1000, 750)),
         (800, (400, 300), (800, 600)),
         (16, (4000, 10), (16, 1)),
     ],
 )
-def test_resolution_means_what_it_means_in_the_family(
+def test_resolution_means_what_it_means_in_3dgs_codebases(
     resolution: float, size: tuple[int, int], wanted: tuple[int, int]
 ) -> None:
     assert target_size(*size, resolution) == wanted
@@ -120,7 +120,7 @@ def test_shrinking_averages_areas(tmp_path: Path) -> None:
     assert np.abs(found.numpy() - means).max() <= 0.5 + 1e-6  # rounding to 8 bits
 
 
-def test_growing_keeps_a_flat_picture_flat(tmp_path: Path) -> None:
+def test_enlarging_keeps_a_flat_image_flat(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", np.full((5, 7, 3), 90, np.uint8))
     found = read_image(tmp_path / "a.png", 20, 11)
     assert found.shape == (3, 11, 20) and (found == 90).all()
@@ -144,7 +144,7 @@ def test_grey_fills_all_channels(tmp_path: Path) -> None:
 def test_transparency_shows_the_background(tmp_path: Path) -> None:
     bgra = np.dstack([np.full((1, 3, 3), (30, 60, 90), np.uint8), np.array([[0, 51, 255]], np.uint8)])
     write_image(tmp_path / "a.png", bgra)
-    # Alpha 51 is a fifth.
+    # An alpha of 51 of 255 is a fifth.
     assert read_image(tmp_path / "a.png", 3, 1)[:, 0].T.tolist() == [[0, 0, 0], [18, 12, 6], [90, 60, 30]]
     white = read_image(tmp_path / "a.png", 3, 1, white_background=True)
     assert white[:, 0].T.tolist() == [[255, 255, 255], [222, 216, 210], [90, 60, 30]]
@@ -224,7 +224,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
             assert "a.jpg" in str(error)
 
 
-def test_png_keeps_every_level_and_clamps_the_rest(tmp_path: Path) -> None:
+def test_png_keeps_every_level_and_clamps_values_out_of_range(tmp_path: Path) -> None:
     levels = torch.arange(256, dtype=torch.float32).view(1, 16, 16).expand(3, 16, 16) / 255
     path = tmp_path / "new" / "a.png"
     write_png(path, levels * torch.tensor([1.0, 0.5, 2.0])[:, None, None] - torch.tensor([0, 0, 0.1])[:, None, None])
@@ -235,7 +235,7 @@ def test_png_keeps_every_level_and_clamps_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not REAL_SCENES.is_dir(), reason=f"no {REAL_SCENES}; set MOMENTUM_GS_SHARED")
-def test_real_photographs() -> None:
+def test_real_images() -> None:
     paths = sorted((REAL_SCENES / "caliterra" / "images").iterdir())
     assert len(paths) == 75
     assert {image_size(path) for path in paths} == {(1000, 751)}

@@ -1,4 +1,4 @@
-"""Initial anchors against the original's figures, and facts of voxelization."""
+"""Initial anchors against values of the official code, and facts about voxelization."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def cloud(xyz: Tensor) -> PointCloud:
 
 def test_parity_of_voxels() -> None:
     figures = parity("init")
-    # Rounding and one product in float64 on both sides: nothing to tolerate.
+    # Rounding and one product in float64 on both sides: the same bits.
     assert torch.equal(voxelize(figures["points"], float(figures["voxel_size"])), figures["voxels"])
 
 
@@ -26,7 +26,7 @@ def test_parity_of_initial_scales() -> None:
     anchors, voxel_size = init_anchors(cloud(figures["points"]), ModelConfig(voxel_size=float(figures["voxel_size"])))
     assert voxel_size == figures["voxel_size"]
     assert torch.equal(anchors.position, figures["voxels"].float())
-    # The squared distances are float32 sums of three squares, in an order that is the kernel's own.
+    # The squared distances are float32 sums of three squares, which the two kernels add in different orders.
     expected = figures["mean_dist2"].clamp_min(1e-7).sqrt().log().unsqueeze(1).expand(-1, 6)
     torch.testing.assert_close(anchors.log_scale.detach(), expected, rtol=0, atol=2e-6)
 
@@ -55,11 +55,11 @@ def test_automatic_voxel_size_is_a_length() -> None:
     # A power of two scales float32 distances exactly.
     assert large == pytest.approx(8 * small, rel=1e-6)
     grid = torch.cartesian_prod(*[torch.arange(6.0)] * 3).double()
-    # In a grid most points have three neighbours at distance 1.
+    # In a grid every point has three neighbours at distance 1.
     assert median_spacing(grid) == 1.0
 
 
-def test_anchors_on_one_spot_have_finite_scales() -> None:
+def test_anchors_at_one_position_have_finite_scales() -> None:
     far = torch.tensor([[1e6, 0, 0], [1e6 + 1e-3, 0, 0]], dtype=torch.float64)
     # Two voxels in float64 that are one position in float32.
     anchors, _ = init_anchors(cloud(far), ModelConfig(voxel_size=1e-4))
@@ -67,7 +67,7 @@ def test_anchors_on_one_spot_have_finite_scales() -> None:
 
 
 @pytest.mark.parametrize("xyz", [torch.zeros(0, 3), torch.tensor([[0.0, float("nan"), 0.0], [0, 0, 0]])])
-def test_unusable_points_are_the_users_error(xyz: Tensor) -> None:
+def test_unusable_points_are_refused(xyz: Tensor) -> None:
     with pytest.raises(UserError, match="points:"):
         init_anchors(cloud(xyz), ModelConfig())
 

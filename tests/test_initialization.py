@@ -78,7 +78,7 @@ def test_blocks_start_from_the_coarse_models_rows(
     scene, table = load_scene(config.scene), write_table(config)
     anchors, decoder = coarse_model(coarse)
     position = anchors.position.detach().double()
-    # Of the rows of its cell, a block has also those that only its neighbours' views see.
+    # With windows a block also has the rows of its cell that only views of its neighbours see.
     seen = in_any_view(position, scene.train)
     times = torch.zeros(len(anchors), dtype=torch.int64)
     for block, cameras in enumerate(plan_blocks(scene, table).train):
@@ -101,21 +101,21 @@ def test_blocks_start_from_the_coarse_models_rows(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_the_coarse_model(scene_folder: Path, coarse: Path, tmp_path: Path) -> None:
-    whole, broken, lent = tmp_path / "whole", tmp_path / "broken", tmp_path / "coarse"
-    shutil.copytree(coarse, lent)
-    settings = (*ON, *WINDOWS, "steps=30", f"partition.coarse={lent}", "log.checkpoint_every=20")
+def test_a_run_is_resumed_without_the_coarse_model(scene_folder: Path, coarse: Path, tmp_path: Path) -> None:
+    whole, broken, copied = tmp_path / "whole", tmp_path / "broken", tmp_path / "coarse"
+    shutil.copytree(coarse, copied)
+    settings = (*ON, *WINDOWS, "steps=30", f"partition.coarse={copied}", "log.checkpoint_every=20")
     started(make_config(scene_folder, whole, *settings)).run(Observers())
     with pytest.raises(KeyboardInterrupt):
         started(make_config(scene_folder, broken, *settings)).run(Observers([InterruptAfter(27)]))
-    shutil.rmtree(lent)
+    shutil.rmtree(copied)
     config = make_config(scene_folder, broken, *settings)
     again = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, resume=True)
     again.run(Observers())
     assert_same_bits(model_of(broken), model_of(whole))
 
 
-def test_without_a_coarse_model_it_is_said_how_to_get_one(scene_folder: Path, tmp_path: Path) -> None:
+def test_without_a_coarse_model_the_error_says_how_to_get_one(scene_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no coarse model.*stage=coarse.*blocks\.from_coarse=false"):
         started(make_config(scene_folder, tmp_path, *ON))
 

@@ -1,4 +1,4 @@
-"""What is written down of the installation agrees: scripts, images, environments, versions, the packages' folders."""
+"""The files about installation agree: scripts, container images, environments, versions, the packages' folders."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ def lock() -> dict[str, str]:
 
 
 def required_by_setup() -> list[str]:
-    """The list in setup.py, without running it."""
+    """The list of requirements in setup.py, read from its text."""
     found = re.search(r"^REQUIRES = \[\n    TORCH,\n(.*?)^\]", (ROOT / "setup.py").read_text(), re.S | re.M)
     assert found
     return re.findall(r'"(.*?)"', found[1])
@@ -33,7 +33,7 @@ def required_by_setup() -> list[str]:
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
 def test_images_are_made_by_the_same_script_as_environments(name: str) -> None:
-    """One way to install: what an image has is what the script gives, and the script knows its variables."""
+    """Container images install with scripts/setup.sh alone, and the script knows the variables that they set."""
     text, script = (ROOT / "docker" / name).read_text(), (ROOT / "scripts" / "setup.sh").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("RUN") and "apt-get" not in line]
     assert line.endswith(" bash scripts/setup.sh")
@@ -51,8 +51,8 @@ def test_demo_installs_less_than_the_tests() -> None:
 
 
 def test_every_version_is_bounded_and_the_lock_is_within() -> None:
-    """Upper bounds are what was tried, and the lock says what that was. The documentation has its own environment,
-    and torch_scatter no wheel for the lock's torch."""
+    """Upper bounds are above the versions that were tested, which are in the lock. Not in the lock are packages of the
+    documentation, which has its own environment, and torch_scatter, which has no wheel for the torch of the lock."""
     locked, elsewhere = lock(), [Requirement(text).name for text in EXTRAS["docs"]] + ["torch_scatter"]
     for text in [*required_by_setup(), *(text for extra in EXTRAS.values() for text in extra)]:
         need = Requirement(text)
@@ -84,15 +84,15 @@ def test_the_conda_environment_installs_every_package_and_what_the_tests_need() 
 
 @pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
 def test_each_package_stands_alone(folder: Path) -> None:
-    """With its licence, and a manual that links nothing outside its folder."""
+    """It has the licence, and a README whose links stay inside its folder."""
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    manual = (folder / "README.md").read_text()
-    assert f"pip install --no-build-isolation ./submodules/{folder.name}" in manual
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", manual):
+    readme = (folder / "README.md").read_text()
+    assert f"pip install --no-build-isolation ./submodules/{folder.name}" in readme
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
         assert (folder / link).is_file() and ".." not in link, link
 
 
-def test_one_rule_says_whether_the_gpus_part_is_built() -> None:
+def test_one_file_decides_whether_the_cuda_kernels_are_built() -> None:
     for setup in [ROOT / "setup.py", *(folder / "setup.py" for folder in PACKAGES)]:
         text = setup.read_text()
         assert "from build_rules import" in text

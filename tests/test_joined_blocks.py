@@ -19,11 +19,11 @@ from momentum_gs.train.loop import Training
 
 @pytest.mark.slow
 def test_joined_cells_train_and_merge_as_the_block_that_they_make(tmp_path: Path) -> None:
-    """Both rows of 2 x 2 cells joined are a grid of 1 x 2: the same models and the same merge, bit for bit."""
+    """2 x 2 cells with each row joined are a grid of 1 x 2: the same models and the same merge, bit for bit."""
     config = make_config(write_tiny_scene(tmp_path / "scene"), tmp_path / "out", "steps=40", "blocks.interval=10")
     scene = load_scene(config.scene)
     whole = PartitionTable((-4.0, -4.0, -1.0, 4.0, 4.0, 5.0), (1, 2, 1), torch.eye(3, dtype=torch.float64), [[], []])
-    # Cut off the middle, so that cuts are what decides.
+    # Cuts off the middle, so that they matter.
     whole = replace(whole, cuts=((), (0.45,), ()))
     whole = replace(whole, views=[[c.name for c in scene.train if whole.owner(c) == b] for b in range(2)])
     joined = replace(whole, dim=(2, 2, 1), cuts=((0.6,), (0.45,), ()), joined=(0, 0, 1, 1))

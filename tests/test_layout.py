@@ -1,4 +1,4 @@
-"""Automatic layout: upright, turned with the scene, balanced."""
+"""Automatic layout: it is upright, rotates with the scene, and is balanced."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ NADIR = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
 
 
 def survey(width: float = 40, depth: float = 20, height: float = 8, pitch: float = 0.0) -> list[Camera]:
-    """Cameras over a rectangle of ground in z = 0, lines flown to and fro, looking down or ``pitch`` degrees ahead."""
+    """Cameras on lines flown back and forth above a rectangle of the plane z = 0, tilted ahead by ``pitch`` degrees."""
     cameras = []
     for i, x in enumerate(torch.linspace(-width / 2, width / 2, 12, dtype=torch.float64)):
         for j, y in enumerate(torch.linspace(-depth / 2, depth / 2, 7, dtype=torch.float64)):
@@ -37,7 +37,7 @@ def survey(width: float = 40, depth: float = 20, height: float = 8, pitch: float
 
 
 def city(width: float = 50, depth: float = 28, count: int = 3000, seed: int = 0) -> Tensor:
-    """Points of a flat ground with houses of various heights on a third of it."""
+    """Points of flat ground with houses of various heights on part of it."""
     generator = keyed_generator("city", seed)
     u = torch.rand(count, 3, generator=generator, dtype=torch.float64)
     x, y = (u[:, 0] - 0.5) * width, (u[:, 1] - 0.5) * depth
@@ -77,14 +77,14 @@ def test_given_layout_is_taken_as_it_is() -> None:
 def test_up_is_where_the_cameras_are(by: Tensor, pitch: float) -> None:
     cameras, points = turned(survey(pitch=pitch), city(), by)
     up = automatic_layout(cameras, points, PartitionConfig()).rotation[2]
-    # Houses are not spread evenly, so the plane of the points is not exactly that of the ground.
+    # Houses are not distributed evenly, so the plane through the points is not exactly the ground.
     assert degrees_between(up, by[:, 2]) < 2
 
 
 def test_almost_upright_scene_is_taken_as_upright() -> None:
     for degrees in (0.0, 2.0, 10.0):
         layout = automatic_layout(*turned(survey(), city(), turn([1, 1, 0], degrees)), PartitionConfig())
-        # The fit errs by under 2 degrees (above), so these three stand clear of the limit.
+        # The fit is wrong by less than 2 degrees (test above), so none of these three is near the limit.
         assert layout.rotation.equal(torch.eye(3, dtype=torch.float64)) == (degrees + 2 < SNAP_DEGREES)
 
 
@@ -96,7 +96,7 @@ def test_turned_scene_gets_the_same_blocks(blocks: int, balance: Balance) -> Non
     layouts = [automatic_layout(*scene, config) for scene in scenes]
     assert layouts[0].dim == layouts[1].dim
     one, other = (shares(layout, points) for layout, (_, points) in zip(layouts, scenes, strict=True))
-    # x may point either way along its line, which renumbers the blocks; round-off may carry a point over a border.
+    # x may point in either direction, which renumbers the blocks; round-off may move a point across a border.
     assert min(float((one - found).abs().max()) for found in (other, other.flip(0))) < 1.5 / len(city())
 
 
@@ -128,10 +128,10 @@ def test_cells_are_as_square_as_the_count_allows(blocks: int, width: float, dept
 @pytest.mark.parametrize(
     ("balance", "blocks", "limit"),
     [
-        # Houses shift the middle of the points a little; what is left is sampling error.
+        # Houses shift the medians of the points a little; the rest is sampling error.
         *(("points", blocks, 1.12) for blocks in (2, 4, 8, 9)),
-        # Up to 2 cells an axis the same. Beyond, outer cells are bent where two axes leave the core box, so perfect
-        # balance does not exist; the best box comes within a third of it.
+        # The same for up to 2 cells along an axis. With more, the borders of outer cells are curved outside of the core
+        # box, so no box is balanced perfectly; the best one is within a third of it.
         *(("contracted", blocks, limit) for blocks, limit in ((2, 1.05), (4, 1.1), (8, 1.35), (9, 1.35))),
     ],
 )
@@ -152,8 +152,8 @@ def test_default_balances_points_and_keeps_a_given_grid() -> None:
 
 
 @pytest.mark.parametrize("aabb", [None, (-20.0, -12.0, -1.0, 20.0, 10.0, 10.0)])
-def test_equal_areas_are_equal(aabb: Box | None) -> None:
-    """The cells' edges inside the box are those of equal slices of it."""
+def test_balance_area_cuts_the_box_into_equal_slices(aabb: Box | None) -> None:
+    """Along each axis, by the edges of the cells inside the box."""
     layout = automatic_layout(survey(), city(), PartitionConfig(aabb=aabb, dim=(4, 3, 1), balance="area"))
     grid = layout.table().grid
     for axis, count in ((0, 4), (1, 3)):
@@ -167,14 +167,14 @@ def test_equal_areas_are_equal(aabb: Box | None) -> None:
 @pytest.mark.parametrize("aabb", [None, (-9.0, -4.0, -1.0, 12.0, 6.0, 10.0)])
 @pytest.mark.parametrize("balance", ["cameras", "points"])
 def test_every_axis_is_cut_into_equal_numbers(balance: Balance, aabb: Box | None) -> None:
-    """Also over a box that most of them lie outside of, where the grid is bent."""
+    """Also with a box that most cameras or points are outside of, where the borders of cells are curved."""
     cameras, points = survey(), city(seed=2)
     layout = automatic_layout(cameras, points, PartitionConfig(aabb=aabb, dim=(4, 3, 1), balance=balance))
     grid = layout.table().grid
     places = torch.stack([camera.center for camera in cameras]) if balance == "cameras" else points
     cells = torch.tensor([grid.cell(block) for block in layout.table().cell_of(places).tolist()])
-    # Cameras fly 12 lines of 7: 12 are four times 3, but for a camera where the grid is bent; 7 in three are 2, 3, 2.
-    # Points: those far from the cameras were not counted.
+    # 12 lines of 7 cameras: along x four cells have 3 lines each, up to one camera where borders are curved; along y
+    # three cells have 2, 3 and 2 of 7. Points: those far from the cameras are not counted in the layout.
     for axis, allowed in ((0, 1 / 84), (1, 3 / 7 - 1 / 3)) if balance == "cameras" else ((0, 0.01), (1, 0.01)):
         share = torch.bincount(cells[:, axis]) / len(places)
         assert float((share - 1 / len(share)).abs().max()) <= allowed + 1e-6
@@ -202,7 +202,7 @@ def test_cuts_lie_between_places(values: list[int], cells: int) -> None:
 
 
 def test_uneven_ground_is_cut_where_the_points_are() -> None:
-    """Nine tenths of the points lie in a quarter of the ground; four quarters of the bounds leave them together."""
+    """Nine tenths of the points are in a quarter of the ground, which would be one cell of an even grid."""
     points = city()
     dense = points * torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64) + torch.tensor([12.0, 7.0, 0])
     points = torch.cat([dense, points[::10]])
@@ -223,7 +223,7 @@ def test_far_background_does_not_move_the_grid() -> None:
 
 
 @pytest.mark.parametrize("dim", [(4, 2, 1), (3, 3, 1)])
-def test_camera_stands_in_the_cell_that_it_flies_over(dim: tuple[int, int, int]) -> None:
+def test_a_camera_is_in_the_cell_of_the_ground_below_it(dim: tuple[int, int, int]) -> None:
     layout = automatic_layout(survey(), city(), PartitionConfig(dim=dim))
     cut = layout.table()
     for camera in survey():
@@ -239,7 +239,7 @@ def test_given_box_is_cut_along_the_ground_whatever_axis_is_up() -> None:
     assert layout.dim == (4, 1, 2)
 
 
-def test_too_little_to_go_by_is_a_clear_error() -> None:
+def test_too_few_points_or_one_place_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="3 sparse points"):
         automatic_layout(survey(), city(count=3), PartitionConfig())
     with pytest.raises(UserError, match="in one place"):

@@ -1,4 +1,4 @@
-"""Facts about lenses: both directions, COLMAP's own figures, scaling, what has no inverse."""
+"""Facts about lenses: projection and its inverse, agreement with COLMAP, scaling, pixels without a ray."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from momentum_gs.data.lens import MODELS, Lens, parameter_count
 
 WIDTH, HEIGHT = 640, 480
-# Lenses as calibrations find them; the models' further parameters by name.
+# Distortion parameters of plausible strength for each model.
 STRONG = {
     "SIMPLE_RADIAL": (-0.12,), "RADIAL": (-0.11, 0.02), "OPENCV": (-0.1, 0.02, 1e-3, -2e-3),
     "OPENCV_FISHEYE": (-0.03, 0.01, -0.004, 0.001),
@@ -35,14 +35,14 @@ def grid() -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_pixel_comes_back_from_its_ray(model: str) -> None:
+def test_a_pixel_is_the_projection_of_its_ray(model: str) -> None:
     lens = lens_of(model)
     # The search ends below 1e-9 of a focal length of 400 pixels.
     np.testing.assert_allclose(lens.to_pixels(lens.to_rays(grid())), grid(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_colmap_has_the_same_figures(model: str) -> None:
+def test_colmap_gives_the_same_projection(model: str) -> None:
     pycolmap = pytest.importorskip("pycolmap", reason="pycolmap (the extra sfm) is not installed")
     lens = lens_of(model)
     focals = parameter_count(model) - 2 - len(lens.extra)
@@ -88,7 +88,7 @@ def test_a_resized_lens_sees_the_same_rays(model: str, scale: float, x: float, y
 
 
 def test_beyond_the_fold_there_is_no_ray() -> None:
-    # x - 0.5 x^3 turns back at x = 0.816, where it is 0.544: nothing reaches 0.6, and 0.54 is reached before the fold.
+    # x - 0.5 x^3 has its maximum of 0.544 at x = 0.816: no ray reaches 0.6, and one before the fold reaches 0.54.
     lens = Lens.from_parameters("SIMPLE_RADIAL", WIDTH, HEIGHT, [100.0, 0.0, 0.0, -0.5])
     rays = lens.to_rays(np.array([[60.0, 0.0], [54.0, 0.0]]))
     assert np.isnan(rays[0]).all()

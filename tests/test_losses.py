@@ -1,4 +1,4 @@
-"""Loss terms against the original's figures, and what they do at their edges."""
+"""Loss terms against values of the official code, and in special cases."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_parity_of_the_consistency_terms() -> None:
     found = consistency(decoded, targets)
     assert found.keys() == {"color", "rotation", "scale", "opacity"}
     for name, value in found.items():
-        # Means of up to 5156 float32 squares: the order of summation shows in the last two digits.
+        # Means of up to 5156 float32 squares: the order of summation changes the last two digits.
         torch.testing.assert_close(value.detach(), figures[f"loss_{name}"], rtol=3e-6, atol=0)
 
 
@@ -48,7 +48,7 @@ def test_consistency_is_zero_for_the_student_itself_and_is_a_mean() -> None:
         torch.testing.assert_close(twice[name], once[name], rtol=1e-5, atol=0)
 
 
-def test_consistency_pulls_the_student_only() -> None:
+def test_consistency_has_a_gradient_for_the_student_only() -> None:
     anchors, student, teacher = random_anchors(10), random_decoder(), random_decoder(seed=1)
     sum(consistency(*decode_with_teacher(anchors, student, teacher, CENTER)).values()).backward()
     assert all(p.grad is not None and p.grad.any() for p in student.parameters())
@@ -106,6 +106,6 @@ def test_a_view_without_gaussians_gives_zeros_and_finite_gradients(opacity_bias:
     assert all(terms[f"consistency_{name}"] == 0 for name in ("color", "rotation", "scale"))
     assert (terms["consistency_opacity"] == 0) == (opacity_bias is None)
     torch.stack(list(terms.values())).sum().backward()
-    # The offsets are reached through the image alone, which is a constant here.
+    # Offsets would get a gradient through the image alone, which is a constant here.
     for leaf in (anchors.feature, anchors.log_scale, *student.parameters()):
         assert leaf.grad is not None and leaf.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""LPIPS: published values come out, and nothing stands in for weights that are not there."""
+"""LPIPS: it has published values, and missing weights are not replaced by anything."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture()
 def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty TORCH_HOME without a network; gives the folder that torchvision keeps its files in."""
+    """An empty TORCH_HOME and no network access; the folder in which torchvision keeps its files."""
 
     def no_network(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no network")
@@ -68,7 +68,7 @@ def test_published_values(torch_home: Path) -> None:
 @needs_weights
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
-def test_same_as_the_package_loads_itself(torch_home: Path) -> None:
+def test_same_as_the_package_with_its_own_loader(torch_home: Path) -> None:
     shutil.copy(WEIGHTS / SQUEEZE, torch_home)
     metric = load_lpips("squeeze", WEIGHTS, CPU)
     import lpips
@@ -89,7 +89,7 @@ def test_provenance() -> None:
 
 
 @needs_weights
-def test_another_network_never_goes_by_the_name_of_the_familys() -> None:
+def test_scores_of_another_network_than_vgg_have_its_name() -> None:
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     scores = score_pair(image, image.flip(1), load_lpips("squeeze", WEIGHTS, CPU))
     names = {"LPIPS_squeeze", "LPIPS_squeeze_cc", "LPIPS_squeeze_fit", "LPIPS_squeeze_norm"}
@@ -120,7 +120,7 @@ def test_unknown_network() -> None:
         load_lpips("resnet", None, CPU)
 
 
-def test_download_keeps_only_what_its_name_promises(tmp_path: Path) -> None:
+def test_a_download_must_match_the_hash_in_its_name(tmp_path: Path) -> None:
     content = b"weights"
     good = tmp_path / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     bad = tmp_path / "net-00000000.pth"

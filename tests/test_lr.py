@@ -1,4 +1,4 @@
-"""Learning rates against the original's figures, and the bound on the decoder's gradient."""
+"""Learning rates against values of the official code, and the bound on the decoder's gradient."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_parity_of_the_schedules() -> None:
         set_decoder_lr(decoder_opt, OptimConfig(), step)
         found = rates(anchor_opt) | rates(decoder_opt)
         for ours, theirs in [("offset", "offset"), *((h, f"mlp_{h}") for h in ("opacity", "cov", "color"))]:
-            # float64 on both sides, with logarithms and exponentials of their own.
+            # float64 on both sides, with logarithms and exponentials of different libraries.
             assert found[ours] == pytest.approx(float(figures[theirs][i]), rel=1e-12)
         assert (found["feature"], found["log_scale"]) == (0.0075, 0.007)
 
@@ -66,7 +66,7 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
 
 
 def test_steps_follow_adam() -> None:
-    """The first step of Adam is lr times the gradient's sign, whatever its size: with eps 1e-15 even a tiny one's."""
+    """The first step of Adam is lr times the sign of the gradient, with an eps of 1e-15 even for tiny gradients."""
     anchors = random_anchors(4)
     before = anchors.feature.detach().clone()
     optimizer = anchor_optimizer(anchors, OptimConfig(), 1.0)
@@ -101,7 +101,7 @@ def give_gradients(optimizer: torch.optim.Adam, factors: dict[str, float]) -> No
             p.grad = torch.randn(p.shape, generator=rng) * factors.get(group["name"], 1.0)
 
 
-def test_a_gradient_out_of_the_ordinary_is_scaled_down_in_its_group_alone() -> None:
+def test_an_unusually_large_gradient_is_scaled_down_in_its_group_alone() -> None:
     optimizer = decoder_optimizer(random_decoder(), OptimConfig())
     for _ in range(5):
         give_gradients(optimizer, {})
@@ -111,11 +111,11 @@ def test_a_gradient_out_of_the_ordinary_is_scaled_down_in_its_group_alone() -> N
     before = {g["name"]: [p.grad.clone() for p in g["params"]] for g in optimizer.param_groups}
     clip_gradients(optimizer, 4.0)
     found = lengths(optimizer)
-    # The same gradient five times over: its length is the usual one. float32 sums.
+    # After five equal gradients the usual length is theirs, up to float32 sums.
     assert found["cov"] == pytest.approx(4 * usual["cov"], rel=1e-5)
     for group in optimizer.param_groups:
         for p, g in zip(group["params"], before[group["name"]], strict=True):
-            if group["name"] == "cov":  # Shorter, not turned.
+            if group["name"] == "cov":  # Shorter, in the same direction.
                 torch.testing.assert_close(p.grad / p.grad.norm(), g / g.norm())
             else:
                 assert torch.equal(p.grad, g)
@@ -139,12 +139,12 @@ def test_with_the_bound_one_gradient_does_not_shorten_the_steps_that_follow(clip
     learner = DecoderLearner(Config(optim=OptimConfig(decoder_clip=clip)), torch.device("cpu"))
     bias = learner.module.cov[2].bias.detach()
     moved = []
-    # Then as many as make Adam's first moment forget: 0.9^100 of 1000 is 0.03 of a usual gradient.
+    # After the large gradient, 100 usual ones: of 1000 times a usual gradient, 0.9^100 leaves 0.03 in the first moment.
     for factor in (*(1.0, -1.0) * 20, 1000.0, *(-1.0, 1.0) * 50):
         before = bias.clone()
         for p in learner.module.parameters():
             p.grad = torch.full_like(p, factor)
         learner.step(0)
         moved.append(float((bias - before).abs().max()))
-    # The second moments: 1e6 among a hundred ones, or 16.
+    # The square of the large gradient in the second moment is 1e6 times a usual one, or 16 times with the bound.
     assert moved[-1] < 0.05 * moved[39] if clip is None else moved[-1] > 0.8 * moved[39]

@@ -1,4 +1,4 @@
-"""Facts about masks: which file belongs to which image, and that ignored pixels change nothing anywhere."""
+"""Facts about masks: which file belongs to which image, and that ignored pixels have no effect."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_the_forms_of_a_masks_name(tmp_path: Path, name: str, mask: str) -> None
     assert find_masks(tmp_path, ["other/" + name]) == ({}, [mask])
 
 
-def test_the_longer_name_comes_first_and_strays_are_named(tmp_path: Path) -> None:
+def test_the_longer_name_is_preferred_and_masks_without_an_image_are_named(tmp_path: Path) -> None:
     for name in ("1.jpg.png", "1.png", "x/2.png"):
         write_image(tmp_path / name, WHITE)
     assert find_masks(tmp_path, ["1.jpg"]) == ({"1.jpg": tmp_path / "1.jpg.png"}, ["1.png", "x/2.png"])
@@ -59,13 +59,13 @@ def test_the_longer_name_comes_first_and_strays_are_named(tmp_path: Path) -> Non
 def test_black_is_ignored(tmp_path: Path) -> None:
     levels = np.array([[0, 7, 127, 128, 255]], np.uint8)
     colours = np.zeros((1, 5, 3), np.uint8)
-    colours[0, :, 1] = levels[0]  # Any colour is not black.
+    colours[0, :, 1] = levels[0]  # One bright channel is enough not to be black.
     for i, pixels in enumerate((levels, colours, levels.astype(np.uint16) * 257)):
         write_image(tmp_path / f"{i}.png", pixels)
         assert read_mask(tmp_path / f"{i}.png", 5, 1)[0, 0].tolist() == [0, 0, 0, 1, 1]
 
 
-def test_a_smaller_mask_counts_only_what_counts_throughout(tmp_path: Path) -> None:
+def test_a_pixel_of_a_reduced_mask_counts_if_all_its_pixels_count(tmp_path: Path) -> None:
     pixels = np.full((12, 16), 255, np.uint8)
     pixels[5, 6] = 0
     write_image(tmp_path / "a.png", pixels)
@@ -75,16 +75,16 @@ def test_a_smaller_mask_counts_only_what_counts_throughout(tmp_path: Path) -> No
     assert large.sum() == 32 * 24 - 4 and not large[10:12, 12:14].any()
 
 
-def test_a_scene_finds_its_masks_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scene_finds_its_masks_and_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene(tmp_path, ["a/1.jpg", "2.png"])
     assert not load(tmp_path).mask_paths
     for name in ("a/1.jpg.png", "3.png"):
         write_image(tmp_path / "masks" / name, WHITE)
     capsys.readouterr()
     assert load(tmp_path).mask_paths == {"a/1.jpg": tmp_path / "masks" / "a" / "1.jpg.png"}
-    said = capsys.readouterr()
-    assert "1 of 2 images have a mask" in said.out
-    assert "1 files in" in said.err and "first: 3.png" in said.err
+    printed = capsys.readouterr()
+    assert "1 of 2 images have a mask" in printed.out
+    assert "1 files in" in printed.err and "first: 3.png" in printed.err
     assert not load(tmp_path, masks="").mask_paths and not load(tmp_path, masks="other").mask_paths
 
 
@@ -141,12 +141,12 @@ def pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_mask_of_ones_is_no_mask(metric) -> None:
     a, b = pair()
-    # Another order of the same sum; SSIM goes through 1 - (1 - x).
+    # Another order of the same sum; SSIM is computed as 1 - (1 - x).
     torch.testing.assert_close(metric(a, b, torch.ones(1, 24, 32)), metric(a, b), rtol=1e-6, atol=1e-6)
 
 
 @given(st.integers(0, 2**31), st.floats(0.05, 0.95))
-def test_ignored_pixels_say_nothing_and_get_no_gradient(seed: int, share: float) -> None:
+def test_ignored_pixels_change_no_value_and_get_no_gradient(seed: int, share: float) -> None:
     a, b = pair(seed)
     draw = torch.Generator().manual_seed(seed + 1)
     mask = (torch.rand(1, 24, 32, generator=draw) < share).float()
@@ -171,7 +171,7 @@ def test_masked_means_are_those_of_the_pixels_that_count() -> None:
     torch.testing.assert_close(psnr(a, b, mask), psnr(a[kept], b[kept]), rtol=1e-5, atol=0)
 
 
-def test_masked_dissimilarity_is_that_of_blackened_images_per_pixel_that_counts() -> None:
+def test_masked_dssim_is_that_of_images_with_black_ignored_pixels_per_pixel_that_counts() -> None:
     a, b = pair()
     mask = torch.ones(1, 24, 32)
     mask[:, :, 16:] = 0
@@ -184,7 +184,8 @@ def test_a_view_of_which_nothing_counts_costs_nothing() -> None:
     a.requires_grad_()
     terms = reconstruction(a, TargetImage(b, torch.zeros(1, 24, 32)), LossConfig())
     torch.stack(list(terms.values())).sum().backward()
-    # SSIM of black images is 1 up to float32 round-off, times the number of pixels over at least one.
+    # SSIM of black images is 1 up to float32 round-off, which is multiplied by the number of pixels, as the number that
+    # counts is taken as at least 1.
     assert terms["l1"] == 0 and abs(float(terms["dssim"].detach())) < 1e-3
     assert a.grad is not None and not a.grad.any()
 
@@ -193,7 +194,7 @@ def test_a_view_of_which_nothing_counts_costs_nothing() -> None:
 
 
 def masked_scene(root: Path) -> Scene:
-    """The tiny scene with everything ignored that shows the world's x > 0."""
+    """The tiny scene with masks that ignore the pixels of x > 0."""
     scene = load(write_tiny_scene(root))
     for camera in scene.train:
         x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx * 4 + float(camera.center[0])
@@ -218,16 +219,16 @@ def train_block(scene: Scene, config, steps: int) -> tuple[AnchorBlock, int]:
 def test_anchors_seen_through_ignored_pixels_alone_do_not_grow(tmp_path: Path) -> None:
     masked = masked_scene(tmp_path)
     config = make_config(tmp_path, tmp_path / "out", "stage=coarse", "growth.interval=50")
-    # Farther from the border than any Gaussian reaches: they are 0.3 wide at the start and cut off at 3 deviations.
+    # Farther from the border than any Gaussian reaches: their scales are 0.3 at the start, and they end at 3 sigma.
     reach = 1.5
     block, _ = train_block(masked, config, 25)
-    behind = (block.model.position[:, 0] > reach).repeat_interleave(block.model.n_offsets)
-    before = (block.model.position[:, 0] < -reach).repeat_interleave(block.model.n_offsets)
+    ignored = (block.model.position[:, 0] > reach).repeat_interleave(block.model.n_offsets)
+    shown = (block.model.position[:, 0] < -reach).repeat_interleave(block.model.n_offsets)
     seen = block.stats.offset_denom.squeeze(1) > 0
     gradient = block.stats.offset_gradient_accum.squeeze(1)
-    assert (seen & behind).any(), "they are drawn"
-    assert not gradient[behind].any()
-    assert (gradient[seen & before] > 0).float().mean() > 0.9
+    assert (seen & ignored).any(), "they are drawn"
+    assert not gradient[ignored].any()
+    assert (gradient[seen & shown] > 0).float().mean() > 0.9
     growing = replace(config, growth=replace(config.growth, interval=10))
     grown = {}
     for name, scene in (("masked", masked), ("plain", replace(masked, mask_paths={}))):
@@ -235,11 +236,11 @@ def test_anchors_seen_through_ignored_pixels_alone_do_not_grow(tmp_path: Path) -
         new = block.model.position[count:] if len(block.model) >= count else block.model.position[:0]
         grown[name] = (int((new[:, 0] > reach).sum()), int((new[:, 0] < -reach).sum()))
     assert grown["masked"][0] == 0 and grown["masked"][1] > 0, grown
-    assert grown["plain"][0] > 0, "nothing but the mask holds them back"
+    assert grown["plain"][0] > 0, "without the mask they grow"
 
 
-def test_without_masks_training_is_bit_for_bit_what_it_was(tmp_path: Path) -> None:
-    """A mask of ones changes round-off; no mask takes the very path that there was before masks."""
+def test_without_a_mask_the_losses_are_bit_for_bit_those_without_weights(tmp_path: Path) -> None:
+    """A mask of ones changes round-off; without a mask none is computed with."""
     scene = load(write_tiny_scene(tmp_path))
     with Views(scene, 1 << 24, CPU) as views:
         target = views.target(scene.train[0].name)
@@ -251,14 +252,14 @@ def test_without_masks_training_is_bit_for_bit_what_it_was(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_scores_leave_out_what_is_ignored(tmp_path: Path) -> None:
+def test_scores_leave_out_ignored_pixels(tmp_path: Path) -> None:
     scene = masked_scene(tmp_path)
     config = make_config(tmp_path, tmp_path / "out", "stage=coarse")
     block = AnchorBlock.from_points(0, scene.points, scene.train, config, CPU)
     student = SharedDecoder(config, CPU, 1.0).student
 
     class Painted(Views):
-        """Images with noise where they are ignored."""
+        """Target images with noise in their ignored pixels."""
 
         def target(self, name: str) -> TargetImage:
             found = super().target(name)

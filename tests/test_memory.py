@@ -1,4 +1,4 @@
-"""Host memory goes back to the system when it is asked for."""
+"""Freed host memory is returned to the system on request."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from momentum_gs.core.memory import free_memory, keep_freed_memory, return_freed
 
 
 def resident() -> int:
-    """Bytes of this process."""
+    """Resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -20,10 +20,10 @@ def test_holes_between_tensors_are_returned() -> None:
     size = 1 << 20
     tensors = [torch.ones(size // 4) for _ in range(200)]
     full = resident()
-    # Every second one goes: no hole is at the end of the heap, where memory could be given back without asking.
+    # Every second tensor is freed: only freed memory at the end of the heap is returned to the system by itself.
     del tensors[::2]
     return_freed_memory()
-    # Of the 100 MB, pages that holes share with their neighbours stay.
+    # Of the 100 MB, pages that are shared with tensors that remain are not returned.
     assert full - resident() > 90 * size
     assert all(bool((t == 1).all()) for t in tensors)
 

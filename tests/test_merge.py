@@ -21,7 +21,7 @@ K, F = 3, 8
 
 
 def anchors(count: int, mark: float, seed: int = 0, n_offsets: int = K) -> Anchors:
-    """Random anchors, the same for the same seed but for the first feature, which holds ``mark``."""
+    """Random anchors that depend on the seed alone, except for the first feature, which is ``mark``."""
     g = keyed_generator("merge", seed)
     feature = torch.randn(count, F, generator=g)
     feature[:, 0] = mark
@@ -62,14 +62,14 @@ def test_every_anchor_comes_once_from_the_block_that_owns_it(
     assert sum(report.kept) == len(merged) == 1000
     assert all(kept + dropped == 1000 for kept, dropped in zip(report.kept, report.dropped, strict=True))
     assert merged.feature[:, 0].long().equal(table.cell_of(merged.position.double()))
-    # All else is bit for bit what the blocks held, in their order.
+    # All rows are bit for bit those of the blocks, in their order.
     cell = table.cell_of(blocks[0].position.double())
     wanted = Anchors.cat([held.subset(cell == block) for block, held in enumerate(blocks)])
     for name, row in wanted.rows().items():
         assert merged.rows()[name].equal(row), name
 
 
-def test_one_block_is_itself(tmp_path: Path) -> None:
+def test_the_merge_of_one_block_is_its_file(tmp_path: Path) -> None:
     table = partition((1, 1, 1))
     report = merge_blocks(write_run(tmp_path, table, [anchors(50, 0)]), table)
     assert report.path.read_bytes() == (tmp_path / "point_cloud_block0.ply").read_bytes()
@@ -102,7 +102,7 @@ def test_blocks_without_decoder_are_refused(tmp_path: Path) -> None:
         merge_blocks(tmp_path, table)
 
 
-def test_blocks_of_different_make_are_refused(tmp_path: Path) -> None:
+def test_blocks_with_different_columns_are_refused(tmp_path: Path) -> None:
     table = partition((2, 1, 1))
     write_run(tmp_path, table, [anchors(10, 0), anchors(10, 1, n_offsets=K + 1)])
     with pytest.raises(UserError, match="columns differ"):

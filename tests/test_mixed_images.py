@@ -1,4 +1,4 @@
-"""A scene of everything at once, from training to the table: sub-folders, sizes, extensions, alpha, grey, masks."""
+"""A scene with sub-folders, several sizes, extensions, alpha, grey, 16 bits and masks, from training to scores."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_ignored_pixels_do_not_reach_the_table(tmp_path: Path) -> None:
     assert score_pair(render, truth, None, mask) == score_pair(render, noise, None, mask)
     scores = score_pair(render, truth, None, mask)
     cut = score_pair(render[..., :20], truth[..., :20], None)
-    # The same pixels summed in another order. SSIM differs: windows at the border reach over it.
+    # The same pixels summed in another order. SSIM differs, as windows at the border of the mask reach over it.
     assert scores["PSNR"] == pytest.approx(cut["PSNR"], rel=1e-5)
     assert scores["PSNR_cc"] == pytest.approx(cut["PSNR_cc"], rel=1e-5)
 

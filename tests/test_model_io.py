@@ -1,4 +1,4 @@
-"""Model files: bit-for-bit round trips, the layout of Scaffold-GS, and clear refusals."""
+"""Model files: bit-for-bit round trips, the layout of Scaffold-GS, and errors."""
 
 import struct
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_decoder_round_trip_is_bit_for_bit(tmp_path: Path, flags: dict[str, bool
         assert torch.equal(parameter, decoder.get_parameter(name)) and parameter.requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # The family's format, whatever torch prefers.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Scaffold-GS reads TorchScript.
 @pytest.mark.parametrize("flags", FLAGS)
 def test_torchscript_heads_reproduce_the_decoder(tmp_path: Path, flags: dict[str, bool]) -> None:
     decoder = random_decoder(**flags)

@@ -1,4 +1,4 @@
-"""Training modes: what each of configs/modes changes, and blocks with a decoder of their own."""
+"""Training modes: what each of configs/modes changes, and blocks with a decoder each."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +56,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def independent(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with own decoders, k = 2 of 4."""
+    """A finished run with per-block decoders, k = 2 of 4."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("independent")
@@ -66,7 +66,7 @@ def independent(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("scene", [*sorted(CONFIGS.glob("scenes/*.yaml")), CONFIGS / "demo.yaml"], ids=lambda p: p.stem)
-def test_a_mode_says_which_blocks_train_around_which_decoder(scene: Path) -> None:
+def test_a_mode_sets_active_blocks_and_decoder(scene: Path) -> None:
     own = load_config(scene)
     found = {mode: load_config([scene, CONFIGS / "modes" / f"{mode}.yaml"]) for mode in MODES}
     # (teacher, weighting): the columns of Table 7.
@@ -104,13 +104,13 @@ def test_what_needs_a_shared_decoder_is_refused_without(setting: str) -> None:
 
 
 @pytest.mark.slow
-def test_independent_blocks_do_not_know_of_each_other(scene_folder: Path, independent: Path, tmp_path: Path) -> None:
-    """Which blocks train beside a block, and when, changes not one bit of it."""
+def test_independent_blocks_do_not_affect_each_other(scene_folder: Path, independent: Path, tmp_path: Path) -> None:
+    """Which blocks train beside a block, and when, changes no bit of it."""
     train(make_config(scene_folder, tmp_path / "all", *OWN, "blocks.active=all"))
     assert_same_bits(model_of(independent), model_of(tmp_path / "all"))
-    in_turn = ("blocks.active=1", "blocks.schedule=sequential", "blocks.interval=20")
-    train(make_config(scene_folder, tmp_path / "turn", *OWN, *in_turn))
-    assert_same_bits(model_of(independent), model_of(tmp_path / "turn"))
+    one_by_one = ("blocks.active=1", "blocks.schedule=sequential", "blocks.interval=20")
+    train(make_config(scene_folder, tmp_path / "sequential", *OWN, *one_by_one))
+    assert_same_bits(model_of(independent), model_of(tmp_path / "sequential"))
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_a_merged_model_keeps_each_blocks_decoder(
     assert torch.equal(bank.block, table.cell_of(merged.position.detach().double()))
     camera, black = load_scene(config.scene).train[0], torch.zeros(3)
     for block in range(4):
-        # Its own anchors alone look as they do with the block's decoder alone.
+        # The block's anchors in the merged model render as in the block's own files.
         alone, own = load_model(folder / f"point_cloud_block{block}.ply")
         inside = table.cell_of(alone.position.detach().double()) == block
         cropped = merged.subset(bank.block == block)
@@ -165,7 +165,7 @@ def test_a_merged_model_keeps_each_blocks_decoder(
 
 
 def test_a_bank_of_equal_decoders_is_one_decoder() -> None:
-    """Value and gradient, whatever order the anchors of the blocks come in, with a block that has none."""
+    """In value and gradient, in any order of the anchors, and with a block that has none."""
     torch.manual_seed(0)
     one = GaussianDecoder(8, 3)
     copies = [GaussianDecoder(8, 3) for _ in range(3)]
@@ -176,14 +176,14 @@ def test_a_bank_of_equal_decoders_is_one_decoder() -> None:
     block = torch.tensor([2, 0] * 10)
 
     def gradient(decode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        said = decode(feature, *view)
-        total = torch.stack([(head * torch.linspace(-1, 1, head.numel()).view_as(head)).sum() for head in said]).sum()
+        heads = decode(feature, *view)
+        total = torch.stack([(head * torch.linspace(-1, 1, head.numel()).view_as(head)).sum() for head in heads]).sum()
         (grad,) = torch.autograd.grad(total, feature)
-        return said.color, grad
+        return heads.color, grad
 
     expected = gradient(one)
     found = gradient(DecoderBank(copies, block).at(torch.arange(20)))
-    # Products of another number of rows may round differently in the last bits.
+    # Matrix products with another number of rows may round differently in the last bits.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -235,7 +235,7 @@ def _measured(config: Config, **more: bool) -> list[BlocksMeasured]:
 
 
 @pytest.mark.slow
-def test_running_scores_weigh_blocks_and_survive_an_interruption(scene_folder: Path, tmp_path: Path) -> None:
+def test_running_scores_weight_blocks_and_survive_an_interruption(scene_folder: Path, tmp_path: Path) -> None:
     settings = ("weighting.source=running", "weighting.every=10", "log.checkpoint_every=17")
     whole = _measured(make_config(scene_folder, tmp_path / "whole", *settings))
     assert len(whole) == 12, "every tenth of the 60 steps of four blocks, two at a time"
@@ -247,8 +247,8 @@ def test_running_scores_weigh_blocks_and_survive_an_interruption(scene_folder: P
     assert_same_bits(model_of(tmp_path / "whole"), model_of(tmp_path / "cut"))
 
 
-def test_a_mode_is_a_file_after_the_scenes(scene_folder: Path, tmp_path: Path) -> None:
-    """On the command line too; what comes after the files still wins."""
+def test_a_mode_is_a_file_given_after_that_of_the_scene(scene_folder: Path, tmp_path: Path) -> None:
+    """On the command line too; settings given there still win over both files."""
     config = tmp_path / "scene.yaml"
     config.write_text(
         f"base: {CONFIGS / 'base.yaml'}\nsteps: 4\nmodel: {{voxel_size: 0.3}}\nlog: {{tensorboard: false}}\n"

@@ -1,4 +1,4 @@
-"""What the official code does with the shared decoder, as settings: which one it saves, and stale Adam moments."""
+"""Settings for what the official code does with the shared decoder: which weights it saves, and its Adam moments."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class DecoderAt:
-    """Notes the student at the end of a round."""
+    """Keeps the decoder's tensors at the end of a round."""
 
     def __init__(self, training: Training, step: int) -> None:
         self._training, self._step = training, step
@@ -60,7 +60,7 @@ def test_the_decoder_of_block_0_is_saved_and_resumed(scene_folder: Path, tmp_pat
     assert_same_bits(model_of(tmp_path / "broken"), model_of(tmp_path / "whole"))
 
 
-def test_moments_of_a_group_wait_while_others_train() -> None:
+def test_moments_of_a_group_do_not_change_while_others_train() -> None:
     learner = DecoderLearner(load_config(None), CPU)
     parameters = list(learner.module.parameters())
 
@@ -73,7 +73,7 @@ def test_moments_of_a_group_wait_while_others_train() -> None:
 
     first = step("0-2", 1.0)
     other = step("1-3", -3.0)
-    assert torch.equal(other, -3 * first), "it begins from zero, not from the other's"
+    assert torch.equal(other, -3 * first), "it starts from zero, not from the moments of the other group"
     waiting = learner.to_tensors()["group.0-2.adam.opacity.0.weight.exp_avg"]
     assert torch.equal(waiting, first)
     torch.testing.assert_close(step("0-2", 1.0), first * 1.9)

@@ -1,4 +1,4 @@
-"""Gaussians stay on their anchor's side of the border."""
+"""Offset clamping: Gaussians stay on their anchor's side of the border."""
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def test_no_gaussian_crosses_and_the_others_do_not_move() -> None:
     assert clamp_offsets_(anchors, GRID.cell_of, 2) == 0
 
 
-def test_an_offset_is_shortened_to_the_border_along_its_own_line() -> None:
+def test_an_offset_is_shortened_to_the_border() -> None:
     anchors = Anchors.fresh(torch.tensor([[0.3, 0.5, 0.0]]), torch.zeros(1, 4), torch.zeros(1, 6), n_offsets=2)
     anchors.offset[0, 0] = torch.tensor([-1.0, 0.25, 0.0])
     anchors.offset[0, 1] = torch.tensor([-0.2, 0.0, 0.0])

@@ -1,4 +1,4 @@
-"""A run that ends by a clock: with a clock of the test's own, no step takes real time."""
+"""A run with a time limit: the test provides the clock, so that no step takes real time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Machine:
-    """A run whose step n takes ``cost(n)`` seconds; asks its pace every ten steps, as training does."""
+    """A run whose step n takes ``cost(n)`` seconds; it asks ``Pace`` every ten steps, as training does."""
 
     def __init__(self, cost: Callable[[int], float]) -> None:
         self.now, self.step = 100.0, 0
@@ -56,29 +56,29 @@ def test_the_run_ends_in_time_whatever_was_planned(planned: int) -> None:
     assert machine.step == pytest.approx(1000, rel=0.03)
 
 
-def test_steps_that_become_slower() -> None:
+def test_a_run_whose_steps_become_slower_ends_in_time() -> None:
     machine = Machine(lambda step: 0.05 + 0.0002 * step)
     assert machine.run(100.0, 2000) == pytest.approx(100.0, rel=0.03)
 
 
-def test_a_machine_that_is_shared_with_others_at_times() -> None:
+def test_a_run_that_is_slow_for_a_while_ends_in_time() -> None:
     machine = Machine(lambda step: 0.3 if 200 < step < 400 else 0.1)
     assert machine.run(100.0, 1000) == pytest.approx(100.0, rel=0.03)
 
 
-def test_the_least_number_of_steps_is_taken_although_time_is_over() -> None:
+def test_the_least_number_of_steps_is_done_although_time_is_over() -> None:
     machine = Machine(lambda step: 1.0)
     machine.run(0.0, 1000, least=300)
     assert machine.step == 300
 
 
-def test_a_run_that_goes_as_planned_is_left_alone() -> None:
+def test_a_run_that_goes_as_planned_is_not_revised() -> None:
     machine = Machine(lambda step: 0.1)
     machine.run(100.0, 1000)
     assert machine.revisions == 0
 
 
-def test_seldom_revised() -> None:
+def test_a_run_is_revised_seldom() -> None:
     machine = Machine(lambda step: 0.001 * (1 + step % 7))
     machine.run(100.0, 1000)
     assert machine.revisions <= 45
@@ -86,7 +86,7 @@ def test_seldom_revised() -> None:
 
 @pytest.mark.slow
 class TestPacedTraining:
-    """A run of one block whose number of steps changes on the way."""
+    """A run of one block whose number of steps changes while it trains."""
 
     def config(self, scene: Path, out: Path, steps: int, *overrides: str) -> Config:
         return make_config(scene, out, "stage=coarse", f"steps={steps}", f"optim.lr_steps={steps}", *overrides)
@@ -94,7 +94,7 @@ class TestPacedTraining:
     def training(self, config: Config, pace: Callable[[int, int], Config | None] | None, resume: bool) -> Training:
         return Training(config, load_scene(config.scene), None, LocalComm(), CPU, resume=resume, pace=pace)
 
-    def test_it_ends_where_it_was_told_to_on_the_way(self, plane: Path, tmp_path: Path) -> None:
+    def test_it_ends_at_the_step_that_was_set_during_training(self, plane: Path, tmp_path: Path) -> None:
         shorter = self.config(plane, tmp_path, 40)
         training = self.training(
             self.config(plane, tmp_path, 60), lambda step, total: shorter if (step, total) == (20, 60) else None, False
@@ -104,7 +104,7 @@ class TestPacedTraining:
         assert (tmp_path / "point_cloud" / "iteration_40").is_dir()
 
     @pytest.mark.usefixtures("one_thread")
-    def test_told_before_its_first_step_it_is_the_run_of_so_many_steps(self, plane: Path, tmp_path: Path) -> None:
+    def test_a_number_set_before_the_first_step_gives_that_run(self, plane: Path, tmp_path: Path) -> None:
         learned = ("appearance.model=affine", "optim.pose=1e-3")
         wanted = self.config(plane, tmp_path / "a", 40, *learned)
         told = self.training(
@@ -119,7 +119,7 @@ class TestPacedTraining:
             assert mine is not None and its is not None
             assert torch.equal(mine.rows, its.rows) and its.rows.any()
 
-    def test_it_goes_on_with_another_number_of_steps(self, plane: Path, tmp_path: Path) -> None:
+    def test_it_resumes_with_another_number_of_steps(self, plane: Path, tmp_path: Path) -> None:
         first = self.training(self.config(plane, tmp_path, 60), None, False)
         assert first.run(Observers(), stop=lambda: first._step >= 20).interrupted
         other = self.config(plane, tmp_path, 30)
@@ -129,7 +129,7 @@ class TestPacedTraining:
             self.training(replace(other, seed=1), lambda step, total: None, True)
         assert self.training(other, lambda step, total: None, True).run(Observers()).step == 30
 
-    def test_it_ends_at_once_where_it_has_more_steps_already(self, plane: Path, tmp_path: Path) -> None:
+    def test_it_ends_at_once_if_it_has_more_steps_already(self, plane: Path, tmp_path: Path) -> None:
         first = self.training(self.config(plane, tmp_path, 60), None, False)
         assert first.run(Observers(), stop=lambda: first._step >= 20).interrupted
         again = self.training(self.config(plane, tmp_path, 10), lambda step, total: None, True)

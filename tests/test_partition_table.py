@@ -63,14 +63,14 @@ def test_windows_are_saved_and_files_without_them_read(tmp_path: Path) -> None:
     table(windows=windows).save(path)
     assert PartitionTable.load(path).windows == windows
     record = json.loads(path.read_text())
-    del record["windows"]  # As the first files of version 2 are.
+    del record["windows"]  # Early files of version 2 have none.
     path.write_text(json.dumps(record))
     assert PartitionTable.load(path).windows is None
     with pytest.raises(ValueError, match="one entry for each view"):
         table(windows=windows[:3])
 
 
-def test_cells_are_known_by_where_they_lie() -> None:
+def test_the_hash_of_cells_depends_on_where_they_are() -> None:
     same = [table(), table(views=[[]] * 4, meta={"threshold": 1})]
     others = [table(torch.eye(3, dtype=torch.float64)), table(cuts=CUTS), table(joined=(0, 1, 0, 1), views=VIEWS[:2]),
               table(aabb=(-1.0, -2.0, -3.0, 1.0, 2.0, 4.0))]  # fmt: skip
@@ -79,7 +79,7 @@ def test_cells_are_known_by_where_they_lie() -> None:
 
 
 def test_files_of_version_1_are_read(tmp_path: Path) -> None:
-    """They have neither cuts nor joined cells."""
+    """They have no cuts and no joined cells."""
     path = tmp_path / "partition.json"
     table().save(path)
     record = json.loads(path.read_text())
@@ -96,7 +96,7 @@ def test_joined_cells_are_one_block() -> None:
     block = made.cell_of(cloud)
     assert made.n == 3 and made.grid.n == 4
     assert block.equal(torch.tensor([0, 1, 0, 2])[cell])
-    # The blocks share out the cells, each to one of them.
+    # Each cell belongs to exactly one block.
     assert sorted(c for b in range(made.n) for c in made.cells(b)) == list(range(4))
     assert all(made.block_of(torch.tensor(made.cells(b))).eq(b).all() for b in range(made.n))
 
@@ -122,7 +122,7 @@ def test_cells_are_those_of_the_turned_points() -> None:
     cloud = points(100).xyz
     made = table()
     assert torch.equal(made.cell_of(cloud), made.grid.cell_of(cloud @ TURN.T))
-    assert len(made.cell_of(cloud).unique()) == 4  # all cells occur, so the test can tell
+    assert len(made.cell_of(cloud).unique()) == 4  # all cells occur
 
 
 def test_without_a_turn_cells_are_bitwise_those_of_the_grid() -> None:
@@ -256,9 +256,9 @@ CITY = scene(["a/1.png", "b/1.png", "ö 2.png", "d.png"], ["c.png"])
         PartitionConfig(blocks=4),
         PartitionConfig(blocks="auto"),
         PartitionConfig(dim=(2, 2, 1), aabb=AABB),
-        # The box went through float32.
+        # A box that was rounded to float32.
         PartitionConfig(dim=(2, 2, 1), aabb=tuple(v * (1 + 6e-8) for v in AABB)),
-        # A grid that is given is not counted again.
+        # With a given grid the number of blocks does not matter.
         PartitionConfig(dim=(2, 2, 1), blocks=8),
     ],
 )
@@ -306,5 +306,5 @@ def test_the_same_cells_in_other_coordinates() -> None:
     assert torch.equal(made.cell_of(own.points(points)), moved.cell_of(other.points(points)))
     assert moved.cells_sha256 == made.cells_sha256 == moved.in_frame(own).cells_sha256
     assert made.in_frame(own) is made
-    # One that does not say what its coordinates are is taken as it is.
+    # A table without a record of its coordinates is not changed.
     assert table().in_frame(other).aabb == table().aabb

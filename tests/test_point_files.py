@@ -1,4 +1,4 @@
-"""Facts about point files: positions, colours, thinning, what is refused."""
+"""Facts about point files: positions, colours, thinning, errors."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_points_without_colour_are_grey(tmp_path: Path) -> None:
     assert (read_point_file(write_ply(tmp_path / "a.ply")).rgb == 128).all()
 
 
-def test_faces_are_passed_over(tmp_path: Path) -> None:
+def test_faces_are_skipped(tmp_path: Path) -> None:
     vertex = np.array([(1, 2, 3)], [(name, "<f4") for name in "xyz"])
     faces = np.empty(1, [("corners", object)])
     faces["corners"][0] = np.array([0, 0, 0], np.int32)
@@ -112,7 +112,7 @@ def test_a_huge_cloud_is_thinned_evenly(
     rows = {tuple(row) for row in xyz.tolist()}
     assert all(tuple(row) in rows for row in kept.tolist()), "points of the file, not means"
     if shape != "one place":
-        # Every point has one that stayed within a few voxels of about a thousandth of the whole.
+        # Every point has a kept one within a few voxels, whose volume (or area) is about a thousandth of the cloud's.
         middle = xyz.mean(axis=0)
         distance = torch.cdist(torch.from_numpy(xyz - middle), torch.from_numpy(kept - middle)).min(dim=1).values
         assert distance.max() < (0.15 if shape == "plane" else 0.35)
@@ -175,7 +175,7 @@ def test_a_missing_ply_is_named(tmp_path: Path) -> None:
 # In a scene.
 
 
-def test_a_scene_takes_its_points_from_the_file_asked_for(tmp_path: Path) -> None:
+def test_a_scene_takes_its_points_from_the_given_file(tmp_path: Path) -> None:
     write_scene(tmp_path / "scene", ["1.png"])
     write_ply(tmp_path / "scene" / "below.ply")
     write_ply(tmp_path / "beside.ply", XYZ[:2])

@@ -1,4 +1,4 @@
-"""Poses that are learned: the gradient, the pin, and the promises of training that they must keep."""
+"""Learned poses: their gradient, their mean (the pin), and that ranks and resume change no bit."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def some_gaussians(n: int = 12, dtype: torch.dtype = torch.float64) -> Gaussians
 
 
 def quat_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of rows (w, x, y, z)."""
+    """Product of quaternions in rows (w, x, y, z)."""
     real = a[:, :1] * b[:, :1] - (a[:, 1:] * b[:, 1:]).sum(1, keepdim=True)
     rest = a[:, :1] * b[:, 1:] + b[:, :1] * a[:, 1:] + torch.linalg.cross(a[:, 1:], b[:, 1:])
     return torch.cat([real, rest], 1)
@@ -130,7 +130,7 @@ def learner(rows: torch.Tensor | None = None) -> SharedPoses:
 
 
 def step(poses: SharedPoses, wanted: dict[str, torch.Tensor]) -> None:
-    """One update along given gradients, an image a block."""
+    """One update along given gradients, with one image for each block."""
     poses.begin_step(True, len(wanted))
     for position, (name, gradient) in enumerate(wanted.items()):
         nudge = poses.pose(replace(VIEW, name=name))[1]
@@ -140,7 +140,7 @@ def step(poses: SharedPoses, wanted: dict[str, torch.Tensor]) -> None:
     poses.finish_step()
 
 
-def test_the_mean_motion_of_the_images_shown_is_none() -> None:
+def test_the_mean_motion_of_the_images_shown_is_zero() -> None:
     poses, generator = learner(), torch.Generator().manual_seed(1)
     step(poses, {"a.png": torch.ones(6)})
     assert not poses.table.rows.any(), "one image alone is the mean: its place is the scene's"
@@ -149,7 +149,7 @@ def test_the_mean_motion_of_the_images_shown_is_none() -> None:
         assert poses.table.rows[:2].mean(0).abs().max() < 1e-8
         assert not poses.table.rows[2].any()
     assert poses.table.rows.abs().max() > 1e-3
-    # A motion of the whole scene is the same for all images and is taken away.
+    # A motion of the whole scene is the same for all images and is removed.
     alike = learner()
     for _ in range(3):
         step(alike, {name: torch.ones(6) for name in NAMES})
@@ -185,12 +185,12 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PERTURBED = 0.02
-"""Standard deviation of the poses' errors: radians, and units at a height of 4; one to two pixels."""
+"""Standard deviation of the errors of poses, in radians and scene units at a height of 4: one to two pixels."""
 
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Camera], list[Camera]]:
-    """OUT of a coarse run on training poses with errors, of images that overlap well; the cameras with them, and the
+    """OUT of a coarse run on poses with errors, whose images overlap well; the training cameras with errors, and the
     true ones."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -222,7 +222,7 @@ def everything(out: Path) -> dict[str, torch.Tensor]:
 
 
 def pixel_errors(found: list[Camera], true: list[Camera]) -> float:
-    """Root of the mean square, over cameras and places of the ground that they see, in pixels."""
+    """Root mean square, over cameras and points of the ground in view, of the error in pixels."""
     squares = []
     for camera, truth in zip(found, true, strict=True):
         x, y = torch.meshgrid(*(torch.linspace(-1.5, 1.5, 4, dtype=torch.float64),) * 2, indexing="ij")
@@ -233,7 +233,7 @@ def pixel_errors(found: list[Camera], true: list[Camera]) -> float:
 
 
 @pytest.mark.slow
-def test_errors_of_poses_are_found(learnt: tuple[Path, list[Camera], list[Camera]]) -> None:
+def test_errors_of_poses_become_smaller(learnt: tuple[Path, list[Camera], list[Camera]]) -> None:
     out, wrong, true = learnt
     table = poses_of(out)
     before, after = pixel_errors(wrong, true), pixel_errors([table.camera(c) for c in wrong], true)
@@ -243,7 +243,7 @@ def test_errors_of_poses_are_found(learnt: tuple[Path, list[Camera], list[Camera
 
 
 @pytest.mark.slow
-def test_training_views_are_rendered_from_where_they_were_taken(
+def test_training_views_are_rendered_from_learned_poses(
     learnt: tuple[Path, list[Camera], list[Camera]],
 ) -> None:
     out, wrong, true = learnt
@@ -273,7 +273,7 @@ def test_blocks_start_from_the_coarse_runs_poses(
 def test_poses_in_other_coordinates_are_refused(
     scene_folder: Path, learnt: tuple[Path, list[Camera], list[Camera]], tmp_path: Path
 ) -> None:
-    """Motions bear lengths; the colours of ``appearance.model`` do not, and are taken in any."""
+    """Motions have a length, so they depend on the coordinates; corrections of colour do not."""
     for unit in ("scene.unit=2", "scene.unit=auto", "scene.offset=[1,0,0]"):
         config = make_config(scene_folder, tmp_path, POSES, unit, f"partition.coarse={learnt[0]}")
         scene = load_scene(config.scene)
@@ -316,7 +316,7 @@ def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: i
 
 
 @pytest.mark.slow
-def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
+def test_poses_are_fixed_while_the_decoder_is_frozen(scene_folder: Path, tmp_path: Path) -> None:
     train(make_config(scene_folder, tmp_path, POSES))
     before = poses_of(tmp_path)
     config = make_config(scene_folder, tmp_path, POSES, "steps=90")
@@ -327,7 +327,7 @@ def test_fixed_while_the_decoder_is(scene_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_off_writes_and_changes_nothing(scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rate of zero leaves the poses as given, and the model as it was without, so the gradient's way adds nothing."""
+    """With a learning rate of zero, poses stay as given and the model is that without pose corrections."""
     train(make_config(scene_folder, tmp_path / "off"))
     monkeypatch.setattr("momentum_gs.train.corrections.poses.exponential", lambda *_: lambda _: 0.0)
     train(make_config(scene_folder, tmp_path / "still", POSES))

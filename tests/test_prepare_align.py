@@ -1,4 +1,4 @@
-"""Local metres and similarities: closed forms, round trips, and bad fixes that change nothing."""
+"""Local metres and similarities: closed forms, round trips, and outliers among GPS positions (fixes)."""
 
 import math
 
@@ -25,7 +25,7 @@ SIMILARITY = Similarity(2.5, random_rotation(1), torch.tensor([10.0, -20.0, 300.
 
 
 def test_local_metres_agree_with_the_radii_of_curvature() -> None:
-    """A small step in latitude is one on the meridian, in longitude on the parallel: both radii have closed forms."""
+    """A step in latitude is along the meridian, one in longitude along the parallel; both radii have closed forms."""
     axis, squared = 6378137.0, 0.00669437999014  # WGS 84
     origin = torch.tensor([30.19, -98.08, 350.0], dtype=torch.float64)
     latitude, step = math.radians(30.19), 1e-4
@@ -34,12 +34,12 @@ def test_local_metres_agree_with_the_radii_of_curvature() -> None:
     east = (axis / bulge**0.5 + 350) * math.cos(latitude) * math.radians(step)
     steps = torch.tensor([[step, 0, 0], [0, step, 0], [0, 0, 7.0]], dtype=torch.float64)
     found = geodetic_to_enu(origin + steps, origin)
-    # 1e-4 degrees are 11 m; over them the Earth falls away by 1e-5 m, and the radius changes by less.
+    # 1e-4 degrees are 11 m, over which the Earth curves by 1e-5 m and its radius changes by less.
     expected = torch.tensor([[0, north, 0], [east, 0, 0], [0, 0, 7.0]], dtype=torch.float64)
     assert (found - expected).abs().max() < 2e-5
 
 
-def test_the_poles_and_the_date_line_are_no_exception() -> None:
+def test_poles_and_date_line() -> None:
     """Points 1e-5 degrees of longitude apart across the date line are 1.1 m apart on the equator."""
     across = torch.tensor([[0.0, 179.999995, 0.0], [0.0, -179.999995, 0.0]], dtype=torch.float64)
     metres = geodetic_to_enu(across, across[0])
@@ -56,14 +56,14 @@ def test_a_similarity_is_found_again() -> None:
     assert (found.translation - SIMILARITY.translation).abs().max() < 1e-9
 
 
-def test_a_mirrored_flight_gives_a_rotation_all_the_same() -> None:
+def test_mirrored_positions_give_a_rotation_without_reflection() -> None:
     centers = flight()
     found = fit_similarity(centers, centers * torch.tensor([1.0, 1.0, -1.0]))
     assert torch.linalg.det(found.rotation) == pytest.approx(1.0)
 
 
-def test_bad_fixes_change_nothing() -> None:
-    """With 40 % of the fixes kilometres off, the fit is that of the others alone."""
+def test_outliers_change_nothing() -> None:
+    """With 40 % of the positions wrong by kilometres, the fit is that of the others alone."""
     centers = flight()
     fixes = SIMILARITY.apply(centers)
     bad = torch.arange(len(fixes)) % 5 < 2
@@ -74,8 +74,8 @@ def test_bad_fixes_change_nothing() -> None:
     assert fit.usable
 
 
-def test_fixes_that_say_too_little_are_not_used() -> None:
-    """A straight line says nothing about the turn around it, and errors as large as the flight nothing at all."""
+def test_positions_that_do_not_determine_the_similarity_are_not_used() -> None:
+    """A straight line does not determine the rotation around it, and errors as large as the flight nothing at all."""
     line = torch.stack([torch.linspace(0, 300, 40, dtype=torch.float64), *torch.zeros(2, 40, dtype=torch.float64)], 1)
     noise = torch.randn(40, 3, generator=keyed_generator(4), dtype=torch.float64)
     assert not fit_gps(line, line + noise).usable
@@ -84,14 +84,14 @@ def test_fixes_that_say_too_little_are_not_used() -> None:
     assert not fit_gps(centers, centers + 40 * noise).usable
 
 
-def test_heights_that_say_nothing_leave_scale_and_place_as_they_are() -> None:
-    """Heights off by tens of metres at random: all together they fail, east and north alone give the same metres."""
+def test_with_useless_heights_east_and_north_determine_the_scale() -> None:
+    """Heights with errors of tens of metres: a fit of all three coordinates fails, one of east and north does not."""
     truth = flight()
     centers = SIMILARITY.apply(truth)
     fixes = truth.clone()
     fixes[:, 2] += 40 * torch.randn(len(fixes), generator=keyed_generator(5), dtype=torch.float64)
     assert not fit_gps(centers, fixes).usable
-    # Upright, but turned about z and in another unit.
+    # Upright, but rotated about z and in another unit.
     back = fit_similarity(centers, truth)
     turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     level = Similarity(0.1, turn, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)).after(back)
@@ -103,7 +103,7 @@ def test_heights_that_say_nothing_leave_scale_and_place_as_they_are() -> None:
     assert (found[:, 2] - heights).abs().max() < 1e-6
 
 
-def test_a_wrong_height_of_all_fixes_changes_the_height_alone() -> None:
+def test_a_common_error_in_height_changes_the_height_alone() -> None:
     truth = flight()
     lower = truth - torch.tensor([0.0, 0.0, 64.0], dtype=torch.float64)
     right, wrong = fit_gps(SIMILARITY.apply(truth), truth), fit_gps(SIMILARITY.apply(truth), lower)
@@ -111,8 +111,8 @@ def test_a_wrong_height_of_all_fixes_changes_the_height_alone() -> None:
     assert (wrong.similarity.rotation - right.similarity.rotation).abs().max() < 1e-12
 
 
-def test_a_line_gives_scale_and_turn_but_no_tilt() -> None:
-    """Three fixes on a line fit exactly, which says nothing; upright by its ground the flight still gets metres."""
+def test_a_line_determines_scale_and_heading_but_no_tilt() -> None:
+    """A similarity of three positions on a line is not usable; with a model that is upright already, the line is."""
     line = torch.tensor([[0.0, 0, 0], [10, 0.01, 0], [20, 0, 0.01]], dtype=torch.float64)
     centers = SIMILARITY.apply(line)
     assert not fit_gps(centers, line).usable

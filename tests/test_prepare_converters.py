@@ -1,4 +1,4 @@
-"""Data sets of other projects, in miniature: what comes out is the rig that they were made from."""
+"""Small data sets in the formats of other projects: conversion gives the cameras that they were made from."""
 
 import json
 import math
@@ -31,7 +31,7 @@ OPENGL = torch.diag(torch.tensor([1.0, -1, -1], dtype=torch.float64))
 
 
 def rig() -> list[Camera]:
-    """Nine cameras that are tilted and turned differently, far from the origin; names as Mega-NeRF numbers them."""
+    """Nine cameras with different tilts and headings, far from the origin; named as in Mega-NeRF."""
     cameras = []
     for i in range(9):
         flat = nadir_camera(f"{i:06d}.jpg", 0, 0)
@@ -54,7 +54,7 @@ def target(path: Path, seed: int, size: tuple[int, int] = SIZE) -> None:
 
 
 def write_mega_nerf(root: Path, cameras: list[Camera], rgbs: bool = True) -> Path:
-    """As scripts/colmap_to_mega_nerf.py of Mega-NeRF describes the format; every fourth view is held out."""
+    """In the format that scripts/colmap_to_mega_nerf.py of Mega-NeRF writes; every fourth view is held out."""
     swap = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, -1]], dtype=torch.float64)  # RDF to DRB, and back
     centers = torch.stack([swap @ camera.center for camera in cameras])
     origin, scale = (centers.amax(0) + centers.amin(0)) / 2, 20.0
@@ -98,7 +98,7 @@ def write_matrixcity(root: Path, cameras: list[Camera]) -> Path:
 
 
 def write_points(model: Path, cameras: list[Camera]) -> None:
-    """A model of these cameras with a few points before them."""
+    """A model of these cameras, with a point in front of each."""
     xyz = torch.stack([camera.center + camera.rotation[2] * 4 for camera in cameras])
     write_model(model, cameras, PointCloud(xyz, torch.full((len(cameras), 3), 128, dtype=torch.uint8)))
 
@@ -120,7 +120,7 @@ def test_mega_nerf_comes_back_as_the_model_it_was_made_from(tmp_path: Path) -> N
     cameras = rig()
     views = read_mega_nerf(write_mega_nerf(tmp_path, cameras))
     train, val = split(cameras)
-    # Not only relative poses: the published models and aabbs are given in this very frame.
+    # In the same coordinates, not only up to a similarity: published models and aabbs are given in them.
     assert_same_rig([view.camera for view in views["train"]], train, STORED)
     assert_same_rig([view.camera for view in views["val"]], val, STORED)
 
@@ -133,7 +133,7 @@ def test_mill19_with_a_published_model_loads_as_a_scene(tmp_path: Path) -> None:
     write_points(tmp_path / "published/val/sparse/0", val)
     assert main(["prepare", "mill19", str(source), str(out), "--colmap", str(tmp_path / "published")]) == 0
     scene = load_scene(SceneConfig(path=str(out), resolution=1.0))
-    assert_same_rig(scene.train, train, 1e-9)  # The published model, not float32's copy of it.
+    assert_same_rig(scene.train, train, 1e-9)  # From the published model, not from the float32 poses.
     assert_same_rig(scene.test, val, 1e-9)
     assert len(scene.points) == len(train)
     # No second copy of images that need no change.
@@ -142,7 +142,7 @@ def test_mill19_with_a_published_model_loads_as_a_scene(tmp_path: Path) -> None:
     assert json.loads((out / "scene.json").read_text())["unit_metres"] == 1
 
 
-def test_a_published_model_that_names_other_pictures_is_refused(
+def test_a_published_model_that_names_other_images_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cameras = rig()
@@ -157,8 +157,8 @@ def test_a_published_model_that_names_other_pictures_is_refused(
     assert not (tmp_path / "out" / "train" / "sparse").exists()
 
 
-def test_original_photographs_lose_their_distortion(tmp_path: Path) -> None:
-    """A straight line in the world is straight in what is written, and bent in the image."""
+def test_original_images_are_undistorted(tmp_path: Path) -> None:
+    """A straight line in the world is bent in the original image and straight in the one that is written."""
     cameras = [Camera(c.name, 480, 360, 400.0, 400.0, 240.0, 180.0, c.rotation, c.translation) for c in rig()[:2]]
     source, photos = write_mega_nerf(tmp_path / "source", cameras, rgbs=False), tmp_path / "photos"
     for i in range(2):
@@ -210,7 +210,7 @@ def test_matrixcity_has_its_poses_in_units_of_100_metres(tmp_path: Path, selecte
                     for c, name in zip(chosen, called, strict=True)]  # fmt: skip
         # JSON has all digits of a double; dividing by 100 and back costs the last ones of 300.
         assert_same_rig([view.camera for view in views[part]], expected, 1e-11)
-    # Images go with their poses: each is of the colours of its place in the rig.
+    # Images belong to their poses: each has the colours that were written for its camera.
     images = [cv2.imread(str(view.image)).tobytes() for view in views["train"]]
     for i, image in zip((i for i in range(9) if i % 4), images, strict=True):
         target(tmp_path / "again.png", i)
@@ -238,7 +238,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     lost.unlink()
     main(argv)
     assert lost.is_file() and kept.stat().st_mtime_ns == before
-    main([*argv[:-1], "32"])  # Another size is not mistaken for done.
+    main([*argv[:-1], "32"])  # Images of another size are written again.
     assert cv2.imread(str(kept)).shape[1] == 32
 
 
@@ -281,7 +281,7 @@ def test_a_damaged_source_is_named(
 def test_published_masks_become_the_views_of_blocks(tmp_path: Path) -> None:
     masks = np.array([[1, 0], [1, 1], [0, 1]], dtype=bool)
     np.save(tmp_path / "masks.npy", masks)
-    # Rows are the names in order, whatever order the scene has them in.
+    # Rows are the names in sorted order, whatever their order in the scene.
     assert read_camera_masks(tmp_path / "masks.npy", ["b", "a", "c"], 2) == [["a", "b"], ["b", "c"]]
     for names, n in ((["a", "b"], 2), (["a", "b", "c"], 4)):
         with pytest.raises(UserError, match="made for"):
@@ -299,7 +299,7 @@ def test_a_partition_can_be_the_published_one(tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", masks)
     argv = ["partition", *BASE, str(scene), "-m", str(out), "--camera-masks", str(tmp_path / "masks.npy")]
     settings = ["partition.aabb=[-4,-4,-1,4,4,5]", "partition.dim=[2,2,1]", "scene.test_every=0"]
-    # Nothing is joined: a block with four views counts as starved otherwise.
+    # With min_views=1 no blocks are joined; by default a block with four views would be.
     assert main([*argv, *settings, "partition.min_views=1", "partition.min_points=0"]) == 0
     table = PartitionTable.load(out / "partition.json")
     assert table.views == [[n for n, used in zip(names, masks[:, b], strict=True) if used] for b in range(4)]

@@ -1,4 +1,4 @@
-"""Images of known cameras through structure from motion: what comes out is the flight that took them."""
+"""Structure from motion on images rendered from known cameras: it must find these cameras."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ needs_pycolmap = pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None
 WIDTH, HEIGHT, FOCAL = 400, 300, 380.0
 PIXELS_PER_METRE = 5
 ORIGIN = (30.0, -98.0, 200.0)
-# Metres of a degree at the origin, by the radii of curvature of WGS 84; over 100 m they hold to a centimetre.
+# Metres of a degree at the origin, by the radii of curvature of WGS 84; over 100 m they are right to a centimetre.
 NORTH, EAST = 110855.9, 96489.3
 
 
@@ -66,7 +66,7 @@ def exif(latitude: float, longitude: float, height: float) -> bytes:
 
 
 def cameras_of_the_flight() -> list[Camera]:
-    """Four by four, 60 m up, a third of an image apart, tilted by up to 9 degrees."""
+    """4 x 4 cameras at a height of 60 m, a third of an image apart, tilted by up to 9 degrees."""
     draw, cameras = np.random.default_rng(0), []
     for i in range(16):
         tilt, roll, turn = draw.uniform(-0.15, 0.15, 2).tolist() + [draw.uniform(-0.3, 0.3) + (i // 4 % 2) * math.pi]
@@ -82,7 +82,7 @@ def cameras_of_the_flight() -> list[Camera]:
 
 
 def target(camera: Camera, layers: list[tuple[np.ndarray, float, float, float]]) -> np.ndarray:
-    """Level squares, the lowest first; each a texture, the place of its corner and its height."""
+    """Image of horizontal squares, the lowest first: of each its texture, the x and y of its corner, and its height."""
     image = np.zeros((camera.height, camera.width, 3), np.uint8)
     intrinsics = np.array([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]])
     rotation, translation = camera.rotation.numpy(), camera.translation.numpy()
@@ -97,14 +97,14 @@ def target(camera: Camera, layers: list[tuple[np.ndarray, float, float, float]])
 
 
 def texture(metres: int, draw: np.random.Generator) -> np.ndarray:
-    """Blobs of three sizes for SIFT to find."""
+    """Noise at three scales, in which SIFT finds features."""
     side = metres * PIXELS_PER_METRE
     noise = [draw.uniform(0, 85, (side // step + 2, side // step + 2, 3)) for step in (3, 8, 24)]
     return np.sum([cv2.resize(values, (side, side)) for values in noise], axis=0).astype(np.uint8)
 
 
 def layers_of_the_city() -> list[tuple[np.ndarray, float, float, float]]:
-    """The ground and, as a plane alone does not tell a lens' focal length, roofs of different heights above it."""
+    """The ground, and roofs of different heights above it: a plane alone does not determine the focal length."""
     draw = np.random.default_rng(1)
     roofs = sorted((float(draw.uniform(3, 20)), *draw.uniform(-50, 40, 2).tolist()) for _ in range(25))
     return [(texture(200, draw), -100.0, -100.0, 0.0), *((texture(12, draw), x, y, height) for height, x, y in roofs)]
@@ -112,7 +112,7 @@ def layers_of_the_city() -> list[tuple[np.ndarray, float, float, float]]:
 
 @pytest.fixture(scope="module")
 def flight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Camera]]:
-    """Images with GPS, one fix far off, one image of something else, all in a folder with a space."""
+    """Images with GPS positions, one of them far off, and an image of something else; a folder's name has a space."""
     layers = layers_of_the_city()
     photos = tmp_path_factory.mktemp("flight") / "photos"
     cameras = cameras_of_the_flight()
@@ -127,48 +127,49 @@ def flight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ca
     return photos, {f"first_flight/{camera.name}": camera for camera in cameras}
 
 
-def turn_between(a: Tensor, b: Tensor) -> float:
-    """Degrees."""
+def angle_between(a: Tensor, b: Tensor) -> float:
+    """Angle between two rotations, in degrees."""
     return float(torch.rad2deg(torch.arccos((((a @ b.T).trace() - 1) / 2).clamp(-1, 1))))
 
 
 @pytest.mark.slow
 @needs_pycolmap
-def test_photographs_become_a_scene_in_metres_that_stands_upright(
+def test_images_become_an_upright_scene_in_metres(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, truth = flight
     out = tmp_path / "scene"
     argv = ["prepare", str(photos), str(out), "--features", "2000", "--camera-model", "SIMPLE_RADIAL"]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert f"registered: {len(truth)} of {len(truth) + 1}" in said and "no other image enough: elsewhere.jpg" in said
-    # One fix is wrong, and its image is found by its name.
-    assert "matching: spatial" in said
+    printed = capsys.readouterr().out
+    assert f"registered: {len(truth)} of {len(truth) + 1}" in printed
+    assert "no other image enough: elsewhere.jpg" in printed
+    # The image with the wrong GPS position is matched by its name.
+    assert "matching: spatial" in printed
 
     scene = load_scene(SceneConfig(path=str(out), resolution=1.0))
     views = {camera.name: camera for camera in [*scene.train, *scene.test]}
     assert views.keys() == truth.keys()
     record = json.loads((out / "scene.json").read_text())
     earth = record["georeference"]
-    # GPS is exact but for one fix, so all but that one are used. A pixel is 0.16 m of the ground; three of them bound
-    # what 16 small images of a lens that has to be found leave open.
+    # GPS is exact but for one position, so all others are used. A pixel is 0.16 m of the ground; 16 small images of a
+    # lens with unknown parameters determine positions to about three pixels.
     assert (earth["fixes"], earth["used"]) == (16, 15) and record["unit_metres"] == 1
     origin = torch.tensor([(earth["longitude"] - ORIGIN[1]) * EAST, (earth["latitude"] - ORIGIN[0]) * NORTH,
                            earth["height"] - ORIGIN[2]], dtype=torch.float64)  # fmt: skip
     for name, camera in truth.items():
         assert (views[name].center + origin - camera.center).norm() < 0.5, name
-        assert turn_between(views[name].rotation, camera.rotation) < 0.5, name
+        assert angle_between(views[name].rotation, camera.rotation) < 0.5, name
     found = torch.stack([views[name].center for name in truth])
     scale = fit_similarity(found, torch.stack([camera.center for camera in truth.values()])).scale
     assert scale == pytest.approx(1, abs=0.01)
 
-    # What is complete is not done again, and another size of the images does not repeat the rest.
+    # Complete stages are not repeated, nor does another image size repeat the earlier ones.
     before = {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
     (out / "sparse" / "0" / "test.txt").write_text(min(truth))
     assert main([*argv, "-r", "2"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("already done") == 4
+    printed = capsys.readouterr().out
+    assert printed.count("already done") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (out / "sfm" / "models").rglob("*.bin")}
     halved = load_scene(SceneConfig(path=str(out), resolution=1.0))
     assert [len(halved.train), len(halved.test)] == [15, 1]  # The list is the user's and stays.
@@ -197,17 +198,17 @@ def test_without_gps_the_ground_is_level(tmp_path: Path, flight: tuple[Path, dic
     fit = fit_similarity(
         torch.stack([cameras[n].center for n in shared]), torch.stack([truth[n].center for n in shared])
     )
-    # The ground is level, and its roofs are what tilts the plane through the points.
+    # The ground is level; the roofs tilt the plane through the points a little.
     up = fit.rotation @ torch.tensor([0.0, 0, 1], dtype=torch.float64)
     assert float(torch.rad2deg(torch.arccos(up[2]))) < 3
-    # Renders of a PINHOLE camera are the images themselves.
+    # Images of a PINHOLE camera need no undistortion and are taken as they are.
     assert all((out / "images" / path.name).read_bytes() == path.read_bytes() for path in plain.iterdir())
 
 
 @pytest.mark.slow
 @needs_pycolmap
-def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
-    """Every point lies on the ground or on a roof, and the poses are bit for bit what they were."""
+def test_points_are_triangulated_from_known_poses(tmp_path: Path) -> None:
+    """Points lie on the ground or on a roof, and the poses are bit for bit what they were."""
     layers, cameras = layers_of_the_city(), cameras_of_the_flight()[4:12]
     for camera in cameras:
         write_image(tmp_path / "images" / camera.name, target(camera, layers))
@@ -219,13 +220,14 @@ def test_known_poses_get_the_points_of_their_pictures(tmp_path: Path) -> None:
     assert before == [(tmp_path / "sparse/0" / name).read_bytes() for name in ("cameras.bin", "images.bin")]
     heights = torch.tensor([height for *_, height in layers], dtype=torch.float64)
     away = (points.xyz[:, 2:] - heights).abs().amin(dim=1)
-    # A pixel is 0.16 m of the ground; height is known about three times less well than place, at a base of a third.
+    # A pixel is 0.16 m of the ground; with a baseline of a third of the height, heights are about three times less
+    # accurate than positions on the ground.
     assert float(away.quantile(0.9)) < 0.5
-    assert triangulate(tmp_path, 1000) == count  # Done before, and taken again from where it was.
+    assert triangulate(tmp_path, 1000) == count  # A second call uses the results of the first.
 
 
 @needs_pycolmap
-def test_nobodys_pictures_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_the_user_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(3):
         write_image(tmp_path / "images" / f"{i}.png", random_image(str(i), 40, 30))
     assert main(["prepare", str(tmp_path / "images"), str(tmp_path)]) == 2
@@ -255,15 +257,15 @@ def test_every_way_of_matching_lists_a_pair_once() -> None:
     for pairs in (sequential, spatial):
         assert len(set(pairs)) == len(pairs) and all(a < b for a, b in pairs)
     assert {b for a, b in sequential if a == "0100"} >= {f"{i:04d}" for i in range(101, 101 + OVERLAP)}
-    # Neighbours on the next line of the flight are 20 names away, and 13 m.
+    # Neighbours on the next line of the flight are 20 names and about 11 m away.
     assert ("0210", "0230") in spatial and ("0210", "0211") in spatial and ("0000", "0399") not in spatial
-    # One without a fix goes by its name, both ways.
+    # An image without a GPS position is paired with the images before and after it by name.
     assert ("0006", "0007") in spatial and ("0007", "0027") in spatial
     with pytest.raises(UserError, match="GPS"):
         choose_pairs(names, "spatial", {})
 
 
-def test_photographs_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> None:
+def test_images_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> None:
     sizes = {"a/1.png": (40, 30), "a/2.png": (30, 40), "a/3.png": (40, 30), "b/1.png": (40, 30)}
     for name, size in sizes.items():
         write_image(tmp_path / name, random_image(name, *size))
@@ -272,7 +274,7 @@ def test_photographs_of_one_folder_and_size_share_a_camera(tmp_path: Path) -> No
     assert camera_groups(tmp_path, names, "image") == [[name] for name in names]
 
 
-def test_auto_goes_by_gps_where_there_is_some() -> None:
+def test_auto_matches_by_gps_where_there_is_any() -> None:
     names = [f"{i:04d}" for i in range(200)]
     everywhere = dict.fromkeys(names, (30.0, -98.0, 0.0))
     assert resolve("auto", names, everywhere) == "spatial"
@@ -282,7 +284,7 @@ def test_auto_goes_by_gps_where_there_is_some() -> None:
 
 
 def test_lines_are_joined_however_dense_they_are() -> None:
-    """Two lines 20 m apart, an image every 0.2 m: the 40 nearest of each are all of its own line."""
+    """Two lines 20 m apart, an image every 0.2 m: the 40 nearest images of each are all on its own line."""
     names = [f"{i:04d}" for i in range(400)]
     places = torch.tensor([(20.0 * (i // 200), 0.2 * (i % 200)) for i in range(400)], dtype=torch.float64)
     assert [len(group) for group in linked_groups(names, nearest_pairs(names, places))] == [200, 200]
@@ -292,7 +294,7 @@ def test_lines_are_joined_however_dense_they_are() -> None:
 
 
 def test_images_of_a_rig_count_as_one_neighbour() -> None:
-    """Four at each of nine places: each is still matched with all that were taken beside it."""
+    """Four images at each of nine places: each is still matched with all images of the places beside it."""
     names = [f"{i:02d}" for i in range(36)]
     places = torch.tensor([(10.0 * (i // 4 % 3), 10.0 * (i // 12)) for i in range(36)], dtype=torch.float64)
     pairs = pairs_around(names, places)
@@ -301,7 +303,7 @@ def test_images_of_a_rig_count_as_one_neighbour() -> None:
     assert set(combinations(middle, 2)) <= pairs
 
 
-def test_groups_are_what_no_pair_links() -> None:
+def test_groups_are_the_connected_components_of_the_pairs() -> None:
     assert linked_groups("abcdef", [("a", "c"), ("e", "f"), ("c", "e"), ("b", "d")]) == [list("acef"), list("bd")]
     assert linked_groups("ba", []) == [["a"], ["b"]]
 
@@ -309,7 +311,7 @@ def test_groups_are_what_no_pair_links() -> None:
 def test_features_of_a_reduced_image_are_in_pixels_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Discs of known centres, found in the whole image and in one of half the size."""
+    """Discs with known centres are found in the whole image and in one of half the size."""
     centers = np.array([(101.0, 83.0), (300.0, 80.0), (297.0, 215.0)])
     pixels = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
     for x, y in centers.astype(int):
@@ -328,10 +330,10 @@ def test_features_of_a_reduced_image_are_in_pixels_of_the_whole(
 
 @pytest.mark.slow
 @needs_pycolmap
-def test_a_second_scene_is_left_out_by_name_and_told_from_the_first(
+def test_images_of_a_second_scene_are_left_out_and_named(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Twelve images of one flight, four of another place: 'prepare' takes the first and says what the others are."""
+    """Twelve images of one flight and four of another place: 'prepare' registers the twelve and names the others."""
     photos, truth = flight
     mixed = tmp_path / "photos"
     mixed.mkdir()
@@ -344,27 +346,27 @@ def test_a_second_scene_is_left_out_by_name_and_told_from_the_first(
         write_image(mixed / f"other_{camera.name}", target(camera, ground))
     argv = ["--features", "2000", "--camera-model", "SIMPLE_RADIAL", "--matching", "exhaustive"]
     assert main(["prepare", str(mixed), str(tmp_path / "scene"), *argv]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     others = ", ".join(f"other_{i:02d}.jpg" for i in range(4))
-    assert "registered: 12 of 16 images" in said
-    assert f"4 images that overlap each other but not the scene enough: {others}" in said
+    assert "registered: 12 of 16 images" in printed
+    assert f"4 images that overlap each other but not the scene enough: {others}" in printed
     record = json.loads((tmp_path / "scene" / "scene.json").read_text())
     assert record["not_registered"] == others.split(", ")
 
 
 @needs_pycolmap
-def test_three_images_make_a_scene_and_strangers_none(
+def test_three_images_make_a_scene_and_unrelated_ones_none(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, truth = flight
     for name in ("05.jpg", "06.jpg", "09.jpg"):
-        write_image(tmp_path / "strangers" / name, random_image(name, WIDTH, HEIGHT))
+        write_image(tmp_path / "unrelated" / name, random_image(name, WIDTH, HEIGHT))
         (tmp_path / "three").mkdir(exist_ok=True)
         (tmp_path / "three" / name).write_bytes((photos / "first flight" / name).read_bytes())
     flags = ["--features", "2000", "--camera-model", "PINHOLE"]
     assert main(["prepare", str(tmp_path / "three"), str(tmp_path / "scene"), *flags]) == 0
     assert "registered: 3 of 3 images" in capsys.readouterr().out
-    assert main(["prepare", str(tmp_path / "strangers"), str(tmp_path / "none"), *flags]) == 2
+    assert main(["prepare", str(tmp_path / "unrelated"), str(tmp_path / "none"), *flags]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no two of 3 images show the same place" in error
 
@@ -374,7 +376,7 @@ def test_three_images_make_a_scene_and_strangers_none(
 def test_an_interrupted_stage_goes_on(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the middle of the features, and of mapping: what is there is not found again."""
+    """Ctrl-C during the features and during mapping: finished work is not repeated."""
     import pycolmap
 
     photos, truth = flight
@@ -424,7 +426,7 @@ def test_an_interrupted_stage_goes_on(
     after = features()
     assert after.keys() == names and len(asked) == len(names) - len(before)
     assert all(torch.equal(after[name], kept) for name, kept in before.items())
-    # One snapshot that the kill left in the middle, and whole ones.
+    # An unfinished snapshot, which is newer than the complete ones.
     (tmp_path / "sfm" / "snapshots" / "9999999999999999999").mkdir()
     begun[:] = [None] * 10
     assert len(Sfm(photos, tmp_path, settings).reconstruct().registered) == len(truth)

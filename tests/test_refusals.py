@@ -1,4 +1,4 @@
-"""What is wrong with a scene or its settings is said in one line, before any training time is spent."""
+"""Errors in a scene or its settings are reported in one line, before training starts."""
 
 import shutil
 from collections.abc import Callable

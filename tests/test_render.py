@@ -1,4 +1,4 @@
-"""One view: what is drawn, what is left out, what training gets back, and its scores."""
+"""One view: what is drawn, what is left out, gradients, and scores."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_nothing_in_view_leaves_the_background() -> None:
 
 
 def test_screen_gradient_is_in_ndc() -> None:
-    """On the axis a step dx in the world moves a Gaussian by fx/z dx pixels, 2/width NDC each, and no more."""
+    """On the optical axis a step dx in the world moves a Gaussian by fx/z dx pixels, which are 2/width in NDC each."""
     gaussian = one_gaussian([0, 0, 0])
     gaussian.means.requires_grad_()
     output = rasterize(gaussian, camera(), GREY)
@@ -95,14 +95,14 @@ def test_screen_means_carry_no_gradient_where_none_is_wanted() -> None:
         assert not rasterize(one_gaussian([0, 0, 0]), camera(), GREY).screen_means.requires_grad
 
 
-def test_visible_anchors_are_those_that_touch_the_picture() -> None:
+def test_visible_anchors_are_those_that_touch_the_image() -> None:
     anchors = random_anchors(500)
     rows = visible_anchors(anchors, camera(distance=2.0))
     assert rows.dtype == torch.int64 and rows.equal(rows.sort().values)
     assert 50 < len(rows) < 450  # the scene has both kinds
     seen = in_view(anchors.position, camera(distance=2.0)).nonzero()[:, 0]
     assert set(seen.tolist()) <= set(rows.tolist())
-    # Far beyond the frame: ten times its half width, where no anchor of this size (at most 0.5) reaches back.
+    # Anchors of this size, at most 0.5, are not visible from a margin of five image widths on.
     wide = in_view(anchors.position, camera(distance=2.0), near=0.0, margin=5.0)
     assert bool(wide[rows].all())
 
@@ -122,12 +122,12 @@ def test_invisible_anchors_do_not_matter() -> None:
     assert render_image(anchors, decoder, view, GREY).equal(render_image(anchors.subset(rows), decoder, view, GREY))
 
 
-def test_picture_alone_is_clamped_and_free_of_gradients() -> None:
+def test_render_image_is_clamped_and_has_no_gradient() -> None:
     image = render_image(random_anchors(200), random_decoder(), camera(), torch.full((3,), 1.5))
     assert not image.requires_grad and float(image.max()) == 1.0
 
 
-def test_teacher_draws_nothing_but_answers() -> None:
+def test_the_teacher_gives_targets_and_does_not_change_the_image() -> None:
     anchors, student, teacher = random_anchors(200), random_decoder(seed=1), random_decoder(seed=2)
     alone = render_view(anchors, student, camera(), GREY)
     taught = render_view(anchors, student, camera(), GREY, teacher)
@@ -140,7 +140,7 @@ def test_teacher_draws_nothing_but_answers() -> None:
     assert attached is not None and attached.color.requires_grad
 
 
-def test_gradient_reaches_anchors_and_decoder_through_the_picture() -> None:
+def test_gradients_of_the_image_reach_anchors_and_decoder() -> None:
     anchors, decoder = random_anchors(200), random_decoder()
     render_view(anchors, decoder, camera(), GREY).output.image.square().mean().backward()
     for name in ("offset", "feature", "log_scale"):
@@ -166,7 +166,7 @@ def test_scores_are_means_over_views(tmp_path: Path) -> None:
         both = score_views(anchors, decoder, cameras, views, GREY)
         with pytest.raises(ValueError, match="no cameras"):
             score_views(anchors, decoder, [], views, GREY)
-    # An image kept in 8 bits errs by a uniform half step: 58.9 dB; 1 dB for its few pixels.
+    # Rounding to 8 bits has a uniform error of up to half a step: 58.9 dB; 1 dB of margin, as there are few pixels.
     assert near.psnr > 57.9 and near.ssim > 0.999
     assert far.psnr < 20
     assert both.psnr == pytest.approx((near.psnr + far.psnr) / 2)

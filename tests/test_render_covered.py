@@ -1,4 +1,4 @@
-"""Which held-out pixels training views see: geometry by closed form, files, and scores over them."""
+"""Covered pixels, which at least three training views see: geometry in closed form, files, and scores over them."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def ground_places(camera: Camera) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def oblique_cameras(count: int) -> list[Camera]:
-    """Above the plane, looking down at up to 80 degrees from the vertical, this way and that."""
+    """Above the plane, looking down at up to 80 degrees from the vertical, with different headings."""
     generator = torch.Generator().manual_seed(0)
     cameras = []
     for i in range(count):
@@ -61,7 +61,7 @@ def oblique_cameras(count: int) -> list[Camera]:
 
 def test_ground_is_counted_by_the_images_that_it_lies_in() -> None:
     held_out = [nadir_camera("a", 0.0, 0.0), nadir_camera("b", 2.0, 1.0), nadir_camera("far", 50.0, 0.0)]
-    # Off the raster, so that no pixel's place lies on the edge of another image.
+    # Shifted a little, so that no pixel of one image is projected onto the edge of another.
     training = [nadir_camera(f"{x} {y}", x + 0.013, y + 0.017) for x in (-2.0, 0.0, 2.0) for y in (-1.0, 0.0, 1.0)]
     found = count_views(held_out, training, ground_depth, ground_depth)
     for camera, count in zip(held_out, found, strict=True):
@@ -75,7 +75,7 @@ def test_ground_is_counted_by_the_images_that_it_lies_in() -> None:
     assert not found[2].any()
 
 
-def test_ground_behind_something_is_not_seen_and_places_before_the_depth_are() -> None:
+def test_points_behind_the_depth_of_a_view_are_not_seen_and_those_before_it_are() -> None:
     """A plate at half the height, |x| < 0.5, hides the ground at x in (-4, -2) from a camera above x = 3."""
     held_out = nadir_camera("a", -3.0, 0.0)
     other = replace(nadir_camera("wide", 3.0, 0.0), width=480, cx=240.0)
@@ -87,17 +87,17 @@ def test_ground_behind_something_is_not_seen_and_places_before_the_depth_are() -
     assert hidden[clear].any() and not hidden[clear].all()
     seen = seen_from(ground_depth(held_out), held_out, plate, other)
     assert torch.equal(seen[:, clear], ~hidden[clear].expand(36, -1))
-    # The plate itself is seen, and so is what floats above it: it would have stood in that image.
+    # The plate is seen, and so is anything above it: it would have been in front of the plate in that image.
     for depth in (HEIGHT / 2, HEIGHT / 4):
         assert seen_from(torch.full((36, 48), depth), nadir_camera("b", 0.0, 0.0), plate, other).all()
-    # Nothing is shown, or nothing of the other image counts.
+    # A pixel without depth is not seen, nor is any pixel by a view whose depth is 0 everywhere (ignored pixels).
     assert not seen_from(torch.full((36, 48), math.inf), held_out, plate, other).any()
     assert not seen_from(ground_depth(held_out), held_out, torch.zeros(36, 480), other).any()
-    # Towards the sky everything is seen.
+    # A view of infinite depth sees everything in front of it.
     assert seen_from(ground_depth(held_out), held_out, torch.full((36, 480), math.inf), other).all()
 
 
-def test_no_view_that_sees_something_is_passed_over() -> None:
+def test_views_that_are_skipped_see_nothing() -> None:
     cameras = oblique_cameras(24)
     held_out, training = cameras[::4], cameras[1:]
     asked: list[str] = []
@@ -113,7 +113,7 @@ def test_no_view_that_sees_something_is_passed_over() -> None:
         every = torch.stack([seen_from(depth, camera, ground_depth(other), other) for other in training])
         assert torch.equal(count.long(), every.sum(dim=0))
         itself = sum(other is camera for other in training)
-        # float32 puts a pixel in a few thousand beyond the edge of its own image.
+        # In float32, about one pixel in a few thousand is projected beyond the edge of its own image.
         assert (count >= itself)[depth.isfinite()].float().mean() > 0.999
     assert max(int(count.max()) for count in found) >= SEEN_BY
     away = nadir_camera("away", 1e4, 0.0)
@@ -121,7 +121,7 @@ def test_no_view_that_sees_something_is_passed_over() -> None:
     assert "away" not in asked  # its depth is not rendered
 
 
-def test_where_the_scene_lies_does_not_matter() -> None:
+def test_counts_do_not_depend_on_place_or_heading_of_the_scene() -> None:
     cameras = oblique_cameras(12)
     depths = {camera.name: ground_depth(camera) for camera in cameras}
 
@@ -136,7 +136,7 @@ def test_where_the_scene_lies_does_not_matter() -> None:
         center = turn @ camera.center + away
         moved.append(replace(camera, rotation=rotation, translation=-rotation @ center))
     here, there = (count_views(some[:3], some[3:], depth_of, depth_of) for some in (cameras, moved))
-    # 1e-9 of a unit is lost to the offset: a pixel that lies on an edge may fall to either side of it.
+    # The offset costs 1e-9 of a unit of precision: a pixel at an edge may be on either side of it.
     assert sum(float((a != b).float().mean()) for a, b in zip(here, there, strict=True)) < 3e-3
 
 
@@ -159,7 +159,7 @@ def test_covered_pixels_by_closed_form(tmp_path: Path) -> None:
     mask[:, :, :2] = 0
     assert pixels.score("a.png", render, truth, mask)["covered_share"] == pytest.approx(12 / 48)
     assert MIN_SHARE > 0 and pixels.score("none.png", render, truth, None) == {"covered_share": 0}
-    # The same pixels by other counts are the same; other pixels are not.
+    # The hash depends on which pixels are covered, not on the counts.
     shas = []
     for changed in (counts, counts * 2, counts + 1):
         write("b.png", torch.where(counts == 0, 0, changed).to(torch.uint8))
@@ -178,7 +178,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, scene: Path) -> Callable[[str], Path]:
-    """Coarse runs by primitive, each trained once; they are to be copied."""
+    """Coarse runs by primitive, each trained once; tests work on copies."""
     folder = tmp_path_factory.mktemp("runs")
 
     def run(primitive: str) -> Path:
@@ -211,13 +211,13 @@ def test_models_of_either_kind_give_maps(primitive: str, trained: Callable[[str]
     about = read_json(out / "test/ours_10/render.json")["covered"]
     assert about["method"] == "ours_10" and about["training_views"] == 14
     for path in (out / "train/ours_10/covered").glob("*.png"):
-        # A training view sees itself, wherever the model has something to see.
+        # A training view sees its own pixels, where the model has a surface.
         assert (read_map(path, 48, 36) >= 1).float().mean() > 0.9
     share = read_json(out / "per_view.json")["ours_10"]["covered_share"]
     assert 0 < record["covered_share"] < 1
     assert record["covered_share"] == pytest.approx(sum(share.values()) / len(share))
     assert record["protocol"]["covered_sha256"] is not None and record["PSNR_covered"] > 0
-    # By hand, from the files: only the views of which enough is covered have a score.
+    # Computed here from the files: only views with enough covered pixels have a score.
     folder, mean = out / "test/ours_10", []
     for path in sorted((folder / "covered").glob("*.png")):
         render, truth = (read_image(folder / kind / path.name, 48, 36).double() / 255 for kind in ("renders", "gt"))
@@ -225,7 +225,7 @@ def test_models_of_either_kind_give_maps(primitive: str, trained: Callable[[str]
         if seen.float().mean() >= MIN_SHARE:
             mean.append(-10 * math.log10(float((render - truth).square().mean(dim=0)[seen].mean())))
     assert record["PSNR_covered"] == pytest.approx(sum(mean) / len(mean), abs=1e-4)
-    assert main(["render", str(out)]) == 0  # The maps are of an earlier rendering now.
+    assert main(["render", str(out)]) == 0  # Now the maps are of an earlier rendering.
     assert "covered" not in read_json(out / "test/ours_10/render.json")
     assert main(["eval", str(out), "--lpips", "none"]) == 0
     assert "PSNR_covered" not in read_json(out / "results.json")["ours_10"]
@@ -248,7 +248,7 @@ def test_runs_compare_over_the_maps_of_one(out: Path, capsys: pytest.CaptureFixt
     assert main(["eval", "--compare", str(out), str(other)]) == 0
     printed = capsys.readouterr().out
     assert "covered" not in printed.splitlines()[0] and "PSNR covered left out" in printed
-    # Where one has none, the other keeps its column.
+    # If one run has no covered scores, the other keeps its column.
     for key in ("PSNR_covered", "covered_share"):
         del results["ours_10"][key]
     results["ours_10"]["protocol"]["covered_sha256"] = None
@@ -258,20 +258,20 @@ def test_runs_compare_over_the_maps_of_one(out: Path, capsys: pytest.CaptureFixt
 
 
 def test_wrong_maps_are_named_before_anything_is_rendered(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def says(*options: str) -> str:
+    def refusal(*options: str) -> str:
         assert main(["render", str(out), *options]) == 2
         return capsys.readouterr().err
 
-    assert "no maps of covered pixels" in says("--covered-by", str(out))
-    assert "expected only one of them" in says("--blocks", "--covered")
+    assert "no maps of covered pixels" in refusal("--covered-by", str(out))
+    assert "expected only one of them" in refusal("--blocks", "--covered")
     assert not (out / "test").exists()
     scored(out, "--covered")
     maps = sorted((out / "test/ours_10/covered").glob("*.png"))
     small = read_image(maps[0], *image_size(maps[0]))[:, ::2, ::2]
     write_png(maps[0], small.float() / 255)
-    assert "24x18, expected 48x36 as the view is rendered" in says("--covered-by", str(out))
+    assert "24x18, expected 48x36 as the view is rendered" in refusal("--covered-by", str(out))
     maps[0].unlink()
-    assert f"{maps[0].name}: missing" in says("--covered-by", str(out))
+    assert f"{maps[0].name}: missing" in refusal("--covered-by", str(out))
     with pytest.raises(SystemExit):
         main(["render", str(out), "--covered", "--covered-by", str(out)])
 
@@ -291,7 +291,7 @@ def test_ignored_pixels_of_training_images_see_nothing(out: Path, scene: Path, t
     assert scored(out, "--covered", "-s", str(masked))["covered_share"] == 0
 
 
-def test_the_report_has_both_in_tables_of_their_own(out: Path) -> None:
+def test_the_report_has_tables_of_fitted_and_of_covered_scores(out: Path) -> None:
     record = scored(out, "--covered")
     assert main(["report", str(out)]) == 0
     text = (out / "report.html").read_text()

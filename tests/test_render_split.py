@@ -1,4 +1,4 @@
-"""``momentum-gs render`` on a fabricated run: what lies in the PNG files is what the models show."""
+"""``momentum-gs render`` on a synthetic run: the PNG files hold the renders of its models."""
 
 import math
 import os
@@ -31,13 +31,13 @@ AABB = (-5.0, -5.0, -5.0, 5.0, 5.0, 5.0)
 
 
 def random_anchors(seed: int, n: int = 150) -> Anchors:
-    """A carpet of coloured splats below the cameras; each seed looks different."""
+    """Coloured anchors on a plane below the cameras; each seed looks different."""
     generator = keyed_generator("render split test", seed)
     position = (torch.rand(n, 3, generator=generator) - 0.5) * torch.tensor([12.0, 12.0, 0.2])
     return Anchors(
         position=position,
         offset=torch.randn(n, 4, 3, generator=generator) * 0.3,
-        feature=10 * torch.randn(n, 8, generator=generator),  # large: an untrained decoder is pale
+        feature=10 * torch.randn(n, 8, generator=generator),  # large, so that an untrained decoder gives contrast
         log_scale=torch.full((n, 6), math.log(0.4)),
         rotation=torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
         opacity=torch.zeros(n, 1),
@@ -53,7 +53,7 @@ def scene_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(16):
         center = torch.tensor([(i - 7.5) / 2, 0.0, 4.0], dtype=torch.float64)
         camera = Camera(f"{'ab'[i % 4 // 2]}/{i:03d}.png", 48, 36, 40.0, 40.0, 24.0, 18.0, down, -down @ center)
-        target = torch.rand(3, 36, 48, generator=keyed_generator("photograph", i))
+        target = torch.rand(3, 36, 48, generator=keyed_generator("image", i))
         write_png(folder / "images" / camera.name, target)
         cameras.append(camera)
     points = PointCloud(torch.rand(20, 3, dtype=torch.float64), torch.zeros(20, 3, dtype=torch.uint8))
@@ -156,7 +156,7 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
     results = read_json(out / "results.json")
     assert set(results) == {"ours_20", "ours_20_blocks"}
     for method, scores in results.items():
-        assert 0 < scores["PSNR"] < 30  # random splats against an image
+        assert 0 < scores["PSNR"] < 30  # random anchors against noise
         assert scores["protocol"]["views"] == len(scene.test)
         assert scores["protocol"]["anchors"] == read_json(out / "test" / method / "render.json")["anchors"]
         assert f"{scores['SSIM_cc']:.4f}" in printed
@@ -168,8 +168,8 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
     protocol = merged["protocol"]
     assert protocol["storage_bytes"] == sum(sizes.values())
     assert 0 < protocol["gaussians_drawn_per_view"] <= protocol["gaussians_per_view"] <= 150 * 4
-    assert (protocol["seed"], protocol["n"], protocol["k"]) == (0, BLOCKS, None)  # nobody trained it in rounds
-    # Both are scored on the same pixels, and the blocks together are all pixels that show something.
+    assert (protocol["seed"], protocol["n"], protocol["k"]) == (0, BLOCKS, None)  # it was not trained
+    # Both are scored on the same pixels; the blocks together have all pixels that show something.
     count = {block: scores["pixels"] for block, scores in merged["blocks"].items()}
     assert count == {block: scores["pixels"] for block, scores in blocks["blocks"].items()}
     assert 0 < sum(count.values()) <= 48 * 36 * len(scene.test)
@@ -179,7 +179,7 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
     assert 0 < merged["border"]["share"] < 0.5
 
 
-def test_cells_of_another_partition_sort_the_pixels(run: tuple[Path, Scene], tmp_path: Path) -> None:
+def test_cells_of_another_partition_assign_the_pixels_to_blocks(run: tuple[Path, Scene], tmp_path: Path) -> None:
     out, scene = run
     assert main(["render", str(out)]) == 0
     own = png(out / "test/ours_20/renders" / scene.test[0].name)

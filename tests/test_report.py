@@ -1,4 +1,4 @@
-"""The page about a run: nothing from outside, nothing that runs, and what is missing is named."""
+"""The page about a run: it loads nothing, runs nothing, and names what is missing."""
 
 import base64
 import json
@@ -83,7 +83,7 @@ def scene_of(cameras: int) -> Scene:
 
 @pytest.fixture()
 def bare(tmp_path: Path) -> Path:
-    """A run of which there are settings alone."""
+    """A run that has only its settings."""
     out = tmp_path / "a run"
     out.mkdir()
     config = replace(Config(), scene=SceneConfig(path=f"/data/rubble-pixsfm/{HOSTILE}"), steps=30, seed=5)
@@ -93,7 +93,7 @@ def bare(tmp_path: Path) -> Path:
 
 @pytest.fixture()
 def whole(bare: Path) -> Path:
-    """A run with everything."""
+    """A run with partition, cameras, events, renders and scores."""
     table = PartitionTable((-5.0, -5.0, -5.0, 5.0, 5.0, 5.0), (2, 2, 1), torch.eye(3, dtype=torch.float64), [[]] * 4)
     table.save(bare / "partition.json")
     write_cameras_json(bare / "cameras.json", scene_of(4))
@@ -132,13 +132,13 @@ def test_nothing_is_loaded_and_nothing_runs(whole: Path) -> None:
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert len(page.addresses) == 9 + 2  # image, render, error of three views; the map and its scale
     assert not any(name.startswith("on") for name in page.attributes)
-    # What is hostile is there, as text.
+    # The hostile name occurs, as text.
     assert f"image {HOSTILE}" in page.alts
     assert f"/data/rubble-pixsfm/{HOSTILE}" in page.texts
     assert f"Worst: {HOSTILE}, 11.11 dB" in page.texts
 
 
-def test_pictures_are_small(whole: Path) -> None:
+def test_images_are_small(whole: Path) -> None:
     page = report(whole)
     jpegs = [address for address in page.addresses if address.startswith("data:image/jpeg")]
     assert len(jpegs) == 9
@@ -147,7 +147,7 @@ def test_pictures_are_small(whole: Path) -> None:
         assert pixels.shape == (round(40 * IMAGE_WIDTH / 1000), IMAGE_WIDTH, 3)
 
 
-def test_what_there_is_to_say(whole: Path) -> None:
+def test_texts_tables_curves_and_map(whole: Path) -> None:
     page = report(whole)
     text = " ".join(page.texts)
     assert "a run: blocks, seed 5, 30 steps" in page.texts
@@ -165,10 +165,11 @@ def test_what_there_is_to_say(whole: Path) -> None:
     assert [f"Worst: {HOSTILE}", "Best: 2.png"] == [title for title in order if title[:4] in ("Wors", "Best")]
 
 
-def test_own_scores_stand_beside_their_like_alone(whole: Path) -> None:
+def test_scores_are_compared_only_with_published_ones_of_the_same_kind(whole: Path) -> None:
     rows = report(whole).rows
     own = [row for row in rows if row[0] == "this run"]
-    # Raw, then corrected; no column for another network's LPIPS, and none among rows that do not say.
+    # The run is in the tables of raw and of corrected scores, without its LPIPS, which is of another network; it is not
+    # in the table of publications that do not state which scores they give.
     assert [row[1:4] for row in own] == [["24.32", "0.654", "-"], ["25.43", "0.665", "-"]]
     raw, corrected = (rows[rows.index(row) : rows.index(row) + 3] for row in own)
     assert ["Momentum-GS", "25.77"] in [row[:2] for row in raw]
@@ -202,13 +203,13 @@ def test_every_missing_part_names_the_next_command(bare: Path, capsys: pytest.Ca
 
 
 def test_blocks_are_drawn_where_they_were_scored(whole: Path) -> None:
-    said = "Scored with the cells of another partition than that of training (render --cells)."
-    assert said not in report(whole).texts
+    note = "Scored with the cells of another partition than that of training (render --cells)."
+    assert note not in report(whole).texts
     eye = torch.eye(3, dtype=torch.float64)
     other = PartitionTable((-5.0, -5.0, -5.0, 5.0, 5.0, 5.0), (5, 1, 1), eye, [[]] * 5)
     other.save(whole / "test" / "ours_30" / "cells" / "partition.json")
     page = report(whole)
-    assert said in page.texts and "2: -" in page.texts  # In the middle of five.
+    assert note in page.texts and "2: -" in page.texts  # The middle one of five.
 
 
 def test_a_coarse_run_has_no_blocks(whole: Path) -> None:
@@ -261,12 +262,12 @@ def test_published_rows_hold_what_their_group_says() -> None:
             assert all(share is None or 0.1 < share < 0.9 for share in (row.ssim, row.lpips))
         ours = [row.psnr for row in groups["corrected"] if row.method == "Momentum-GS"]
         assert len(ours) == 1
-        # A correction that uses the image cannot cost PSNR: the same method is higher where it was applied.
+        # A correction that is fitted to the target image cannot lower PSNR: the same method is higher with it.
         raw = {row.method: row.psnr for row in groups["raw"]}
         for row in groups["corrected"]:
             if row.method in raw and row.method != "VastGaussian":
                 assert row.psnr is not None and row.psnr > (raw[row.method] or 0) + 0.4
-        # DOGS' rows are of images reduced six times; every one says so.
+        # The rows that DOGS published are of images reduced six times; each has this note.
         assert all("six times" in row.notes[0] for row in groups["unstated"] if "NeRF" not in row.method)
 
 
@@ -287,7 +288,7 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert min(abs(step - factor) for factor in (1, 2, 5)) < 1e-3
 
 
-def test_a_chart_shows_its_values_and_no_more() -> None:
+def test_a_chart_shows_its_values_with_a_bounded_number_of_points() -> None:
     rising = {step: float(step) for step in range(1000)}
     svg = line_chart({"a <b>": rising, "empty": {0: math.nan}, "one": {5: 7.0}}, "y")
     assert svg.count("<polyline") == 1 and svg.count("<circle") == 1
@@ -298,7 +299,7 @@ def test_a_chart_shows_its_values_and_no_more() -> None:
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(points, points[20:], strict=False)]
     assert max(slopes) < 0 and max(slopes) - min(slopes) < 0.01
     assert line_chart({"a": {0: -1.0, 1: 0.0}}, "y", log=True) == ""  # no logarithm, no line
-    assert "<polyline" in line_chart({"a": {0: 2.0, 1: 2.0}}, "y")  # a constant has a range of its own
+    assert "<polyline" in line_chart({"a": {0: 2.0, 1: 2.0}}, "y")  # a constant is drawn, too
 
 
 def test_map_of_blocks_above_each_other_takes_the_worst() -> None:
@@ -307,7 +308,7 @@ def test_map_of_blocks_above_each_other_takes_the_worst() -> None:
     scene = scene_of(4)
     svg = block_map(table, {0: 20.0, 1: 25.0, 2: 30.0, 3: None}, scene.train, scene.points.xyz)
     assert all(text in svg for text in ("0: 20.00", "2: 30.00", "1: 25.00", "3: -", "20.00 dB", "25.00 dB"))
-    assert "30.00 dB" not in svg  # above a block of 20 dB, so no colour is its own
+    assert "30.00 dB" not in svg  # above a block of 20 dB, so the scale of colours ends below it
     assert svg.count('class="dot"') == 4
 
 

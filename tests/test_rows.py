@@ -1,4 +1,4 @@
-"""Edits of rows carry Adam's moments along; scatter-max against a loop."""
+"""Edits of rows keep Adam's moments with their rows; scatter-max against a loop."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def step(rows: dict[str, Tensor], optimizer: Adam, target: Tensor) -> None:
 
 
 def test_kept_rows_train_on_as_if_alone() -> None:
-    """Adam works entry by entry, so rows that survive must move exactly as without the ones that left."""
+    """Adam works entry by entry, so the rows that are kept must move exactly as without the others."""
     mask = torch.tensor([True, False, True, True, False])
     target = torch.arange(5.0).view(5, 1, 1).expand(5, 2, 3)
     rows = make(5)
@@ -58,7 +58,7 @@ def test_appended_rows_have_zero_moments_and_leave_the_old_ones_alone() -> None:
         assert not state[key][3:].any()
 
 
-def test_edited_rows_are_leaves_that_rest_one_step() -> None:
+def test_edited_rows_are_leaves_and_the_next_step_does_not_move_them() -> None:
     rows = make(4)
     optimizer = adam(rows)
     step(rows, optimizer, torch.zeros(4, 2, 3))
@@ -108,7 +108,7 @@ def scatter_max_loop(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
 @pytest.mark.parametrize("n_sources", [0, 1, 200])
 def test_scatter_max_is_the_loop(n_sources: int) -> None:
     rng = torch.Generator().manual_seed(n_sources)
-    # All negative, so that a zero that should not take part would win.
+    # All negative, so that a zero that does not belong would be the maximum.
     src = -torch.rand(n_sources, 5, generator=rng) - 1
     index = torch.randint(0, 40, (n_sources,), generator=rng)
     expected = scatter_max_loop(src, index, 50)

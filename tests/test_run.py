@@ -1,4 +1,4 @@
-"""``momentum-gs run``: all stages of a tiny city, interrupted and continued, and what it says to what it cannot do."""
+"""``momentum-gs run``: all stages on a tiny city, interruptions, and errors."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ ONE_BLOCK = ["start", "doctor", "train", "render", "eval", "report"]
 
 @pytest.fixture(autouse=True)
 def no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is downloaded."""
+    """LPIPS is left out, so that nothing is downloaded."""
 
     def missing(*args: object) -> None:
         raise LpipsMissing("LPIPS left out: no weights")
@@ -48,7 +48,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def interrupted_after_each(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever stage a command does, it is the last one before Ctrl-C."""
+    """Each command does one stage and is then interrupted as by Ctrl-C."""
     stage = pipeline.Pipeline.stage
 
     def once(self: pipeline.Pipeline, name: str, do: Callable[[], None]) -> None:
@@ -66,20 +66,20 @@ def state_of(out: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_from_a_scene_to_a_page(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_scene_to_a_report(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert cli.main(["run", str(city), str(out), *FAST]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     state = state_of(out)
     assert list(state["stages"]) == ONE_BLOCK
     assert all(stage["done"] for stage in state["stages"].values())
-    assert [line.split()[-1] for line in said.splitlines() if line.startswith("all")] == ["s"]
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("all")] == ["s"]
     for name in ("report.html", "results.json", "config.yaml", "point_cloud/iteration_30/point_cloud.ply"):
         assert (out / name).is_file(), name
-    # What was chosen is said with its reason, kept, and what the run was trained with.
+    # Choices are printed with their reasons, recorded, and those that the run was trained with.
     chosen = {choice["key"]: choice["value"] for choice in state["choices"]}
     assert set(chosen) == {"model.voxel_size", "partition.blocks"}
-    assert all(f"chosen   {Choice(**choice)}" in said for choice in state["choices"])
+    assert all(f"chosen   {Choice(**choice)}" in printed for choice in state["choices"])
     lines = (out / "config.yaml").read_text().splitlines()
     assert [line for line in lines if line.startswith("#")] == [
         f"# chosen: {Choice(**choice)}" for choice in state["choices"]
@@ -135,7 +135,7 @@ def test_interrupted_in_training(city: Path, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_images_are_prepared_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the stage does is tested with prepare; here it only has to come first, and once."""
+    """'prepare' has its own tests; here it only has to run first, and once."""
     images, out, words = tmp_path / "images", tmp_path / "out", []
     write_tiny_scene(tmp_path / "source")
     (tmp_path / "source" / "images").rename(images)
@@ -164,7 +164,7 @@ def test_more_blocks_are_cut_trained_and_merged(city: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_limit_sets_the_number_of_steps(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "MIN_STEPS", 20)
     out = tmp_path / "out"
     assert cli.main(["run", str(city), str(out), "--minutes", "0.01", "log.tensorboard=false"]) == 0
@@ -186,7 +186,7 @@ def test_a_time_is_a_number_of_steps(city: Path, tmp_path: Path, monkeypatch: py
         (["{city}", "{tmp}/out", "growth.intervall=3"], "did you mean 'growth.interval'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_errors_are_one_line(
     argv: list[str], message: str, city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "note.txt").write_text("no image")
@@ -198,7 +198,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 @pytest.mark.slow
-def test_a_scene_with_errors_stops_at_the_doctor(
+def test_a_scene_with_errors_stops_at_the_stage_doctor(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = tmp_path / "scene"
@@ -208,20 +208,22 @@ def test_a_scene_with_errors_stops_at_the_doctor(
     captured = capsys.readouterr()
     assert "003.png" in captured.out
     assert "the doctor found 1 errors" in captured.err
-    # Once it is mended the same command goes on.
+    # When the scene is repaired, the same command continues the run.
     write_tiny_scene(scene)
     assert cli.main(["run", str(scene), str(tmp_path / "out"), *FAST]) == 0
 
 
 @pytest.mark.slow
-def test_verbs_choose_where_no_file_is_given(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_choose_settings_if_no_file_is_given(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["train", "-s", str(city), "-m", str(tmp_path / "out"), "stage=coarse", "steps=4", FAST[1]]
     assert cli.main(command) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chosen")]
-    assert [line.split()[1] for line in said] == ["scene.resolution", "model.voxel_size"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chosen")]
+    assert [line.split()[1] for line in printed] == ["scene.resolution", "model.voxel_size"]
     config = load_run_config(tmp_path / "out")
     assert (config.scene.resolution, config.optim.lr_steps, config.optim.lr_scale) == (1, 4, 5)
-    # A run that goes on has made its choices, and keeps their reasons.
+    # A run that is resumed keeps its choices and their reasons.
     assert cli.main([*command, "--resume"]) == 0
     assert "chosen" not in capsys.readouterr().out
     assert load_run_config(tmp_path / "out") == config
@@ -235,8 +237,8 @@ def test_the_doctor_names_all_that_is_wrong_where_nothing_can_be_chosen(
     for name in ("003.png", "004.png"):
         (scene / "images" / name).unlink()
     assert cli.main(["doctor", str(scene), "--quick"]) == 1
-    said = capsys.readouterr().out
-    assert "missing 2 of 16, first: 003.png" in said
+    printed = capsys.readouterr().out
+    assert "missing 2 of 16, first: 003.png" in printed
 
 
 def test_stages_count_their_time_over_all_attempts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Facts about scenes: layouts, splits, resolutions, what is refused, and the family's record of a scene."""
+"""Facts about scenes: layouts, splits, resolutions, errors, and the files that viewers of 3DGS codebases read."""
 
 import json
 from collections.abc import Callable
@@ -46,12 +46,12 @@ def test_every_nth_name_is_held_out_from_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [2, 3, 8, 100])
-def test_a_split_loses_and_doubles_nothing(every: int) -> None:
+def test_every_name_is_in_one_part_of_a_split(every: int) -> None:
     train, test = split(NAMES, every)
     assert sorted(train + test) == NAMES and not set(train) & set(test)
 
 
-def test_a_list_takes_the_place_of_counting() -> None:
+def test_a_list_replaces_every_nth_name() -> None:
     assert split(NAMES, 2, ["07.png", "01.png", "07.png"])[1] == ["01.png", "07.png"]
     assert split(NAMES, 2, [])[1] == []
 
@@ -67,7 +67,7 @@ def test_something_must_be_left_to_train_on() -> None:
             split(*names_and_list)
 
 
-def test_lists_may_have_comments_blank_lines_a_mark_and_windows_ends(tmp_path: Path) -> None:
+def test_lists_may_have_comments_blank_lines_a_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeff# held out\r\n\r\n a b.png \r\nö/c.png".encode())
     assert read_list(path) == ["a b.png", "ö/c.png"]
@@ -124,7 +124,7 @@ def test_resolution_scales_the_intrinsics(tmp_path: Path) -> None:
     assert torch.equal(half.rotation, whole.rotation) and torch.equal(half.translation, whole.translation)
 
 
-# Files that are copies in another size, as images_4 of 400x301 rounded down or up, or a larger scan.
+# Copies in another size, such as images_4 of 400x301 rounded down or up, or larger ones.
 @pytest.mark.parametrize("size", [(100, 75), (100, 76), (800, 602), (50, 37), (50, 38)])
 def test_a_resized_copy_scales_the_intrinsics(tmp_path: Path, size: tuple[int, int]) -> None:
     seen = camera("a.png", 400, 301)
@@ -183,7 +183,7 @@ UTM = torch.tensor([412_345.5, 5_654_321.25, 87.0], dtype=torch.float64)
 
 
 def write_far_scene(root: Path, names: list[str], shift: torch.Tensor = UTM) -> Path:
-    """The scene of ``write_scene``, ten times as wide, somewhere else."""
+    """The scene of ``write_scene`` with cameras ten times as far apart, moved by ``shift``."""
     write_scene(root, names)
     views = [camera(name, x=float(i)) for i, name in enumerate(names)]
     far = [replace(view, translation=view.translation - view.rotation @ shift) for view in views]
@@ -193,7 +193,7 @@ def write_far_scene(root: Path, names: list[str], shift: torch.Tensor = UTM) -> 
 
 
 def test_a_scene_near_the_origin_is_left_where_it_is(tmp_path: Path) -> None:
-    # Ten of its extents are near.
+    # A distance of ten extents of the scene still counts as near.
     for shift in (0.0, 100.0):
         there = torch.tensor([shift, 0, 0], dtype=torch.float64)
         scene = load_scene(config(write_far_scene(tmp_path / str(shift), NAMES, there)))
@@ -208,16 +208,16 @@ def test_a_far_scene_moves_to_the_origin_as_a_whole(tmp_path: Path, capsys: pyte
     assert "scene.offset" in capsys.readouterr().out
     shift = torch.tensor(far.frame.offset, dtype=torch.float64)
     assert float((UTM - shift).norm()) < 200
-    # A float64 step at 5.7 million is 1e-9; the translations went through one.
+    # A float64 step at 5.7 million is 1e-9, which points and translations are rounded by.
     torch.testing.assert_close(far.points.xyz + shift - UTM, near.points.xyz, rtol=0, atol=4e-9)
     for a, b in zip((*far.train, *far.test), (*near.train, *near.test), strict=True):
         seen, wanted = (project(cloud.xyz[:5], view)[0] for cloud, view in ((far.points, a), (near.points, b)))
         torch.testing.assert_close(seen, wanted, rtol=1e-5, atol=1e-5)  # 4e-9 at depths down to a hundredth
-        # Which float32 would not have given.
+        # The translations are small enough for float32, which those of the far scene were not.
         assert (a.translation.float().double() - a.translation).abs().max() < 1e-5
 
 
-def test_a_view_less_moves_nothing(tmp_path: Path) -> None:
+def test_the_offset_does_not_depend_on_a_single_view(tmp_path: Path) -> None:
     whole = load_scene(config(write_far_scene(tmp_path / "whole", NAMES)))
     fewer = load_scene(config(write_far_scene(tmp_path / "fewer", NAMES[:-1])))
     assert fewer.frame.offset == whole.frame.offset
@@ -234,7 +234,7 @@ def test_an_offset_that_is_given_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", [1.0, "auto"])
-def test_a_run_writes_down_the_coordinates_it_found(tmp_path: Path, unit: float | str) -> None:
+def test_a_run_records_the_coordinates_it_chose(tmp_path: Path, unit: float | str) -> None:
     root = write_far_scene(tmp_path / "scene", NAMES[:3])
     out = tmp_path / "out"
     settings = [*BASE, "stage=coarse", "steps=2", "device=cpu", "log.tensorboard=false", "model.voxel_size=0.1"]
@@ -292,7 +292,7 @@ def test_broken_scenes_are_refused_in_one_line(tmp_path: Path, damage: Callable[
     assert "\n" not in str(error.value)
 
 
-def test_images_that_cannot_be_read_keep_their_views_where_that_is_allowed(tmp_path: Path) -> None:
+def test_with_skip_images_that_cannot_be_read_keep_their_views(tmp_path: Path) -> None:
     root = write_scene(tmp_path, NAMES)
     whole = load_scene(config(root, bad_images="skip"))
     (root / "images" / NAMES[0]).unlink()
@@ -323,7 +323,7 @@ def test_no_path_and_a_wrong_path(tmp_path: Path) -> None:
         load_scene(config(tmp_path / "nowhere"))
 
 
-# The family's files.
+# Files of 3DGS codebases.
 
 
 def test_cameras_json_is_camera_to_world_test_first(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_cameras_json_is_camera_to_world_test_first(tmp_path: Path) -> None:
 def test_input_ply_holds_the_points(tmp_path: Path) -> None:
     cloud = points(50)
     write_input_ply(tmp_path / "input.ply", cloud)
-    # The family's viewer takes the third line for the count, and the rows for fixed records.
+    # The viewer of 3DGS reads the count from the third line and expects rows of fixed size.
     header = (tmp_path / "input.ply").read_bytes().split(b"\n")[:3]
     assert header == [b"ply", b"format binary_little_endian 1.0", b"element vertex 50"]
     vertices = PlyData.read(tmp_path / "input.ply")["vertex"].data

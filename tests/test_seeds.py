@@ -1,4 +1,4 @@
-"""Keyed uniform numbers: exact, uniform, and unrelated between neighbouring keys and indices."""
+"""Keyed uniform numbers: exact, uniform, and independent between neighbouring keys and indices."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ INDEX = torch.arange(N)
 
 
 def splitmix64(state: int) -> int:
-    """The finalizer in exact integers."""
+    """The finalizer of SplitMix64 in exact integers."""
     bits = state % 2**64
     bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
@@ -18,8 +18,8 @@ def splitmix64(state: int) -> int:
 
 
 def test_the_bits_are_those_of_splitmix64() -> None:
-    """torch wraps products and shifts signs; Python's integers do neither."""
-    # The first numbers of the generator that is seeded with 1234567, as published with it.
+    """In torch products overflow and right shifts keep the sign; integers in Python do neither."""
+    # The published first numbers of the generator with the seed 1234567.
     gamma = 0x9E3779B97F4A7C15
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert [splitmix64(1234567 + (i + 1) * gamma) for i in range(3)] == published
@@ -43,20 +43,20 @@ def test_the_same_bits_on_a_gpu() -> None:
 
 
 def chi_squared(cell: torch.Tensor, n_cells: int) -> float:
-    """Of counts that should be equal, in standard deviations from its mean."""
+    """Chi-squared of counts that should be equal, in standard deviations from its mean."""
     mean = len(cell) / n_cells
     found = ((torch.bincount(cell, minlength=n_cells) - mean) ** 2 / mean).sum()
     return float((found - (n_cells - 1)) / (2 * (n_cells - 1)) ** 0.5)
 
 
-# The numbers are fixed, so the bound of 4 standard deviations holds always or never.
+# The numbers are fixed, so a bound of 4 standard deviations cannot fail by chance.
 @pytest.mark.parametrize("key", [(0, "growth", 0, 500, 0), (0, "growth", 0, 500, 1), (1, "growth", 7, 525, 2)])
 def test_uniform_and_neighbours_are_independent(key: tuple[int | str, ...]) -> None:
     numbers = keyed_uniform(INDEX, *key)
     assert numbers.dtype == torch.float32 and numbers.min() >= 0 and numbers.max() < 1
     sixteenth = (numbers * 16).long()
     assert abs(chi_squared((numbers * 1024).long(), 1024)) < 4
-    # The next index; the same offset of the next anchor; the lowest of the 24 bits, which weak hashes leave orderly.
+    # The next index; the same offset of the next anchor; the lowest of the 24 bits, where weak hashes have patterns.
     for stride in (1, 10):
         assert abs(chi_squared(16 * sixteenth[:-stride:2] + sixteenth[stride::2], 256)) < 4
     assert abs(chi_squared((numbers * 2**24).long() % 256, 256)) < 4

@@ -1,4 +1,4 @@
-"""Shipped settings and sweeps by name, the user's own by path, and what is said where neither is there."""
+"""Shipped settings and sweeps by name, the user's own by path, and errors for files that do not exist."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_the_working_folder_changes_no_name(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "rubbel",
@@ -61,10 +61,10 @@ def test_the_working_folder_changes_no_name(tmp_path: Path, monkeypatch: pytest.
         ("xyzzy", "expected one of ablations/caliterra, "),
     ],
 )
-def test_near_names_are_offered(name: str, said: str) -> None:
+def test_similar_names_are_suggested(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -25,7 +25,7 @@ Z = torch.tensor([2.0, 5.0, 9.0])
 
 
 def drawn(depth: torch.Tensor, alpha: torch.Tensor) -> RenderOutput:
-    """A view of 8 x 6 pixels whose wanted ones have these depths and opacities."""
+    """A view of 8 x 6 pixels with these depths and opacities at ``PIXELS``."""
     whole, opacity = torch.full((48,), 3.0), torch.full((48,), 0.5)
     opacity[PIXELS] = alpha
     whole[PIXELS] = depth
@@ -40,14 +40,14 @@ def known(z: torch.Tensor = Z, weight: tuple[float, ...] = (1.0, 0.5, 0.1)) -> V
     return ViewDepths(PIXELS, z, torch.tensor(weight))
 
 
-def test_the_right_depth_costs_nothing_however_thin_it_is_drawn() -> None:
+def test_the_right_depth_has_no_loss_at_any_opacity() -> None:
     assert float(depth_loss(drawn(Z, torch.tensor([1.0, 0.5, 0.11])), known())) < 1e-6
 
 
-def test_the_error_is_that_of_the_inverse_depth_relative_to_the_points() -> None:
+def test_the_loss_is_the_error_of_inverse_depth_relative_to_that_of_the_point() -> None:
     loss = depth_loss(drawn(2 * Z, torch.ones(3)), known())
     torch.testing.assert_close(loss, torch.tensor(0.5))
-    # Only the first is wrong, which has 1 of 1.6 of the weight.
+    # Only the first is wrong, which has a weight of 1 of 1.6.
     loss = depth_loss(drawn(Z * torch.tensor([0.5, 1, 1]), torch.ones(3)), known())
     torch.testing.assert_close(loss, torch.tensor(1.0 / 1.6))
 
@@ -59,7 +59,7 @@ def test_the_unit_of_the_scene_does_not_matter() -> None:
     )
 
 
-def test_what_is_not_drawn_and_images_without_points_say_nothing() -> None:
+def test_transparent_pixels_and_images_without_points_have_no_loss() -> None:
     assert float(depth_loss(drawn(Z + 1, torch.tensor([0.0, 0.05, 0.09])), known())) == 0
     nothing = ViewDepths(PIXELS[:0], Z[:0], Z[:0])
     assert float(depth_loss(drawn(Z, torch.ones(3)), nothing)) == 0
@@ -67,7 +67,7 @@ def test_what_is_not_drawn_and_images_without_points_say_nothing() -> None:
 
 @pytest.mark.parametrize(("wanted", "sign"), [(3.0, 1), (5.0, -1)])
 def test_the_gradient_moves_a_gaussian_towards_the_depth(wanted: float, sign: int) -> None:
-    """It lies at depth 4; a step against the gradient must go towards the wanted depth."""
+    """The Gaussian is at depth 4; a step against the gradient must go towards the wanted depth."""
     mean = torch.tensor([[0.0, 0, 0]], requires_grad=True)
     output = rasterize(replace(one_gaussian([0, 0, 0]), means=mean), camera(), BLACK)
     pixel = torch.tensor([15 * 48 + 20])
@@ -76,7 +76,7 @@ def test_the_gradient_moves_a_gaussian_towards_the_depth(wanted: float, sign: in
     assert mean.grad[0, 2] * sign > 0
 
 
-def test_trust_falls_with_the_error_and_grows_with_the_track() -> None:
+def test_trust_falls_with_the_error_and_grows_with_the_length_of_the_track() -> None:
     error, length = torch.tensor([0.5, 1.0, 3.0, -1.0]).double(), torch.tensor([2, 2, 2, 2])
     tracks = Tracks(PointCloud(torch.zeros(4, 3).double(), torch.zeros(4, 3, dtype=torch.uint8)), error, length, {})
     found = trust(tracks)

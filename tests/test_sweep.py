@@ -1,4 +1,4 @@
-"""Sweeps: files, folders of runs, jobs that are broken off, spread over seeds, tables."""
+"""Sweeps: files, folders of runs, interrupted jobs, spread over seeds, tables."""
 
 import argparse
 import csv
@@ -86,7 +86,7 @@ def test_rows_take_the_mode_and_the_settings_of_the_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("rows: []", "neither rows nor grid"),
         ("rowss: []", "rowss"),
@@ -106,10 +106,10 @@ def test_rows_take_the_mode_and_the_settings_of_the_file(tmp_path: Path) -> None
         ("a: [", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_sweep(write(tmp_path, text))
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 # --- settings and folders of runs ---
@@ -124,24 +124,24 @@ def test_the_row_beats_its_mode_which_beats_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["teacher.momentum=0.5", "seed=3", "partition.file=x.json", "stage=coarse"])
-def test_what_the_sweep_sets_is_not_given_as_well(given: str) -> None:
+def test_a_setting_of_the_sweep_on_the_command_line_is_refused(given: str) -> None:
     with pytest.raises(UserError, match=given.split("=")[0]):
         config_of("teacher.momentum=0.9", given=(given,))
 
 
-def test_stretching_scales_the_clocks_that_end_with_the_run() -> None:
+def test_stretching_scales_the_settings_that_follow_the_length_of_the_run() -> None:
     one, eight = config_of(), config_of(stretch=8)
-    for clock in (lambda c: c.steps, lambda c: c.optim.lr_steps, lambda c: c.growth.until):
-        assert clock(eight) == 8 * clock(one)
+    for setting in (lambda c: c.steps, lambda c: c.optim.lr_steps, lambda c: c.growth.until):
+        assert setting(eight) == 8 * setting(one)
     assert eight.growth.interval == one.growth.interval
 
 
-def test_a_run_is_known_by_what_makes_it_what_it_is(tmp_path: Path) -> None:
+def test_the_folder_of_a_run_depends_on_the_settings_that_change_its_model(tmp_path: Path) -> None:
     same = [
         config_of(),
         config_of("device=cpu", "log.every=3", "store.ram_gb=1", "scene.cache_gb=1", "partition.balance=points"),
-        config_of("teacher.momentum=0.9"),  # The default, spelt out.
-        config_of("gaussians.until=7"),  # There are none.
+        config_of("teacher.momentum=0.9"),  # The default, given explicitly.
+        config_of("gaussians.until=7"),  # Has no effect on a model of anchors.
     ]
     others = [config_of(seed=1), config_of("steps=7"), config_of("scene.resolution=2"), config_of("blocks.active=4")]
     assert len({run_folder(tmp_path, config) for config in same}) == 1
@@ -150,7 +150,7 @@ def test_a_run_is_known_by_what_makes_it_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "earlier"),
-    [  # Names of folders as version 0.1.0 made them, when the settings were called settle, confine and decoder=own.
+    [  # Folders of version 0.1.0, where the settings were called blocks.settle, blocks.confine and blocks.decoder=own.
         (
             ("blocks.boundary_finetuning=false", "blocks.offset_clamping=false"),
             "n8-k1-teacher-weighting-seed0-65fbaa943c",
@@ -162,7 +162,7 @@ def test_a_run_is_known_by_what_makes_it_what_it_is(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_run_of_the_release_before_is_found_where_it_lies(
+def test_a_run_of_the_release_before_is_found_in_its_folder(
     tmp_path: Path, settings: tuple[str, ...], earlier: str
 ) -> None:
     config = config_of(*settings)
@@ -191,7 +191,7 @@ def test_rows_of_gaussians_start_from_a_coarse_model_of_gaussians_in_the_same_bl
     assert folders[0] == folders[1] != folders[2]
 
 
-def test_settings_of_a_later_version_leave_runs_what_they_are() -> None:
+def test_settings_added_since_do_not_change_the_folders_of_runs() -> None:
     assert set(experiment(Config())) <= {"partition.balance"}
 
 
@@ -229,7 +229,7 @@ def test_scores_are_read_only_from_whole_results_of_these_settings(tmp_path: Pat
     assert more is not None and more.without_blocks().numbers == found | {
         "PSNR_fit": 21, "PSNR_covered": 22, "covered_percent": 87.5
     }  # fmt: skip
-    (folder / "config.yaml").write_text(dump_config(config_of("log.every=3")))  # Trained on since it was scored.
+    (folder / "config.yaml").write_text(dump_config(config_of("log.every=3")))  # Trained again since it was scored.
     assert not finished(folder, config)
 
 
@@ -243,7 +243,7 @@ def test_spread_and_paired_difference_in_closed_form() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 9), numbers, min_size=2), numbers)
-def test_pairing_takes_out_what_a_seed_does_to_both(values: dict[int, float], step: float) -> None:
+def test_pairing_removes_the_effect_of_a_seed_on_both_rows(values: dict[int, float], step: float) -> None:
     found = paired({seed: value + step for seed, value in values.items()}, values | {99: 1.0})
     assert found is not None and found.sd is not None and found.n == len(values)
     # Sums and differences of numbers up to 200 round by 3e-14.
@@ -253,7 +253,7 @@ def test_pairing_takes_out_what_a_seed_does_to_both(values: dict[int, float], st
 @pytest.mark.parametrize(
     ("metric", "values", "verdict"),
     [
-        # Mean 1, sd 0.1, error 0.058 and 0.58: 17 and 1.7 errors.
+        # A mean of 1; sd 0.1 has a standard error of 0.058, of which 1 is 17; sd 1 has 0.58, of which 1 is 1.7.
         (PSNR, [0.9, 1.0, 1.1], "better"),
         (PSNR, [-0.9, -1.0, -1.1], "worse"),
         (LPIPS, [0.9, 1.0, 1.1], "worse"),
@@ -302,7 +302,7 @@ def cells(markdown: str) -> list[list[str]]:
 
 def test_markdown_has_mean_and_spread_and_the_papers_columns_apart(results: SweepResults) -> None:
     head, a, b = cells(to_markdown(results))
-    # Row c has no run, LPIPS no number: neither has a place.
+    # Row c has no run and LPIPS has no value, so there is no line for c and no column for LPIPS.
     paper = ["paper, Building: PSNR cc", "paper, Building: SSIM cc", "paper, Building: LPIPS cc"]
     assert head == ["row", "seeds", "PSNR cc", "SSIM cc", *paper]
     assert a == ["a_1", "3", "22.00 ± 2.00", "0.2200 ± 0.0200", "20.00", "0.500", "0.400"]
@@ -310,7 +310,7 @@ def test_markdown_has_mean_and_spread_and_the_papers_columns_apart(results: Swee
     assert "c, seed 0: out of memory" in to_markdown(results)
 
 
-def test_statements_say_what_stands_out_and_what_the_paper_has(results: SweepResults) -> None:
+def test_statements_compare_rows_and_name_the_papers_difference(results: SweepResults) -> None:
     # Differences 1, 1, 1.1: mean 1.033, standard error 0.033; and -0.1, -0.12, -0.14: error 0.012.
     assert statements(results) == [
         "b against a_1: PSNR cc +1.03 ± 0.03 (3 seeds): better; the paper has +1.00 on Building, the same order",
@@ -333,7 +333,7 @@ def test_csv_and_json_hold_the_same_numbers(results: SweepResults) -> None:
     assert data["rows"][1]["runs"]["2"]["PSNR_cc"] == 25.1
 
 
-def test_covered_pixels_have_a_column_where_all_runs_go_by_the_same(results: SweepResults) -> None:
+def test_covered_pixels_have_a_column_if_all_runs_were_scored_with_the_same_maps(results: SweepResults) -> None:
     def scored(*maps: str | None) -> SweepResults:
         numbers = {"PSNR_fit": 21.0, "PSNR_covered": 22.0, "covered_percent": 87.5}
         runs = {name: {0: RunScores(numbers, protocol(covered_sha256=sha))}
@@ -354,7 +354,7 @@ def test_latex_rows_have_the_columns_that_the_head_declares(results: SweepResult
     assert r"a\_1" in tables[0] and r"$\pm$" in tables[0] and "±" not in to_latex(results)
 
 
-def test_the_figure_is_a_picture_of_every_row(results: SweepResults, tmp_path: Path) -> None:
+def test_the_figure_has_a_place_for_every_row(results: SweepResults, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib (extra 'plot')")
     raw = {row: {seed: RunScores({"PSNR": run.numbers["PSNR_cc"]}, run.protocol) for seed, run in seeds.items()}
            for row, seeds in results.runs.items()}  # fmt: skip
@@ -376,7 +376,7 @@ def test_slots_share_the_cores_and_take_turns_on_the_gpus(monkeypatch: pytest.Mo
     assert sweep_module._slots(None, Config()) == [{"OMP_NUM_THREADS": "8"}]
     assert sweep_module._slots(3, Config()) == [{"OMP_NUM_THREADS": "2"}] * 3
     gpus += ["4", "6"]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # The user's word stands.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # What the user has set is kept.
     assert sweep_module._slots(None, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6")]
     assert sweep_module._slots(3, Config()) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6", "4")]
 
@@ -396,7 +396,7 @@ def test_the_command_line_refuses_what_would_mix_runs(tmp_path: Path) -> None:
 
 
 def job(folder: Path, *codes: str, names: str = "abcdef") -> Job:
-    """A job whose stages run Python; a stage leaves a file of its name."""
+    """A job whose stages run Python code; each stage writes a file with its name."""
     stages = tuple(
         Stage(name, (sys.executable, "-c", f"import time, sys, os; open({str(folder / name)!r}, 'w'); {code}"), name)
         for name, code in zip(names, codes, strict=False)
@@ -416,7 +416,7 @@ def test_stages_run_in_order_and_never_twice(tmp_path: Path) -> None:
     assert run_jobs(jobs, [{}], never) == {} and log.read_text() == "abc"
 
 
-def test_a_failed_job_is_named_with_its_last_words_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_job_is_named_with_its_last_output_and_the_others_go_on(tmp_path: Path) -> None:
     jobs = [
         job(tmp_path / "bad", "sys.exit('out of luck')", "pass"),
         job(tmp_path / "shot", "os.kill(os.getpid(), 9)"),
@@ -433,7 +433,7 @@ def test_a_failed_job_is_named_with_its_last_words_and_the_others_go_on(tmp_path
 
 
 def test_a_job_waits_for_what_it_needs_and_fails_with_it(tmp_path: Path) -> None:
-    """With a slot for each, a job that did not wait would not find what the first one leaves at its end."""
+    """With a slot for each, a job that did not wait would not find the file that the first one writes at its end."""
     end = tmp_path / "end"
     first = job(tmp_path / "first", f"time.sleep(0.5); open({str(end)!r}, 'w')")
     second = replace(job(tmp_path / "second", f"os.stat({str(end)!r})"), needs=("first",))
@@ -444,7 +444,7 @@ def test_a_job_waits_for_what_it_needs_and_fails_with_it(tmp_path: Path) -> None
 
 
 def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
-    """Either job ends only once it has seen the other one: one after the other, they would hang."""
+    """Each job waits for the file of the other one: one after the other, they would hang."""
     wait = (
         "name = os.environ['SLOT']; open({!r} + name, 'w')\n"
         "while len([f for f in os.listdir({!r}) if f.startswith('slot')]) < 2:\n"
@@ -456,7 +456,7 @@ def test_jobs_run_side_by_side_each_in_its_slot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> None:
-    """The new sweep neither starts the job beside the old command nor forgets it: it goes on where that ends."""
+    """A new sweep does not start the job while the old command runs; it continues the job when that has ended."""
     folder, started, go, order = tmp_path / "x", tmp_path / "x" / "a", tmp_path / "go", tmp_path / "order"
     note = f"open({str(order)!r}, 'a').write"
     old = f"pass\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n{note}('old ')"
@@ -474,7 +474,7 @@ def test_a_command_keeps_the_lock_when_its_sweep_is_killed(tmp_path: Path) -> No
     asked = 0
 
     def let_the_old_one_end() -> bool:
-        """Asked at every look for work: the new sweep finds the lock taken twice, then the old command may end."""
+        """Called whenever the new sweep looks for work; after it found the lock taken twice, the old command ends."""
         nonlocal asked
         asked += 1
         if asked == 3:

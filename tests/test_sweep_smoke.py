@@ -1,4 +1,4 @@
-"""Every sweep that comes with the project can be started, and a tiny one runs, killed in the middle of a training."""
+"""Every shipped sweep runs on a tiny scene, and a sweep that is killed during training continues."""
 
 import argparse
 import contextlib
@@ -43,7 +43,7 @@ def request(path: Path, *words: str) -> Request:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("config", ["demo", "caliterra", "ablations/city", "ablations/caliterra", "scenes/building"])
-def test_every_row_is_an_experiment_of_its_own_with_equal_steps(path: Path, config: str) -> None:
+def test_every_row_is_a_different_experiment_with_equal_steps(path: Path, config: str) -> None:
     asked = request(path, "-c", str(ROOT / f"configs/{config}.yaml"))
     sweep = load_sweep(path)
     rows = {row.name: row_config(asked, row, 0) for row in sweep.rows}
@@ -54,7 +54,7 @@ def test_every_row_is_an_experiment_of_its_own_with_equal_steps(path: Path, conf
 
 
 def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
-    """Without our additions, and the full method's row is one run in all tables of eight blocks."""
+    """Without our additions; the row of the full method is one run that all tables of eight blocks share."""
     full = set()
     for path in SWEEPS:
         sweep = load_sweep(path)
@@ -70,7 +70,7 @@ def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
 
 
 class InThisProcess(subprocess.Popen[bytes]):
-    """A command of the project, run here: starting Python for each of 200 commands takes longer than what they do."""
+    """Runs a command in this process: starting Python for each of 200 commands would take longer than their work."""
 
     def __init__(self, command: Sequence[str], *, stdout: IO[str], **_: object) -> None:
         assert list(command[1:3]) == ["-m", "momentum_gs"]
@@ -106,16 +106,16 @@ def test_every_row_runs_small(path: Path, tiny: tuple[Path, Path], monkeypatch: 
     assert cli.main(words) == 0
     table = list(csv.DictReader((out / f"{path.stem}.csv").read_text().splitlines()))
     assert [row["row"] for row in table] == [row.name for row in rows]
-    # Two steps of each block are grey mud, but every pixel is a number, and every row has places to be the worst at.
+    # Two steps give a grey image, but all scores are finite, and every row has a score of its worst block.
     assert all(math.isfinite(float(row[f"{key}_mean"])) for row in table for key in ("PSNR", "worst_block_PSNR"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_all_rows_are_sorted_by_the_cells_of_the_reference(
+def test_all_rows_are_scored_in_the_cells_of_the_reference(
     tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that two sweeps share is trained once, and sorted anew for the other's reference."""
+    """A run that two sweeps share is trained once, and rendered again with the cells of the other's reference."""
     scene, _ = tiny
     in_this_process(monkeypatch)
     rows = [{"name": "two", "set": ["partition.dim=[2,1,1]"]}, {"name": "one", "mode": "single"}]
@@ -134,7 +134,7 @@ def test_all_rows_are_sorted_by_the_cells_of_the_reference(
         return [PartitionTable.load(path).dim for path in maps]
 
     sweep("first.yaml")
-    assert cells() == [(2, 1, 1)] * 2, "the reference is one block, so the first row with more sorts the pixels"
+    assert cells() == [(2, 1, 1)] * 2, "the reference is one block, so the cells are those of the first row with more"
     before = sweep("second.yaml", "--only", "three")
     assert [bool(row["worst_block_PSNR_mean"]) for row in before] == [True, False, False]
     after = sweep("second.yaml")
@@ -174,13 +174,13 @@ def test_a_sweep_survives_a_kill_and_never_trains_twice(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cli.main(words) == 1  # One row cannot train; the others did.
-    said = capfd.readouterr()
-    assert "too many blocks, seed 0 failed: train ended with status 2" in said.err
-    assert "again, seed 0 has the same settings as momentum, seed 0" in said.out
+    printed = capfd.readouterr()
+    assert "too many blocks, seed 0 failed: train ended with status 2" in printed.err
+    assert "again, seed 0 has the same settings as momentum, seed 0" in printed.out
     finished = run_of(out, "momentum")
     log = (finished / "sweep.log").read_text()
     assert log.count("== train") == 2 and log.count("--resume") == 1 and log.count("== eval") == 1
-    # What is left is the merged model.
+    # Only the merged model is kept.
     assert not (finished / "checkpoint").exists() and not list(finished.rglob("point_cloud_block*.ply"))
     assert len(list(finished.rglob("point_cloud.ply"))) == 1
     table = list(csv.DictReader((out / "tiny.csv").read_text().splitlines()))

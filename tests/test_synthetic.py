@@ -1,4 +1,4 @@
-"""Facts about the procedural city: geometry, light and files agree with each other."""
+"""Facts about the synthetic city: geometry, light and files agree with each other."""
 
 import argparse
 import math
@@ -28,7 +28,7 @@ SETTINGS = CitySettings(blocks_x=2, blocks_y=2, views=12, width=96, height=72, s
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Operators this small lose time to threads, most of all on a busy machine."""
+    """With more threads such small operators are slower, most of all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ def cast_by_brute_force(city: City, origin: Tensor, direction: Tensor) -> Tensor
     rate = torch.einsum("spc,nc->nsp", normals, direction)
     room = offsets - torch.einsum("spc,nc->nsp", normals, origin)
     enter = torch.where(rate < 0, room / rate, -torch.inf).amax(2)
-    # A ray along a plane stays on its side.
+    # A ray parallel to a plane stays on its side of it.
     leave = torch.where(rate > 0, room / rate, torch.where((rate == 0) & (room < 0), -torch.inf, torch.inf)).amin(2)
     solids = torch.where((enter < leave) & (enter > 0), enter, torch.inf).amin(1)
     center, size = city.trees[:, :3].double(), city.trees[:, [3, 3, 4]].double()
@@ -87,7 +87,7 @@ def cast_by_brute_force(city: City, origin: Tensor, direction: Tensor) -> Tensor
 def test_grid_walk_equals_brute_force(city: City) -> None:
     generator = keyed_generator("rays")
     n = 3000
-    # From a shell around and above the city towards places in it, some away from it.
+    # From around and above the city towards places in it; some in the opposite direction.
     origin = torch.randn(n, 3, generator=generator, dtype=torch.float64) * torch.tensor([90.0, 90.0, 30.0])
     origin[:, 2] = origin[:, 2].abs() + city.tallest + 1
     target = (torch.rand(n, 3, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor([160.0, 160.0, 40.0])
@@ -134,9 +134,10 @@ def test_depth_of_one_view_lands_on_the_surface_of_another(scene: Path, model: C
         inside = ((column >= 0) & (column < b.width) & (row >= 0) & (row < b.height) & (z > 0)).nonzero().squeeze(1)
         other = read_depth(scene, b.name)[row[inside], column[inside]]
         gap = other - z[inside]
-        # Half a pixel of parallax on a slope of 60 degrees at about 100 m: under two metres. Occluders lie nearer.
+        # Half a pixel on a slope of 60 degrees at about 100 m changes the depth by less than two metres. Where the
+        # other view is occluded, its depth is smaller.
         same = gap.abs() < 2.0
-        # Silhouettes, a few pixels in a hundred at this size, fall on either side.
+        # At silhouettes, a few percent of the pixels at this size, either surface may be hit.
         assert (gap < 2.0).double().mean() > 0.94, "the other view sees through a surface that this one met"
         if inside.numel() < 500:
             continue
@@ -146,7 +147,7 @@ def test_depth_of_one_view_lands_on_the_surface_of_another(scene: Path, model: C
         there = second[:, row[inside][same], column[inside][same]]
         close = (here - there).abs().mean(0)
         mixed = (here - there.roll(97, dims=1)).abs().mean(0)
-        # The pixels' places differ by up to half a pixel: edges differ, the median of surfaces does not.
+        # Positions differ by up to half a pixel: colours at edges differ, the median over surfaces does not.
         assert close.median() < 0.03
         assert mixed.median() > 2 * close.median()
     assert compared >= 3
@@ -162,7 +163,8 @@ def test_sparse_points_lie_on_surfaces_within_their_noise(model: ColmapModel, ci
         return torch.minimum(torch.minimum(planes, crowns), points[:, 2].abs())
 
     distance = from_surface(model.points.xyz)
-    # Flown at some 130 m the noise is 0.07 m; four of it, and the hundredth that are outliers.
+    # From a flight at about 130 m the noise is 0.07 m: four standard deviations. A hundredth of the points are
+    # outliers.
     assert (distance < 0.28).double().mean() > 0.975
     assert distance.max() > 0.5, "no outlier at all"
     lifted = model.points.xyz + torch.tensor([0.0, 0.0, 1.5])
@@ -192,7 +194,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     write_city(tmp_path / "c", CitySettings(**small, seed=2))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a")["images/0000.jpg"] != contents(tmp_path / "c")["images/0000.jpg"]
-    # A city over a city: nothing of the larger one stays.
+    # A city that is written over a larger one leaves none of its files.
     write_city(tmp_path / "a", CitySettings(**small | {"views": 4}, seed=1))
     assert len(list((tmp_path / "a" / "images").iterdir())) == 4
 
@@ -239,8 +241,8 @@ def test_more_views_fly_lower() -> None:
     assert altitudes[0] > altitudes[1] > altitudes[2]
 
 
-def test_pictures_do_not_alias(city: City) -> None:
-    """An image of twice the size, averaged down, is the image: what a pixel cannot resolve is already a mean."""
+def test_images_do_not_alias(city: City) -> None:
+    """An image of twice the size, averaged over 2x2 pixels, is the image."""
     caster = Caster(city)
     shader = Shader(city, caster)
     camera = fly(city, 12, 96, 72, 0)[0][9]
@@ -248,14 +250,14 @@ def test_pictures_do_not_alias(city: City) -> None:
     large, _ = target(camera.resized(192, 144), caster, shader)
     mean = to_srgb(torch.nn.functional.avg_pool2d(to_linear(large), 2))
     skipped = large[:, ::2, ::2]
-    # Skipping every other pixel is what aliasing looks like; the image's own error is a small part of that. It is not
-    # zero: silhouettes have 2x2 samples, and the lens of the small image is twice as wide.
+    # Taking every other pixel aliases; the error of the image is a small part of that of this one. It is not zero:
+    # silhouettes have 2x2 samples, and the lens of the small image is twice as wide.
     assert (small - mean).square().mean() < 0.33 * (skipped - mean).square().mean()
     assert ssim(small, mean) > 0.95 > ssim(skipped, mean)
 
 
 def test_shadow_lies_where_the_sun_is_hidden(city: City) -> None:
-    """Ground gets all of the sun and the sky, or the sky alone where the way to the sun is blocked."""
+    """The ground has the light of sun and sky, or of the sky alone where the ray to the sun is blocked."""
     caster = Caster(city)
     x, y = torch.meshgrid(torch.linspace(-60, 60, 60), torch.linspace(-60, 60, 60), indexing="ij")
     high = torch.stack([x.flatten(), y.flatten(), torch.full((3600,), 300.0)], dim=1)
@@ -264,7 +266,7 @@ def test_shadow_lies_where_the_sun_is_hidden(city: City) -> None:
     up = torch.tensor([0.0, 0.0, 1.0]).repeat(len(bare), 1)
     light = Shader(city, caster).light(bare, up)
     to_sun = torch.tensor(SUN, dtype=torch.float64).repeat(len(bare), 1)
-    # A hair above the ground, so that the ground itself is no obstacle; the sun is 50 degrees high.
+    # 1 cm above the ground, so that the ground does not block the ray; the sun is 50 degrees high.
     blocked = cast_by_brute_force(city, bare.double() + torch.tensor([0.0, 0.0, 0.01]), to_sun).isfinite()
     expected = torch.tensor(SKYLIGHT) + torch.tensor(SUNLIGHT) * math.sin(math.radians(50)) * ~blocked[:, None]
     assert 0.1 < blocked.double().mean() < 0.9

@@ -20,7 +20,7 @@ ERRORS = [0.5, -1.0, 2.25]
 
 
 def write_tracks(scene: Path, tracks: list[list[int]] = TRACKS) -> Path:
-    """Gives a scene's first points these tracks, in place of all its points."""
+    """Replaces the points of a scene by its first ones, with these tracks."""
     model, cloud = scene / "sparse" / "0", points(len(tracks))
     data = struct.pack("<Q", len(tracks))
     for i, (track, error) in enumerate(zip(tracks, ERRORS, strict=True)):
@@ -97,7 +97,7 @@ def test_points_lie_in_the_images_that_observe_them():
         camera = cameras[name]
         pixels, depth = project(tracks.points.xyz[rows], camera)
         assert (depth > 0).all()
-        # A point lies beside its observation by its reprojection error, in few images by more than these 8 pixels.
+        # A projection is off its observation by the reprojection error, which is rarely more than these 8 pixels.
         inside = (pixels > -8) & (pixels < torch.tensor([camera.width + 8, camera.height + 8]))
         outside, observations = outside + int((~inside.all(dim=1)).sum()), observations + len(rows)
     assert outside < 1e-3 * observations

@@ -1,4 +1,4 @@
-"""The promises of block training: swaps, resume and the number of ranks do not change the model."""
+"""Block training: it learns, and swaps, resume and the number of ranks change no bit of the model."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class _Learning:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int) -> None:
-    """Of seeds 0 to 4 and all blocks, at worst the loss falls to 0.55 of what it was, and the PSNR ends at 12.8 dB."""
+    """With seeds 0 to 4, in the worst block the loss fell to 0.55 of its start and the PSNR ended at 12.8 dB."""
     config = make_config(scene_folder, tmp_path, f"seed={seed}", "log.every=1", "weighting.smoothing=0")
     training, learning = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU), _Learning()
     store = training._store
@@ -74,7 +74,7 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int
     for l1 in learning.l1.values():
         assert len(l1) == 60
         assert sum(l1[-8:]) < 0.65 * sum(l1[:8])
-    # A decibel below the worst; a render that has learned nothing has 9.
+    # One decibel below the worst block; an untrained render has 9.
     assert min(psnr[-1] for psnr in learning.psnr.values()) > 11.8
 
 
@@ -83,8 +83,9 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int
 def test_resume_is_bit_for_bit_the_uninterrupted_run(
     scene_folder: Path, tmp_path: Path, ranks: int, checkpoint: int
 ) -> None:
-    # 37 lies within a round, so half-trained blocks are in the checkpoint; 97 lies where borders are fine-tuned. With 2
-    # ranks, one process began the run and two go on with it: a sum of two gradients does not depend on its order.
+    # Step 37 is within a round, so the checkpoint has blocks in the middle of it; step 97 is in the boundary
+    # fine-tuning. With 2 ranks, one process starts the run and two resume it: a sum of two gradients does not depend on
+    # its order.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(make_config(scene_folder, whole))
     config = make_config(scene_folder, parts, f"log.checkpoint_every={checkpoint}")
@@ -97,14 +98,14 @@ def test_resume_is_bit_for_bit_the_uninterrupted_run(
 
 
 @pytest.mark.slow
-def test_blocks_settle_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: Path) -> None:
+def test_boundary_fine_tuning_is_amid_what_the_merge_keeps(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, "blocks.active=1")
     scene, table = load_scene(config.scene), write_table(config)
     train(config)
     folder = tmp_path / "point_cloud" / "iteration_60"
     blocks = [load_ply(folder / f"point_cloud_block{b}.ply") for b in range(4)]
     inside = [table.cell_of(anchors.position.double()) == b for b, anchors in enumerate(blocks)]
-    # The block that trained last has the final anchors of all others around it, as far as its views see them.
+    # The block that trained last has around it the final anchors of all others that its views see.
     last = Schedule(4, 1, 60, config.blocks, config.seed)[-1].blocks[0]
     cameras = plan_blocks(scene, table).train[last]
     for name, rows in blocks[last].rows().items():
@@ -123,7 +124,7 @@ def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> No
     config = make_config(scene_folder, tmp_path, "loss.dssim=0.5")
     with pytest.raises(UserError, match=r"loss.dssim = 0.2 there, 0.5 now"):
         train(config, resume=True)
-    # What does nothing here may differ: such a file may have got better clocks for the other primitive meanwhile.
+    # Settings without effect on this primitive may differ.
     assert train(make_config(scene_folder, tmp_path, "gaussians.until=70"), resume=True).step == 120
     with pytest.raises(UserError, match="no checkpoint to resume"):
         train(make_config(scene_folder, tmp_path / "other"), resume=True)
@@ -145,15 +146,15 @@ def test_swaps_through_the_store_change_nothing(scene_folder: Path, tmp_path: Pa
         store.rest(store.activate((0,)))
     packed = store.packed(0)
     assert_same_bits(packed.tensors, wanted)
-    assert any(k.startswith("adam.feature.exp_avg") for k in wanted), "moments travel"
+    assert any(k.startswith("adam.feature.exp_avg") for k in wanted), "moments are swapped, too"
     assert unpack(packed, config, CPU).step == 17
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("k", "ranks"), [(2, 2), (3, 2), (4, 4)])
 def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path, k: int, ranks: int) -> None:
-    # 150 steps of every block, growth included, also where k does not divide n nor R divide k. Every op has one thread,
-    # and the decoder's gradients are summed block by block in one order, so the models are equal bit for bit.
+    # 150 steps of every block, growth included, also where k does not divide n and R does not divide k. Every operator
+    # has one thread, and the decoder's gradients are summed block by block in a fixed order.
     overrides = ["steps=150", "blocks.interval=50", "growth.interval=25", f"blocks.active={k}"]
     train(make_config(scene_folder, tmp_path / "one", *overrides))
     many = run_ranks(scene_folder, tmp_path / "many", ranks, *overrides)
@@ -161,7 +162,7 @@ def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path, k: in
 
 
 class _Consistency:
-    """Global step -> whether the teacher had a say in it."""
+    """Global step -> whether its loss had consistency terms."""
 
     def __init__(self) -> None:
         self.seen: dict[int, bool] = {}

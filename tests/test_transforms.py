@@ -1,4 +1,4 @@
-"""Facts about transforms.json: axes, intrinsics, names, splits, points, and what is refused."""
+"""Facts about transforms.json: axes, intrinsics, names, splits, points, and errors."""
 
 import json
 import math
@@ -57,13 +57,13 @@ def test_opengl_axes_become_ours(tmp_path: Path) -> None:
     images(tmp_path, "images/a.png")
     camera = only_camera(write(tmp_path, frames=[frame("images/a.png")], **INTRINSICS))
     assert camera.center.tolist() == pytest.approx([1, 2, 3], abs=1e-12)
-    # Two ahead, a bit to the right (+y), a bit up (+z).
+    # 2 in front of the camera, 0.2 to the right (+y), 0.1 up (+z).
     pixels, depth = project(torch.tensor([[-1.0, 2.2, 3.1]], dtype=torch.float64), camera)
     assert depth.tolist() == pytest.approx([2], abs=1e-12)
     assert pixels[0].tolist() == pytest.approx([19 + 50 * 0.1, 16 - 52 * 0.05], abs=1e-12)
 
 
-def test_intrinsics_of_a_frame_are_stronger_than_those_of_the_file(tmp_path: Path) -> None:
+def test_intrinsics_of_a_frame_override_those_of_the_file(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "b.png")
     write(tmp_path, frames=[frame("a.png"), frame("b.png", fl_x=80.0, cx=3.0)], **INTRINSICS)
     a, b = (f.camera for f in read_transforms(tmp_path).frames)
@@ -72,7 +72,7 @@ def test_intrinsics_of_a_frame_are_stronger_than_those_of_the_file(tmp_path: Pat
 
 
 def test_a_view_angle_takes_the_size_from_the_image(tmp_path: Path) -> None:
-    """Blender's form: an angle over the width, no extension, a leading ./"""
+    """As Blender scenes have it: a field of view, names without extension and with a leading ./"""
     images(tmp_path, "train/r_0.png")
     camera = only_camera(write(tmp_path, frames=[frame("./train/r_0")], camera_angle_x=math.radians(60)))
     focal = 20 / math.tan(math.radians(30))
@@ -81,7 +81,7 @@ def test_a_view_angle_takes_the_size_from_the_image(tmp_path: Path) -> None:
     assert (camera.fx, camera.fy) == pytest.approx((focal, focal))
 
 
-def test_matrix_city_numbers_its_pictures_and_scales_its_rotations(tmp_path: Path) -> None:
+def test_matrix_city_numbers_its_images_and_scales_its_rotations(tmp_path: Path) -> None:
     images(tmp_path, "rgb/0007.png")
     small = [[v * 0.01 for v in row[:3]] + row[3:] for row in MATRIX[:3]] + MATRIX[3:]
     entry = {"frame_index": 7, "rot_mat": small}
@@ -115,14 +115,14 @@ def test_other_splits(tmp_path: Path) -> None:
     assert [c.name for c in load(tmp_path, test_every=2).test] == ["1.png"]
 
 
-def test_smaller_pictures_come_from_another_folder(tmp_path: Path) -> None:
+def test_smaller_images_come_from_another_folder(tmp_path: Path) -> None:
     write_image(tmp_path / "images_2" / "a.png", random_image("a", 20, 15))
     write(tmp_path, frames=[frame("images/a.png")], **INTRINSICS)
     camera = load(tmp_path, images="images_2").train[0]
     assert (camera.name, camera.width, camera.fx) == ("a.png", 20, 25)
 
 
-def test_the_cloud_it_names_is_the_cloud(tmp_path: Path) -> None:
+def test_the_points_are_those_of_ply_file_path(tmp_path: Path) -> None:
     images(tmp_path, "a.png")
     kinds = {"f4": ("x", "y", "z"), "u1": ("red", "green", "blue")}
     rows = np.array([(1, 2, 3, 10, 20, 30)], [(name, kind) for kind, names in kinds.items() for name in names])
@@ -130,7 +130,7 @@ def test_the_cloud_it_names_is_the_cloud(tmp_path: Path) -> None:
     applied = [[1, 0, 0, 5], [0, 0, 1, 5], [0, -1, 0, 5]]
     write(tmp_path, frames=[frame("a.png")], ply_file_path="cloud.ply", applied_transform=applied, **INTRINSICS)
     scene = load(tmp_path)
-    # The transform was applied to poses and cloud alike.
+    # applied_transform has been applied to poses and points alike, so it is not applied again.
     assert scene.points.xyz.tolist() == [[1, 2, 3]] and scene.points.rgb.tolist() == [[10, 20, 30]]
     assert scene.train[0].center.tolist() == pytest.approx([1, 2, 3], abs=1e-12)
 
@@ -140,7 +140,7 @@ def test_without_a_cloud_random_points_fill_the_views(tmp_path: Path, capsys: py
     write(tmp_path, frames=[frame("a.png"), frame("b.png", moved(3))], **INTRINSICS)
     scene = load(tmp_path)
     assert len(scene.points) == COUNT == 100_000 and "random" in capsys.readouterr().out
-    # The nearest come closer than the 0.2 from which views count.
+    # Points nearer to a camera than its near plane, 0.2, are in no view.
     far = (torch.cdist(scene.points.xyz, torch.stack([c.center for c in scene.train])) > 0.5).all(dim=1)
     assert far.sum() > COUNT / 2 and in_any_view(scene.points.xyz[far], scene.train).all()
     assert torch.equal(random_points(scene.train).xyz, scene.points.xyz), "the same for the same views"

@@ -1,4 +1,4 @@
-"""Facts about undistorted images: what they show, where they end, and the copies that are kept."""
+"""Facts about undistorted images: pixels, field of view, and the copies that are kept."""
 
 import os
 from dataclasses import replace
@@ -22,28 +22,28 @@ BENT = tuple(STRONG) + ("SIMPLE_FISHEYE", "FISHEYE")
 
 
 def waves(rays: np.ndarray) -> np.ndarray:
-    """A smooth image of the world by ray [...,2], grey levels."""
+    """Grey levels of a smooth pattern, as a function of rays [...,2]."""
     x, y = rays[..., 0], rays[..., 1]
     return 127 + 60 * np.sin(9 * x + 2 * y) + 50 * np.cos(7 * y - 3 * x)
 
 
 def seen_through(lens: Lens) -> np.ndarray:
-    """What the lens makes of the world: [H,W] 8 bits."""
+    """Image [H,W] of ``waves`` through the lens, 8 bits."""
     x, y = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
     rays = lens.to_rays(np.stack([x, y], -1).reshape(-1, 2)).reshape(lens.height, lens.width, 2)
     return np.nan_to_num(waves(rays)).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("model", BENT)
-def test_the_undistorted_picture_is_what_a_pinhole_sees(model: str) -> None:
+def test_the_undistorted_image_is_that_of_a_pinhole(model: str) -> None:
     lens = lens_of(model)
     window = pinhole_window(lens)
     found = undistort(seen_through(lens), places_of(lens, window))
     x = (np.arange(window.width) + 0.5 - window.cx) / window.fx
     y = (np.arange(window.height) + 0.5 - window.cy) / window.fy
     wanted = waves(np.stack(np.meshgrid(x, y), -1))
-    # Half a level of rounding twice; places rounded to 1/32 pixel where a pixel is worth up to 2 levels. At the very
-    # border cubic interpolation repeats the last pixel instead of the next.
+    # Two roundings by half a level; positions are rounded to 1/32 pixel, and the pattern changes by up to 2 levels a
+    # pixel. At the border cubic interpolation repeats the last pixel.
     assert np.abs(found - wanted)[2:-2, 2:-2].max() < 1.5
     assert np.abs(found - wanted).max() < 3
 
@@ -55,7 +55,7 @@ def test_the_window_keeps_the_focal_length_and_shows_no_border(model: str) -> No
     assert (window.fx, window.fy) == lens.focal
     white = undistort(np.full((HEIGHT, WIDTH), 255, np.uint8), places_of(lens, window))
     assert white.min() == 255
-    # Not needlessly small: some border of the lens's image is reached on every axis, up to the pixel that is cut off.
+    # It is not smaller than necessary: along each axis it reaches a border of the distorted image, up to a whole pixel.
     corners = np.array([[0.5, 0.5], [window.width - 0.5, window.height - 0.5]]) - (window.cx, window.cy)
     along = [np.linspace(corners[0, axis], corners[1, axis], 200) for axis in (0, 1)]
     for axis in (0, 1):
@@ -67,7 +67,7 @@ def test_the_window_keeps_the_focal_length_and_shows_no_border(model: str) -> No
         assert room < 2
 
 
-def test_a_pinhole_keeps_its_picture_bit_for_bit() -> None:
+def test_a_pinhole_keeps_its_image_bit_for_bit() -> None:
     lens = lens_of("OPENCV", (0.0, 0.0, 0.0, 0.0))
     window = pinhole_window(lens)
     assert (window.width, window.height, window.cx, window.cy) == (WIDTH, HEIGHT, *lens.center)
@@ -76,20 +76,20 @@ def test_a_pinhole_keeps_its_picture_bit_for_bit() -> None:
 
 
 def test_a_wide_fisheye_is_cut_at_twice_its_size() -> None:
-    # 160 degrees over the width: on a plane that would be 4 times as wide.
+    # 160 degrees over the width, which on a plane would be 4 times as wide.
     lens = Lens.from_parameters("SIMPLE_FISHEYE", 400, 400, [200 / np.radians(80), 200.0, 200.0])
     window = pinhole_window(lens)
     assert (window.width, window.height) == (800, 800)
 
 
-def test_a_fisheye_circle_inside_the_picture_has_a_window() -> None:
-    # The corners lie at 114 degrees, where there is no plane.
+def test_a_fisheye_circle_inside_the_image_has_a_window() -> None:
+    # The corners are at 114 degrees from the axis, which a plane cannot show.
     lens = Lens.from_parameters("SIMPLE_FISHEYE", 800, 800, [800 / np.radians(160), 400.0, 400.0])
     window = pinhole_window(lens)
     assert undistort(np.full((800, 800), 7, np.uint8), places_of(lens, window)).min() == 7
 
 
-def test_a_lens_that_folds_within_the_picture_is_cut_before_the_fold_or_refused() -> None:
+def test_a_lens_that_folds_within_the_image_is_cut_before_the_fold_or_refused() -> None:
     folding = Lens.from_parameters("SIMPLE_RADIAL", WIDTH, HEIGHT, [400.0, 320.0, 240.0, -0.6])
     window = pinhole_window(folding)
     x = (np.array([0.5, window.width - 0.5]) - window.cx) / window.fx
@@ -215,7 +215,7 @@ def test_smaller_copies_and_divisors_give_the_same_view(tmp_path: Path) -> None:
 
 def test_masks_are_undistorted_with_their_images(tmp_path: Path) -> None:
     lens = write_bent_scene(tmp_path)
-    # What lies right of the world's x = 0.2 is ignored, drawn at half the image's size.
+    # The mask, of half the image's size, ignores what is right of x/z = 0.2.
     small = lens.resized(WIDTH // 2, HEIGHT // 2)
     x, y = np.meshgrid(np.arange(small.width) + 0.5, np.arange(small.height) + 0.5)
     rays = small.to_rays(np.stack([x, y], -1).reshape(-1, 2)).reshape(small.height, small.width, 2)
@@ -226,7 +226,7 @@ def test_masks_are_undistorted_with_their_images(tmp_path: Path) -> None:
     assert mask.shape == (camera.height, camera.width) and set(scene.mask_paths) == {"a/1.png"}
     edge = 0.2 * camera.fx + camera.cx
     columns = np.arange(camera.width) + 0.5
-    # Two pixels of the half-size mask, drawn without smoothing.
+    # 4 pixels are two of the mask, which is resized without smoothing.
     assert (mask[:, columns < edge - 4] == 255).all() and (mask[:, columns > edge + 4] == 0).all()
 
 
@@ -238,5 +238,5 @@ def test_a_missing_image_that_may_be_skipped_leaves_its_view(tmp_path: Path) -> 
     assert len(scene.train) == 2 and not scene.image_paths["2.jpg"].exists()
 
 
-def test_every_bent_model_is_here() -> None:
+def test_every_distorted_model_is_tested() -> None:
     assert set(BENT) | {"SIMPLE_PINHOLE", "PINHOLE"} == set(MODELS)

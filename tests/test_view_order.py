@@ -1,4 +1,4 @@
-"""Facts about which view a block shows at which step, and which takes its place where images are bad."""
+"""Which view a block trains on at which step, and which one replaces a view whose image is bad."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def order_of(scene: Scene, seed: int = 3) -> ViewOrder:
 
 
 def shown(scene: Scene, steps: range, *, cache: int = 1 << 20) -> list[str]:
-    """Names of what block 0 shows, by an order and views of their own, as a resumed run or another rank has."""
+    """Names of the views of block 0 with a new ``ViewOrder`` and new ``Views``, as in a resumed run or another rank."""
     with Views(scene, cache, CPU, skip_bad=True) as views:
         order = order_of(scene)
         found = []
@@ -55,27 +55,27 @@ def test_without_bad_files_the_order_is_shown_as_it_is(scene: Scene) -> None:
     assert shown(scene, range(30)) == [order.camera(0, step).name for step in range(30)]
 
 
-def test_a_bad_view_gives_its_step_to_the_next_good_one_and_no_other_changes(scene: Scene) -> None:
+def test_the_next_good_view_replaces_a_bad_one_and_no_other_step_changes(scene: Scene) -> None:
     order = order_of(scene)
     wanted = []
     for step in range(70):
-        turn, index = divmod(step, len(NAMES))
-        epoch = [order.camera(0, turn * len(NAMES) + i).name for i in range(len(NAMES))]
+        number, index = divmod(step, len(NAMES))
+        epoch = [order.camera(0, number * len(NAMES) + i).name for i in range(len(NAMES))]
         wanted.append(next(name for name in epoch[index:] + epoch[:index] if name not in BAD))
     for name in BAD:
         scene.image_paths[name].unlink()
     assert shown(scene, range(70)) == wanted
-    # What is shown depends on the step and the files alone: not on what came before, nor on what is cached.
+    # The view depends on the step and the files alone: not on earlier steps, nor on what is cached.
     assert shown(scene, range(41, 70)) == shown(scene, range(41, 70), cache=0) == wanted[41:]
 
 
-def test_what_is_expected_is_what_is_shown_once_the_bad_are_known(scene: Scene) -> None:
+def test_expected_views_are_those_shown_once_the_bad_ones_are_known(scene: Scene) -> None:
     for name in BAD:
         scene.image_paths[name].write_bytes(b"")
     order = order_of(scene)
     wanted = shown(scene, range(40))
     assert [order.expected(0, step, BAD).name for step in range(40)] == wanted
-    assert order.expected(0, 0, NAMES) == order.camera(0, 0), "a block without any is for 'show' to refuse"
+    assert order.expected(0, 0, NAMES) == order.camera(0, 0), "'show' refuses a block without any good image"
 
 
 def test_a_block_without_any_good_image_is_named(scene: Scene) -> None:

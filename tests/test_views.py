@@ -1,4 +1,4 @@
-"""Facts about images on demand: pixels, the bound of bytes, threads, errors, files that do not answer."""
+"""Facts about images that are read on demand: pixels, the bound on memory, threads, errors, files that block."""
 
 import os
 import random
@@ -47,7 +47,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-# No thread of a failing test waits for another one for ever: then pytest could not end it. Nothing is measured by this.
+# Bound on the waits between threads, so that a failing test ends; it is not a measurement.
 HANGS_SECONDS = 600.0
 
 
@@ -69,7 +69,7 @@ def test_pixels_are_those_of_the_file_over_255(scene: Scene) -> None:
             assert torch.equal(views.image(name), wanted)  # now from the cache
 
 
-def test_the_caller_may_change_what_it_got(scene: Scene) -> None:
+def test_the_caller_may_change_the_image_it_got(scene: Scene) -> None:
     with Views(scene, 10 * SIZE, CPU) as views:
         first = views.image("1.png").clone()
         views.image("1.png").zero_()
@@ -84,15 +84,15 @@ def test_held_out_views_are_served_too(scene: Scene) -> None:
 def test_an_unknown_name_is_a_key_error(scene: Scene) -> None:
     with Views(scene, 10 * SIZE, CPU) as views:
         for ask in (views.image, lambda name: views.prefetch([name])):
-            with pytest.raises(KeyError, match="nobody"):
-                ask("nobody.png")
+            with pytest.raises(KeyError, match="unknown"):
+                ask("unknown.png")
 
 
-def test_what_is_cached_is_not_decoded_again(scene: Scene, decoded: list[str]) -> None:
+def test_cached_images_are_not_decoded_again(scene: Scene, decoded: list[str]) -> None:
     with Views(scene, 2 * SIZE, CPU) as views:
         for name in ("0.png", "1.png", "0.png", "2.png", "0.png", "1.png"):
             views.image(name)
-    # 2 pushes out 1, which was used longest ago; so 1 comes twice.
+    # 2 replaces 1, which was used longest ago; so 1 is decoded twice.
     assert decoded == ["0.png", "1.png", "2.png", "1.png"]
 
 
@@ -123,19 +123,19 @@ def test_the_bound_holds_at_all_times(scene: Scene, bound: int) -> None:
             assert views.image(NAMES[3 * step % 8]).shape == (3, 30, 40)
             largest = max(largest, views.held_bytes)
         wait_for_prefetch(views)
-        # The count is of what is really there.
+        # The count is that of the cached pixels.
         assert views.held_bytes == sum(pixels.numel() for pixels in views._cache.values())
     assert largest <= bound
-    assert largest == min(8, bound // SIZE) * SIZE  # and what may be used is used
+    assert largest == min(8, bound // SIZE) * SIZE  # and memory below the bound is used
 
 
-def test_a_prefetch_stops_at_the_bound_and_keeps_its_own(scene: Scene, decoded: list[str]) -> None:
+def test_a_prefetch_stops_at_the_bound_and_keeps_the_images_it_asks_for(scene: Scene, decoded: list[str]) -> None:
     with Views(scene, 3 * SIZE, CPU) as views:
         views.image("7.png")
         views.image("2.png")
         views.prefetch(["0.png", "1.png", "2.png", "3.png", "4.png"])
         wait_for_prefetch(views)
-        # 7 left for one of them; 2 is wanted and stays; the third place went to the next in order.
+        # 7 is replaced by one of them; 2 is among them and stays; the third place is for the next in order.
         assert set(views._cache) == {"0.png", "1.png", "2.png"}
         assert sorted(decoded) == ["0.png", "1.png", "2.png", "7.png"]
 
@@ -172,7 +172,7 @@ def test_asking_during_a_decode_waits_for_it(scene: Scene, monkeypatch: pytest.M
 
 
 def test_many_threads_get_the_right_pixels(scene: Scene) -> None:
-    """A cache of three for eight images, asked for by eight threads at once."""
+    """A cache for three of eight images, which eight threads ask for at once."""
     with Views(scene, 10 * SIZE, CPU) as views:
         wanted = {name: views.image(name) for name in NAMES}
 
@@ -205,7 +205,7 @@ def test_an_unreadable_image_is_named_in_the_caller(scene: Scene, damage: str, p
             wait_for_prefetch(views)
         with pytest.raises(UserError, match=r"3\.png"):
             views.image("3.png")
-        # One bad file stops nothing else, and its bytes are free again.
+        # The other images can still be read, and the bytes reserved for the bad one are free again.
         assert views.image("2.png").shape == views.image("5.png").shape == (3, 30, 40)
         assert views.held_bytes == 2 * SIZE
 
@@ -221,12 +221,12 @@ def test_a_file_that_comes_back_is_read(scene: Scene) -> None:
         assert views.image("3.png").shape == (3, 30, 40)
 
 
-def test_closing_drops_what_waits_and_frees_all(scene: Scene) -> None:
+def test_closing_drops_pending_images_and_frees_all(scene: Scene) -> None:
     views = Views(scene, 8 * SIZE, CPU)
     views.prefetch(NAMES)
     views.close()
     assert views.held_bytes == 0
-    views.close()  # twice is harmless: an error may have closed it before the with-block does
+    views.close()  # a second time is allowed: an error may have closed it before the with-block does
     with pytest.raises(RuntimeError):
         views.prefetch(["1.png"])
     assert views.held_bytes == 0
@@ -243,7 +243,9 @@ def test_no_file_stays_open(scene: Scene) -> None:
     assert not [path for path in opened if path.startswith(str(scene.path))]
 
 
-def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_image_is_skipped_named_once_and_read_once_it_is_good(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = scene.image_paths["3.png"]
     data = path.read_bytes()
     path.unlink()
@@ -259,7 +261,7 @@ def test_a_bad_image_is_skipped_named_once_and_comes_back(scene: Scene, capsys: 
     assert capsys.readouterr().err.count("3.png") == 1
 
 
-def test_without_leave_a_bad_image_is_not_skipped(scene: Scene) -> None:
+def test_by_default_a_bad_image_is_not_skipped(scene: Scene) -> None:
     scene.image_paths["3.png"].unlink()
     with Views(scene, 8 * SIZE, CPU) as views, pytest.raises(UserError, match=r"3\.png"):
         views.target_or_skip("3.png")
@@ -269,7 +271,7 @@ def test_without_leave_a_bad_image_is_not_skipped(scene: Scene) -> None:
 def test_what_ends_a_decode_reaches_the_caller(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """Whatever it is. And the thread lives on: there are more failures here than threads."""
+    """Whatever the exception is. The thread goes on: there are more failures here than threads."""
     begun, go = threading.Event(), threading.Event()
     real = views_module.read_image
 
@@ -303,7 +305,7 @@ def test_closing_ends_the_wait_for_a_decode_not_begun(scene: Scene, monkeypatch:
         return real(*arguments)
 
     monkeypatch.setattr(views_module, "read_image", read)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # so that the first holds up the second
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # so that the second waits for the first
     with Views(scene, 8 * SIZE, CPU) as views, ThreadPoolExecutor(2) as callers:
         views.prefetch(["1.png", "2.png"])
         begun, waiting = (callers.submit(views.image, name) for name in ("1.png", "2.png"))
@@ -318,13 +320,13 @@ def test_closing_ends_the_wait_for_a_decode_not_begun(scene: Scene, monkeypatch:
         assert views.held_bytes == 0
 
 
-# Files that do not answer: a FIFO that nobody writes to is one, as is a network folder whose server is gone.
+# Files whose reads block: a FIFO without a writer, like a file on a network folder whose server is gone.
 
 NO_FIFO = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
 
 
 class HandTimer:
-    """In place of ``threading.Timer``: the test says when the time is up."""
+    """Replaces ``threading.Timer``: the test decides when the time is up."""
 
     made: list["HandTimer"]
 
@@ -367,12 +369,12 @@ def test_a_slow_image_is_named_while_it_is_waited_for(
             assert answer.result(HANGS_SECONDS).shape == (3, 30, 40)
             assert timers[-1].cancelled
     assert {timer.interval for timer in timers} == {views_module.SLOW_SECONDS}
-    said = capsys.readouterr().err
-    assert re.search(r"waiting for image .*3\.png \(40x30 in training\) for more than 10 s", said)
-    assert said.count("3.png") == 1, "once an image"
+    printed = capsys.readouterr().err
+    assert re.search(r"waiting for image .*3\.png \(40x30 in training\) for more than 10 s", printed)
+    assert printed.count("3.png") == 1, "one warning for each image"
 
 
-def test_an_image_that_comes_in_time_is_not_called_slow(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_is_read_in_time_is_not_called_slow(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     with Views(scene, 0, CPU) as views:
         views.image("3.png")
         assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)
@@ -381,8 +383,8 @@ def test_an_image_that_comes_in_time_is_not_called_slow(scene: Scene, capsys: py
 
 
 @NO_FIFO
-def test_a_dead_folder_holds_neither_close_nor_exit(tmp_path: Path) -> None:
-    """In a process of its own, which ends although one of its threads never will."""
+def test_a_read_that_blocks_stops_neither_close_nor_exit(tmp_path: Path) -> None:
+    """In a process of its own, which must end although one of its threads never does."""
     root = write_scene(tmp_path, NAMES)
     program = f"""
 import os, torch
@@ -406,8 +408,8 @@ with views.Views(scene, 1 << 20, torch.device("cpu")) as opened:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is measured through /proc")
-def test_ten_thousand_images_leave_no_trace(tmp_path: Path) -> None:
-    """Mixed sizes in random order under a bound that holds few of them."""
+def test_ten_thousand_images_leave_no_memory_or_files_in_use(tmp_path: Path) -> None:
+    """Mixed sizes in random order, with a bound that holds few of them."""
     kinds = [(f"kind{i}{suffix}", 64 + 16 * i, 48 + 20 * (i * 5 % 7)) for i in range(7) for suffix in (".jpg", ".png")]
     for name, width, height in kinds:
         write_image(tmp_path / "kinds" / name, random_image(name, width, height))
@@ -435,5 +437,5 @@ def test_ten_thousand_images_leave_no_trace(tmp_path: Path) -> None:
             views.image(name)
         after, files_after = footprint()
     assert files_after == files
-    # The smallest has 9 KB of pixels: to keep those of 8000 would take 74 MB. The allocator alone takes less than one.
+    # The smallest image has 9 KB of pixels: keeping those of 8000 would take 74 MB. The allocator takes less than 1 MB.
     assert after - before < 8 * 2**20

@@ -1,4 +1,4 @@
-"""Sets of cells against torch.unique and the compare of each with each."""
+"""Sets of cells against torch.unique and against comparing all pairs."""
 
 import pytest
 import torch
@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from momentum_gs.core.voxels import cell_centers, cells_of, free_cells, free_cells_reference, unique_cells
 
-# Extents of one axis: one cell, a few, 30 bits; three wide axes need 90 bits and thus ranks instead of the packed box.
+# Extents of an axis: one cell, a few, 2^30; with three wide axes a cell needs 90 bits and cannot be packed into an
+# int64.
 EXTENTS = st.tuples(*[st.sampled_from([1, 4, 2**30])] * 3)
 
 
 def random_cells(n: int, extents: tuple[int, int, int], rng: torch.Generator) -> torch.Tensor:
-    """Cells in a box around the origin, many of them equal: three corners of the box are repeated."""
+    """Random cells in a box around the origin; every third one is a copy of another."""
     spread = torch.tensor(extents)
     cells = (torch.rand(n, 3, generator=rng, dtype=torch.float64) * spread).long() - spread // 2
     cells[::3] = cells[: len(cells[::3])].clone()
@@ -40,12 +41,12 @@ def test_unique_cells_are_those_of_torch(n: int, extents: tuple[int, int, int], 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 40), st.integers(0, 60), EXTENTS, st.sampled_from([0, 1, 2**30]), st.integers(0, 2**16))
-def test_free_cells_are_those_of_the_plain_compare(
+def test_free_cells_are_those_of_the_reference(
     n: int, n_taken: int, extents: tuple[int, int, int], margin: int, seed: int
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     cells = random_cells(n, extents, rng)
-    # Some of the taken ones are among the cells, the rest lie in a box twice as wide.
+    # Some of the taken cells are among the cells, the others are in a box twice as wide.
     taken = torch.cat([cells[::5], random_cells(n_taken, tuple(2 * e for e in extents), rng)])
     free, group, distinct = free_cells(cells, taken, *bounds(cells, margin))
     is_free, expected = free_cells_reference(cells, taken)
@@ -56,7 +57,7 @@ def test_free_cells_are_those_of_the_plain_compare(
 
 
 def test_extremes_of_int32_coordinates_are_told_apart() -> None:
-    # A model of 2 km at the finest growth voxel of 0.1 mm would need 25 bits an axis; this is the original's own limit.
+    # The limit of the official code. A model of 2 km with growth voxels of 0.1 mm needs 25 bits an axis.
     far = 2**31 - 1
     cells = torch.tensor([[far, -far, far], [far, -far, far - 1], [-far, far, 0], [far, -far, far]])
     unique, inverse = unique_cells(cells)
@@ -68,7 +69,7 @@ def test_extremes_of_int32_coordinates_are_told_apart() -> None:
 
 def test_a_cell_is_the_nearest_multiple() -> None:
     points = torch.tensor([[0.24, 0.26, -0.26], [0.25, 0.75, 1.25]])
-    # Halves go to the even neighbour, as NumPy and torch round.
+    # Halves are rounded to even, as in NumPy and torch.
     assert cells_of(points, 0.5).tolist() == [[0, 1, -1], [0, 2, 2]]
     assert torch.equal(cell_centers(cells_of(points, 0.5), 0.5, torch.float32)[0], torch.tensor([0.0, 0.5, -0.5]))
 

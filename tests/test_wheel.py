@@ -1,6 +1,6 @@
-"""The wheel: built here, installed where there is neither a compiler nor a checkout, it does the whole job.
+"""The wheel: built here and installed without compiler or checkout, it runs everything from a scene to a report.
 
-Nothing is downloaded: what the wheel requires, and nothing else, is linked from the environment of the tests.
+Nothing is downloaded: only what the wheel requires is linked from the environment of the tests.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ TINY = [
 
 
 def required(wheel: str) -> Iterator[metadata.Distribution]:
-    """What a distribution needs without any extra, and what that needs. The versions that are here must be allowed."""
+    """The requirements of a distribution without extras, and theirs; asserts that installed versions are allowed."""
     todo, seen = [Requirement(text) for text in metadata.requires(wheel) or []], set()
     while todo:
         need = todo.pop()
@@ -44,7 +44,7 @@ def required(wheel: str) -> Iterator[metadata.Distribution]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh wheel. Compiled objects are kept beside the environment: another checkout has a folder of its own."""
+    """A new wheel. Compiled objects are kept beside the environment, in a folder for each checkout."""
     out = tmp_path_factory.mktemp("dist")
     build = Path(sys.prefix) / "wheels" / hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
     env = {**os.environ, "OUT": str(out), "BUILD": str(build), "PYTHON": sys.executable}
@@ -83,7 +83,7 @@ def call(program: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess
     return subprocess.run([str(program), *argv], cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
-def test_the_whole_job_runs_from_the_wheel(program: Path, tmp_path: Path) -> None:
+def test_all_stages_run_from_the_wheel(program: Path, tmp_path: Path) -> None:
     def run(*argv: str) -> str:
         done = call(program, tmp_path, *argv)
         assert done.returncode == 0, f"{' '.join(argv)}\n{done.stderr}"
@@ -91,8 +91,8 @@ def test_the_whole_job_runs_from_the_wheel(program: Path, tmp_path: Path) -> Non
 
     settings = ["-c", "own", "-c", "modes/full", "-s", "scene", *TINY]
     run("synth", "scene", "--blocks-x", "2", "--blocks-y", "2", "--views", "24", "--size", "96x72")
-    said = run("train", *settings, "-m", "out/coarse", "stage=coarse")
-    assert re.match(r"device   cpu, 1 thread, kernels .*, built for", said)
+    printed = run("train", *settings, "-m", "out/coarse", "stage=coarse")
+    assert re.match(r"device   cpu, 1 thread, kernels .*, built for", printed)
     run("partition", "scene", "-c", "own", *TINY, "-m", "out", "partition.blocks=2")
     run("train", *settings, "-m", "out", "partition.blocks=2", "blocks.active=1")
     run("merge", "out")

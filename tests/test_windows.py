@@ -1,4 +1,4 @@
-"""Windows: a block trains the pixels that its own cell makes up, and the merge keeps everything that it trained."""
+"""Windows: a block trains the pixels that its cell makes up, and the merge keeps everything that it has trained."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ownership_survives_its_text(seed: int) -> None:
+def test_ownership_is_saved_as_text_and_read_back(seed: int) -> None:
     owned = squares(seed)
     assert torch.equal(unpack_owned(pack_owned(owned)), owned)
     with pytest.raises(ValueError, match="254 hexadecimal digits, expected 256"):
@@ -63,7 +63,7 @@ def test_ownership_survives_its_text(seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 36), (31, 20), (240, 180), (1, 1), (333, 500)])
-def test_windows_of_a_division_count_every_pixel_once(size: tuple[int, int]) -> None:
+def test_windows_of_all_owners_count_every_pixel_once(size: tuple[int, int]) -> None:
     camera = camera_of(*size)
     first, second = squares(0), squares(1) & ~squares(0)
     counted = torch.zeros(camera.height, camera.width)
@@ -120,11 +120,11 @@ def test_the_losses_of_all_windows_sum_to_the_views(masked: bool) -> None:
     torch.testing.assert_close(of_parts, gradient)
 
 
-def test_every_square_has_owners_and_open_ones_the_nearest() -> None:
+def test_every_square_has_an_owner_and_open_ones_have_the_nearest() -> None:
     a, b = torch.zeros(2, RASTER, RASTER).unbind()
     a[:, :20], b[:, 16:24] = 0.9, 0.6
     b[0, 0] = LEAST / 2
-    b[:, 24:28] = 0.3  # Of at least LEAST, but open: less than half of the light.
+    b[:, 24:28] = 0.3  # At least LEAST, but less than half of the light is covered: an open square.
     owned = owned_squares({0: a, 3: b})
     assert torch.equal(owned[0], a >= 0.9)
     assert torch.equal(owned[3].any(dim=0).nonzero()[:, 0], torch.arange(16, RASTER)), "right of 24 it is the nearest"
@@ -132,7 +132,7 @@ def test_every_square_has_owners_and_open_ones_the_nearest() -> None:
     assert torch.equal(torch.stack(list(owned.values())).any(0), torch.ones(RASTER, RASTER, dtype=torch.bool))
     assert owned_squares({}) == {}
     faint = owned_squares({5: torch.full((RASTER, RASTER), 0.01)})
-    assert faint[5].all(), "somebody trains a view that is hardly covered"
+    assert faint[5].all(), "a view that is hardly covered has an owner, too"
 
 
 def test_a_block_that_nothing_shows_keeps_its_views_whole(scene_folder: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_
     expected = voxelize(scene.points.xyz[seen], config.model.voxel_size)
     together = torch.cat(anchors)
     assert len(together.unique(dim=0)) == len(together), "no anchor is of two blocks"
-    # Less the few that only views of other blocks see.
+    # All but the few that only views of other blocks see.
     assert 0.97 * len(expected) < len(together) <= len(expected)
     with pytest.raises(UserError, match=r"blocks\.windows.*re-run 'momentum-gs partition'"):
         plan_blocks(scene, replace(table, windows=None), windows=True)
@@ -175,7 +175,7 @@ def test_the_merge_keeps_every_anchor_and_renders_what_was_trained(scene_folder:
     table = PartitionTable.load(tmp_path / "partition.json")
     folder = tmp_path / "point_cloud" / "iteration_45"
     scene = load_scene(config.scene)
-    report = merge_blocks(folder, table)  # Cropped, and still nothing is lost.
+    report = merge_blocks(folder, table)  # Crops blocks to their cells, and drops nothing.
     assert report.dropped == [0, 0, 0, 0]
     assert sum(report.kept) > len(voxelize(scene.points.xyz, config.model.voxel_size)), "blocks grew"
 
@@ -185,14 +185,14 @@ def test_the_merge_keeps_every_anchor_and_renders_what_was_trained(scene_folder:
     around = type(parts[1]).cat([parts[0], *parts[2:]])
     whole = render_view(merged, decoder, camera, torch.zeros(3)).output
     amid = render_view(parts[1], decoder, camera, torch.zeros(3), around=around).output
-    # In another order, equal depths are drawn in another order.
+    # Anchors are in another order, in which Gaussians of equal depth are drawn.
     torch.testing.assert_close(amid.image, whole.image, atol=2e-5, rtol=0)
     assert len(amid.radii) < len(whole.radii)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_to_the_same_bits_from_within_a_round(scene_folder: Path, tmp_path: Path) -> None:
-    """What lies around a block is of the round's beginning, when its neighbours were younger than the checkpoint."""
+def test_a_run_resumes_to_the_same_bits_within_a_round(scene_folder: Path, tmp_path: Path) -> None:
+    """A block's surroundings are those at the start of the round, not those at the checkpoint."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(make_config(scene_folder, whole, *ON))
     config = make_config(scene_folder, broken, *ON, "log.checkpoint_every=20")
@@ -208,7 +208,7 @@ def test_the_number_of_ranks_changes_no_bit(scene_folder: Path, tmp_path: Path) 
     assert_same_bits(run_ranks(scene_folder, two, 2, *ON), model_of(one))
 
 
-def test_decoders_of_their_own_cannot_draw_each_others_anchors() -> None:
+def test_windows_need_a_shared_decoder() -> None:
     with pytest.raises(UserError, match=r"blocks\.windows.*per_block"):
         load_config(None, ["blocks.windows=true", "blocks.decoder=per_block", "teacher.enabled=false",
                            "blocks.boundary_finetuning=false", "blocks.decoder_freeze_rounds=0"])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Windows beside everything else that a run may have: Gaussians, corrections, depths, masks, weights, --only-blocks."""
+"""Windows together with other features: explicit Gaussians, corrections, depths, masks, weights, --only-blocks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def started(config) -> Training:
     return Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
 
 
-# A part has what the whole has there.
+# What is computed for a window is that part of what is computed for the whole image.
 
 
 @pytest.mark.parametrize("kind", ["affine", "bilateral"])
@@ -70,7 +70,7 @@ def test_depths_of_a_window_are_the_views_at_the_pixels_that_count(tmp_path: Pat
     depths = SparseDepths(load_scene(SceneConfig(path=str(tmp_path), test_every=0)), CPU)
     view = next(camera for camera in depths_cameras(tmp_path) if len(depths.of(camera).pixel))
     whole, maps = depths.of(view), torch.zeros(2, view.height * view.width)
-    # Points beside each other, so that some are inside, some between the owned squares and some outside.
+    # Every third pixel has a point, so that some are in owned squares, some between them and some outside.
     at = torch.arange(0, view.height * view.width, 3)
     depths._known[view.name] = replace(whole, pixel=at, depth=at + 1.0, weight=torch.rand(len(at)) + 0.1)
     whole, window = depths.of(view), a_window(view)
@@ -111,7 +111,7 @@ def test_ignored_pixels_of_a_window_get_no_gradient() -> None:
 
 
 class Given(Views):
-    """Target images that are given, not read."""
+    """Views whose target images are given instead of read from files."""
 
     def __init__(self, targets: dict[str, TargetImage]) -> None:
         self._given = targets
@@ -123,8 +123,8 @@ class Given(Views):
         return self._given[name]
 
 
-def spoiled(image: torch.Tensor, window: Window, margin: int) -> TargetImage:
-    """The image with noise wherever it is farther than ``margin`` pixels from those that count."""
+def with_noise(image: torch.Tensor, window: Window, margin: int) -> TargetImage:
+    """The image with noise in all pixels farther than ``margin`` from those that count."""
     counts = torch.zeros(image.shape[1:])
     x, y, width, height = window.rectangle
     counts[y : y + height, x : x + width] = window.weights
@@ -143,9 +143,9 @@ def test_a_block_is_scored_on_its_pixels_amid_its_surroundings(scene_folder: Pat
     window = training._surroundings.window(state, camera)
     assert window is not None and window.share < 0.9
     student = training._decoders.student_of(state)
-    # Not clamped: what is compared is the render, which stays below one here.
+    # The render stays below 1 here, so that clamping makes no difference.
     image = render_image(state.model, student, camera, black, around=state.around)
-    target = spoiled(image, window, MARGIN)
+    target = with_noise(image, window, MARGIN)
 
     def scored(target: TargetImage) -> tuple[float, float]:
         if source == "running":
@@ -165,7 +165,7 @@ def test_a_block_is_scored_on_its_pixels_amid_its_surroundings(scene_folder: Pat
     inner = wrong[:, y : y + height, x : x + width]
     inner[:] = torch.where(window.weights > 0, 1 - inner, inner)
     psnr, ssim = scored(target)
-    assert psnr > 100 and ssim == pytest.approx(1, abs=1e-5), "noise elsewhere is not seen"
+    assert psnr > 100 and ssim == pytest.approx(1, abs=1e-5), "noise elsewhere has no effect"
     assert scored(TargetImage(wrong))[0] < 30
 
 
@@ -183,7 +183,7 @@ def test_blocks_with_windows_are_weighted(scene_folder: Path, tmp_path: Path, so
 
 
 @pytest.mark.slow
-def test_gaussians_with_windows_go_on_to_the_same_bits_and_merge_whole(scene_folder: Path, tmp_path: Path) -> None:
+def test_gaussians_with_windows_resume_to_the_same_bits_and_merge_whole(scene_folder: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(make_config(scene_folder, whole, *SPLATS))
     config = make_config(scene_folder, broken, *SPLATS, "log.checkpoint_every=20")
@@ -205,7 +205,7 @@ def test_gaussians_with_windows_go_on_to_the_same_bits_and_merge_whole(scene_fol
 
 
 @pytest.mark.slow
-def test_corrections_and_windows_go_together(scene_folder: Path, tmp_path: Path) -> None:
+def test_corrections_work_with_windows(scene_folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     settings = (*ON, "steps=20", "optim.pose=1e-4", "appearance.model=bilateral",
                 "model.background=directional")  # fmt: skip

@@ -1,6 +1,7 @@
 """Names, comments, help texts and docs do not contain the words that docs/glossary.md lists as not used."""
 
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,25 +32,53 @@ ALLOWED = {
 
 
 def texts() -> Iterator[Path]:
-    """All files that readers of the project see, except tests and the glossary."""
+    """All files that readers of the project see, except the glossary and this file, which list the words."""
     for pattern in ("*.md", "docs/*.md", "configs/**/*.yaml", "scripts/**/*.sh", "scripts/**/*.py",
                     "momentum_gs/**/*.py", "submodules/*/*.md", "submodules/**/*.py",
-                    "submodules/*/csrc/**/*.[ch]*"):  # fmt: skip
+                    "submodules/*/csrc/**/*.[ch]*", "tests/**/*.py", "tests/**/*.md"):  # fmt: skip
         for path in sorted(ROOT.glob(pattern)):
-            if not {"build", "glossary.md", "tests"} & set(path.relative_to(ROOT).parts):
+            if not {"build", "glossary.md", Path(__file__).name} & set(path.relative_to(ROOT).parts):
                 yield path
 
 
-@pytest.mark.parametrize("pattern", RETIRED)
-def test_retired_words_are_gone(pattern: str) -> None:
-    word = re.compile(rf"(?<![A-Za-z]){pattern}" if not pattern.startswith("(?<") else pattern, re.IGNORECASE)
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of the lines of a file; of a test, its names as words, its comments and its docstrings.
+
+    Other strings in tests may be those of old files or of the official code.
+    """
+    if path.suffix != ".py" or "tests" not in path.relative_to(ROOT).parts:
+        yield from enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        return
+    with path.open("rb") as file:
+        statement_begins = True
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.NAME:
+                yield token.start[0], token.string.replace("_", " ")
+            elif token.type == tokenize.COMMENT or (token.type == tokenize.STRING and statement_begins):
+                yield from enumerate(token.string.splitlines(), token.start[0])
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                statement_begins = token.type in (
+                    tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT
+                )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[tuple[str, str]]:
+    """(file and line number, text without allowed names) of everything that is read."""
     found = []
     for path in texts():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in lines_of(path):
             for allowed in ALLOWED:
                 line = line.replace(allowed, "")
-            if match := word.search(line):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {match.group(0)!r}, expected {RETIRED[pattern]}")
+            found.append((f"{path.relative_to(ROOT)}:{number}", line))
+    return found
+
+
+@pytest.mark.parametrize("pattern", RETIRED)
+def test_retired_words_are_gone(pattern: str, lines: list[tuple[str, str]]) -> None:
+    word = re.compile(rf"(?<![A-Za-z]){pattern}" if not pattern.startswith("(?<") else pattern, re.IGNORECASE)
+    found = [f"{place}: {match.group(0)!r}, expected {RETIRED[pattern]}" for place, line in lines
+             if (match := word.search(line))]  # fmt: skip
     assert not found, f"{len(found)}:\n" + "\n".join(found[:60])
 
 
@@ -57,3 +86,11 @@ def test_the_files_are_found() -> None:
     """A wrong glob would make every word pass."""
     names = {path.relative_to(ROOT).as_posix() for path in texts()}
     assert {"README.md", "docs/method.md", "momentum_gs/cli/main.py", "configs/base.yaml"} <= names
+    assert {"tests/tiny_run.py", "submodules/simple-knn/tests/test_simple_knn.py"} <= names
+
+
+def test_names_comments_and_docstrings_of_tests_are_read() -> None:
+    texts_here = [text for _, text in lines_of(Path(__file__))]
+    assert "lines of" in texts_here and "# Names in old files and in other programs." in texts_here
+    assert any("that docs/glossary.md lists" in text for text in texts_here)
+    assert not any("anchor_demon" in text for text in texts_here), "other strings are not read"

@@ -1,4 +1,4 @@
-"""Runs of the tiny scene: settings, partition, training in this process or under torchrun, and what it wrote."""
+"""Runs of the tiny scene: settings, partition, training in this process or with torchrun, and the trained model."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ SETTINGS = [
     "growth.from_step=10",
     "growth.interval=10",
     "growth.success_threshold=0.1",
-    # One level of the anchors' own size: a coarser cell of this dense plane is never empty.
+    # One level, with cells of the size of voxels: this plane is so dense that no coarser cell is empty.
     "growth.depth=1",
     "growth.init_factor=1",
     # Low, so that every growth step finds something to grow.
@@ -51,7 +51,7 @@ def make_config(scene: Path, out: Path, *overrides: str) -> Config:
 
 
 def write_table(config: Config) -> PartitionTable:
-    """A 2x2 partition in which every block sees the views of its own quadrant and one of the next."""
+    """Writes a 2x2 partition in which every block has the views of its quadrant and one of the next."""
     assert config.out is not None
     scene = load_scene(config.scene)
     bounds = (-4.0, -4.0, -1.0, 4.0, 4.0, 5.0)
@@ -110,17 +110,18 @@ def interrupt(config: Config, step: int) -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Waits for the end of a process, however long; returns what it said on stdout and stderr.
+    """Waits for the end of a process without a time limit; returns its stdout and stderr.
 
-    What ends the wait (Ctrl-C, or pytest where a test hangs) ends the process, and a launcher's ranks with it.
+    If the wait is interrupted (Ctrl-C, or the time limit of pytest), the process is ended, and with a launcher its
+    ranks.
     """
     try:
-        said, errors = process.communicate()
+        printed, errors = process.communicate()
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    return said, errors
+    return printed, errors
 
 
 def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu") -> dict[str, torch.Tensor]:

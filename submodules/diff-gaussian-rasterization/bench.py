@@ -1,9 +1,9 @@
 """Timings of the rasterizer on this machine: ``python bench.py [--threads N] [--gaussians N] [--size WxH]``.
 
-Prints medians of the stages on a synthetic load (sizes log-normal around 2.5 px, opacities 0.02 to 0.92), what a window
-of a quarter of the pixels takes of the whole image's time, and, on a scene small enough for it, the ratio to the
-readable reference. ``--memory`` instead draws the load once, with the gradients of everything, and prints the peak
-resident memory: ``python bench.py --memory --gaussians 5000000 --size 1600x900``.
+Prints medians of the stages on a synthetic scene (sizes log-normal around 2.5 px, opacities 0.02 to 0.92), the time of
+a window of a quarter of the pixels as a share of the whole image's time, and, on a smaller scene, the ratio to the
+readable reference. ``--memory`` instead rasterizes the scene once, with the gradients of everything, and prints the
+peak resident memory: ``python bench.py --memory --gaussians 5000000 --size 1600x900``.
 """
 
 import argparse
@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diff_gaussian_rasterization import rasterize
-from diff_gaussian_rasterization.reference import rasterize_reference
 
-sys.path.insert(0, str(Path(__file__).parent / "tests"))
+# Python puts the folder of a script first; it has the package's source, but not the library of the installed package.
+HERE = Path(__file__).resolve().parent
+if sys.path[0] == str(HERE):
+    del sys.path[0]
+sys.path.insert(0, str(HERE / "tests"))
+from diff_gaussian_rasterization import rasterize  # noqa: E402
+from diff_gaussian_rasterization.reference import rasterize_reference  # noqa: E402
 from rasterizer_scenes import Scene, make_scene, screen_scene  # noqa: E402
 
 
@@ -61,7 +65,7 @@ def bench_stages(scene: Scene, repeats: int) -> None:
 
 
 def bench_window(scene: Scene, repeats: int) -> None:
-    """Forward and backward of the window in the middle, of half the sides, and of the whole image; alternately."""
+    """Times the window in the middle, half as wide and high, and the whole image alternately, forward and backward."""
     width, height = scene["width"], scene["height"]
     window = (width // 4, height // 4, width // 2, height // 2)
     names = ("means", "opacities", "colors", "scales", "quats")
@@ -80,7 +84,7 @@ def bench_window(scene: Scene, repeats: int) -> None:
 
 
 def bench_reference(repeats: int) -> None:
-    """Forward and backward against the reference, where its dense evaluation fits."""
+    """Forward and backward against the reference, on a scene small enough to evaluate every Gaussian at every pixel."""
     scene = make_scene(300, width=160, height=90, dtype=torch.float32)
     scene["means"].requires_grad_()
     fast = median_ms(lambda: rasterize(**scene).image.sum().backward(), repeats)

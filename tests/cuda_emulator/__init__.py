@@ -15,8 +15,8 @@ import torch
 
 INCLUDE = Path(__file__).parent / "include"
 COMPILER = os.environ.get("CXX", "g++")
-# -O1: half the compile time of -O2, and what is tested are small images. -fno-gnu-unique: a library that is built again
-# brings its own shared memory. -ffp-contract=off: what is compared with the CPU's operators rounds every operation.
+# -O1: half the compile time of -O2, and tests use small images. -fno-gnu-unique: a library that is built again has its
+# own shared memory. -ffp-contract=off: every operation is rounded, as in the CPU operators that it is compared with.
 FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-w"]
 
 
@@ -30,7 +30,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _run(command: Sequence[str | Path], target: Path) -> None:
-    """Writes ``target`` by ``command``; it appears whole or not at all, also when two processes build it at once."""
+    """Writes ``target`` with ``command``, atomically: two processes may build the same target at once."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         output = Path(folder) / target.name
         done = subprocess.run([*map(str, command), "-o", str(output)], capture_output=True, text=True)
@@ -78,7 +78,7 @@ def load(csrc: Path) -> None:
 
 @contextmanager
 def instead_of_cpu(name: str) -> Iterator[None]:
-    """While it lasts, the CPU operators of library ``name`` are the emulated ones: its Python face runs on them."""
+    """In this context the CPU operators of library ``name`` are the emulated ones, which its Python interface calls."""
     emulated = f"{name}_emulated::"
     operators = [op for op in torch._C._dispatch_get_all_op_names() if op.startswith(emulated)]
     with torch.library._scoped_library(name, "IMPL") as library:

@@ -114,8 +114,8 @@ def rasterize(
         window: (x, y, width, height) of the part to draw, in pixels of the image; anywhere inside of it. The camera,
             ``width``, ``height`` and the units of ``means2d.grad`` are those of the whole image all the same.
         tiles: bool [ceil(H/16),ceil(W/16)] of the window: which squares of 16x16 pixels, counted from its corner, are
-            drawn. In the others the image is the background, with alpha and depth 0: there gradients of the image go to
-            ``background``, and nothing to any Gaussian.
+            drawn. In the others the image is the background, with alpha and depth 0: gradients of these pixels go to
+            ``background``, and none to the Gaussians.
 
     Returns:
         Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
@@ -161,7 +161,10 @@ def visible_radii(
     near: float = NEAR,
     window: Window | None = None,
 ) -> Tensor:
-    """The ``radii`` of ``rasterize`` without rasterizing: int32 [G], 0 where culled. No gradients."""
+    """The ``radii`` of ``rasterize`` without rasterizing: int32 [G], 0 where culled. No gradients.
+
+    The arguments and errors are those of ``rasterize``.
+    """
     world_view = world_view.to(device=means.device, dtype=means.dtype)
     _check_gaussians(means, scales, quats, cov3d, world_view, width, height, near)
     tensors = [None if t is None else t.detach() for t in (means, scales, quats, cov3d, world_view)]
@@ -179,6 +182,9 @@ def spherical_harmonics(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
 
     Returns:
         Tensor: [G,C], differentiable in both; the color of 3DGS is this plus 0.5, clamped at 0.
+
+    Raises:
+        ValueError: the degree, a shape, dtype or device does not fit; the message names the argument.
     """
     if not 0 <= degree <= 3:
         raise ValueError(f"spherical_harmonics: degree is {degree}, expected 0, 1, 2 or 3")

@@ -10,12 +10,19 @@ from torch import Tensor
 from diff_gaussian_rasterization.ops import NEAR, TILE, Rasterization, Window
 
 LOW_PASS = 0.3
+"""Added to the diagonal of the screen covariance, in square pixels (3DGS)."""
 JACOBIAN_MARGIN = 1.3
+"""The Jacobian is evaluated at positions clamped to this many times the field of view (3DGS)."""
 MIN_ALPHA = 1 / 255
+"""Contributions of less are skipped (3DGS)."""
 MAX_ALPHA = 0.99
+"""Upper bound of alpha (3DGS)."""
 MIN_TRANSMITTANCE = 1e-4
+"""A pixel is finished before its transmittance falls under this (3DGS)."""
 CULL_TILE = 16
+"""Pixels that culling rounds the image's sides up to a multiple of: the tile of the CUDA original."""
 REACH = 3.34
+"""Standard deviations within which a Gaussian of opacity 1 reaches 1/255: sqrt(2 ln 255) = 3.329, and a margin."""
 
 
 def rotation_of(quats: Tensor) -> Tensor:
@@ -53,7 +60,6 @@ def project_reference(
     t = means @ rotation.T + translation
     x, y, z = t.unbind(-1)
     u, v = x / z, y / z
-    # The Jacobian is evaluated at a position clamped to 1.3 times the field of view.
     margin_u = (JACOBIAN_MARGIN - 1) * 0.5 * width / fx
     margin_v = (JACOBIAN_MARGIN - 1) * 0.5 * height / fy
     uc = u.clamp(-cx / fx - margin_u, (width - cx) / fx + margin_u)
@@ -72,7 +78,8 @@ def project_reference(
     px, py = (means2d - 0.5).unbind(-1)
     right, bottom = -(-width // CULL_TILE) * CULL_TILE, -(-height // CULL_TILE) * CULL_TILE
     meets = (px + radius >= 1) & (px - radius < right) & (py + radius >= 1) & (py - radius < bottom)
-    # The same of the window, but for the farthest that any Gaussian shows: the part must not lack what the whole has.
+    # The same for the window, but with the farthest that a Gaussian is visible: what the whole image shows in this part
+    # must not be missing from it.
     reach = torch.ceil(REACH * sigma)
     left, top, columns, rows = window or (0, 0, width, height)
     right, bottom = left + -(-columns // CULL_TILE) * CULL_TILE, top + -(-rows // CULL_TILE) * CULL_TILE

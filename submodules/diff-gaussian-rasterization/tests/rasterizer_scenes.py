@@ -1,4 +1,4 @@
-"""Small scenes for the tests and the bench."""
+"""Synthetic scenes for the tests and bench.py."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def with_cov3d(scene: Scene) -> Scene:
 def screen_scene(count: int, width: int, height: int, pixels: float = 2.5, seed: int = 0) -> Scene:
     """float32 Gaussians spread evenly over the image, log-normal sizes around ``pixels`` (spread 0.5).
 
-    Opacities are uniform in 0.02 to 0.92: the load that the timings in the README are measured on.
+    Opacities are uniform in 0.02 to 0.92. bench.py measures on this scene.
     """
     generator = torch.Generator().manual_seed(seed)
     focal = float(width)

@@ -1,4 +1,4 @@
-"""The CUDA drivers against the CPU's: on a GPU, and on the emulator that compiles the same sources with g++."""
+"""The CUDA kernels against the CPU kernels: on a GPU, and on the emulator that compiles the same sources with g++."""
 
 import sys
 import warnings
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 ROOT = Path(__file__).parents[1]
-# Of the repository; a submodule on its own does without.
+# In the repository only: a submodule that is tested on its own has no emulator.
 EMULATOR = ROOT.parents[1] / "tests" / "cuda_emulator"
 
 Backend = Callable[[], AbstractContextManager[str]]
-"""Where the CUDA drivers run while the context lasts: the device to put tensors on."""
+"""Where the CUDA kernels run while the context lasts; yields the device to put tensors on."""
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def moved(scene: Scene, device: str) -> Scene:
 
 
 def run(scene: Scene, device: str, outputs: str = "image alpha depth") -> dict[str, Tensor]:
-    """Outputs, and gradients of a fixed random functional of the named ones, on the CPU."""
+    """All outputs on ``device``, and gradients of a fixed random functional of ``outputs``; returned on the CPU."""
     scene = moved(scene, device)
     inputs = {k: v.clone().requires_grad_() for k, v in scene.items() if isinstance(v, Tensor) and k != "tiles"}
     inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
@@ -90,9 +90,9 @@ def run(scene: Scene, device: str, outputs: str = "image alpha depth") -> dict[s
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Equal up to round-off.
 
-    float64: sums of some thousand terms in another order. float32: alpha's own error is 2e-7, but where alpha is that
-    close to 1/255 a pixel may take a Gaussian that the other leaves out: a few pixels may be off by one such step, and
-    gradients, which are sums over pixels, by a term of that size.
+    float64: sums of some thousand terms in another order. float32: the error of alpha is 2e-7, but where alpha is that
+    close to 1/255 one of the two may draw a Gaussian at a pixel that the other skips: a few pixels may be off by one
+    such step, and gradients, which are sums over pixels, by a term of that size.
     """
     assert torch.equal(actual["radii"], expected["radii"])
     for name, value in expected.items():
@@ -135,7 +135,7 @@ def test_gradient_of_each_output_alone(backend: Backend, dtype: torch.dtype, out
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_footprints_over_many_tiles(backend: Backend, dtype: torch.dtype) -> None:
-    # Up to 63 tiles each, beyond what one thread writes alone; and batches of the list that follow on each other.
+    # Up to 63 tiles each, more than one thread writes alone; and lists longer than one batch.
     scene = make_scene(70, width=131, height=97, dtype=dtype, max_opacity=0.3)
     scene["scales"][::2] *= 8
     compare(backend, with_cov3d(scene))
@@ -164,7 +164,7 @@ def test_window_has_the_bits_of_the_whole(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_tiles_match_the_cpu(backend: Backend, dtype: torch.dtype, share: float) -> None:
-    # Large ones: also those whose tiles a whole warp writes.
+    # Large footprints, so that for some of them a whole warp writes the tiles.
     scene = make_scene(70, width=131, height=97, dtype=dtype, max_opacity=0.3)
     scene["scales"][::2] *= 8
     tiles = torch.rand(6, 8, generator=torch.Generator().manual_seed(0)) < share
@@ -173,17 +173,19 @@ def test_tiles_match_the_cpu(backend: Backend, dtype: torch.dtype, share: float)
     assert torch.equal(result["image"][:, hidden], scene["background"][:, None].expand(3, int(hidden.sum())))
 
 
-def test_finished_pixels_take_no_more(backend: Backend) -> None:
+def test_finished_pixels_take_no_more_gaussians(backend: Backend) -> None:
     # Opaque and large: every pixel is finished after some of the 300, and what lies behind gets zero gradients.
     scene = make_scene(300, dtype=torch.float64, max_opacity=0.99)
     scene["scales"] = scene["scales"] + 1.0
     result = compare(backend, scene)
-    assert result["alpha"].min() > 0.98  # it stops before 1 - alpha would fall under 1e-4
+    # A pixel is finished where the next Gaussian would bring its transmittance under 1e-4. As that one has an alpha of
+    # at most 0.99, the transmittance is under 0.01 already.
+    assert result["alpha"].min() > 0.98
     assert (result["grad of colors"].abs().sum(1) == 0).sum() > 100
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 391), (391, 3), (17, 15)])
-def test_odd_picture_sizes(backend: Backend, size: tuple[int, int]) -> None:
+def test_odd_image_sizes(backend: Backend, size: tuple[int, int]) -> None:
     compare(backend, make_scene(30, width=size[0], height=size[1]))
 
 
@@ -253,7 +255,7 @@ def test_harmonics_match_the_cpu(backend: Backend, degree: int, dtype: torch.dty
         out = spherical_harmonics(degree, *inputs)
         return [t.detach().cpu() for t in (out, *torch.autograd.grad((out * weights.to(device)).sum(), inputs))]
 
-    # A handful of products, fused or not.
+    # Sums of up to 16 products, fused or not.
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     expected = both("cpu")
     with backend() as device:
@@ -290,7 +292,7 @@ def test_runs_have_the_same_bits(gpu: Backend) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["reverse", "1", "2"])
 def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The emulator runs threads between two waits in the order it is told: a missing barrier shows as other bits.
+    # Between two barriers the emulator runs the threads in the given order: a missing barrier changes the bits.
     scene = make_scene(120, channels=5, width=70, height=50, dtype=torch.float32)
     with emulator() as device:
         expected = run(scene, device)
@@ -300,8 +302,8 @@ def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeyp
 
 
 @pytest.mark.gpu
-def test_one_wait_a_step(gpu: Backend) -> None:
-    # The number of pairs, which the allocation needs; nothing else may wait for the device.
+def test_a_step_waits_for_the_device_once(gpu: Backend) -> None:
+    # For the number of pairs, which the allocation needs; nothing else may wait.
     scene = moved(make_scene(500, dtype=torch.float32), "cuda")
     inputs = {k: v.requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
     inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
@@ -309,7 +311,7 @@ def test_one_wait_a_step(gpu: Backend) -> None:
     def step() -> None:
         torch.autograd.grad(rasterize(**(scene | inputs)).image.sum(), list(inputs.values()), allow_unused=True)
 
-    step()  # what is set up once does not count
+    step()  # warm-up
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -324,7 +326,7 @@ def test_one_wait_a_step(gpu: Backend) -> None:
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_HAS_CUDA", False)
     scene = make_scene(3)
-    with FakeTensorMode():  # tensors on a device that need not be there
+    with FakeTensorMode():  # CUDA tensors without a GPU
         scene |= {k: torch.empty(v.shape, device="cuda") for k, v in scene.items() if isinstance(v, Tensor)}
         with pytest.raises(ValueError, match="means is on cuda:0, but .* built for CPUs only; rebuild .* FORCE_CUDA=1"):
             rasterize(**scene)

@@ -1,7 +1,8 @@
-"""Gradients against central differences in double, on scenes with everything in them that a trainer's scene has.
+"""Gradients against central differences in double precision, on scenes as crowded as those of training.
 
-An image jumps or bends where alpha passes 1/255 or 0.99, or the transmittance 1e-4. Pixels within reach of such a step
-take no part in the loss; the others make a smooth function, whose derivative along a random direction is measured.
+An image is not smooth where alpha passes 1/255 or 0.99, or the transmittance 1e-4. Pixels that such a threshold may
+change are left out of the loss; over the others the loss is smooth, and its derivative along random directions is
+compared.
 """
 
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def draw(scene: Scene, rasterizer: Callable[..., Rasterization] = rasterize) -> 
 
 
 def away_from_steps(scene: Scene) -> Tensor:
-    """bool [H,W]: nothing at this pixel is within ``MARGIN`` of a step."""
+    """bool [H,W]: no alpha or transmittance at this pixel is within ``MARGIN`` of a threshold."""
     camera = [scene[k] for k in ("world_view", "fx", "fy", "cx", "cy", "width", "height")]
     cov = covariance_of(scene["scales"], scene["quats"])
     centers, k, z, radii = project_reference(scene["means"], cov, *camera, 0.2)
@@ -62,21 +63,21 @@ def away_from_steps(scene: Scene) -> Tensor:
     front = torch.cumprod(1 - torch.where(alpha >= MIN_ALPHA, alpha.clamp_max(MAX_ALPHA), 0), 0)
     steps = ((alpha, MIN_ALPHA), (alpha, MAX_ALPHA), (front, MIN_TRANSMITTANCE))
     near = sum((value / step - 1).abs() < MARGIN for value, step in steps)
-    assert z[order].diff().min() > 10 * STEP  # nor does a step of the differences change the order
+    assert z[order].diff().min() > 10 * STEP  # so that the differences do not change the order in depth
     return (near == 0).all(0).reshape(height, width)
 
 
 def functional(scene: Scene) -> Callable[..., Tensor]:
-    """A fixed random weighing of image, alpha and depth over the pixels away from the steps."""
+    """A fixed random weighted sum of image, alpha and depth over the pixels of ``away_from_steps``."""
     generator = torch.Generator().manual_seed(1)
     safe = away_from_steps(scene)
-    assert 0.5 < safe.double().mean() < 1  # most pixels, and the steps are there
+    assert 0.5 < safe.double().mean() < 1  # most pixels count, and some are near a threshold
     weights = [torch.randn(p.shape, generator=generator, dtype=torch.float64) * safe for p in draw(scene)]
     return lambda *s: torch.stack([(w * p).sum() for w, p in zip(weights, draw(*s), strict=True)]).sum()
 
 
 def assert_slope(loss: Callable[[Tensor], Tensor], at: Tensor, moved: Callable[[Tensor], Tensor] | None = None) -> None:
-    """<gradient, direction> is the central difference along random directions, of ``moved`` if that is given."""
+    """<gradient of ``loss``, direction> is the central difference of ``moved`` (default: ``loss``) along directions."""
     leaf = at.clone().requires_grad_()
     (grad,) = torch.autograd.grad(loss(leaf), leaf)
     moved = moved or loss
@@ -87,11 +88,11 @@ def assert_slope(loss: Callable[[Tensor], Tensor], at: Tensor, moved: Callable[[
         analytic = (grad * direction).sum()
         # Round-off of the loss (1e-13 of some hundreds) over the step; the rest is the third derivative's.
         torch.testing.assert_close(analytic, numeric, rtol=1e-6, atol=1e-4)
-        assert analytic.abs() > 1e-2  # or the comparison would be of noise
+        assert analytic.abs() > 1e-2  # far above the tolerance
 
 
 @pytest.mark.parametrize("name", ["means", "scales", "quats", "opacities", "sh", "background", "world_view"])
-def test_slope_of_a_crowded_picture(name: str) -> None:
+def test_slope_of_a_crowded_image(name: str) -> None:
     scene = crowded_scene()
     loss = functional(scene)
     assert_slope(lambda value: loss(scene | {name: value}), scene[name])
@@ -106,7 +107,7 @@ def test_slope_with_plain_colors_and_covariances(name: str) -> None:
 
 
 def test_slope_of_the_projected_means() -> None:
-    """The operator only reports this gradient; the reference also moves the means, in NDC units of half an image."""
+    """The operator ignores the values of means2d, but the reference adds them to the means, in NDC units."""
     scene = crowded_scene()
     loss = functional(scene)
     assert_slope(
@@ -140,14 +141,14 @@ def test_slope_of_the_camera_pose() -> None:
 
 
 def test_gradcheck_of_the_projection_outside_the_field_of_view() -> None:
-    """Beyond 1.3 times the field of view the Jacobian's place is clamped, on each of the four sides."""
+    """Beyond 1.3 times the field of view the position in the Jacobian is clamped, on each of the four sides."""
     view = torch.eye(4, dtype=torch.float64)
     sides = torch.tensor([[-1.0, 0.1], [1, -0.2], [0.2, -1], [-0.1, 1], [1, 1], [0.1, 0.2]], dtype=torch.float64)
     depth = torch.tensor([[2.0], [2.5], [3.0], [2.2], [2.7], [3.1]], dtype=torch.float64)
     means = torch.cat([2.2 * sides * depth, depth], 1)
     generator = torch.Generator().manual_seed(0)
     scales = 1.5 + torch.rand(6, 3, generator=generator, dtype=torch.float64)  # wide: they reach the image
-    quats = torch.randn(6, 4, generator=generator, dtype=torch.float64) * 0.6  # not normalised: used as given
+    quats = torch.randn(6, 4, generator=generator, dtype=torch.float64) * 0.6  # not normalised
     camera = (20.0, 22.0, 17.0, 15.0, 32, 32, 0.9, 0.2)
 
     def project(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
-"""Seeded fuzzing: Gaussians that are broken or extreme, among good ones, in images of every shape.
+"""Seeded fuzzing: invalid and extreme Gaussians among ordinary ones, in images of every shape.
 
-What is broken is not drawn, and nothing shows that it was there, to the bit. What is extreme is drawn, stays within its
-own pixels, and its gradients are finite.
+Invalid Gaussians are not drawn, and images and gradients have the bits that they have without them. Extreme Gaussians
+are drawn, change no pixel that they do not cover, and their gradients are finite.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Poison = Callable[[Scene, Tensor, torch.Generator], None]
 
 
 def fuzz_scene(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Scene, Tensor, torch.Generator]:
-    """A scene over the whole of an image, the rows of it to be poisoned (bool), and the generator to do it with."""
+    """A scene that fills the image, the rows to make invalid or extreme (bool), and a generator for ``Poison``."""
     width, height = SIZES[seed % len(SIZES)]
     count = (0, 1, 7, 60, 90)[seed % 5]
     scene = make_scene(count, width=width, height=height, dtype=dtype, seed=seed)
@@ -32,13 +32,13 @@ def fuzz_scene(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Scene, Te
 
 
 def magnitudes(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """[count, 1] ten to an exponent that is even in low to high."""
+    """[count, 1] ten to the power of exponents that are uniform in low to high."""
     exponent = low + (high - low) * torch.rand(count, 1, generator=generator, dtype=torch.float64)
     return 10.0**exponent
 
 
 def put(value: float) -> Poison:
-    """The value in one random entry of one random tensor of each row."""
+    """Writes the value into one random entry of one random tensor for each row."""
 
     def poison(scene: Scene, rows: Tensor, generator: torch.Generator) -> None:
         for row in torch.nonzero(rows)[:, 0].tolist():
@@ -67,7 +67,7 @@ def behind(scene: Scene, rows: Tensor, generator: torch.Generator) -> None:
 
 
 def faint(scene: Scene, rows: Tensor, generator: torch.Generator) -> None:
-    """Opacities that no pixel can see, among them 0, negative ones and a denormal."""
+    """Opacities under 1/255, which are never drawn, among them 0, negative ones and a denormal."""
     values = torch.tensor([0.0, -0.0, -1.0, -1e30, 1e-42, 1 / 256])
     pick = torch.randint(len(values), (int(rows.sum()), 1), generator=generator)
     scene["opacities"][rows] = values[pick].to(scene["opacities"])
@@ -80,7 +80,7 @@ def flat(scene: Scene, rows: Tensor, generator: torch.Generator) -> None:
 
 
 def denormal(scene: Scene, rows: Tensor, generator: torch.Generator) -> None:
-    """Denormals in random entries of every tensor; a denormal opacity is drawn by nobody."""
+    """Denormals in random entries of every tensor; a Gaussian of denormal opacity is not drawn."""
     for name in ROWS:
         at = rows[:, None] & (torch.rand(scene[name].shape, generator=generator) < 0.4)
         scene[name][at] = 1e-41 if scene[name].dtype == torch.float32 else 1e-310
@@ -101,14 +101,14 @@ EXTREME: dict[str, Poison] = {
     "far": scaled("means", 2, 15),
     "close": scaled("means", -40, 0),
     "quats": scaled("quats", -20, 6),
-    # Wider colours make gradients that float32 cannot hold: they are multiplied by up to 99 and by squares of pixels.
+    # Larger colours make gradients that float32 cannot hold: they are multiplied by up to 99 and by squared distances.
     "bright": scaled("colors", 0, 20),
     "opaque": scaled("opacities", 0, 38),
 }
 
 
 def gradients(scene: Scene, seed: int) -> tuple[Rasterization, dict[str, Tensor]]:
-    """The image, and gradients of random weights of all its outputs."""
+    """The outputs, and the gradients of a randomly weighted sum of them."""
     leaves = {k: v.clone().requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
     leaves["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
     out = rasterize(**(scene | leaves))
@@ -123,7 +123,7 @@ def without(scene: Scene, rows: Tensor) -> Scene:
 
 
 @pytest.mark.parametrize("kind", UNDRAWN)
-def test_what_is_broken_leaves_no_trace(kind: str) -> None:
+def test_invalid_gaussians_change_nothing(kind: str) -> None:
     for seed in range(SEEDS):
         scene, rows, generator = fuzz_scene(seed)
         UNDRAWN[kind](scene, rows, generator)
@@ -133,7 +133,7 @@ def test_what_is_broken_leaves_no_trace(kind: str) -> None:
             assert torch.equal(getattr(out, name), getattr(expected, name)), f"seed {seed}: {name}"
         assert torch.equal(out.radii[~rows], expected.radii), f"seed {seed}"
         for name, grad in grads.items():
-            if name == "world_view":  # a sum over all rows, in groups that the broken ones shift
+            if name == "world_view":  # a sum over all rows; the invalid ones change how it is grouped
                 torch.testing.assert_close(grad, expected_grads[name], rtol=1e-4, atol=1e-4)
             elif name == "background":
                 assert torch.equal(grad, expected_grads[name]), f"seed {seed}"
@@ -143,7 +143,7 @@ def test_what_is_broken_leaves_no_trace(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", EXTREME)
-def test_what_is_extreme_stays_within_its_pixels(kind: str) -> None:
+def test_extreme_gaussians_change_only_pixels_they_cover(kind: str) -> None:
     for seed in range(SEEDS):
         scene, rows, generator = fuzz_scene(seed)
         EXTREME[kind](scene, rows, generator)
@@ -151,7 +151,8 @@ def test_what_is_extreme_stays_within_its_pixels(kind: str) -> None:
         assert all(p.isfinite().all() for p in out[:3]), f"seed {seed}"
         assert out.alpha.numel() == 0 or (out.alpha.min() >= 0 and out.alpha.max() <= 1), f"seed {seed}"
         if kind != "bright":
-            # Weights and what is left of the light sum to 1: a mixture of colours in 0 to 1. Round-off of 90 layers.
+            # The weights and the transmittance sum to 1, so a pixel is a mean of colours in 0 to 1. The tolerance is
+            # the round-off of 90 layers.
             assert out.image.min() >= -1e-5 and out.image.max() <= 1 + 1e-5, f"seed {seed}"
         alone = rasterize(**without(scene, ~rows))
         untouched = alone.alpha == 0
@@ -164,8 +165,8 @@ def test_what_is_extreme_stays_within_its_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*UNDRAWN, "flat", "denormal", "tiny", "close"])
-def test_broken_scenes_match_the_reference_without_the_broken(kind: str) -> None:
-    """In double; of the extreme kinds those whose covariance can be inverted to so many digits."""
+def test_fuzzed_scenes_match_the_reference(kind: str) -> None:
+    """In double precision; of the extreme kinds, those whose covariance the reference can invert accurately."""
     for seed in range(0, SEEDS, 2):
         scene, rows, generator = fuzz_scene(seed, torch.float64)
         (UNDRAWN | EXTREME)[kind](scene, rows, generator)
@@ -176,7 +177,7 @@ def test_broken_scenes_match_the_reference_without_the_broken(kind: str) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_broken_camera_sees_the_background(value: float) -> None:
+def test_a_camera_that_is_not_finite_sees_the_background(value: float) -> None:
     scene = make_scene(60, dtype=torch.float32)
     background = scene["background"][:, None, None].expand(3, scene["height"], scene["width"])
     views = []
@@ -191,7 +192,7 @@ def test_a_broken_camera_sees_the_background(value: float) -> None:
         assert not any(grad.any() for name, grad in grads.items() if name != "background")
 
 
-def test_visible_radii_agree_with_drawing_on_broken_scenes() -> None:
+def test_visible_radii_agree_with_drawing_on_fuzzed_scenes() -> None:
     camera = ("world_view", "fx", "fy", "cx", "cy", "width", "height")
     for kind, poison in (UNDRAWN | EXTREME).items():
         for seed in range(0, SEEDS, 3):

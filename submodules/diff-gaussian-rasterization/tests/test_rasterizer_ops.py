@@ -9,8 +9,8 @@ from diff_gaussian_rasterization.reference import rasterize_reference
 from rasterizer_scenes import Scene, make_scene, screen_scene, with_cov3d
 from torch import Tensor
 
-# float64: round-off of sums of some thousand terms. float32: alpha's own error is 2e-7 (the fitted exponential), summed
-# over tens of layers; gradients also divide by 1 - alpha, down to 0.05 here.
+# float64: round-off of sums of some thousand terms. float32: the error of alpha is 2e-7 (the fitted exponential),
+# summed over tens of layers; gradients also divide by 1 - alpha, down to 0.05 here.
 TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (5e-6, 2e-5)}
 
 
@@ -123,7 +123,7 @@ def test_gradcheck_cov3d() -> None:
     assert torch.autograd.gradcheck(draw, scene["cov3d"].clone().requires_grad_(), eps=1e-6, atol=1e-6)
 
 
-def test_float32_agrees_with_float64_on_a_crowded_picture() -> None:
+def test_float32_agrees_with_float64_on_a_crowded_image() -> None:
     scene = screen_scene(20000, 300, 200)
     exact = rasterize(**{k: v.double() if isinstance(v, Tensor) else v for k, v in scene.items()})
     out = rasterize(**scene)
@@ -133,13 +133,13 @@ def test_float32_agrees_with_float64_on_a_crowded_picture() -> None:
 
 
 def test_centre_of_a_gaussian_is_where_the_camera_puts_it() -> None:
-    # A point on the axis falls on the principal point; pixel i spans i to i + 1.
+    # A point on the optical axis is projected to the principal point; pixel i spans i to i + 1.
     scene = make_scene(1, dtype=torch.float32) | {"cx": 20.5, "cy": 10.5, "world_view": torch.eye(4)}
     scene |= {"means": torch.tensor([[0.0, 0.0, 2.0]]), "opacities": torch.tensor([[0.8]])}
     scene |= {"scales": torch.full((1, 3), 0.1), "quats": torch.tensor([[1.0, 0.0, 0.0, 0.0]])}
     out = rasterize(**scene)
     assert divmod(int(out.alpha.argmax()), 50) == (10, 20)
-    # At its centre alpha is the opacity, so the pixel is known: color * 0.8 + background * 0.2.
+    # At the centre alpha is the opacity.
     expected = 0.8 * scene["colors"][0] + 0.2 * scene["background"]
     torch.testing.assert_close(out.image[:, 10, 20], expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(out.depth[10, 20], torch.tensor(1.6), atol=1e-6, rtol=0)
@@ -158,11 +158,10 @@ def test_nearer_gaussian_hides_the_farther_whatever_the_order() -> None:
 
 
 def test_means2d_receives_the_pixel_gradient_in_ndc_units() -> None:
-    # Moving the principal point moves every projected mean: the sum over Gaussians of the pixel gradient.
+    # Moving the principal point moves every projected mean: its gradient is the sum of the pixel gradients.
     scene = make_scene()
     grads = gradients(rasterize, scene, "image")["means2d"]
     weights = torch.randn(3, 37, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    # Wide enough clamps: the Jacobian must not see the principal point move.
     step = 1e-6
 
     def loss(cx: float) -> Tensor:
@@ -187,7 +186,7 @@ def test_empty_scene_is_background() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 791), (791, 3), (33, 31)])
-def test_odd_picture_sizes(size: tuple[int, int]) -> None:
+def test_odd_image_sizes(size: tuple[int, int]) -> None:
     scene = make_scene(30, width=size[0], height=size[1])
     assert_same(rasterize(**scene), rasterize_reference(**scene), 1e-12)
 

@@ -1,12 +1,11 @@
-"""Projection and spherical harmonics against an implementation by other people: gsplat's, in PyTorch.
+"""Projection and spherical harmonics against an independent implementation: gsplat's, in PyTorch.
 
-Its compositing needs CUDA; ``momentum-gs bench raster`` compares the images where there is a GPU. Conventions:
+Compositing in gsplat needs CUDA; ``momentum-gs bench raster`` compares the images on a GPU. Conventions:
 
 =============================  =========================================  ============================================
                                here, and in 3DGS codebases               gsplat 1.5.3
 =============================  =========================================  ============================================
-centre of the first pixel      (0.5, 0.5); the family counts from it:     (0.5, 0.5)
-                               its (0, 0) is our (0.5, 0.5)
+centre of the first pixel      (0.5, 0.5); 3DGS codebases call it (0, 0)  (0.5, 0.5)
 quaternions                    used as given                              normalised
 radius                         one, 3 sigma of the longer axis            two, 3.33 sigma along x and along y
 culled                         the square of the radius, rounded out to   the box of the two radii misses the image
@@ -30,7 +29,7 @@ NEAR = 0.2
 
 
 def wide_scene() -> Scene:
-    """Gaussians in and far around the image, so that all clamps and culls have work; quaternions of any length."""
+    """Gaussians in and far around the image, so that some are clamped and some culled; quaternions of any length."""
     scene = make_scene(800, width=70, height=50)
     scene["means"] = scene["means"] * torch.tensor([5.0, 5.0, 1.5], dtype=torch.float64) + torch.tensor([0, 0, -1.0])
     scene["scales"] = scene["scales"] * 3
@@ -43,7 +42,7 @@ def camera_of(scene: Scene) -> list:
 
 
 def project_ours(scene: Scene) -> tuple[Tensor, ...]:
-    """Means [G,2], conics [G,3], depths [G], radii [G]; gsplat's quaternions are normalised, so ours are here."""
+    """Means [G,2], conics [G,3], depths [G], radii [G], with normalised quaternions as in gsplat."""
     quats = torch.nn.functional.normalize(scene["quats"], dim=1)
     shape = (scene["means"], scene["scales"], quats, None, scene["world_view"], None)
     return torch.ops.diff_gaussian_rasterization.project(*shape, *camera_of(scene), 1.0, NEAR)
@@ -89,12 +88,13 @@ def test_gradient_of_the_projection_is_gsplats() -> None:
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9 * b.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_radii_and_culling_differ_as_written_down() -> None:
+def test_radii_and_culling_differ_as_in_the_table() -> None:
     scene = wide_scene()
     means2d, _, depths, theirs = project_theirs(scene)
     ours = rasterize(**(scene | {"quats": torch.nn.functional.normalize(scene["quats"], dim=1)})).radii
     both = (ours > 0) & (theirs > 0).all(1)
-    # 3.33 / 3 of a radius that is along no axis longer than ours, and one pixel of rounding up.
+    # gsplat's radii are 3.33 sigma along x and y, ours 3 sigma of the longer axis: 3.33 / 3, and a pixel of rounding
+    # up.
     assert (theirs[both].amax(1) <= 1.11 * ours[both] + 1).all()
     size = torch.tensor([scene["width"], scene["height"]])
     inside = ((means2d > 0) & (means2d < size)).all(1) & (depths > NEAR)
@@ -110,11 +110,12 @@ def test_harmonics_are_gsplats(degree: int) -> None:
     sh = torch.randn(50, 16, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 3, generator=generator, dtype=torch.float64)
     ours, theirs = spherical_harmonics(degree, dirs, sh), gsplat._spherical_harmonics(degree, dirs, sh)
-    # gsplat's constants carry 16 digits of their own.
+    # The constants in gsplat have 16 digits.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
     def gradients(colors: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad((colors * weight).sum(), (dirs, sh), materialize_grads=True)  # degree 0 has no dirs
+        # Degree 0 does not depend on the directions.
+        return torch.autograd.grad((colors * weight).sum(), (dirs, sh), materialize_grads=True)
 
     for a, b in zip(gradients(ours), gradients(theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)

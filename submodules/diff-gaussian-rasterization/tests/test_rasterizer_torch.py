@@ -1,4 +1,4 @@
-"""The operators as citizens of torch: tracing, compiling, copying, layouts, determinism, refusals."""
+"""The operators within torch: tracing, compiling, copying, layouts, determinism, errors."""
 
 import copy
 import pickle
@@ -41,7 +41,7 @@ def settings_of(scene: Scene) -> GaussianRasterizationSettings:
 
 
 def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """Every operator with arguments as the package passes them, gradients wanted where there are any."""
+    """Every operator with arguments as the package passes them; tensors that can have a gradient require one."""
     scene = make_scene(20)
     leaf = {k: v.clone().requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
     camera = camera_of(scene)
@@ -94,7 +94,7 @@ def test_every_operator_is_checked() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_as_one_graph(backend: str) -> None:
-    """What is around the operators is compiled with them; the operators themselves keep their bits."""
+    """The code around the operators is compiled into one graph with them."""
     scene = make_scene(60, dtype=torch.float32)
     sh = torch.randn(60, 16, 3, generator=torch.Generator().manual_seed(0)) * 0.1
     names = ("means", "opacities", "scales", "quats", "background", "world_view")
@@ -112,7 +112,7 @@ def test_compiles_as_one_graph(backend: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     for a, b in zip(run(compiled), run(loss), strict=True):
-        # Fused sums are rounded in another order.
+        # The compiler may sum in another order.
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5 * float(b.abs().max()))
 
 
@@ -133,7 +133,7 @@ def test_rasterizer_can_be_copied_and_pickled() -> None:
 
 
 def test_layout_of_the_inputs_does_not_matter() -> None:
-    """Columns of a wider tensor, a transposed one, and an expanded gradient."""
+    """Columns of a wider tensor, a transposed matrix, and an expanded gradient."""
     scene = make_scene(dtype=torch.float32)
     strided = dict(scene)
     for name in ROWS:

@@ -42,7 +42,7 @@ torch.save(results, sys.argv[1])
 
 
 def called(variant: str, target: Path) -> tuple[str, list[list[Tensor]]]:
-    """What a process with this variant says: its name; results and gradients in turn, single precision first."""
+    """Runs ``CALL`` in a process with this variant: its name; results and gradients alternately, float32 first."""
     environment = {**os.environ, "MOMENTUM_GS_CPU": variant, "PYTHONPATH": PYTHONPATH}
     subprocess.run([sys.executable, "-c", CALL, str(target)], env=environment, check=True)
     name, *results = torch.load(target, weights_only=True)
@@ -61,7 +61,7 @@ def test_the_variants_agree(tmp_path: Path) -> None:
     for at, (a, b) in enumerate(zip(narrow, wide, strict=True)):
         single, gradients = at < 4, at % 2 == 1
         for mine, other in zip(a, b, strict=True):
-            # Only 1 / (1 - alpha) in single precision differs: each instruction set has its own first guess.
+            # Only 1 / (1 - alpha) in float32 differs: each instruction set has its own first estimate of a reciprocal.
             tolerance = 5e-6 * float(other.abs().max()) if single and gradients else 0
             torch.testing.assert_close(mine, other, rtol=0, atol=tolerance)
 
@@ -70,7 +70,7 @@ def test_the_variants_agree(tmp_path: Path) -> None:
 def test_the_fastest_that_runs_is_chosen() -> None:
     assert choice(V4, "") == "x86-64-v4"
     assert choice(V3, "") == "x86-64-v3"
-    assert choice(V4.replace("avx512dq", ""), "") == "x86-64-v3"  # AVX-512 of the first kind, without all of v4
+    assert choice(V4.replace("avx512dq", ""), "") == "x86-64-v3"  # AVX-512, but not all of x86-64-v4
     assert choice(V4, "v3") == choice(V4, "x86-64-v3") == "x86-64-v3"
 
 
@@ -100,7 +100,7 @@ def test_an_unknown_variant_is_refused_by_the_first_call() -> None:
 @by_cpu
 @pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
 def test_only_the_variants_need_more_than_any_x86_64() -> None:
-    """VEX and EVEX instructions, and those of BMI, in functions of the variants' own namespaces alone."""
+    """VEX, EVEX and BMI instructions occur only in functions of the variants' namespaces."""
     listing = ["objdump", "-dC", "--no-show-raw-insn", str(LIBRARY)]
     beyond = re.compile(
         r"\t(v[a-z]|k(mov|or|and|test)|[abr]?(andn|bextr|bls|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|popcnt))"

@@ -1,4 +1,4 @@
-"""Windows: a part of the image is drawn with the bits of the whole, and its gradients are those of the same part."""
+"""Windows: a part of the image has the bits of the same part of the whole image, and its gradients."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ LEAVES = ("means", "opacities", "colors", "scales", "quats", "world_view", "back
 
 
 def window_scene(seed: int = 0, dtype: torch.dtype = torch.float32) -> Scene:
-    """Gaussians all over the image and beyond; some opaque, which reach farther than their radii; some long."""
+    """Gaussians in and around the image; some opaque, which reach farther than their radii; some long."""
     width, height = SIZE
     scene = make_scene(250, width=width, height=height, seed=seed, dtype=dtype)
     scene["opacities"][::3] = 1.0
@@ -30,7 +30,7 @@ def window_scene(seed: int = 0, dtype: torch.dtype = torch.float32) -> Scene:
 
 
 def windows(count: int, seed: int = 0) -> list[ops.Window]:
-    """The whole image, single pixels in two corners, and any others."""
+    """The whole image, single pixels in two corners, and random windows."""
     width, height = SIZE
     generator = torch.Generator().manual_seed(seed)
 
@@ -50,7 +50,7 @@ def part(plane: Tensor, window: ops.Window) -> Tensor:
 
 
 def gradients(scene: Scene, weights: list[Tensor], **options: object) -> dict[str, Tensor]:
-    """Of <weights, outputs>, for every tensor and for means2d."""
+    """Gradients of <weights, outputs> by every tensor and by means2d."""
     inputs = {name: scene[name].clone().requires_grad_() for name in LEAVES}
     inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
     out = rasterize(**(scene | inputs), **options)
@@ -67,9 +67,9 @@ def weights_of(channels: int, dtype: torch.dtype) -> list[Tensor]:
 def assert_gradients_close(actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Equal up to the order of sums.
 
-    The terms have the same bits. A sum of n terms of either sign is wrong by about sqrt(n) half eps of their sizes in
-    any order, and n is up to 16500 here, the pixels of the image: 64 eps. Behind the sums, the gradient of the inverse
-    of a covariance multiplies what is wrong by its condition number, ``LONG`` squared.
+    The terms have the same bits. A sum of n terms of either sign has an error of about sqrt(n) half eps of their size
+    in any order, and n is up to 16500 here, the pixels of the image: 64 eps. After the sums, the gradient of the
+    inverse of a covariance multiplies the error by its condition number, ``LONG`` squared.
     """
     for name, value in expected.items():
         error, scale = float((actual[name] - value).abs().max()), float(value.abs().max())
@@ -131,7 +131,7 @@ def test_reference_draws_windows_too() -> None:
 
 
 def test_bits_do_not_depend_on_where_in_a_large_image() -> None:
-    # Coordinates of four digits, and Gaussians as long as the image is wide.
+    # Coordinates of four digits, which leave float32 fewer digits after the point, and long Gaussians.
     scene = make_scene(400, width=6000, height=40, dtype=torch.float32)
     scene |= {"fx": 5400.0, "fy": 36.0}
     scene["scales"][::4] *= torch.tensor([8.0, 0.1, 0.1])

@@ -1,4 +1,4 @@
-"""Mean SSIM and its gradient in one pass, as 3DGS codebases defines it."""
+"""Mean SSIM and its gradient in one pass, as 3DGS codebases define it."""
 
 from fused_ssim.ops import cpu_kernels, fused_ssim, has_cuda
 

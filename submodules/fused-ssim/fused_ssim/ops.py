@@ -21,12 +21,14 @@ def has_cuda() -> bool:
 
 
 def cpu_kernels() -> str:
-    """Which of its CPU kernels the compiled part runs here: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2), the best
-    that this CPU has or the one that the environment variable MOMENTUM_GS_CPU names (``v4``, ``v3``) when the first
-    kernel runs; ``native`` where NATIVE=1 built them, ``plain`` on other architectures.
+    """The variant of the CPU kernels that is used: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2).
+
+    It is the best that this CPU supports, or the one that the environment variable MOMENTUM_GS_CPU names (``v4``,
+    ``v3``) when the first kernel runs. A build with NATIVE=1 has one variant, ``native``; other architectures have
+    ``plain``.
 
     Raises:
-        RuntimeError: where none of them runs on this CPU, or for a name that is not there.
+        RuntimeError: no variant runs on this CPU, or MOMENTUM_GS_CPU names a variant that does not exist.
     """
     return torch.ops.fused_ssim.cpu_kernels()
 
@@ -37,17 +39,17 @@ def fused_ssim(
     """Mean structural similarity of two batches of images, over all pixels alike or by weights.
 
     11x11 Gaussian window of sigma 1.5 per channel, C1 = 0.01^2, C2 = 0.03^2 (values in [0, 1]). With weights w, shared
-    by batch and channels, it is sum(w * ssim) / (B * C * sum(w)). Windows see the images as they are, whatever the
-    weights around: no edge arises where these end.
+    by batch and channels, it is sum(w * ssim) / (B * C * sum(w)). The SSIM at a pixel is computed from the images as
+    they are, whatever the weights around it: weights that end make no edge.
 
     Args:
         img1: [B,C,H,W] float32 or float64, the render.
-        img2: [B,C,H,W], the image.
+        img2: [B,C,H,W] of the same dtype, the target image.
         padding: ``same``: mean over all pixels, zeros around the images (3DGS); ``valid``: over the pixels whose window
             lies inside.
         train: False skips all work for the gradient.
-        weights: [H,W], for ``valid`` [H-10,W-10], of the images' dtype, at least 0 (not looked at): what each pixel of
-            the SSIM map counts. Pixels of weight 0 do not count, even if they are no numbers. Has no gradient.
+        weights: [H,W], for ``valid`` [H-10,W-10], of the images' dtype, at least 0 (not checked): the weight of each
+            pixel of the SSIM map. Pixels of weight 0 do not count, even if they are NaN. Has no gradient.
 
     Returns:
         Scalar in [-1, 1], differentiable once for both images; 1 with zero gradient where all weights are 0. The

@@ -1,4 +1,4 @@
-"""The same SSIM in readable PyTorch: the manual of the kernels and their oracle in the tests."""
+"""The same SSIM in readable PyTorch, which documents the kernels and is the reference of their tests."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Every test that asks for ``device`` runs on each driver: the CPU's, the CUDA sources on the CPU, and a GPU's."""
+"""Every test with the fixture ``device`` runs on the CPU kernels, on the emulated CUDA sources, and on a GPU."""
 
 import sys
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ def test_single_precision_is_as_good_as_the_reference(device: str, size: tuple[i
     for got, other, truth in zip(ours, reference, exact, strict=True):
         scale = float(truth.abs().max())
         error, allowed = float((got - truth).abs().max()), float((other - truth).abs().max())
-        # Twice the reference's own error, and never asked for more than a few float32 steps (6e-8).
+        # Twice the reference's error in float32, and at least a few rounding steps (6e-8).
         assert error <= max(2 * allowed, 3e-7 * scale)
 
 
@@ -64,7 +64,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 @pytest.mark.parametrize("order", ["reverse", "1", "2"])
 def test_same_bits_on_every_run(monkeypatch: pytest.MonkeyPatch, device: str, order: str) -> None:
-    # In the emulator the threads of a block run in another order between two barriers: none may be missing.
+    # Between two barriers the emulator runs the threads of a block in this order: a missing barrier changes the bits.
     images = pair((45, 70), torch.float32, device=device)
     expected = value_and_gradients(fused_ssim, images, "same")
     monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
@@ -73,7 +73,7 @@ def test_same_bits_on_every_run(monkeypatch: pytest.MonkeyPatch, device: str, or
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_without_training_only_the_work_differs(device: str, padding: str) -> None:
+def test_train_false_gives_the_same_value_without_a_gradient(device: str, padding: str) -> None:
     a, b = pair((70, 90), torch.float32, device=device)
     trained = fused_ssim(a.requires_grad_(), b, padding)
     plain = fused_ssim(a, b, padding, train=False)
@@ -84,7 +84,7 @@ def test_without_training_only_the_work_differs(device: str, padding: str) -> No
         assert torch.equal(fused_ssim(a, b, padding), plain)
 
 
-def test_an_image_is_like_itself(device: str) -> None:
+def test_an_image_and_itself_have_ssim_1(device: str) -> None:
     image = pair((40, 40), device=device)[0].requires_grad_()
     value = fused_ssim(image, image.detach())
     assert float(value.detach()) == pytest.approx(1.0, abs=1e-13)
@@ -101,7 +101,7 @@ def test_symmetric_also_in_its_gradients(device: str) -> None:
     assert torch.equal(grad2, other2)
 
 
-def test_gradient_is_scaled_by_what_comes_from_above(device: str) -> None:
+def test_gradient_is_scaled_by_the_upstream_gradient(device: str) -> None:
     a, b = pair((20, 20), device=device)
     a.requires_grad_()
     (once,) = torch.autograd.grad(fused_ssim(a, b), a)
@@ -121,7 +121,7 @@ def test_strided_images_count_like_contiguous_ones(device: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_what_is_no_number_shows_and_stays_near(device: str, padding: str, bad: float) -> None:
+def test_nan_and_inf_give_nan_and_affect_only_pixels_nearby(device: str, padding: str, bad: float) -> None:
     images = pair((80, 75), torch.float32, device=device)
     clean = value_and_gradients(fused_ssim, images, padding)
     images[0][0, 1, 30, 3] = bad
@@ -129,7 +129,7 @@ def test_what_is_no_number_shows_and_stays_near(device: str, padding: str, bad: 
     value, *gradients = value_and_gradients(fused_ssim, images, padding)
     assert value.isnan()
     far = torch.ones(80, 75, dtype=torch.bool)
-    far[20:41, :14] = False  # a pixel reaches the moments 5 pixels around it, and those the gradient 5 further
+    far[20:41, :14] = False  # a pixel is in the windows up to 5 pixels away, whose gradients reach 5 pixels farther
     for gradient, wanted in zip(gradients, clean[1:], strict=True):
         assert gradient[0, 1, 30, 3].isnan()
         assert torch.equal(gradient[:, 1, far], wanted[:, 1, far])
@@ -138,7 +138,7 @@ def test_what_is_no_number_shows_and_stays_near(device: str, padding: str, bad: 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-40, 1e-20, 1e-3, 255.0, 1e6])
 def test_gradients_are_finite_where_the_value_is(device: str, scale: float) -> None:
-    # Up to 1e6: beyond 1e9, b1 * b2 is no float32 any more and the value itself is not finite.
+    # Up to 1e6: beyond 1e9 the product of the two denominators overflows float32, and the value itself is not finite.
     images = [scale * x for x in pair((33, 20), torch.float32, device=device)]
     value, *gradients = value_and_gradients(fused_ssim, images, "same")
     assert -1 <= float(value) <= 1.000001
@@ -146,7 +146,7 @@ def test_gradients_are_finite_where_the_value_is(device: str, scale: float) -> N
 
 
 @pytest.mark.parametrize("size", [(7919, 3), (3, 7919)])
-def test_slivers(device: str, size: tuple[int, int]) -> None:
+def test_very_narrow_images(device: str, size: tuple[int, int]) -> None:
     images = pair(size, channels=1, device=device)
     ours, expected = (value_and_gradients(f, images, "same") for f in (fused_ssim, mean_ssim))
     for got, wanted in zip(ours, expected, strict=True):
@@ -166,7 +166,7 @@ def test_compiles_into_one_graph_with_its_gradients(device: str, padding: str) -
         return 0.2 * (1 - fused_ssim(a.sigmoid(), b, padding)) + 0.8 * (a - b).abs().mean()
 
     images = pair((20, 25), device=device)
-    # aot_eager: what is asked is whether the graph is whole, forward and backward; that needs no code generator.
+    # aot_eager traces forward and backward without generating code, which is enough to find a graph break.
     compiled = value_and_gradients(torch.compile(loss, fullgraph=True, backend="aot_eager"), images, padding)
     for got, wanted in zip(compiled, value_and_gradients(loss, images, padding), strict=True):
         torch.testing.assert_close(got, wanted)

@@ -1,4 +1,4 @@
-"""The mean by weights: against the readable reference, and facts about it."""
+"""The weighted mean: against the readable reference, and facts about it."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_equal_weights_are_no_weights(device: str, padding: str, dtype: torch.dt
     images = pair((70, 45), dtype, batch=2, device=device)
     expected = evaluate(fused_ssim, images, None, padding)
     outside = 10 if padding == "valid" else 0
-    # 0.3 rounds every value, and partial derivatives that cancel in the gradient.
+    # A weight of 0.3 rounds every value, and partial derivatives that cancel in the gradient.
     for weight, steps in ((1.0, 2), (0.3, 1000)):
         weights = torch.full((70 - outside, 45 - outside), weight, dtype=dtype, device=device)
         for got, wanted in zip(evaluate(fused_ssim, images, weights, padding), expected, strict=True):
@@ -71,7 +71,7 @@ def test_equal_weights_are_no_weights(device: str, padding: str, dtype: torch.dt
 def test_parts_sum_to_the_whole(device: str) -> None:
     images = pair((70, 45), device=device)
     owner = torch.randint(4, (70, 45), generator=torch.Generator().manual_seed(0))
-    owner[:10] = 3  # rows of one owner, which the bands of the others leave out
+    owner[:10] = 3  # rows without weight in the other parts
     sums = [torch.zeros(()), *map(torch.zeros_like, images)]
     for part in range(4):
         weights = (owner == part).double().to(device)
@@ -81,8 +81,8 @@ def test_parts_sum_to_the_whole(device: str) -> None:
         torch.testing.assert_close(total.to(wanted), wanted, rtol=1e-6, atol=1e-12 * float(wanted.abs().max()))
 
 
-def test_a_crop_with_a_margin_has_all_that_a_box_of_weights_sees(device: str) -> None:
-    # Rows 70 to 129 of 260: the first band, of 64 rows, and the last two see nothing of it.
+def test_a_crop_with_a_margin_of_5_has_the_same_value_and_gradients(device: str) -> None:
+    # Weights in rows 70 to 129 of 260: their windows do not reach the first band of 64 rows, nor the last two.
     images, weights = pair((260, 60), device=device), torch.zeros(260, 60, dtype=torch.float64, device=device)
     weights[70:130, 20:40] = random_weights((60, 20), "same", device)
     value, *gradients = evaluate(fused_ssim, images, weights)
@@ -96,7 +96,7 @@ def test_a_crop_with_a_margin_has_all_that_a_box_of_weights_sees(device: str) ->
 
 
 @pytest.mark.parametrize("row", [0, 5, 63, 64, 69, 129])
-def test_one_pixel_reaches_five_around_it(device: str, row: int) -> None:
+def test_the_gradient_of_one_pixel_reaches_five_around_it(device: str, row: int) -> None:
     images, weights = pair((130, 30), device=device), torch.zeros(130, 30, dtype=torch.float64, device=device)
     weights[row, 12] = 0.5
     ours, expected = (evaluate(f, images, weights) for f in (fused_ssim, mean_ssim))
@@ -106,7 +106,7 @@ def test_one_pixel_reaches_five_around_it(device: str, row: int) -> None:
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_no_weight_is_no_difference(device: str, padding: str) -> None:
+def test_weights_of_zero_give_1_and_no_gradient(device: str, padding: str) -> None:
     images = pair((40, 70), torch.float32, device=device)
     weights = torch.zeros_like(random_weights((40, 70), padding, device), dtype=torch.float32)
     for function in (fused_ssim, mean_ssim):
@@ -116,15 +116,15 @@ def test_no_weight_is_no_difference(device: str, padding: str) -> None:
     assert fused_ssim(*images, padding, train=False, weights=weights) == 1
 
 
-def test_what_is_no_number_counts_by_its_weight(device: str) -> None:
+def test_nan_counts_by_its_weight(device: str) -> None:
     images, weights = pair((80, 75), torch.float32, device=device), torch.ones(80, 75, device=device)
-    weights[25:36, :9] = 0  # all windows that see the pixel
+    weights[25:36, :9] = 0  # all windows that contain the pixel
     clean = evaluate(fused_ssim, images, weights)
     images[0][0, 1, 30, 3] = float("nan")
     value, *gradients = evaluate(fused_ssim, images, weights)
     assert torch.equal(value, clean[0])
     for gradient, wanted in zip(gradients, clean[1:], strict=True):
-        gradient[0, 1, 30, 3] = wanted[0, 1, 30, 3]  # 0 times the pixel itself
+        gradient[0, 1, 30, 3] = wanted[0, 1, 30, 3]  # NaN, as 0 times the pixel itself
         assert torch.equal(gradient, wanted)
     weights[30, 8] = 1
     assert evaluate(fused_ssim, images, weights)[0].isnan()
@@ -134,7 +134,7 @@ def test_what_is_no_number_counts_by_its_weight(device: str) -> None:
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
-    # Large enough that torch would share the sum of the weights among the threads.
+    # Large enough that torch would divide the sum of the weights among the threads.
     images, weights = pair((300, 200)), random_weights((300, 200), "same")
     before = torch.get_num_threads()
     try:

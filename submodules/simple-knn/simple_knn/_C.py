@@ -1,4 +1,4 @@
-"""The face that the field's code imports. ``reference.py`` is the same in readable PyTorch."""
+"""The interface that 3DGS codebases import. ``reference.py`` is the same in readable PyTorch."""
 
 from pathlib import Path
 
@@ -20,17 +20,19 @@ def has_cuda() -> bool:
 
 
 def cpu_kernels() -> str:
-    """Which of its CPU kernels the compiled part runs here: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2), the best
-    that this CPU has or the one that the environment variable MOMENTUM_GS_CPU names (``v4``, ``v3``) when the first
-    kernel runs; ``native`` where NATIVE=1 built them, ``plain`` on other architectures.
+    """The variant of the CPU kernels that is used: ``x86-64-v4`` (AVX-512) or ``x86-64-v3`` (AVX2).
+
+    It is the best that this CPU supports, or the one that the environment variable MOMENTUM_GS_CPU names (``v4``,
+    ``v3``) when the first kernel runs. A build with NATIVE=1 has one variant, ``native``; other architectures have
+    ``plain``.
 
     Raises:
-        RuntimeError: where none of them runs on this CPU, or for a name that is not there.
+        RuntimeError: no variant runs on this CPU, or MOMENTUM_GS_CPU names a variant that does not exist.
     """
     return torch.ops.simple_knn.cpu_kernels()
 
 
-def distCUDA2(points: Tensor) -> Tensor:  # the name of the field
+def distCUDA2(points: Tensor) -> Tensor:  # the name in 3DGS codebases
     """Mean squared distance of every point to its three nearest other points, exact, on the device of ``points``.
 
     Args:

@@ -1,4 +1,4 @@
-"""The same in readable PyTorch, by comparing all pairs: the oracle of the tests."""
+"""The same in readable PyTorch, by comparing all pairs: the reference of the tests."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The trees against all pairs, where trees go wrong: copies, lines, clusters, far away, too few."""
+"""The trees against all pairs, on hard inputs: copies, lines, clusters, large coordinates, few points."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from simple_knn._C import distCUDA2
 from simple_knn.reference import mean_squared_distance
 from torch import Tensor
 
-# Around the sizes of a leaf (16; CUDA: 8), of a packet (4 to 16) and of a block of threads (128), and one that needs
-# several levels.
+# Around the sizes of a leaf (16; CUDA: 8), of a packet of queries (4 to 16), of a block of threads (128), and one that
+# needs several levels of the tree.
 SIZES = [2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 129, 1999]
 
 
@@ -18,7 +18,7 @@ def random(count: int, seed: int = 0) -> Tensor:
 
 
 def clusters(count: int) -> Tensor:
-    """Dense clumps of very different size, far from each other."""
+    """Dense clusters of very different size, far from each other."""
     place = random(7, seed=1)[torch.arange(count) % 7] * 1e4
     return place + random(count, seed=2) * 10.0 ** (torch.arange(count) % 7 - 4)[:, None]
 
@@ -32,7 +32,7 @@ CLOUDS: dict[str, Callable[[int], Tensor]] = {
     "lattice": lambda n: (random(n) * 3).round(),
     "pairs of copies": lambda n: random(n)[torch.arange(n) // 2],
     "one place": lambda n: random(1).expand(n, 3),
-    "one place and a stranger": lambda n: torch.cat([random(1).expand(n - 1, 3), random(1, seed=5)]),
+    "one place and an outlier": lambda n: torch.cat([random(1).expand(n - 1, 3), random(1, seed=5)]),
     "far from the origin": lambda n: random(n) + torch.tensor([4.0e6, -2.0e6, 1.0e3]),
     "sorted": lambda n: random(n).sort(dim=0).values,
 }
@@ -43,7 +43,7 @@ CLOUDS: dict[str, Callable[[int], Tensor]] = {
 def test_equals_all_pairs(device: str, cloud: str, dtype: torch.dtype) -> None:
     for count in SIZES:
         points = CLOUDS[cloud](count).to(device, dtype)
-        # The same differences, squared and summed; only fused operations may round differently: a few steps each.
+        # The same differences, squared and summed; only fused operations may round differently, by a few steps.
         torch.testing.assert_close(
             distCUDA2(points), mean_squared_distance(points), rtol=8 * torch.finfo(dtype).eps, atol=0, msg=str(count)
         )
@@ -89,23 +89,23 @@ def test_same_bits_for_any_order_of_the_points(device: str) -> None:
 
 @pytest.fixture(scope="module")
 def many() -> tuple[Tensor, Tensor]:
-    """More points than all pairs can be formed of, and what the CPU's driver says."""
+    """More points than the reference can take, and the result of the CPU kernels."""
     points = clusters(30_000)
     return points, distCUDA2(points)
 
 
-def test_the_drivers_agree(many: tuple[Tensor, Tensor], device: str) -> None:
+def test_cpu_and_cuda_agree(many: tuple[Tensor, Tensor], device: str) -> None:
     points, expected = many
     # Only fused operations may round differently.
     torch.testing.assert_close(distCUDA2(points.to(device)).cpu(), expected, rtol=1e-15, atol=0)
 
 
 def test_many_copies_stay_fast(device: str) -> None:
-    # 200,000 copies: a tree that opens equal boxes would compare 4e10 pairs, minutes instead of a blink.
+    # 200,000 copies: a tree that descends into boxes at an equal distance would compare 4e10 pairs, for minutes.
     assert distCUDA2(torch.ones(200_000, 3, device=device)).abs().max() == 0
 
 
-# Both zeros, the smallest numbers (their squares vanish), the largest (their differences and squares overflow).
+# Both zeros, the smallest numbers (their squares underflow), the largest (their differences and squares overflow).
 AWKWARD = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 1e-20, 1.0, 1.0000001, -3.0, 1e18, 1e30, 3.4e38, -3.4e38]
 
 
@@ -122,7 +122,7 @@ def test_awkward_coordinates(device: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(distCUDA2(cloud), mean_squared_distance(cloud), rtol=1e-6, atol=5e-45)
 
 
-def test_strided_and_differentiable_points_are_taken_as_they_are(device: str) -> None:
+def test_strided_points_and_points_that_require_a_gradient(device: str) -> None:
     points = random(100).float().to(device)
     assert torch.equal(distCUDA2(points.T.contiguous().T), distCUDA2(points))
     assert not distCUDA2(points.clone().requires_grad_()).requires_grad
@@ -137,7 +137,7 @@ def test_compiles_into_one_graph(device: str) -> None:
         return (distCUDA2(points * 2) + 1).sqrt()
 
     points = random(50).to(device)
-    # aot_eager: what is asked is whether the graph is whole, and it needs no code generator for that.
+    # aot_eager traces without generating code, which is enough to find a graph break.
     torch.testing.assert_close(torch.compile(spacing, fullgraph=True, backend="aot_eager")(points), spacing(points))
 
 

@@ -32,7 +32,7 @@ torch.save(results, sys.argv[1])
 
 
 def called(variant: str, target: Path) -> tuple[str, list[Tensor]]:
-    """What a process with this variant says: its name and distances."""
+    """Runs ``CALL`` in a process with this variant: its name and distances."""
     environment = {**os.environ, "MOMENTUM_GS_CPU": variant}
     subprocess.run([sys.executable, "-c", CALL, str(target)], env=environment, check=True)
     name, *tensors = torch.load(target, weights_only=True)
@@ -55,7 +55,7 @@ def test_the_variants_have_the_same_bits(tmp_path: Path) -> None:
 def test_the_fastest_that_runs_is_chosen() -> None:
     assert choice(V4, "") == "x86-64-v4"
     assert choice(V3, "") == "x86-64-v3"
-    assert choice(V4.replace("avx512dq", ""), "") == "x86-64-v3"  # AVX-512 of the first kind, without all of v4
+    assert choice(V4.replace("avx512dq", ""), "") == "x86-64-v3"  # AVX-512, but not all of x86-64-v4
     assert choice(V4, "v3") == choice(V4, "x86-64-v3") == "x86-64-v3"
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_variant_is_refused_by_the_first_call() -> None:
 @by_cpu
 @pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
 def test_only_the_variants_need_more_than_any_x86_64() -> None:
-    """VEX and EVEX instructions, and those of BMI, in functions of the variants' own namespaces alone."""
+    """VEX, EVEX and BMI instructions occur only in functions of the variants' namespaces."""
     listing = ["objdump", "-dC", "--no-show-raw-insn", str(LIBRARY)]
     beyond = re.compile(
         r"\t(v[a-z]|k(mov|or|and|test)|[abr]?(andn|bextr|bls|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|popcnt))"

@@ -1,8 +1,6 @@
-"""The face of the field: GaussianRasterizationSettings and GaussianRasterizer."""
+"""The interface of 3DGS codebases: GaussianRasterizationSettings and GaussianRasterizer."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from rasterizer_scenes import Scene, make_scene
 
 
 def settings_of(scene: Scene, shift: float = 0.0) -> GaussianRasterizationSettings:
-    """The view of a scene in the terms of 3DGS; ``shift`` moves the principal point by so many half images."""
+    """The view of a scene as 3DGS describes it; ``shift`` moves the principal point by so many half image widths."""
     width, height = scene["width"], scene["height"]
     tan_x, tan_y = width / (2 * scene["fx"]), height / (2 * scene["fy"])
     view = scene["world_view"].T
@@ -80,7 +78,7 @@ def test_principal_point_of_the_projection_matrix_is_honoured() -> None:
 def test_spherical_harmonics_of_degree_zero_are_flat_colors() -> None:
     scene = centred()
     color = scene["colors"]
-    # The family's constant term: color = 0.5 + 0.28209479 * sh.
+    # The constant term in 3DGS: color = 0.5 + 0.28209479 * sh.
     sh = torch.zeros(len(color), 16, 3)
     sh[:, 0] = (color - 0.5) / 0.28209479177387814
     rasterizer = GaussianRasterizer(settings_of(scene))
@@ -109,12 +107,6 @@ def test_visible_filter_and_mark_visible() -> None:
     assert torch.equal(marked, z > 0.2) and 0 < int(marked.sum()) < len(z)
 
 
-def test_settings_can_be_copied_and_pickled() -> None:
-    settings = settings_of(centred())
-    for twin in (copy.deepcopy(settings), pickle.loads(pickle.dumps(settings))):
-        assert torch.equal(twin.viewmatrix, settings.viewmatrix) and twin[:4] == settings[:4]
-
-
 def test_ambiguous_arguments_are_refused() -> None:
     scene = centred()
     rasterizer = GaussianRasterizer(settings_of(scene))
@@ -135,7 +127,7 @@ def test_ambiguous_arguments_are_refused() -> None:
 
 
 def test_harmonics_are_orthonormal() -> None:
-    # Gauss-Legendre in z and even steps in the angle integrate products up to degree 6 exactly.
+    # Gauss-Legendre quadrature in z and even steps in the angle integrate products up to degree 6 exactly.
     steps = 16
     t = torch.arange(1, 8, dtype=torch.float64)
     off = t / torch.sqrt(4 * t * t - 1)  # Golub-Welsch: nodes are the eigenvalues of the Jacobi matrix
@@ -149,8 +141,8 @@ def test_harmonics_are_orthonormal() -> None:
     torch.testing.assert_close(gram, torch.eye(16, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-def test_harmonics_of_degree_one_follow_the_family() -> None:
-    # sh[1:4] multiply -y, z, -x.
+def test_harmonics_of_degree_one_are_those_of_3dgs() -> None:
+    # There sh[1:4] multiply -y, z, -x.
     dirs = torch.tensor([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 3.0]], dtype=torch.float64)
     sh = torch.eye(4, dtype=torch.float64)[:, [1, 2, 3]].expand(3, 4, 3)
     expected = 0.4886025119029199 * torch.tensor([[0, 0, -1.0], [-1, 0, 0], [0, 1, 0]], dtype=torch.float64)
