@@ -1,0 +1,246 @@
+"""Exported files: coordinates, crops, what they cost, and errors of one line."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from splat_scene import random_splats
+from tiny_run import make_config, train
+from tiny_scene import nadir_camera, write_tiny_scene
+
+import momentum_gs.export.run as export_run
+from momentum_gs.bake.baking import bake
+from momentum_gs.cli.main import main
+from momentum_gs.config.load import dump_config
+from momentum_gs.config.run import load_run_config
+from momentum_gs.core.types import Camera
+from momentum_gs.data.frame import Frame
+from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.scene import Scene, load_scene
+from momentum_gs.eval.results import read_json
+from momentum_gs.export.files import PART, read_parts, read_splats, write_parts
+from momentum_gs.export.placement import FAR, Placement, placement
+from momentum_gs.model.io import load_model, model_folder, save_splats
+from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.view import render_image
+
+BLACK = torch.zeros(3)
+OFFSET = (1.0, 2.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four merged blocks of the tiny scene, in coordinates of their own, rendered and scored."""
+    folder = tmp_path_factory.mktemp("export")
+    scene = write_tiny_scene(folder / "scene")
+    config = make_config(scene, folder / "out", "scene.offset=1,2,0", "scene.unit=2", "device=cpu", "steps=30")
+    train(config)
+    out = folder / "out"
+    (out / "config.yaml").write_text(dump_config(config))
+    for command in (["merge"], ["render"], ["eval", "--lpips", "none"]):
+        assert main([command[0], str(out), *command[1:]]) == 0
+    return out
+
+
+def export(run: Path, name: str, *flags: str) -> tuple[Splats, dict]:
+    file = run / "export" / name
+    assert main(["export", str(run), "-o", str(file), "--device", "cpu", *flags]) == 0
+    return read_splats(file), read_json(file.with_name(f"{name}.json"))
+
+
+def scene_of(run: Path) -> Scene:
+    return load_scene(load_run_config(run).scene)
+
+
+def rotation(seed: int = 0) -> torch.Tensor:
+    matrix = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).Q
+    return matrix * torch.linalg.det(matrix)
+
+
+def test_a_moved_camera_sees_the_same_image_of_moved_gaussians() -> None:
+    turn, shift = rotation(), torch.tensor([3.0, -1.0, 2.0], dtype=torch.float64)
+    where = Placement(turn, 2.5, shift, torch.eye(4, dtype=torch.float64))
+    splats, camera = random_splats(150), nadir_camera("a", 0.2, 0.1, 5.0)
+    splats = replace(splats, log_scale=splats.log_scale - 1).as_leaves()
+    center = 2.5 * turn @ camera.center + shift
+    moved = camera.rotation @ turn.T
+    there = Camera("a", 48, 36, 40.0, 40.0, 24.0, 18.0, moved, -moved @ center)
+    before = render_image(splats, Harmonics(3), camera, BLACK)
+    placed = where.placed(splats)
+    after = render_image(placed, Harmonics(3), there, BLACK)
+    assert float(before.max()) > 0.2
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-4)
+    again = where.back(placed)
+    for name in ("position", "sh_dc", "sh_rest", "log_scale", "opacity"):
+        torch.testing.assert_close(getattr(again, name), getattr(splats, name), rtol=1e-4, atol=1e-5)
+    same = (again.rotation * splats.rotation).sum(1).abs() / splats.rotation.square().sum(1)
+    torch.testing.assert_close(same.detach(), torch.ones(150))
+
+
+def test_files_are_in_the_coordinates_of_the_scene(run: Path) -> None:
+    scene = scene_of(run)
+    where = placement(scene)
+    points = torch.randn(20, 3)
+    splats = replace(random_splats(20), position=points)
+    torch.testing.assert_close(where.placed(splats).position.double(), scene.frame.scene_points(points))
+    assert torch.equal(where.to_scene, torch.eye(4, dtype=torch.float64))
+
+
+def test_y_up_makes_the_ground_normal_y(run: Path) -> None:
+    scene = scene_of(run)
+    where = placement(scene, y_up=True)
+    up = where.rotation @ torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)  # The tiny scene has z up.
+    torch.testing.assert_close(up, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    assert float(torch.linalg.det(where.rotation)) == pytest.approx(1)
+    splats = replace(random_splats(20), position=torch.randn(20, 3))
+    placed = where.placed(splats).position.double()
+    back = placed @ where.to_scene[:3, :3].T + where.to_scene[:3, 3]
+    torch.testing.assert_close(back, scene.frame.scene_points(splats.position), rtol=1e-4, atol=1e-5)
+
+
+def test_a_far_origin_is_recorded_instead_of_rounded(run: Path) -> None:
+    far = replace(scene_of(run), frame=Frame((3 * FAR, 5e6, 0.0), 1.0))
+    where = placement(far)
+    splats = replace(random_splats(20), position=torch.randn(20, 3))
+    placed = where.placed(splats).position
+    assert torch.equal(placed, splats.position)
+    points = placed.double() + where.to_scene[:3, 3]
+    torch.testing.assert_close(points, far.frame.scene_points(splats.position))
+
+
+def test_parts_of_a_file_are_the_file_of_the_whole(tmp_path: Path) -> None:
+    splats = random_splats(50, 2)
+    save_splats(tmp_path / "whole.ply", splats)
+    parts = (splats.subset(rows) for rows in torch.arange(50).split(7))
+    write_parts(tmp_path / "parts.ply", parts, 50, 2)
+    assert (tmp_path / "parts.ply").read_bytes() == (tmp_path / "whole.ply").read_bytes()
+    many = random_splats(PART + 5, 0)
+    write_parts(tmp_path / "many.ply", [many], len(many), 0)
+    read = list(read_parts(tmp_path / "many.ply"))
+    assert [len(part) for part in read] == [PART, 5]
+    for name, rows in Splats.cat(read).rows().items():
+        assert torch.equal(rows, many.rows()[name].detach()), name
+
+
+def test_the_price_is_what_eval_measures(run: Path) -> None:
+    splats, record = export(run, "plain.ply")
+    (scored,) = read_json(run / "results.json").values()
+    assert record["model"]["PSNR"] == pytest.approx(scored["PSNR"], abs=1e-6)
+    assert record["model"]["SSIM"] == pytest.approx(scored["SSIM"], abs=1e-6)
+    assert record["lost"]["PSNR"] == pytest.approx(record["model"]["PSNR"] - record["export"]["PSNR"])
+    assert (record["split"], record["views"]) == ("test", 2)
+    assert record["gaussians"] == len(splats) and record["bytes"] == (run / "export" / "plain.ply").stat().st_size
+    scene = scene_of(run)
+    model, decoder = load_model(model_folder(run) / "point_cloud.ply")
+    baked = placement(scene).placed(bake(model, decoder, scene.train))
+    for name, rows in baked.rows().items():
+        torch.testing.assert_close(splats.rows()[name].abs(), rows.abs(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_price_does_not_depend_on_the_coordinates(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plain = export(run, "z.ply")
+    _, turned = export(run, "y.ply", "--y-up")
+    assert turned["export"]["PSNR"] == pytest.approx(plain["export"]["PSNR"], abs=0.01)
+    # A file that is too large to be kept is read in parts for each view.
+    monkeypatch.setattr("momentum_gs.export.price.WHOLE", 0)
+    _, parts = export(run, "parts.ply")
+    assert parts["export"]["PSNR"] == pytest.approx(plain["export"]["PSNR"], abs=1e-4)
+
+
+def test_refining_in_parts_gains(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, plain = export(run, "unrefined.ply", "--sh", "1")
+    monkeypatch.setattr(export_run, "REFINED", len(whole) // 2 + 1)
+    splats, refined = export(run, "refined.ply", "--sh", "1", "--refine", "30")
+    assert len(splats) == len(whole) and refined["options"]["refine"] == 30
+    assert refined["lost"]["PSNR"] < plain["lost"]["PSNR"]
+
+
+def test_crops_and_blocks_hold_the_gaussians_inside(run: Path) -> None:
+    whole, _ = export(run, "whole.ply", "--sh", "0")
+    part, record = export(run, "part.ply", "--sh", "0", "--crop=-2,-1,-9,3,4,9")
+    low, high = torch.tensor([-2.0, -1, -9]), torch.tensor([3.0, 4, 9])
+    inside = ((whole.position >= low) & (whole.position < high)).all(dim=1)
+    assert 0 < len(part) < len(whole)
+    assert abs(len(part) - int(inside.sum())) <= 1  # Positions in the file are rounded.
+    assert record["scored_with_model_outside_crop"]
+    table = PartitionTable.load(model_folder(run) / "partition.json")
+    counts = []
+    for block in range(table.n):
+        splats, _ = export(run, "block.ply", "--sh", "0", "--blocks", str(block))
+        training = placement(scene_of(run)).back(splats).position.double()
+        assert float((table.cell_of(training) == block).double().mean()) > 0.99
+        counts.append(len(splats))
+    assert sum(counts) == len(whole)
+
+
+def test_the_number_of_gaussians_has_a_bound(run: Path) -> None:
+    splats, record = export(run, "few.ply", "--max-gaussians", "300")
+    assert len(splats) == record["gaussians"] == 300
+
+
+def test_explicit_gaussians_are_exported_as_they_are(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    folder = out / "point_cloud" / "iteration_30"
+    folder.mkdir(parents=True)
+    (out / "config.yaml").write_text((run / "config.yaml").read_text())
+    scene = scene_of(run)
+    model, decoder = load_model(model_folder(run) / "point_cloud.ply")
+    baked = bake(model, decoder, scene.train, sh_degree=2)
+    save_splats(folder / "point_cloud.ply", baked)
+    splats, record = export(out, "same.ply")
+    assert splats.sh_degree == record["options"]["sh_degree"] == 2 and record["anchors"] is None
+    torch.testing.assert_close(
+        splats.log_scale, baked.log_scale + math.log(2), rtol=0, atol=1e-5
+    )
+    assert abs(record["lost"]["PSNR"]) < 0.01
+    lower, _ = export(out, "lower.ply", "--sh", "0")
+    assert lower.sh_rest.shape[1] == 0
+
+
+def test_a_georeference_is_copied(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = scene_of(run).path / "scene.json"
+    arguments = ["export", str(run), "-o", str(run / "export" / "geo.ply"), "--georeference", "--device", "cpu"]
+    assert main(arguments) == 2
+    file.write_text(json.dumps({"georeference": None}))
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("georeference") >= 2
+    origin = {"latitude": 53.38, "longitude": -1.47, "height": 80.0}
+    file.write_text(json.dumps({"georeference": origin, "unit_metres": 1.0, "up": [0, 0, 1]}))
+    _, record = export(run, "geo.ply", "--georeference")
+    assert record["georeference"] == {"origin": origin, "unit_metres": 1.0, "up": [0, 0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--crop", "1,2,3"], "--crop is 1,2,3, expected six numbers"),
+        (["--crop", "0,0,0,1,x,1"], "expected numbers separated by commas"),
+        (["--crop", "1,0,0,0,1,1"], "x0 < x1"),
+        (["--crop", "90,90,90,99,99,99"], "no Gaussian is left"),
+        (["--blocks", "7"], "names block 7, expected 0 to 3"),
+        (["--max-gaussians", "0"], "--max-gaussians is 0, expected at least 1"),
+        (["--refine", "-1"], "--refine is -1, expected at least 0"),
+        (["-o", "model.obj"], "expected a file that ends in"),
+    ],
+)
+def test_errors_are_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    flags: list[str], expected: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), "--device", "cpu", *flags]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert expected in err[-1] and ";" in err[-1] + "; "
+    assert not list(run.glob("export/*.part"))
+
+
+def test_a_run_without_a_merge_names_the_command(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "point_cloud" / "iteration_30").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert main(["export", str(tmp_path), "--device", "cpu"]) == 2
+    assert "run 'momentum-gs merge' first" in capsys.readouterr().err
