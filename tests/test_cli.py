@@ -49,7 +49,7 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = importlib.import_module(f"momentum_gs.cli.{command}")
+    module = importlib.import_module(f"momentum_gs.cli.{cli.MODULES.get(command, command)}")
     assert cli.COMMANDS[command] == module.HELP  # The table repeats it so that --help need not import the commands.
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

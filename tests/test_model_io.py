@@ -118,11 +118,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     save_ply(tmp_path / "a.ply", random_anchors(4))
     before = (tmp_path / "a.ply").read_bytes()
 
-    def full_disk(self: PlyData, path: str) -> None:
-        Path(path).write_bytes(b"ply")
+    def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(PlyData, "write", full_disk)
+    monkeypatch.setattr("momentum_gs.model.ply.np.ascontiguousarray", full_disk)  # After the header is written.
     with pytest.raises(OSError, match="no space"):
         save_ply(tmp_path / "a.ply", random_anchors(5))
     assert (tmp_path / "a.ply").read_bytes() == before

@@ -1,8 +1,8 @@
 """``momentum-gs COMMAND``: finds the command, runs it, and turns errors into one line and an exit status.
 
-A command is a module of this package with ``HELP`` (one line), ``DESCRIPTION`` (the text of its ``--help``),
-``add_arguments(parser)`` and ``run(args) -> int | None``. Only the chosen module is imported, so that ``--help`` and
-mistyped commands are answered at once.
+A command is a module of this package (``MODULES`` where it has another name) with ``HELP`` (one line), ``DESCRIPTION``
+(the text of its ``--help``), ``add_arguments(parser)`` and ``run(args) -> int | None``. Only the chosen module is
+imported, so that ``--help`` and mistyped commands are answered at once.
 """
 
 import argparse
@@ -27,6 +27,7 @@ COMMANDS = {
     "render": "render the test or training views of a finished run",
     "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
     "report": "write a self-contained HTML page about a run",
+    "import": "make a run of a model that another program trained",
     "export": "write the model as standard 3D Gaussians, and say what that costs",
     "sweep": "run experiments that differ in a few settings, over seeds, and write a table of their scores",
     "bench": "time training steps, growth, block swaps or kernels",
@@ -38,11 +39,14 @@ GROUPS = {
     "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
     "render and score": ("render", "eval", "report"),
-    "view and export": ("export",),
+    "view and export": ("import", "export"),
     "compare methods": ("sweep",),
     "benchmark": ("bench",),
 }
 """Purpose -> the commands for it, in the usual order."""
+
+MODULES = {"import": "import_model"}
+"""Command -> its module, where that has another name, as 'import' is a word of Python."""
 
 USUAL_ORDER = """\
 The usual order is prepare, doctor, partition, train, merge, render, eval, report. 'run' does all of it."""
@@ -93,7 +97,7 @@ def _run(argv: list[str]) -> int:
     from momentum_gs.core.kernels import check_kernels  # Imported late because it loads torch.
 
     check_kernels()
-    module = importlib.import_module(f"momentum_gs.cli.{name}")
+    module = importlib.import_module(f"momentum_gs.cli.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(
         prog=f"momentum-gs {name}", description=module.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from plyfile import PlyData
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,7 +23,7 @@ from momentum_gs.core.files import replacing
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
-from momentum_gs.model.ply import columns, number_names, read_vertices, write_vertices
+from momentum_gs.model.ply import chunks, columns, number_names, read_vertices, write_vertices
 from momentum_gs.model.splat_io import load_splats, save_splats
 from momentum_gs.model.splats import Harmonics, Model, Splats
 
@@ -79,19 +80,8 @@ def save_model(path: Path, model: Model) -> None:
 def save_ply(path: str | Path, anchors: Anchors) -> None:
     """Write anchors as float32, one vertex per anchor: position, zero normals, offsets (all x, all y, all z), feature,
     opacity logit, log scales, rotation."""
-    table = torch.cat(
-        [
-            anchors.position,
-            torch.zeros_like(anchors.position),
-            anchors.offset.transpose(1, 2).flatten(1),
-            anchors.feature,
-            anchors.opacity,
-            anchors.log_scale,
-            anchors.rotation,
-        ],
-        dim=1,
-    )
-    write_vertices(Path(path), _property_names(anchors.n_offsets, anchors.feature_dim), table)
+    names = _property_names(anchors.n_offsets, anchors.feature_dim)
+    write_vertices(Path(path), names, (_table(anchors, part) for part in chunks(len(anchors))), len(anchors))
 
 
 def load_ply(path: str | Path) -> Anchors:
@@ -157,6 +147,23 @@ def _holds_splats(ply: Path) -> bool:
         return False
     with ply.open("rb") as file:
         return b" f_dc_0" in file.read(_MAX_HEADER).partition(b"end_header")[0]
+
+
+def _table(anchors: Anchors, part: slice) -> Float[Tensor, "n p"]:
+    """The rows of a part of the file."""
+    position = anchors.position[part]
+    return torch.cat(
+        [
+            position,
+            torch.zeros_like(position),
+            anchors.offset[part].transpose(1, 2).flatten(1),
+            anchors.feature[part],
+            anchors.opacity[part],
+            anchors.log_scale[part],
+            anchors.rotation[part],
+        ],
+        dim=1,
+    )
 
 
 def _property_names(n_offsets: int, feature_dim: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Tables of float32 numbers as the vertices of a PLY file, for anchors and explicit Gaussians."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,29 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 
+CHUNK = 1 << 16
+"""Rows that are converted at a time, so that memory does not grow with the number of rows: 16 MB of 62 numbers each."""
 
-def write_vertices(path: Path, names: Sequence[str], table: Float[Tensor, "n p"]) -> None:
-    """Writes, atomically, a binary PLY with one vertex per row and one property per column of ``table``."""
-    layout = np.dtype([(name, "<f4") for name in names])
-    vertices = np.ascontiguousarray(table.detach().cpu().numpy(), dtype="<f4").view(layout).reshape(-1)
-    with replacing(path) as temporary:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
+
+def write_vertices(path: Path, names: Sequence[str], tables: Iterable[Float[Tensor, "n p"]], count: int) -> None:
+    """Writes, atomically, a binary PLY with one vertex per row and one property per column.
+
+    Args:
+        names: Property of each column.
+        tables: The rows, in any number of parts, of which one at a time is in memory (``chunks``).
+        count: Number of rows of all parts together.
+    """
+    element = PlyElement.describe(np.empty(0, [(name, "<f4") for name in names]), "vertex")
+    header = PlyData([element], byte_order="<").header.replace("element vertex 0", f"element vertex {count}")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header.encode("ascii") + b"\n")
+        for table in tables:
+            file.write(np.ascontiguousarray(table.detach().cpu().numpy(), dtype="<f4").data)
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``CHUNK`` rows that together cover ``count`` rows."""
+    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
 def read_vertices(path: Path, kind: str) -> np.ndarray:
@@ -36,7 +52,9 @@ def read_vertices(path: Path, kind: str) -> np.ndarray:
     try:
         vertices: np.ndarray = PlyData.read(str(path))["vertex"].data
     except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable PLY of {kind} ({error}); write it again") from error
+        raise UserError(
+            f"{path}: not a readable PLY ({error}), expected a complete one of {kind}; write it again"
+        ) from error
     return vertices
 
 

@@ -6,9 +6,11 @@ Source: save_ply and load_ply of 3DGS, scene/gaussian_model.py.
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.model.ply import columns, number_names, read_vertices, write_vertices
+from momentum_gs.model.ply import chunks, columns, number_names, read_vertices, write_vertices
 from momentum_gs.model.splats import Splats
 
 _DEGREES = {3 * (degree + 1) ** 2 - 3: degree for degree in range(4)}
@@ -18,19 +20,8 @@ _DEGREES = {3 * (degree + 1) ** 2 - 3: degree for degree in range(4)}
 def save_splats(path: str | Path, splats: Splats) -> None:
     """Write Gaussians as float32, one vertex per Gaussian: position, zero normals, degree 0 of R, G, B, the higher
     degrees (all of R, all of G, all of B), opacity logit, log scales, rotation."""
-    table = torch.cat(
-        [
-            splats.position,
-            torch.zeros_like(splats.position),
-            splats.sh_dc.flatten(1),
-            splats.sh_rest.transpose(1, 2).flatten(1),
-            splats.opacity,
-            splats.log_scale,
-            splats.rotation,
-        ],
-        dim=1,
-    )
-    write_vertices(Path(path), _property_names(3 * splats.sh_rest.shape[1]), table)
+    names = _property_names(3 * splats.sh_rest.shape[1])
+    write_vertices(Path(path), names, (_table(splats, part) for part in chunks(len(splats))), len(splats))
 
 
 def load_splats(path: str | Path) -> Splats:
@@ -54,6 +45,23 @@ def load_splats(path: str | Path) -> Splats:
     )
     rest = rest.unflatten(1, (3, n_rest // 3)).transpose(1, 2).contiguous()
     return Splats(position, dc.unsqueeze(1), rest, log_scale, rotation, opacity).as_leaves()
+
+
+def _table(splats: Splats, part: slice) -> Float[Tensor, "n p"]:
+    """The rows of a part of the file."""
+    position = splats.position[part]
+    return torch.cat(
+        [
+            position,
+            torch.zeros_like(position),
+            splats.sh_dc[part].flatten(1),
+            splats.sh_rest[part].transpose(1, 2).flatten(1),
+            splats.opacity[part],
+            splats.log_scale[part],
+            splats.rotation[part],
+        ],
+        dim=1,
+    )
 
 
 def _property_names(n_rest: int) -> list[str]:

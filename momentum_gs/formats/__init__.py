@@ -1,0 +1,1 @@
+"""File formats of explicit Gaussians, and models that other programs trained."""
