@@ -61,7 +61,8 @@ def overview(
 ) -> dict[str, Any]:
     """A view of the whole from obliquely above: eye, target and radius of what is looked at, relative to ``origin``."""
     centers = torch.stack([camera.center for camera in cameras])
-    looked_at = torch.stack([camera.center + camera.rotation[2] * far for camera, far in zip(cameras, focus, strict=True)])
+    ahead = torch.stack([camera.rotation[2] for camera in cameras])
+    looked_at = centers + ahead * torch.tensor(focus, dtype=ahead.dtype)[:, None]
     target = looked_at.median(dim=0).values
     radius = torch.cat([centers, looked_at]).sub(target).norm(dim=1).quantile(0.9).clamp_min(1e-9)
     back = (centers[0] - target) - (centers[0] - target).dot(up) * up

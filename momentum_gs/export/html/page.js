@@ -64,7 +64,7 @@ async function loadData() {
   for (const file of scene.files) {
     await new Promise((resolve, reject) => {
       const script = document.createElement("script");
-      script.src = file;
+      script.src = file.split("/").map(encodeURIComponent).join("/");
       script.onload = resolve;
       script.onerror = () => reject(new Error(`The file ${file} is missing beside the page.`));
       document.head.append(script);

@@ -22,9 +22,9 @@ from momentum_gs.export.html.spz import spz_bytes
 from momentum_gs.model.splats import Splats
 
 ONE_FILE = 300 * 2**20
-"""Most bytes of Gaussians, as text, in one HTML file. Browsers limit a string to about 500 MB and keep a page's source."""
+"""Most bytes of Gaussians, as text, in one HTML file: browsers read all of a file before they show anything of it."""
 PART = 24 * 2**20
-"""Bytes of Gaussians in one piece before they become text: below what browsers decode at once and static hosts serve."""
+"""Bytes of Gaussians in one piece, before they become text: far below the longest string of any browser."""
 _SHOWN = 0.01
 """Part of the Gaussians on each side of each axis that lies outside of what the cells enclose."""
 
