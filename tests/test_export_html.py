@@ -33,9 +33,9 @@ from momentum_gs.render.view import render_image
 
 ROOT = Path(__file__).parents[1]
 VENDOR = ROOT / "momentum_gs" / "export" / "html" / "vendor"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NO_BROWSER = "needs chromium and the Python package playwright"
-in_browser = pytest.mark.skipif(CHROMIUM is None or not importlib.util.find_spec("playwright"), reason=NO_BROWSER)
+CHROMIUM = shutil.which("chromium")
+NO_BROWSER = "there is no chromium" if importlib.util.find_spec("playwright") else "playwright is not installed"
+in_browser = pytest.mark.skipif(CHROMIUM is None or "playwright" in NO_BROWSER, reason=NO_BROWSER)
 HOSTILE = "\"'></script><script>document.title='hostile'</script>&amp;{style}\u2028.png"
 """A name that ends elements, attributes and JSON wherever it is pasted unescaped."""
 UP = torch.tensor([0.0, 0.0, 1.0])
