@@ -43,13 +43,13 @@ PATIENCE = 240_000
 """Milliseconds after which something hangs: a busy machine is slow, not wrong."""
 
 
-def plane() -> Splats:
-    """A textured ground plane with hills of all directions, colours that depend on direction, and one big splat."""
+def plane(degree: int = 3) -> Splats:
+    """A textured ground with hills; its splats have random shapes, and colours that depend on the direction."""
     line = torch.linspace(-5, 5, 21)
     xy = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).reshape(-1, 2)
     height = 0.4 * torch.sin(2 * xy[:, :1]) * torch.cos(xy[:, 1:])
-    random = random_splats(len(xy), 3, seed=1)
-    splats = Splats.fresh(torch.cat([xy, height], dim=1), texture(xy), torch.zeros(len(xy), 3), 3)
+    random = random_splats(len(xy), degree, seed=1)
+    splats = Splats.fresh(torch.cat([xy, height], dim=1), texture(xy), torch.zeros(len(xy), 3), degree)
     splats.log_scale = random.log_scale.detach() * 0.6 - 0.3
     splats.rotation, splats.sh_rest = random.rotation.detach(), random.sh_rest.detach() * 0.1
     splats.opacity = torch.full((len(xy), 1), 2.0)
@@ -77,9 +77,9 @@ def table() -> PartitionTable:
     return PartitionTable((-3.0, -2.0, -5.0, 3.0, 2.0, 5.0), (2, 2, 1), rotation, [[]] * 4)
 
 
-def write(path: Path, **options: Any) -> list[Path]:
+def write(path: Path, degree: int = 3, **options: Any) -> list[Path]:
     settings: dict[str, Any] = {"title": HOSTILE, "up": UP, "cells": table(), "scores": {0: 20.0, 3: 25.5}}
-    return write_page(path, plane(), cameras(), **(settings | options))
+    return write_page(path, plane(degree), cameras(), **(settings | options))
 
 
 # ---- Without a browser -----------------------------------------------------------------------------------------------
@@ -143,7 +143,10 @@ def test_the_same_scene_gives_the_same_page(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_for_one_file_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "city_files").mkdir()
+    (tmp_path / "city_files" / "001.js").touch()  # Of a larger model.
     page, part = write(tmp_path / "city.html", one_file=1000)
+    assert [*part.parent.iterdir()] == [part]
     assert part == tmp_path / "city_files" / "000.js"
     assert page.stat().st_size < 1.5 * (VENDOR / "renderer.js.gz").stat().st_size
     assert '"files":["city_files/000.js"]' in page.read_text(encoding="utf-8")
@@ -154,6 +157,10 @@ def test_nothing_to_show_is_refused(tmp_path: Path) -> None:
         write_page(tmp_path / "x.html", plane(), [], title="x", up=UP)
     with pytest.raises(UserError, match="found no Gaussians, expected at least one"):
         write_page(tmp_path / "x.html", random_splats(0), cameras(), title="x", up=UP)
+    lost = random_splats(2)
+    lost.position.data[1, 2] = math.nan
+    with pytest.raises(UserError, match="1 of 2 Gaussians are at NaN or infinity"):
+        write_page(tmp_path / "x.html", lost, cameras(), title="x", up=UP)
     assert not (tmp_path / "x.html").exists()
 
 
@@ -255,9 +262,9 @@ def shown(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     return opened
 
 
-def psnr(image: np.ndarray, camera: Camera) -> float:
+def psnr(image: np.ndarray, camera: Camera, degree: int = 3) -> float:
     """Of the browser's image against our rasterizer's, dB."""
-    ours = render_image(plane(), Harmonics(3), camera, torch.zeros(3)).permute(1, 2, 0).numpy()
+    ours = render_image(plane(degree), Harmonics(degree), camera, torch.zeros(3)).permute(1, 2, 0).numpy()
     assert image.shape == ours.shape
     return float(-10 * np.log10(((image - ours) ** 2).mean()))
 
@@ -356,10 +363,10 @@ class TestInBrowser:
 @in_browser
 @pytest.mark.slow
 def test_a_page_with_its_data_beside_it_opens_from_disk(browser: Any, tmp_path: Path) -> None:
-    page, part = write(tmp_path / "a b#c.html", one_file=1000)
+    page, part = write(tmp_path / "a b#c.html", degree=0, one_file=1000)
     opened = open_page(browser, page)
     opened.page.keyboard.press("h")
-    assert psnr(opened.pixels(), cameras()[0]) > 30
+    assert psnr(opened.pixels(), cameras()[0], degree=0) > 30
     assert [url for url in opened.requests if not url.startswith("blob:")] == [page.as_uri(), part.as_uri()]
     part.unlink()
     message = open_page(browser, page).page.text_content("#message")

@@ -15,9 +15,9 @@ HELP = "write a self-contained HTML page about a run"
 DESCRIPTION = """\
 Writes OUT/report.html from the files in OUT: scores beside published ones for the scene, a map of the blocks coloured
 by PSNR, training curves, the worst and the best views with error maps, and the settings that differ from the defaults.
-It links to pages in OUT/export (export --format html), loads nothing else and has no
-scripts. If files of the run are missing, it gives the command that makes them.
-The published scene is recognized by the name of the scene folder, or named with --scene.
+The page has no scripts and loads nothing else; it links to the pages in OUT/export. If files of the run are missing,
+it gives the command that makes them. The published scene is recognized by the name of the scene folder, or named with
+--scene.
 
   momentum-gs report OUT
   momentum-gs report OUT --scene rubble -o rubble.html

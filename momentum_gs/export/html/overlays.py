@@ -69,7 +69,7 @@ def overview(
     if back.norm() < 1e-6 * radius:  # The first camera looks straight down: behind is below its image.
         back = cameras[0].rotation[1] - cameras[0].rotation[1].dot(up) * up
     back = torch.nn.functional.normalize(back, dim=0)
-    eye = target + 1.6 * radius * torch.nn.functional.normalize(back + up, dim=0)
+    eye = target + 1.9 * radius * torch.nn.functional.normalize(back + up, dim=0)
     return {
         "eye": _numbers((eye - origin).tolist()),
         "target": _numbers((target - origin).tolist()),

@@ -5,7 +5,7 @@
 const scene = JSON.parse(document.getElementById("scene").textContent);
 const byId = (id) => document.getElementById(id);
 const body = document.body;
-const VIOLET_GREEN_YELLOW = [[68, 1, 84], [33, 145, 140], [253, 231, 37]]; // As in the run's report.
+const VIOLET_GREEN_YELLOW = [[158, 74, 204], [33, 165, 150], [253, 231, 37]]; // The report's, with a lighter violet.
 const NEAR = 0.2; // Training units: Gaussians that are nearer were not drawn in training either.
 const FLIGHT = 0.7; // Seconds from one camera to the next.
 const CLICK = 5; // Pixels: a pointer that moved less was not dragged.
@@ -136,7 +136,8 @@ class View {
     const across = this.axis(1, 0, 0);
     this.turn(across, -dy * 0.006);
     const after = this.axis(0, 1, 0).dot(this.up);
-    if (after < 0 && after < before) this.turn(across, dy * 0.006); // Not over the pole: the scene would stand on its head.
+    // Not over the pole: the scene would stand on its head.
+    if (after < 0 && after < before) this.turn(across, dy * 0.006);
   }
 
   pan(dx, dy) {
@@ -257,10 +258,10 @@ function label(text, color, place) {
   const font = "600 40px system-ui, sans-serif";
   context.font = font;
   [canvas.width, canvas.height] = [Math.ceil(context.measureText(text).width) + 24, 56];
-  context.fillStyle = "#000b";
+  context.fillStyle = color;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.font = font; // Resizing the canvas reset it.
-  context.fillStyle = color;
+  context.fillStyle = "#000";
   context.fillText(text, 12, 42);
   const map = new Renderer.CanvasTexture(canvas);
   map.colorSpace = Renderer.SRGBColorSpace;

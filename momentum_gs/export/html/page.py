@@ -61,11 +61,16 @@ def write_page(
         The files, the page first.
 
     Raises:
-        UserError: for no Gaussians or no cameras.
+        UserError: for no Gaussians, no cameras, or positions that are not finite.
     """
     for name, found in (("Gaussians", len(splats)), ("cameras", len(cameras))):
         if not found:
             raise UserError(f"export: found no {name}, expected at least one to show on a page")
+    bad = int((~splats.position.isfinite().all(dim=1)).sum())
+    if bad:
+        raise UserError(
+            f"export: {bad} of {len(splats)} Gaussians are at NaN or infinity, expected finite positions; train again"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     up = torch.nn.functional.normalize(up.double().cpu(), dim=0)
     origin = torch.stack([camera.center for camera in cameras]).mean(dim=0)
@@ -76,17 +81,23 @@ def write_page(
     scene |= {"bytes": len(data), "files": []}
     beside = []
     if sum(map(len, parts)) > one_file:
-        folder = path.with_name(f"{path.stem}_files")
-        folder.mkdir(exist_ok=True)
-        for i, part in enumerate(parts):
-            beside.append(folder / f"{i:03d}.js")
-            with replacing(beside[-1]) as temporary:
-                temporary.write_text(f'momentumPart("{part}");\n', encoding="ascii")
-        scene["files"] = [f"{folder.name}/{file.name}" for file in beside]
-        parts = []
+        beside, parts = _write_parts(path.with_name(f"{path.stem}_files"), parts), []
+        scene["files"] = [file.relative_to(path.parent).as_posix() for file in beside]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(_document(scene, parts))
     return [path, *beside]
+
+
+def _write_parts(folder: Path, parts: Sequence[str]) -> list[Path]:
+    """The scripts beside the page; those of a larger model that lay here before are removed."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{i:03d}.js" for i in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        with replacing(file) as temporary:
+            temporary.write_text(f'momentumPart("{part}");\n', encoding="ascii")
+    for old in {*folder.glob("[0-9][0-9][0-9].js")} - {*files}:
+        old.unlink()
+    return files
 
 
 def _scene(
