@@ -362,15 +362,19 @@ class TestInBrowser:
 
 @in_browser
 @pytest.mark.slow
-def test_a_page_with_its_data_beside_it_opens_from_disk(browser: Any, tmp_path: Path) -> None:
-    page, part = write(tmp_path / "a b#c.html", degree=0, one_file=1000)
+def test_a_page_with_its_data_beside_it_opens_from_disk(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("momentum_gs.export.html.page.PART", 2000)
+    page, *parts = write(tmp_path / "a b#c.html", degree=0, one_file=1000)
+    assert len(parts) > 1
     opened = open_page(browser, page)
     opened.page.keyboard.press("h")
     assert psnr(opened.pixels(), cameras()[0], degree=0) > 30
-    assert [url for url in opened.requests if not url.startswith("blob:")] == [page.as_uri(), part.as_uri()]
-    part.unlink()
+    assert [url for url in opened.requests if not url.startswith("blob:")] == [file.as_uri() for file in (page, *parts)]
+    parts[1].unlink()
     message = open_page(browser, page).page.text_content("#message")
-    assert message == "The scene cannot be shown. The file a b#c_files/000.js is missing beside the page."
+    assert message == "The scene cannot be shown. The file a b#c_files/001.js is missing beside the page."
 
 
 @in_browser
