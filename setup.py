@@ -67,7 +67,11 @@ class ProgramAlone(editable_wheel):
 setup(
     packages=[*find_packages(include=["momentum_gs*"]), "momentum_gs.configs", *KERNELS],
     package_dir={"momentum_gs.configs": "configs", **{name: f"{folder}/{name}" for name, folder in KERNELS.items()}},
-    package_data={"momentum_gs": ["py.typed", "eval/published.yaml"], "momentum_gs.configs": ["**/*.yaml"]},
+    package_data={
+        "momentum_gs": ["py.typed", "eval/published.yaml"],
+        "momentum_gs.export.html": ["page.*", "vendor/*"],
+        "momentum_gs.configs": ["**/*.yaml"],
+    },
     ext_modules=[extension for folder in KERNELS.values() for extension in extensions(folder)],
     install_requires=REQUIRES,
     cmdclass={**CMDCLASS, "editable_wheel": ProgramAlone},

@@ -1,7 +1,9 @@
 """Which tests may be skipped, how many and why; the table of skips of a run, and when they fail it."""
 
+import importlib.util
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ ALLOWED = (
     Allowed("torch_scatter is not installed", 1),
     Allowed("network namespaces are not permitted here", 1),
     Allowed(r"no C\+\+ compiler", 200),
+    # Tests of pages in a browser.
+    Allowed("there is no chromium", 12, lambda: shutil.which("chromium") is None),
+    Allowed("playwright is not installed", 12, lambda: importlib.util.find_spec("playwright") is None),
 )
 """Beside these, a test with the marker ``gpu`` may be skipped because it needs a GPU: its marker states the reason."""
 

@@ -138,6 +138,17 @@ def test_nothing_is_loaded_and_nothing_runs(whole: Path) -> None:
     assert f"Worst: {HOSTILE}, 11.11 dB" in page.texts
 
 
+def test_exported_pages_are_linked(bare: Path, tmp_path: Path) -> None:
+    assert report(bare).addresses == []
+    (bare / "export").mkdir()
+    for name in ("index.html", "50% #1.html", "model.ply"):
+        (bare / "export" / name).touch()
+    assert report(bare).addresses == ["export/50%25%20%231.html", "export/index.html"]
+    elsewhere = tmp_path / "reports" / "one.html"
+    assert main(["report", str(bare), "-o", str(elsewhere)]) == 0
+    assert Page(elsewhere.read_text()).addresses[1] == "../a%20run/export/index.html"
+
+
 def test_images_are_small(whole: Path) -> None:
     page = report(whole)
     jpegs = [address for address in page.addresses if address.startswith("data:image/jpeg")]

@@ -122,6 +122,25 @@ def test_shipped_settings_are_those_of_the_checkout(program: Path, tmp_path: Pat
     assert set(done.stdout.split()) == here
 
 
+def test_the_static_page_is_written_from_the_wheel(program: Path, tmp_path: Path) -> None:
+    code = (
+        "import torch\n"
+        "from pathlib import Path\n"
+        "from momentum_gs.core.types import Camera\n"
+        "from momentum_gs.export.html.page import write_page\n"
+        "from momentum_gs.model.splats import Splats\n"
+        "eye, zero = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)\n"
+        "camera = Camera('a.png', 4, 3, 4.0, 4.0, 2.0, 1.5, eye, zero)\n"
+        "splats = Splats.fresh(torch.ones(1, 3), torch.ones(1, 3), torch.zeros(1, 3), 0)\n"
+        "write_page(Path('page.html'), splats, [camera], title='x', up=-eye[1])\n"
+    )
+    done = call(program.with_name("python"), tmp_path, "-I", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").stat().st_size > 1_000_000  # With the renderer.
+    licences = {file.name for file in program.parents[1].glob("**/export/html/vendor/LICENSE.*")}
+    assert licences == {"LICENSE.spark", "LICENSE.three", "LICENSE.fflate"}
+
+
 def test_nothing_of_the_checkout_is_used(program: Path, tmp_path: Path) -> None:
     python = program.with_name("python")
     names = ["momentum_gs", "diff_gaussian_rasterization", "simple_knn", "fused_ssim"]

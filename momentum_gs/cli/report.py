@@ -15,8 +15,9 @@ HELP = "write a self-contained HTML page about a run"
 DESCRIPTION = """\
 Writes OUT/report.html from the files in OUT: scores beside published ones for the scene, a map of the blocks coloured
 by PSNR, training curves, the worst and the best views with error maps, and the settings that differ from the defaults.
-The page loads nothing else and has no scripts. If files of the run are missing, it gives the command that makes them.
-The published scene is recognized by the name of the scene folder, or named with --scene.
+The page has no scripts and loads nothing else; it links to the pages in OUT/export. If files of the run are missing,
+it gives the command that makes them. The published scene is recognized by the name of the scene folder, or named with
+--scene.
 
   momentum-gs report OUT
   momentum-gs report OUT --scene rubble -o rubble.html
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     scene = args.scene or guess_scene(config.scene.path or "")
     target: Path = args.output or args.out / "report.html"
     found = load_run(args.out, config, args.split, args.iteration)
-    text = report_page(found, None if scene == "none" else scene, args.views)
+    text = report_page(found, None if scene == "none" else scene, args.views, target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
         part.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from html import escape
 from typing import NewType
+from urllib.parse import quote
 
 Html = NewType("Html", str)
 
@@ -58,6 +59,11 @@ def text(words: str) -> Html:
 def note(words: str) -> Html:
     """A paragraph in small print."""
     return Html(f'<p class="note">{escape(words)}</p>\n')
+
+
+def link(words: str, path: str) -> Html:
+    """A paragraph that leads to a file; ``path`` is relative to the document, with slashes."""
+    return Html(f'<p><a href="{escape(quote(path))}">{escape(words)}</a>: <code>{escape(path)}</code></p>\n')
 
 
 def missing(what: str, *command: str) -> Html:

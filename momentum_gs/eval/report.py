@@ -4,6 +4,7 @@ Everything is read from the run's folder. A part whose files are missing is repl
 """
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from momentum_gs.eval.page import (
     drawing,
     heading,
     image,
+    link,
     missing,
     note,
     page,
@@ -118,18 +120,20 @@ def load_run(out: Path, config: Config, split: str, iteration: int | None) -> Ru
     return Run(out, config, split, merged[-1] if merged else None, results, per_view, read_history(out))
 
 
-def report_page(run: Run, scene: str | None, n_views: int) -> Html:
+def report_page(run: Run, scene: str | None, n_views: int, folder: Path | None = None) -> Html:
     """The document.
 
     Args:
         run: The run.
         scene: One of ``scene_keys()`` whose published numbers to show; None: no paper has this scene.
         n_views: Views to show of the worst and of the best.
+        folder: Where the document will be, from which its links lead to exported pages; None: the run's own folder.
     """
     return page(
         f"{run.out.resolve().name}: {run.config.stage}, seed {run.config.seed}, {run.config.steps} steps",
         [
             _about(run),
+            *_exported(run, folder or run.out),
             section("Scores", *_scores(run)),
             section("Published numbers", *_published(run, None if scene is None else published_scene(scene))),
             section("Blocks", *_blocks(run)),
@@ -157,6 +161,13 @@ def _about(run: Run) -> Html:
         "settings, SHA-256": protocol.get("config_sha256"),
     }
     return table((), [(name, value) for name, value in facts.items() if value not in (None, "-")], words=True)
+
+
+def _exported(run: Run, folder: Path) -> list[Html]:
+    """Links to the pages that show the model, which the export wrote."""
+    pages = sorted((run.out / "export").glob("*.html"))
+    addresses = (os.path.relpath(file, folder).replace(os.sep, "/") for file in pages)
+    return [link("The model in 3D", address) for address in addresses]
 
 
 def _scores(run: Run) -> list[Html]:
