@@ -244,3 +244,38 @@ def test_a_run_without_a_merge_names_the_command(
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     assert main(["export", str(tmp_path), "--device", "cpu"]) == 2
     assert "run 'momentum-gs merge' first" in capsys.readouterr().err
+
+
+def test_levels_of_detail_keep_their_budget(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splats, record = export(run, "levels.ply", "--lod")
+    whole, *coarser = record["lod"]
+    assert math.isclose(whole["PSNR"], record["export"]["PSNR"], abs_tol=1e-3), "the budget of all Gaussians in view"
+    assert [level["budget"] for level in coarser] == [whole["budget"] // share for share in (2, 4, 8)]
+    for number, share in enumerate((2, 4, 8), start=1):
+        level = read_splats(run / "export" / f"levels.lod{number}.ply")
+        assert len(level) <= len(splats) // share
+        low, high = splats.position.amin(0), splats.position.amax(0)
+        assert ((level.position >= low - 1e-3) & (level.position <= high + 1e-3)).all(), "means of means"
+    budget = coarser[0]["budget"]
+    assert main(["render", str(run), "--budget", str(budget), "--device", "cpu"]) == 0
+    [folder] = (run / "test").glob(f"ours_*_budget{budget}")
+    assert read_json(folder / "render.json")["gaussians_per_view"] <= budget
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lod", "--blocks", "0"], "--lod with --crop or --blocks"),
+        (["--lod", "-o", "a.splat"], "a.splat"),
+    ],
+)
+def test_levels_of_detail_are_of_the_whole_model(
+    run: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--device", "cpu", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_budget_needs_levels_of_detail(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", str(run), "--budget", "0"]) == 2
+    assert "--budget is 0, expected a number of Gaussians, at least 1" in capsys.readouterr().err

@@ -24,6 +24,7 @@ held-out views, and what was lost is printed and written to FILE.json (docs/expo
 
   momentum-gs export OUT                               OUT/export/gaussians.ply
   momentum-gs export OUT --refine 1000
+  momentum-gs export OUT --lod                         levels of detail, for 'render OUT --budget N' and for streaming
   momentum-gs export OUT -o small.ply --sh 1 --max-gaussians 200000
   momentum-gs export OUT -o part.ply --blocks 3,5
   momentum-gs export OUT -o house.ply --crop=-10,-10,0,10,10,20 --y-up
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files; write --crop=-1,... if the first number is negative")  # fmt: skip
     add("--blocks", metavar="3,5", help="only Gaussians in the cells of these blocks")
     add("--max-gaussians", type=int, metavar="N", help="only the N Gaussians that contribute most to the images")
+    add("--lod", action="store_true", help="also write levels of detail, for 'momentum-gs render OUT --budget N' and "
+        "for viewers that stream; a PLY only")  # fmt: skip
     add("--y-up", action="store_true", help="rotate the scene so that y points up, as web viewers expect")
     add("--georeference", action="store_true",
         help="also write the scene's place on the Earth (scene.json) to FILE.json")  # fmt: skip
@@ -60,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"export: --{name.replace('_', '-')} is {value}, expected at least {least}; correct it")
+    if args.lod and (file.suffix != ".ply" or file.name.endswith(".compressed.ply")):
+        raise UserError(f"export: --lod with {file.name}, expected a PLY; leave out --format, or rename the file")
     crop = None if args.crop is None else _numbers("crop", args.crop, float)
     if crop is not None and len(crop) != 6:
         raise UserError(f"export: --crop is {args.crop}, expected six numbers: x0,y0,z0,x1,y1,z1")
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         max_gaussians=args.max_gaussians,
         y_up=args.y_up,
         georeference=args.georeference,
+        lod=args.lod,
     )
     print_device(args.device)
     device = pick_device(args.device)
@@ -121,4 +127,9 @@ def _table(record: dict[str, Any]) -> str:
         f"{record['gaussians']:,} Gaussians of {record['offsets']:,} offsets, {size:.1f} MiB, {seconds:.0f} s, "
         f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    lines += [
+        f"  at most {level['budget']:,} Gaussians in a view: PSNR {level['PSNR']:.3f}, SSIM {level['SSIM']:.4f}, "
+        f"{level['views_per_second']:.1f} views/s"
+        for level in record.get("lod", [])
+    ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.eval.lpips_metric import Lpips
 from momentum_gs.eval.results import write_json
-from momentum_gs.export.files import write_parts
+from momentum_gs.export.files import read_splats, write_parts
+from momentum_gs.export.lod import export_lod
 from momentum_gs.export.placement import Placement, placement
 from momentum_gs.export.price import Original, export_renderer, original_renderer, scores
 from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.io import load_model, model_file, model_folder
+from momentum_gs.model.lod import LOD_FILE
 from momentum_gs.model.poses import load_poses
 from momentum_gs.model.splats import Harmonics, Splats
 
@@ -59,6 +61,12 @@ class Options:
     """Rotate the scene so that up is y."""
     georeference: bool = False
     """Record the scene's place on the Earth."""
+    lod: bool = False
+    """Also write levels of detail (``export_lod``)."""
+
+    def __post_init__(self) -> None:
+        if self.lod and (self.crop is not None or self.blocks is not None):
+            raise UserError("export: --lod with --crop or --blocks, expected levels of the whole model; leave one out")
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,8 @@ def export_run(
         baked = time.perf_counter()
         record = _record(run, file, options, len(chosen), degree) | {"coordinates": where.record()}
         record |= _price(run, file, where, inside, views, lpips)
+        if options.lod:
+            record["lod"] = _lod(run, out, file, where, views)
     record["seconds"] = {"export": baked - started, "scores": time.perf_counter() - baked}
     record |= {"georeference": about, **device_use(device)}
     write_json(json_file(file), record)
@@ -275,6 +285,16 @@ def _price(
         # Outside of a crop, the trained model itself is rendered.
         "scored_with_model_outside_crop": covered is not None,
     }
+
+
+def _lod(run: _Run, out: Path, file: Path, where: Placement, views: Views) -> list[dict[str, Any]]:
+    """Levels of detail of the file, and their scores on the held-out views or, without any, on the training views."""
+
+    def score(render: Callable[[Camera], Tensor]) -> dict[str, float]:
+        return scores(run.scene.test or run.cameras, views, render, None)
+
+    splats = where.back(read_splats(file))
+    return export_lod(out / LOD_FILE, file, splats, where, run.cameras, run.original, score)
 
 
 def _georeference(scene: Scene) -> dict[str, Any]:

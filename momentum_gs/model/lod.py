@@ -19,7 +19,7 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.core.geometry import in_view
+from momentum_gs.core.geometry import project
 from momentum_gs.core.types import Camera
 from momentum_gs.model.splats import Splats
 
@@ -29,8 +29,8 @@ _HALVINGS = 40
 """Of the interval of thresholds, in the logarithm: the threshold of a cut is then known to the precision of float32."""
 _ENOUGH = 0.99
 """Share of the budget from which the search for the threshold ends."""
-_MARGIN = 0.25
-"""Trees whose root is this far outside of the image, as a share of its width and height, are not counted."""
+_SIGMAS = 3.0
+"""A tree may show in the image as far as its root reaches, in standard deviations; its leaves lie within."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class LodTree:
             budget: At least 1.
         """
         roots = self.parent < 0
-        position = self.splats.position
+        position, reach = self.splats.position[roots], _SIGMAS * self.splats.scales[roots].amax(dim=1)
         away = torch.full_like(self.error, math.inf)
-        away[roots] = (position[roots] - camera.center.to(position)).square().sum(dim=1)
+        away[roots] = (position - camera.center.to(position)).square().sum(dim=1)
         seen = torch.zeros_like(roots)
-        seen[roots] = in_view(position[roots], camera, near=0.0, margin=_MARGIN)
+        seen[roots] = _may_show(position, reach, camera)
         return self.splats.subset(self._cut(self.error / away[self.root], seen[self.root], budget))
 
     def _cut(self, error: Float[Tensor, "m"], among: Bool[Tensor, "m"], budget: int) -> Int[Tensor, "c"]:
@@ -115,6 +115,15 @@ class LodTree:
             return found
         covers = self.splats.opacity[found, 0].sigmoid() * self.splats.scales[found].square().sum(dim=1)
         return found[covers.topk(budget).indices.sort().values]
+
+
+def _may_show(position: Float[Tensor, "n 3"], reach: Float[Tensor, "n"], camera: Camera) -> Bool[Tensor, "n"]:
+    """Whether spheres may be visible; true for all that hold the camera or reach behind it."""
+    pixels, depth = project(position, camera)
+    grown = reach[:, None] * pixels.new_tensor([camera.fx, camera.fy]) / (depth - reach).clamp_min(1e-6)[:, None]
+    size = pixels.new_tensor([camera.width, camera.height])
+    inside = ((pixels >= -grown) & (pixels < size + grown)).all(dim=1)
+    return (depth > -reach) & (inside | (depth <= reach))
 
 
 def join_trees(trees: list[LodTree]) -> LodTree:
