@@ -188,7 +188,7 @@ def test_left_out_offsets_change_nothing() -> None:
     for camera in cameras():
         decoded = decode_view(anchors, decoder, camera)
         rest = draw(others(decoded, hidden, K), camera, BLACK).image
-        assert float((rest - draw(decoded.gaussians, camera, BLACK).image).abs().max()) < 2 * FAINT
+        assert float((rest - draw(decoded.gaussians, camera, BLACK).image).detach().abs().max()) < 2 * FAINT
 
 
 def test_those_that_contribute_most_are_kept() -> None:
@@ -213,7 +213,7 @@ def test_parts_give_what_one_part_gives() -> None:
     assert torch.equal(torch.cat([offsets for offsets, _ in parts]), chosen)
     joined = Splats.cat([splats for _, splats in parts]).rows()
     for name, rows in whole.rows().items():
-        torch.testing.assert_close(joined[name].abs(), rows.detach().abs(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(joined[name].abs(), rows.detach().abs(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(whole.position.detach(), means_of(anchors, chosen))
 
 
@@ -263,6 +263,8 @@ def _teaching(anchors: Anchors, decoder: GaussianDecoder) -> Teaching:
 
 def test_refining_brings_the_bake_closer_to_the_model() -> None:
     anchors, decoder = make_anchors(), make_decoder()
+    for name in HEADS:
+        getattr(decoder, name)[0].weight[:, 8:] *= 6  # Opacity, sizes and rotations depend on the view as well.
     baked = bake(anchors, decoder, cameras(), sh_degree=1)
     before = {name: rows.detach().clone() for name, rows in baked.rows().items()}
     refined = refine(baked, _teaching(anchors, decoder), 60)
