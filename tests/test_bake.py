@@ -188,7 +188,7 @@ def test_left_out_offsets_change_nothing() -> None:
     for camera in cameras():
         decoded = decode_view(anchors, decoder, camera)
         rest = draw(others(decoded, hidden, K), camera, BLACK).image
-        assert float((rest - draw(decoded.gaussians, camera, BLACK).image).abs().max()) < 2 * FAINT
+        assert float((rest - draw(decoded.gaussians, camera, BLACK).image).detach().abs().max()) < 2 * FAINT
 
 
 def test_those_that_contribute_most_are_kept() -> None:
@@ -213,7 +213,7 @@ def test_parts_give_what_one_part_gives() -> None:
     assert torch.equal(torch.cat([offsets for offsets, _ in parts]), chosen)
     joined = Splats.cat([splats for _, splats in parts]).rows()
     for name, rows in whole.rows().items():
-        torch.testing.assert_close(joined[name].abs(), rows.detach().abs(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(joined[name].abs(), rows.detach().abs(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(whole.position.detach(), means_of(anchors, chosen))
 
 
@@ -263,6 +263,8 @@ def _teaching(anchors: Anchors, decoder: GaussianDecoder) -> Teaching:
 
 def test_refining_brings_the_bake_closer_to_the_model() -> None:
     anchors, decoder = make_anchors(), make_decoder()
+    for name in HEADS:
+        getattr(decoder, name)[0].weight[:, 8:] *= 6  # Opacity, sizes and rotations depend on the view as well.
     baked = bake(anchors, decoder, cameras(), sh_degree=1)
     before = {name: rows.detach().clone() for name, rows in baked.rows().items()}
     refined = refine(baked, _teaching(anchors, decoder), 60)
@@ -290,7 +292,17 @@ def test_a_part_is_refined_beside_the_rest_of_the_model() -> None:
         around = others(decode_view(anchors, decoder, camera), hidden, K)
         own = decode_view(refined, Harmonics(0), camera).gaussians
         image = draw(own, camera, BLACK, None, None, around).image
-        assert float((image - render_image(anchors, decoder, camera, BLACK)).abs().mean()) < 0.02
+        assert float((image - render_image(anchors, decoder, camera, BLACK)).detach().abs().mean()) < 0.02
+
+
+def test_views_that_show_nothing_teach_nothing() -> None:
+    anchors, decoder = make_anchors(), make_decoder()
+    baked = bake(anchors, decoder, cameras(), sh_degree=0)
+    away = nadir_camera("away.png", 500.0, 500.0)
+    teaching = replace(_teaching(anchors, decoder), cameras=[away])
+    refined = refine(baked, teaching, 3)
+    for name, rows in baked.rows().items():
+        assert torch.equal(refined.rows()[name].detach(), rows.detach()), name
 
 
 def test_splats_in_view_are_those_with_a_radius() -> None:

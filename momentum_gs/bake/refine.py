@@ -78,6 +78,9 @@ def refine(
             order = torch.randperm(len(teaching.cameras), generator=rng).tolist()
         kind, index = step % 3, order.pop()
         camera = between.draw(index) if kind == 2 else teaching.cameras[index]
+        shown = visible_splats(splats, camera)
+        if len(shown) == 0:
+            continue
         with torch.no_grad():
             decoded = decode_view(teaching.model, teaching.decoder, camera)
             behind = learned_background(teaching.decoder, camera, teaching.background)
@@ -86,7 +89,6 @@ def refine(
             taught = target is None
             if target is None:
                 target = TargetImage(draw(decoded.gaussians, camera, teaching.background, behind).image)
-        shown = visible_splats(splats, camera)
         leaves = optimizer.leaves(shown)
         gaussians = decode_splats(Splats.from_rows(leaves), harmonics, camera).gaussians
         image = draw(gaussians, camera, teaching.background, behind, None, around).image

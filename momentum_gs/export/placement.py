@@ -35,12 +35,14 @@ class Placement:
 
     def placed(self, splats: Splats) -> Splats:
         """Gaussians in training coordinates -> in the file's; positions, sizes, rotations and harmonics."""
-        position = self.unit * splats.position.double() @ self._rotation(splats).T + self.shift.to(splats.position)
+        turn, shift = (values.to(splats.position.device) for values in (self.rotation, self.shift))
+        position = self.unit * splats.position.double() @ turn.T + shift
         return self._turned(splats, position, self.rotation, math.log(self.unit))
 
     def back(self, splats: Splats) -> Splats:
         """The inverse of ``placed``, up to the rounding of float32."""
-        position = (splats.position.double() - self.shift.to(splats.position)) @ self._rotation(splats) / self.unit
+        turn, shift = (values.to(splats.position.device) for values in (self.rotation, self.shift))
+        position = (splats.position.double() - shift) @ turn / self.unit
         return self._turned(splats, position, self.rotation.T, -math.log(self.unit))
 
     def record(self) -> dict[str, Any]:
@@ -50,9 +52,6 @@ class Placement:
             "about": "to_scene @ [x, y, z, 1] are the coordinates of the scene's files for x, y, z of this file",
             "training_unit": self.unit,
         }
-
-    def _rotation(self, splats: Splats) -> Tensor:
-        return self.rotation.to(splats.position.device)
 
     @torch.no_grad()
     def _turned(self, splats: Splats, position: Tensor, rotation: Tensor, log_unit: float) -> Splats:

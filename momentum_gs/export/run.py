@@ -248,7 +248,11 @@ def _parts(
             hidden[chosen] = False
             hidden[part] = True
             hidden = hidden.to(model.position.device)
-        yield refine(splats, teaching, options.refine, hidden=hidden, seed=run.config.seed)
+        first, last = int(part[0]), int(part[-1]) + 1
+        views_of_part = zip(run.cameras, seen.views, strict=True)
+        showing = [camera for camera, view in views_of_part if len(view.between(first, last)[0])]
+        taught = replace(teaching, cameras=showing)
+        yield refine(splats, taught, options.refine, hidden=hidden, seed=run.config.seed)
 
 
 def _record(run: _Run, file: Path, options: Options, count: int, degree: int) -> dict[str, Any]:
