@@ -21,8 +21,9 @@ from momentum_gs.data.frame import Frame
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.eval.results import read_json
-from momentum_gs.export.files import PART, read_parts, read_splats, write_parts
+from momentum_gs.export.files import PART, read_parts, write_parts
 from momentum_gs.export.placement import FAR, Placement, placement
+from momentum_gs.formats.read import read_splats
 from momentum_gs.model.io import load_model, model_folder, save_splats
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_image
@@ -112,10 +113,10 @@ def test_a_far_origin_is_recorded_instead_of_rounded(run: Path) -> None:
 
 
 def test_parts_of_a_file_are_the_file_of_the_whole(tmp_path: Path) -> None:
-    splats = random_splats(50, 2)
+    splats = random_splats(50, 3)
     save_splats(tmp_path / "whole.ply", splats)
     parts = (splats.subset(rows) for rows in torch.arange(50).split(7))
-    write_parts(tmp_path / "parts.ply", parts, 50, 2)
+    write_parts(tmp_path / "parts.ply", parts, 50, 3)
     assert (tmp_path / "parts.ply").read_bytes() == (tmp_path / "whole.ply").read_bytes()
     many = random_splats(PART + 5, 0)
     write_parts(tmp_path / "many.ply", [many], len(many), 0)
@@ -191,7 +192,8 @@ def test_explicit_gaussians_are_exported_as_they_are(run: Path, tmp_path: Path) 
     baked = bake(model, decoder, scene.train, sh_degree=2)
     save_splats(folder / "point_cloud.ply", baked)
     splats, record = export(out, "same.ply")
-    assert splats.sh_degree == record["options"]["sh_degree"] == 2 and record["anchors"] is None
+    assert record["options"]["sh_degree"] == 2 and record["anchors"] is None
+    assert splats.sh_degree == 3 and not splats.sh_rest[:, 8:].any(), "viewers read degree 0 or 3"
     torch.testing.assert_close(
         splats.log_scale, baked.log_scale + math.log(2), rtol=0, atol=1e-5
     )
@@ -266,7 +268,7 @@ def test_levels_of_detail_keep_their_budget(run: Path, capsys: pytest.CaptureFix
     ("flags", "message"),
     [
         (["--lod", "--blocks", "0"], "--lod with --crop or --blocks"),
-        (["--lod", "-o", "a.splat"], "a.splat"),
+        (["--lod", "-o", "a.splat"], "--lod with a.splat, expected a PLY"),
     ],
 )
 def test_levels_of_detail_are_of_the_whole_model(
@@ -279,3 +281,13 @@ def test_levels_of_detail_are_of_the_whole_model(
 def test_a_budget_needs_levels_of_detail(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", str(run), "--budget", "0"]) == 2
     assert "--budget is 0, expected a number of Gaussians, at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["compressed.ply", "splat", "spz", "html"])
+def test_every_format_is_scored(run: Path, kind: str) -> None:
+    pytest.importorskip("gsply")
+    file = run / "export" / f"other.{kind}"
+    assert main(["export", str(run), "-o", str(file), "--device", "cpu", "--sh", "1"]) == 0
+    record = read_json(file.with_name(f"{file.name}.json"))
+    assert record["bytes"] == file.stat().st_size
+    assert abs(record["export"]["PSNR"] - record["model"]["PSNR"]) < 1

@@ -11,8 +11,9 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.eval.lpips_metric import NETS, Lpips, LpipsMissing, load_lpips
 from momentum_gs.export.files import FORMATS
-from momentum_gs.export.run import Options, export_run, json_file
+from momentum_gs.export.run import PAGE, Options, export_run, json_file
 
+KINDS = (*FORMATS, PAGE.removeprefix("."))
 HELP = "write the model as standard 3D Gaussians, and say what that costs"
 DESCRIPTION = """\
 Bakes anchors and decoder into explicit 3D Gaussians, which viewers and engines read, and writes them in the coordinates
@@ -24,6 +25,8 @@ held-out views, and what was lost is printed and written to FILE.json (docs/expo
 
   momentum-gs export OUT                               OUT/export/gaussians.ply
   momentum-gs export OUT --refine 1000
+  momentum-gs export OUT --format html                 a page to look at: OUT/export/gaussians.html
+  momentum-gs export OUT --format spz                  small; also compressed.ply, splat, sog
   momentum-gs export OUT --lod                         levels of detail, for 'render OUT --budget N' and for streaming
   momentum-gs export OUT -o small.ply --sh 1 --max-gaussians 200000
   momentum-gs export OUT -o part.ply --blocks 3,5
@@ -35,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="output folder of a run")
-    add("--format", choices=FORMATS, help="format of the file (default: that of FILE's suffix, else ply)")
+    add("--format", choices=KINDS, help="format of the file; html: a page that shows the model, opens from disk and "
+        "needs no server (default: that of FILE's suffix, else ply)")  # fmt: skip
     add("-o", "--output", metavar="FILE", type=Path, help="file to write (default: OUT/export/gaussians.FORMAT)")
     add("--sh", type=int, choices=range(4), default=3, help="degree of the spherical harmonics (default: 3)")
     add("--refine", type=int, metavar="STEPS", default=0, help="train the baked Gaussians for so many steps (default: "
@@ -91,10 +95,10 @@ def run(args: argparse.Namespace) -> None:
 def _file(args: argparse.Namespace) -> Path:
     """The file to write; its suffix is one of the formats."""
     if args.output is None:
-        return Path(args.out) / "export" / f"gaussians.{args.format or FORMATS[0]}"
-    found = [kind for kind in FORMATS if args.output.name.endswith(f".{kind}")]
+        return Path(args.out) / "export" / f"gaussians.{args.format or KINDS[0]}"
+    found = [kind for kind in KINDS if args.output.name.endswith(f".{kind}")]
     if not found or (args.format is not None and args.format not in found):
-        wanted = args.format or " or ".join(FORMATS)
+        wanted = args.format or ", .".join(KINDS)
         raise UserError(f"export: -o is {args.output}, expected a file that ends in .{wanted}; rename it")
     return Path(args.output)
 

@@ -110,7 +110,7 @@ def render_parts(
             tally.add_model(model)
             for camera in part.cameras:
                 name = names[camera.name]
-                view, elapsed = _timed(render, camera, device)
+                view, elapsed = _timed(render, camera, background)
                 tally.add_view(view, elapsed)
                 if labels is not None:
                     write_cells(folder / "cells" / name, labels.of(view.output, camera))
@@ -193,15 +193,15 @@ def _loaded(part: ModelPart, background: Tensor) -> tuple[Model, Callable[[Camer
 
 
 def _timed(
-    render: Callable[[Camera], ViewRender], camera: Camera, device: torch.device
+    render: Callable[[Camera], ViewRender], camera: Camera, background: Tensor
 ) -> tuple[ViewRender, float]:
-    """The rendered view, and the seconds until the device had finished it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """The rendered view, and the seconds until the background's device had finished it."""
+    if background.is_cuda:
+        torch.cuda.synchronize(background.device)
     start = time.perf_counter()
     view = render(camera)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if background.is_cuda:
+        torch.cuda.synchronize(background.device)
     return view, time.perf_counter() - start
 
 

@@ -9,11 +9,12 @@ from plyfile import PlyData, PlyElement, PlyParseError
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
+from momentum_gs.formats.kinds import format_of
+from momentum_gs.formats.write import with_degree, write_splats
 from momentum_gs.model.ply import columns
-from momentum_gs.model.splat_io import load_splats
 from momentum_gs.model.splats import Splats
 
-FORMATS = ("ply",)
+FORMATS = ("ply", "compressed.ply", "splat", "spz", "sog")
 """Formats that ``write_parts`` writes; the file's suffix is the format."""
 PART = 1 << 17
 """Gaussians that are read at a time: 30 MB."""
@@ -26,8 +27,15 @@ def write_parts(file: Path, parts: Iterable[Splats], count: int, sh_degree: int)
         file: Its folder exists.
         parts: The Gaussians; of a PLY, one part at a time is in memory.
         count: Number of Gaussians of all parts together.
-        sh_degree: Their degree.
+        sh_degree: Their degree. A PLY has degree 0 or 3, which is what viewers read: 1 and 2 are filled with zeros.
+
+    Raises:
+        UserError: as ``write_splats``.
     """
+    if format_of(file) != ".ply":
+        write_splats(file, Splats.cat(list(parts)))
+        return
+    sh_degree = 3 if sh_degree else 0
     # The columns are those of model/splat_io.py.
     names = _names(sh_degree)
     element = PlyElement.describe(np.empty(0, [(name, "<f4") for name in names]), "vertex")
@@ -36,12 +44,8 @@ def write_parts(file: Path, parts: Iterable[Splats], count: int, sh_degree: int)
         stream.write(header.encode("ascii") + b"\n")
         for splats in parts:
             for start in range(0, len(splats), PART):
-                stream.write(_table(splats, slice(start, start + PART)).data)
-
-
-def read_splats(file: Path) -> Splats:
-    """All Gaussians of a file of ``write_parts``, on the CPU."""
-    return load_splats(file)
+                rows = torch.arange(start, min(start + PART, len(splats)), device=splats.position.device)
+                stream.write(_table(with_degree(splats.subset(rows), sh_degree)).data)
 
 
 def read_parts(file: Path) -> Iterator[Splats]:
@@ -77,15 +81,14 @@ def _names(sh_degree: int) -> list[str]:
 
 
 @torch.no_grad()
-def _table(splats: Splats, part: slice) -> np.ndarray:
-    position = splats.position[part]
+def _table(splats: Splats) -> np.ndarray:
     rows = [
-        position,
-        torch.zeros_like(position),
-        splats.sh_dc[part].flatten(1),
-        splats.sh_rest[part].transpose(1, 2).flatten(1),
-        splats.opacity[part],
-        splats.log_scale[part],
-        splats.rotation[part],
+        splats.position,
+        torch.zeros_like(splats.position),
+        splats.sh_dc.flatten(1),
+        splats.sh_rest.transpose(1, 2).flatten(1),
+        splats.opacity,
+        splats.log_scale,
+        splats.rotation,
     ]
     return np.ascontiguousarray(torch.cat(rows, dim=1).cpu().numpy(), dtype="<f4")

@@ -14,8 +14,10 @@ from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, Gaussians
 from momentum_gs.data.views import Views
 from momentum_gs.eval.lpips_metric import Lpips
-from momentum_gs.export.files import read_parts, read_splats
+from momentum_gs.export.files import read_parts
 from momentum_gs.export.placement import Placement
+from momentum_gs.formats.kinds import format_of
+from momentum_gs.formats.read import read_splats
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.rasterize import visible_splats
@@ -70,7 +72,7 @@ def original_renderer(original: Original) -> Callable[[Camera], Tensor]:
 
 
 def export_renderer(
-    file: Path, where: Placement, original: Original, covered: Bool[Tensor, "nk"] | None
+    file: Path, where: Placement, original: Original, covered: Bool[Tensor, "nk"] | None, whole: Splats | None = None
 ) -> Callable[[Camera], Tensor]:
     """Renders the Gaussians of an exported file, read back, in [0, 1].
 
@@ -80,10 +82,11 @@ def export_renderer(
         original: Its background is behind them, since most formats hold none.
         covered: Offsets of the model that the file stands for, on the model's device; the others' Gaussians are drawn
             with those of the file, so that a crop is compared with the same part of the model. None: all.
+        whole: The file's Gaussians in training units; None: they are read from the file.
     """
     device = original.background.device
-    is_large = file.suffix == ".ply" and file.stat().st_size > WHOLE
-    whole = None if is_large else where.back(read_splats(file)).to(device)
+    if whole is None and not (format_of(file) == ".ply" and file.stat().st_size > WHOLE):
+        whole = where.back(read_splats(file)).to(device)
 
     def render(camera: Camera) -> Tensor:
         splats = whole

@@ -21,22 +21,28 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
+from momentum_gs.data.frame import normalized_frame
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.eval.lpips_metric import Lpips
-from momentum_gs.eval.results import write_json
-from momentum_gs.export.files import read_splats, write_parts
+from momentum_gs.eval.results import read_json, write_json
+from momentum_gs.export.files import write_parts
+from momentum_gs.export.html.page import write_page
 from momentum_gs.export.lod import export_lod
 from momentum_gs.export.placement import Placement, placement
 from momentum_gs.export.price import Original, export_renderer, original_renderer, scores
+from momentum_gs.formats.read import read_splats
 from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.lod import LOD_FILE
 from momentum_gs.model.poses import load_poses
 from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.view import learned_background
 
+PAGE = ".html"
+"""Suffix of the static page (docs/static_page.md)."""
 REFINED = 1 << 20
 """Gaussians that are refined at a time: 0.7 GB of values and Adam's moments at degree 3."""
 _UNSPILLED = 1 << 26
@@ -125,11 +131,16 @@ def export_run(
             if len(chosen) == 0:
                 raise UserError("export: no Gaussian is left, expected some in the crop; correct --crop or --blocks")
             degree = _degree(run, options)
-            parts = (where.placed(part) for part in _parts(run, options, seen, chosen, inside, views, degree))
-            write_parts(file, parts, len(chosen), degree)
+            parts = _parts(run, options, seen, chosen, inside, views, degree)
+            shown = None
+            if file.suffix == PAGE:
+                shown = Splats.cat(list(parts))
+                _write_page(file, out, run, shown)
+            else:
+                write_parts(file, (where.placed(part) for part in parts), len(chosen), degree)
         baked = time.perf_counter()
         record = _record(run, file, options, len(chosen), degree) | {"coordinates": where.record()}
-        record |= _price(run, file, where, inside, views, lpips)
+        record |= _price(run, file, where, inside, views, lpips, shown)
         if options.lod:
             record["lod"] = _lod(run, out, file, where, views)
     record["seconds"] = {"export": baked - started, "scores": time.perf_counter() - baked}
@@ -255,6 +266,22 @@ def _parts(
         yield refine(splats, taught, options.refine, hidden=hidden, seed=run.config.seed)
 
 
+def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> None:
+    """Writes the static page, with the cameras, the cells and their scores."""
+    cameras, scene, decoder = run.cameras, run.scene, run.original.decoder
+    behind = learned_background(decoder, cameras[0], run.original.background)
+    color = run.original.background if behind is None else behind.mean(dim=(1, 2))
+    cells = run.folder / "partition.json"
+    results = read_json(out / "results.json").get(f"ours_{run.folder.name.removeprefix('iteration_')}", {})
+    scores = {int(b): row["PSNR"] for b, row in results.get("blocks", {}).items() if row.get("PSNR") is not None}
+    write_page(
+        file, splats.to("cpu"), cameras, title=scene.path.name,
+        up=normalized_frame([*scene.train, *scene.test], scene.points).rotation[2],
+        cells=PartitionTable.load(cells).in_frame(scene.frame) if cells.is_file() else None, scores=scores,
+        background=color.tolist(),
+    )  # fmt: skip
+
+
 def _record(run: _Run, file: Path, options: Options, count: int, degree: int) -> dict[str, Any]:
     model, decoder = run.original.model, run.original.decoder
     learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
@@ -273,13 +300,14 @@ def _record(run: _Run, file: Path, options: Options, count: int, degree: int) ->
 
 
 def _price(
-    run: _Run, file: Path, where: Placement, inside: Bool[Tensor, "nk"] | None, views: Views, lpips: Lpips | None
-) -> dict[str, Any]:
+    run: _Run, file: Path, where: Placement, inside: Bool[Tensor, "nk"] | None, views: Views, lpips: Lpips | None,
+    shown: Splats | None,
+) -> dict[str, Any]:  # fmt: skip
     """The scores of the model and of the file, on the held-out views or, without any, on the training views."""
     split, cameras = ("test", run.scene.test) if run.scene.test else ("train", run.cameras)
     covered = None if inside is None else inside.to(run.original.background.device)
     model = scores(cameras, views, original_renderer(run.original), lpips)
-    export = scores(cameras, views, export_renderer(file, where, run.original, covered), lpips)
+    export = scores(cameras, views, export_renderer(file, where, run.original, covered, shown), lpips)
     return {
         "split": split,
         "views": len(cameras),
@@ -288,6 +316,8 @@ def _price(
         "lost": {name: model[name] - export[name] for name in model},
         # Outside of a crop, the trained model itself is rendered.
         "scored_with_model_outside_crop": covered is not None,
+        # The page's own quantization, that of SPZ, is not in the scores (docs/formats.md has what it costs).
+        "scored_before_quantization": shown is not None,
     }
 
 
