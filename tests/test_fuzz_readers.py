@@ -8,15 +8,18 @@ import json
 import math
 import os
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 from scene_files import camera, points
+from splat_scene import random_splats
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import PointCloud
@@ -25,6 +28,10 @@ from momentum_gs.data.lens import MODELS, Lens, parameter_count
 from momentum_gs.data.point_files import read_point_file
 from momentum_gs.data.transforms import read_transforms
 from momentum_gs.data.undistort import pinhole_window
+from momentum_gs.formats.read import read_splats
+from momentum_gs.formats.torchscript import read_torchscript
+from momentum_gs.formats.write import write_splats
+from momentum_gs.model.splats import Splats
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +80,16 @@ def transforms(path: Path) -> None:
     path.write_text(json.dumps(record))
 
 
+def splats(path: Path) -> None:
+    write_splats(path, random_splats(40))
+
+
+def decoder(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())).save(path)
+
+
 def read_model_views(path: Path) -> object:
     return read_views(path.parent, distorted=True)
 
@@ -91,7 +108,9 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
     "images.txt": (model(False), read_model_views), "points3D.txt": (model(False), read_model_points),
     "transforms.json": (transforms, read_poses), "binary.ply": (ply(False), read_point_file),
     "text.ply": (ply(True), read_point_file), "points.las": (las, read_point_file),
-    "points.laz": (las, read_point_file),
+    "points.laz": (las, read_point_file), "splats.ply": (splats, read_splats),
+    "splats.compressed.ply": (splats, read_splats), "splats.splat": (splats, read_splats),
+    "splats.spz": (splats, read_splats), "decoder.pt": (decoder, read_torchscript),
 }  # fmt: skip
 
 FORGED = st.one_of(
@@ -156,6 +175,8 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
         else:
             if isinstance(found, PointCloud):
                 assert found.xyz.isfinite().all()
+            if isinstance(found, Splats) and path.suffix != ".ply":  # Of a PLY, 'import' checks it.
+                assert found.position.isfinite().all() and found.log_scale.isfinite().all()
         finally:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()

@@ -373,15 +373,16 @@ def test_blocks_start_from_an_imported_model(scene_folder: Path, tmp_path: Path,
         mode = ["-c", str(Path(__file__).parents[1] / "configs/modes/gaussians.yaml"), "gaussians.sh_degree=1"]
     else:
         source = save_official(tmp_path / "official", small_anchors(400), random_decoder())
-        mode = ["blocks.from_coarse=true", "model.feature_dim=8"]
+        mode = ["blocks.from_coarse=true", "model.feature_dim=8", "blocks.decoder_freeze_rounds=0"]
     out = tmp_path / "out"
     scene = [f"scene.path={scene_folder}", "scene.unit=auto", "scene.resolution=1"]
-    assert main(["import", str(source), "-m", str(out / "coarse"), *scene, *mode[2:]]) == 0
+    assert main(["import", str(source), "-m", str(out / "coarse"), *scene, *mode[2:3]]) == 0
     coarse = load_run_config(out / "coarse").scene
     assert coarse.unit != 1
-    run = [*scene, "-m", str(out), *SETTINGS, *mode, "steps=5", "partition.threshold=0.001", "partition.min_views=0"]
-    assert main(["partition", *BASE, *run]) == 0
-    assert main(["train", *BASE, *run]) == 0
+    run = [*scene[1:], "-m", str(out), *SETTINGS, *mode, "steps=5"]
+    run += ["partition.threshold=0.001", "partition.min_views=0"]
+    assert main(["partition", str(scene_folder), *BASE, *run]) == 0
+    assert main(["train", "-s", str(scene_folder), *BASE, *run]) == 0
     assert load_run_config(out).scene.unit == coarse.unit
     assert len(model_of(out)) > 4
 

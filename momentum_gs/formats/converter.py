@@ -47,8 +47,8 @@ def convert(source: Path, target: Path, named: Path) -> None:
         )
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert.") as folder:
         made = Path(folder) / target.name  # The format is chosen by the name, which a temporary name would hide.
-        # On the CPU: its palettes can use a GPU, but it ends with an error where it finds none.
-        command = [*words, "--quiet", "--overwrite", "--gpu", "cpu", str(source.absolute()), str(made.absolute())]
+        device = _device(words) if target.name.lower().endswith(".sog") else []
+        command = [*words, "--quiet", "--overwrite", *device, str(source.absolute()), str(made.absolute())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not made.is_file():
             raise UserError(
@@ -56,6 +56,12 @@ def convert(source: Path, target: Path, named: Path) -> None:
                 f"that '{' '.join(words)} --version' works"
             )
         made.replace(temporary)
+
+
+def _device(words: list[str]) -> list[str]:
+    """The option for the CPU where the program finds no GPU: its palettes use one, and it would end with an error."""
+    done = subprocess.run([*words, "--list-gpus"], capture_output=True, text=True, check=False)
+    return ["--gpu", "cpu"] if done.returncode or "No GPU adapters" in done.stdout + done.stderr else []
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

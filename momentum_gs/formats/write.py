@@ -10,6 +10,7 @@ from momentum_gs.formats.converter import convert
 from momentum_gs.formats.kinds import format_of
 from momentum_gs.formats.packed import write_compressed_ply, write_spz
 from momentum_gs.formats.splat_file import write_splat_file
+from momentum_gs.model.ply import chunks
 from momentum_gs.model.splat_io import save_splats
 from momentum_gs.model.splats import Splats
 
@@ -58,7 +59,7 @@ def _check(path: Path, splats: Splats) -> None:
     if len(splats) == 0:
         raise UserError(f"{path}: 0 Gaussians to write, expected at least one; check the model and the crop")
     for name, rows in splats.rows().items():
-        if not bool(torch.isfinite(rows.detach().sum(dtype=torch.float64))):
+        if not all(bool(rows[part].detach().isfinite().all()) for part in chunks(len(splats))):
             raise UserError(
                 f"{path}: {name} holds numbers that are not finite, expected finite ones; train the model again, "
                 "or remove these Gaussians"
