@@ -18,10 +18,10 @@ from splat_scene import random_splats
 from torch.nn.functional import normalize
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.voxels import morton
 from momentum_gs.formats import converter, read
 from momentum_gs.formats.converter import find_converter
 from momentum_gs.formats.kinds import FORMATS, format_of
-from momentum_gs.formats.order import morton_order
 from momentum_gs.formats.read import read_splats
 from momentum_gs.formats.sog import reads_sog
 from momentum_gs.formats.write import with_degree, write_splats
@@ -192,16 +192,9 @@ def test_neighbours_in_space_share_the_bounds_of_a_compressed_file(tmp_path: Pat
     splats = plausible(20_000, 0, extent=100.0)
     write_splats(tmp_path / "a.compressed.ply", splats)
     found = read_splats(tmp_path / "a.compressed.ply")
-    expected = splats.subset(morton_order(splats.position.detach()))
+    expected = splats.subset(morton(splats.position.detach(), torch.zeros(3)).argsort())
     # Over all of the scene, a step of 10 bits is almost a unit; over 256 neighbours it is a fraction of that.
     assert (found.position - expected.position).abs().mean() < 0.05
-
-
-def test_the_morton_order_of_a_cube() -> None:
-    corners = torch.tensor([[x, y, z] for z in (0.0, 1.0) for y in (0.0, 1.0) for x in (0.0, 1.0)])
-    assert corners[morton_order(corners)].tolist() == sorted(corners.tolist())
-    assert len(morton_order(torch.zeros(0, 3))) == 0
-    assert morton_order(torch.ones(4, 3)).sort().values.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [".ply", ".splat"])

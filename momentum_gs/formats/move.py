@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.geometry import matrix_to_quat
 from momentum_gs.data.frame import Frame
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
-from momentum_gs.model.harmonics import rotation_of_harmonics
+from momentum_gs.model.similarity import times_left, times_right, transformed
 from momentum_gs.model.splats import Splats
 
 
@@ -21,15 +22,7 @@ def splats_to_frame(splats: Splats, frame: Frame) -> Splats:
     """Gaussians in scene coordinates -> the same in training coordinates."""
     if frame.is_identity:
         return splats
-    turn = rotation_of_harmonics(splats.sh_degree, frame.rotation)[1:, 1:]
-    return Splats(
-        position=_points(splats.position, frame),
-        sh_dc=splats.sh_dc,
-        sh_rest=torch.einsum("ij,njc->nic", turn.to(splats.sh_rest), splats.sh_rest),
-        log_scale=splats.log_scale - math.log(frame.unit),
-        rotation=splats.rotation @ _left(_quaternion(frame.rotation)).T.to(splats.rotation),
-        opacity=splats.opacity,
-    ).as_leaves()
+    return transformed(splats, _points(splats.position, frame), frame.rotation, 1 / frame.unit)
 
 
 @torch.no_grad()
@@ -44,11 +37,11 @@ def anchors_to_frame(
     if frame.is_identity:
         return anchors, decoder
     rotation = frame.rotation
-    quaternion = _quaternion(rotation)
+    quaternion = matrix_to_quat(rotation)
     axes = rotation.abs().argmax(dim=1)  # The scene's axis that becomes each axis.
     stretch = torch.cat([anchors.log_scale[:, :3][:, axes], anchors.log_scale[:, 3:]], dim=1)
     back = quaternion * torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
-    turn = _left(quaternion) @ _right(back)  # The rotation conjugated, as the scales are permuted, too.
+    turn = times_left(quaternion) @ times_right(back)  # The rotation conjugated, as the scales are permuted, too.
     moved = Anchors(
         position=_points(anchors.position, frame),
         offset=anchors.offset @ rotation.T.to(anchors.offset),
@@ -71,7 +64,7 @@ def _moved_decoder(
         _turn_inputs(layers[f"{name}.0.weight"], feature, rotation, unit)
     if moved.feature_bank is not None:
         _turn_inputs(layers["feature_bank.0.weight"], 0, rotation, unit)
-    turn = _left(quaternion)
+    turn = times_left(quaternion)
     for name in ("cov.2.weight", "cov.2.bias"):  # Of every offset, three scales and the quaternion.
         rows = layers[name].view(decoder.n_offsets, 7, -1)
         rows[:, 3:] = torch.einsum("ij,kjh->kih", turn.to(rows), rows[:, 3:])
@@ -87,31 +80,3 @@ def _turn_inputs(weight: Float[Tensor, "h i"], start: int, rotation: Float[Tenso
 def _points(xyz: Float[Tensor, "n 3"], frame: Frame) -> Float[Tensor, "n 3"]:
     offset = torch.tensor(frame.offset, dtype=torch.float64)
     return ((xyz.double() - offset) @ frame.rotation.T / frame.unit).to(xyz)
-
-
-def _quaternion(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
-    """The quaternion (w, x, y, z) of a rotation matrix, float64.
-
-    It is the eigenvector of the largest eigenvalue of a symmetric matrix (Bar-Itzhack, J. Guidance 23(6), 2000).
-    """
-    m = rotation.double()
-    skew = torch.stack([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])
-    matrix = torch.zeros(4, 4, dtype=torch.float64)
-    matrix[0, 0], matrix[0, 1:], matrix[1:, 0] = m.trace(), skew, skew
-    matrix[1:, 1:] = m + m.T - m.trace() * torch.eye(3, dtype=torch.float64)
-    vector: Tensor = torch.linalg.eigh(matrix).eigenvectors[:, -1]
-    return vector
-
-
-def _left(quaternion: Float[Tensor, "4"]) -> Float[Tensor, "4 4"]:
-    """The matrix of q -> quaternion * q."""
-    w, x, y, z = quaternion.tolist()
-    rows = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _right(quaternion: Float[Tensor, "4"]) -> Float[Tensor, "4 4"]:
-    """The matrix of q -> q * quaternion."""
-    w, x, y, z = quaternion.tolist()
-    rows = [[w, -x, -y, -z], [x, w, z, -y], [y, -z, w, x], [z, y, -x, w]]
-    return torch.tensor(rows, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
-from momentum_gs.formats.order import morton_order
+from momentum_gs.core.voxels import morton
 from momentum_gs.model.splats import Splats
 
 _CHUNK = 256
@@ -48,7 +48,8 @@ def gsply(path: Path) -> ModuleType:
 def write_compressed_ply(path: Path, splats: Splats) -> None:
     """Writes Gaussians in Morton order, as 256 neighbours in the file share the bounds of their quantization."""
     package = gsply(path)
-    data = _packed(package, splats.subset(morton_order(splats.position.detach().cpu()).to(splats.position.device)))
+    order = morton(splats.position.detach(), torch.zeros(3)).argsort()
+    data = _packed(package, splats.subset(order))
     with replacing(path) as temporary:
         temporary.write_bytes(package.compress_to_bytes(data))
 
