@@ -28,8 +28,9 @@ from momentum_gs.model.io import load_model, model_folder, save_splats
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_image
 
+pytestmark = pytest.mark.slow
+
 BLACK = torch.zeros(3)
-OFFSET = (1.0, 2.0, 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from momentum_gs.model.splats import SH_CONSTANT, Splats
 
 RIDGE = 1e-3
 """Weight of the squares of the coefficients above degree 0, relative to that of all directions together. Of 0.001,
-0.003, 0.01, 0.03 and 0.1 the smallest was best on held-out views (docs/export.md): the decoder's colours have no noise,
-so only directions that nothing was seen from need it."""
+0.003, 0.01, 0.03 and 0.1, the smallest came nearest to the model's renders of held-out views: the decoder's colours
+have no noise, so that only directions that nothing was seen from need it."""
 _MEAN_RIDGE = 1e-3
 """Weight of the squared distance of the coefficient of degree 0 from the mean colour, likewise."""
 _OPAQUE = 1 - 1e-6

@@ -123,9 +123,9 @@ def _lpips(args: argparse.Namespace, device: torch.device) -> Lpips | None:
 def _table(record: dict[str, Any]) -> str:
     """The price in a few lines."""
     names = list(record["model"])
-    lines = [f"{record['views']} {record['split']} views  " + "".join(f"{name:>9}" for name in names)]
+    lines = [f"{record['views']} {record['split']} views  " + "".join(f"{name:>15}" for name in names)]
     for title, row in (("model", "model"), ("file", "export"), ("lost", "lost")):
-        lines.append(f"  {title:<15}" + "".join(f"{record[row][name]:9.3f}" for name in names))
+        lines.append(f"  {title:<15}" + "".join(f"{record[row][name]:15.3f}" for name in names))
     size, seconds = record["bytes"] / 2**20, record["seconds"]["export"]
     lines.append(
         f"{record['gaussians']:,} Gaussians of {record['offsets']:,} offsets, {size:.1f} MiB, {seconds:.0f} s, "
