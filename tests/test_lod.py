@@ -128,7 +128,7 @@ def test_a_view_spends_its_budget_on_what_is_near() -> None:
 def test_what_is_not_in_view_is_not_drawn() -> None:
     behind = cloud(50, 3)
     behind = replace(behind, position=behind.position - torch.tensor([0.0, 0, 20]))
-    tree = build_lod(Splats.cat([cloud(50), behind]), [CAMERA])
+    tree = join_trees([build_lod(cloud(50), [CAMERA]), build_lod(behind, [CAMERA])])
     assert (tree.for_view(CAMERA, 1000).position[:, 2] > -10).all()
 
 
