@@ -91,7 +91,7 @@ def depth_loss(output: RenderOutput, known: ViewDepths) -> Float[Tensor, ""]:
     D is the rendered depth divided by alpha. The loss has no unit and does not change with the scale of the scene. The
     error is 0 at pixels with an alpha up to ``MIN_ALPHA``.
     """
-    # Indexing, not index_select: several points may share a pixel, and only its gradient has one order of sums on a GPU.
+    # Not index_select: several points may share a pixel, and on a GPU the sums of its gradient would have no order.
     alpha, depth = (part.flatten()[known.pixel] for part in (output.alpha, output.depth))
     there = (alpha > MIN_ALPHA) & (depth > 0)
     ratio = known.depth * alpha / torch.where(there, depth, 1.0)
