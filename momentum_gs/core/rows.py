@@ -8,6 +8,7 @@ Source: cat_tensors_to_optimizer and _prune_anchor_optimizer of Scaffold-GS, sce
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,6 +73,38 @@ def _edit(row: Tensor, kept: Int[Tensor, "m"] | None, added: Tensor | None) -> T
     if added is not None:
         edited[n_kept:] = added
     return edited
+
+
+def take_runs(table: Float[Tensor, "m f"], index: Int[Tensor, "g"]) -> Float[Tensor, "g f"]:
+    """``table.index_select(0, index)`` for an ``index`` that never falls, with the same gradient bits in every run.
+
+    The gradient of a row that is taken several times is a sum. On a GPU, that of ``index_select`` adds the terms in the
+    order in which threads happen to come; here they are added in their order, which is also that on a CPU.
+    """
+    if not table.is_cuda or not table.requires_grad:
+        return table.index_select(0, index)
+    taken: Tensor = _TakeRuns.apply(table, index)
+    return taken
+
+
+def sum_runs(rows: Float[Tensor, "g f"], index: Int[Tensor, "g"], n_rows: int) -> Float[Tensor, "n f"]:
+    """Row i: the sum, in order, of the ``rows`` whose ``index`` is i. ``index`` never falls; 0 where it has no i."""
+    offsets = torch.searchsorted(index, torch.arange(n_rows + 1, device=index.device))
+    # unsafe: the checks would wait for the device.
+    return torch.segment_reduce(rows.contiguous(), "sum", offsets=offsets, axis=0, unsafe=True, initial=0)
+
+
+class _TakeRuns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.n_rows = len(table)
+        return table.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return sum_runs(grads[0], index, ctx.n_rows), None
 
 
 def scatter_max(src: Float[Tensor, "m f"], index: Int[Tensor, "m"], n_rows: int) -> Float[Tensor, "n f"]:

@@ -2,7 +2,9 @@
 
 Notation: N anchors, M of them visible, K offsets, G Gaussians kept (those with a positive neural opacity). The kept
 (anchor, offset) pairs are selected first and everything else is gathered for them only, so that no tensor of size M*K
-exists besides the decoder's outputs. ``expand_reference`` is the plain form of the original, for reading and tests.
+exists besides the decoder's outputs. Kept offsets are in the order of their anchors: where a gather repeats an anchor's
+row, its gradient is a sum over neighbours, in a fixed order (``core.rows.take_runs``). ``expand_reference`` is the
+plain form of the original, for reading and tests.
 
 Source: gaussian_renderer/__init__.py::generate_neural_gaussians and
 generate_neural_gaussians_and_momentum_gaussians of Momentum-GS.
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from momentum_gs.core.rows import take_runs
 from momentum_gs.core.types import Gaussians
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import DecoderOutput, GaussianDecoder
@@ -50,6 +53,7 @@ class _View:
     """The visible anchors as one camera sees them."""
 
     rows: Int[Tensor, "m"]
+    position: Float[Tensor, "m 3"]
     feature: Float[Tensor, "m f"]
     scales: Float[Tensor, "m 6"]
     direction: Float[Tensor, "m 3"]
@@ -84,7 +88,7 @@ def decode_with_teacher(
     decoded, kept = _spawn(anchors, view, student(view.feature, view.direction, view.distance))
     with torch.no_grad() if detach else contextlib.nullcontext():
         output = teacher(view.feature, view.direction, view.distance)
-        bound = view.scales.index_select(0, kept // anchors.n_offsets)[:, 3:]
+        bound = take_runs(view.scales, kept // anchors.n_offsets)[:, 3:]
         color, scale, rotation = _attributes(output, kept, bound)
     return decoded, TeacherTargets(color, scale, rotation, output.opacity.reshape(-1, 1))
 
@@ -101,7 +105,7 @@ def _look(anchors: Anchors, camera_center: Tensor, visible: Tensor | None) -> _V
         )
     ray = position - camera_center.to(position)
     distance = ray.norm(dim=1, keepdim=True)
-    return _View(rows, feature, log_scale.exp(), ray / distance, distance)
+    return _View(rows, position, feature, log_scale.exp(), ray / distance, distance)
 
 
 def _spawn(anchors: Anchors, view: _View, output: DecoderOutput) -> tuple[Decoded, Int[Tensor, "g"]]:
@@ -113,11 +117,11 @@ def _spawn(anchors: Anchors, view: _View, output: DecoderOutput) -> tuple[Decode
 
     of_visible = kept // n_offsets
     row = view.rows.index_select(0, of_visible)
-    scales = view.scales.index_select(0, of_visible)
+    scales = take_runs(view.scales, of_visible)
     offset = anchors.offset.flatten(0, 1).index_select(0, row * n_offsets + (kept - of_visible * n_offsets))
     color, scale, rotation = _attributes(output, kept, scales[:, 3:])
     gaussians = Gaussians(
-        means=anchors.position.index_select(0, row) + offset * scales[:, :3],
+        means=take_runs(view.position, of_visible) + offset * scales[:, :3],
         scales=scale,
         quats=rotation,
         opacities=neural_opacity.index_select(0, kept),

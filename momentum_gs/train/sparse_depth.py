@@ -91,7 +91,8 @@ def depth_loss(output: RenderOutput, known: ViewDepths) -> Float[Tensor, ""]:
     D is the rendered depth divided by alpha. The loss has no unit and does not change with the scale of the scene. The
     error is 0 at pixels with an alpha up to ``MIN_ALPHA``.
     """
-    alpha, depth = (part.flatten().index_select(0, known.pixel) for part in (output.alpha, output.depth))
+    # Not index_select: several points may share a pixel, and on a GPU the sums of its gradient would have no order.
+    alpha, depth = (part.flatten()[known.pixel] for part in (output.alpha, output.depth))
     there = (alpha > MIN_ALPHA) & (depth > 0)
     ratio = known.depth * alpha / torch.where(there, depth, 1.0)
     error = torch.where(there, (ratio - 1).abs(), 0.0)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,12 +39,13 @@ def _run(command: Sequence[str | Path], target: Path) -> None:
         output.replace(target)
 
 
-def build(sources: Sequence[Path], headers: Path) -> Path:
+def build(sources: Sequence[Path], headers: Path, defines: Mapping[str, Sequence[str]] | None = None) -> Path:
     """The shared library of ``sources`` (.cu and .cpp); kept below the system's temporary folder.
 
     Args:
         sources: compiled two at a time, each as C++.
         headers: the folder whose headers the sources include; a change of any of them compiles all sources again.
+        defines: file name -> further flags of the compiler for this source, ``-D...``.
     """
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
@@ -57,9 +58,11 @@ def build(sources: Sequence[Path], headers: Path) -> Path:
 
     def compiled(source: Path) -> Path:
         source = source.resolve()  # messages name it, so it is part of the key
-        target = cache / f"{_digest(common.encode(), str(source).encode(), source.read_bytes())}.o"
+        further = list((defines or {}).get(source.name, ()))
+        own = [repr(further).encode()] if further else []
+        target = cache / f"{_digest(common.encode(), str(source).encode(), source.read_bytes(), *own)}.o"
         if not target.exists():
-            _run([COMPILER, *flags, "-x", "c++", "-c", source], target)
+            _run([COMPILER, *flags, *further, "-x", "c++", "-c", source], target)
         return target
 
     with ThreadPoolExecutor(2) as pool:
@@ -71,9 +74,12 @@ def build(sources: Sequence[Path], headers: Path) -> Path:
     return library
 
 
-def load(csrc: Path) -> None:
-    """Registers the operators of ``csrc/binding.cpp`` and ``csrc/cuda/*.cu`` as ``torch.ops.<library>_emulated``."""
-    torch.ops.load_library(build([csrc / "binding.cpp", *sorted(csrc.glob("cuda/*.cu"))], csrc))
+def load(csrc: Path, defines: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Registers the operators of ``csrc/binding.cpp`` and ``csrc/cuda/*.cu`` as ``torch.ops.<library>_emulated``.
+
+    ``defines`` as in ``build``; a process can load one build of a library.
+    """
+    torch.ops.load_library(build([csrc / "binding.cpp", *sorted(csrc.glob("cuda/*.cu"))], csrc, defines))
 
 
 @contextmanager

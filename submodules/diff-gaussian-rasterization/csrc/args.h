@@ -14,6 +14,9 @@
 
 namespace dgr {
 
+// Pixels of an image's side: beyond 2^23 the centre of a pixel is no float, and indices of tiles shall be int32.
+constexpr int64_t kMaxSide = 1 << 20;
+
 inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& t) {
   return t ? std::optional<at::Tensor>(t->contiguous()) : std::nullopt;
 }
@@ -50,12 +53,17 @@ inline void check_projected(const at::Tensor& means, const at::Tensor& conics, c
   if (grad_depths) check_rows(grad_depths->unsqueeze(-1), "the gradient of depths", n, 1, means);
 }
 
-// Checks that the tensors which the backward pass reads have sizes that fit together; their values are not checked.
+inline void check_indices(const at::Tensor& t, const char* name, at::IntArrayRef shape, const at::Tensor& like) {
+  TORCH_CHECK(t.sizes() == shape && t.scalar_type() == at::kInt && t.device() == like.device(), "rasterize: ", name, " is ", t.scalar_type(),
+              " ", t.sizes(), " on ", t.device(), ", expected int32 ", shape, " on ", like.device());
+}
+
+// Checks that the tensors which the backward pass reads have sizes that fit together. `tiles`, `stride`: as the driver's
+// forward pass makes them. Values of the indices are not checked, as that would wait for the device: see check_lists.
 inline void check_composed(const std::optional<at::Tensor>& grad_image, const std::optional<at::Tensor>& grad_alpha,
                            const std::optional<at::Tensor>& grad_depth, const at::Tensor& image, const at::Tensor& alpha,
                            const at::Tensor& depth, const at::Tensor& records, const at::Tensor& order, const at::Tensor& pair_start,
-                           const at::Tensor& lists) {
-  TORCH_CHECK(image.dim() == 3, "rasterize: image has shape ", image.sizes(), ", expected [C, H, W]");
+                           const at::Tensor& tile_start, const at::Tensor& lists, int64_t gaussians, int64_t tiles, int64_t stride) {
   const int64_t height = image.size(1), width = image.size(2), drawn = order.numel();
   if (grad_image)
     TORCH_CHECK(grad_image->sizes() == image.sizes() && grad_image->scalar_type() == image.scalar_type() &&
@@ -64,9 +72,45 @@ inline void check_composed(const std::optional<at::Tensor>& grad_image, const st
   for (const auto* plane : {&alpha, &depth}) check_rows(*plane, "alpha or depth", height, width, image);
   for (const auto* plane : {&grad_alpha, &grad_depth})
     if (*plane) check_rows(**plane, "the gradient of alpha or depth", height, width, image);
-  TORCH_CHECK(records.dim() == 2 && records.size(0) == drawn && pair_start.numel() == drawn + 1 && lists.dim() == 2 && lists.size(0) == 2,
-              "rasterize: records ", records.sizes(), ", order ", order.sizes(), ", pair_start ", pair_start.sizes(), " and lists ",
-              lists.sizes(), " are not of one forward pass");
+  TORCH_CHECK(gaussians >= drawn && gaussians <= std::numeric_limits<int32_t>::max(), "rasterize: order has ", drawn,
+              " Gaussians, of ", gaussians, " in all");
+  check_rows(records, "records", drawn, stride, image);
+  check_indices(order, "order", {drawn}, image);
+  check_indices(pair_start, "pair_start", {drawn + 1}, image);
+  check_indices(tile_start, "tile_start", {tiles + 1}, image);
+  check_indices(lists, "lists", {2, lists.numel() / 2}, image);
+}
+
+// The part of the image that the backward pass is given.
+inline Window window_of_image(const at::Tensor& image, int64_t left, int64_t top) {
+  TORCH_CHECK(image.dim() == 3 && image.numel() > 0, "rasterize: image has shape ", image.sizes(), ", expected [C, H, W]");
+  const int64_t height = image.size(1), width = image.size(2);
+  TORCH_CHECK(left >= 0 && top >= 0 && left <= kMaxSide - width && top <= kMaxSide - height, "rasterize: window of ", width, "x", height,
+              " pixels at (", left, ", ", top, "), expected one inside of an image of at most ", kMaxSide, "x", kMaxSide, " pixels");
+  return {left, top, width, height};
+}
+
+// The values of the lists, where they can be read without waiting for a device.
+inline void check_lists(const at::Tensor& order, const at::Tensor& pair_start, const at::Tensor& tile_start, const at::Tensor& lists,
+                        int64_t gaussians) {
+  const int64_t pairs = lists.size(1);
+  const auto below = [](const at::Tensor& t, int64_t begin, int64_t end, int64_t limit) {
+    const int32_t* at = t.const_data_ptr<int32_t>();
+    bool good = true;
+    for (int64_t i = begin; i < end; ++i) good &= uint32_t(at[i]) < uint32_t(limit);
+    return good;
+  };
+  const auto rising = [&](const at::Tensor& t) {
+    const int32_t* at = t.const_data_ptr<int32_t>();
+    bool good = at[0] >= 0 && at[t.numel() - 1] <= pairs;
+    for (int64_t i = 1; i < t.numel(); ++i) good &= at[i - 1] <= at[i];
+    return good;
+  };
+  TORCH_CHECK(below(order, 0, order.numel(), gaussians), "rasterize: order names a Gaussian that is not one of ", gaussians);
+  TORCH_CHECK(rising(pair_start), "rasterize: pair_start falls, or passes the ", pairs, " pairs of the lists");
+  TORCH_CHECK(rising(tile_start), "rasterize: tile_start falls, or passes the ", pairs, " pairs of the lists");
+  TORCH_CHECK(below(lists, 0, pairs, order.numel()), "rasterize: lists name a rank that is not one of ", order.numel());
+  TORCH_CHECK(below(lists, pairs, 2 * pairs, pairs), "rasterize: lists name a pair that is not one of ", pairs);
 }
 
 inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,
@@ -84,7 +128,7 @@ inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics,
                   background.device() == means2d.device(),
               "rasterize: background has shape ", background.sizes(), " on ", background.device(), ", expected [", colors.size(1),
               "] as colors has channels, on ", means2d.device());
-  TORCH_CHECK(width > 0 && height > 0 && width <= (1 << 20) && height <= (1 << 20), "rasterize: image of ", width, "x", height, " pixels");
+  TORCH_CHECK(width > 0 && height > 0 && width <= kMaxSide && height <= kMaxSide, "rasterize: image of ", width, "x", height, " pixels");
   TORCH_CHECK(n <= std::numeric_limits<int32_t>::max(), "rasterize: ", n, " Gaussians, at most 2^31 - 1");
 }
 
@@ -119,6 +163,13 @@ inline void check_sh(int64_t degree, const at::Tensor& dirs, const at::Tensor& s
               sh.sizes(), ", expected [", dirs.size(0), ", at least ", sh_count(int(degree)), ", C]");
   TORCH_CHECK(sh.scalar_type() == dirs.scalar_type() && sh.device() == dirs.device(), "spherical_harmonics: sh is ", sh.scalar_type(), " on ",
               sh.device(), ", dirs ", dirs.scalar_type(), " on ", dirs.device());
+}
+
+inline void check_sh_grad(const at::Tensor& grad, const at::Tensor& dirs, const at::Tensor& sh) {
+  TORCH_CHECK(grad.dim() == 2 && grad.size(0) == dirs.size(0) && grad.size(1) == sh.size(2), "spherical_harmonics: the gradient has shape ",
+              grad.sizes(), ", expected [", dirs.size(0), ", ", sh.size(2), "]");
+  TORCH_CHECK(grad.scalar_type() == dirs.scalar_type() && grad.device() == dirs.device(), "spherical_harmonics: the gradient is ",
+              grad.scalar_type(), " on ", grad.device(), ", dirs ", dirs.scalar_type(), " on ", dirs.device());
 }
 
 // Calls f with a value of the tensor's scalar type.

@@ -7,7 +7,7 @@ Conventions: the camera looks along +z with x right and y down; ``world_view`` m
 are COLMAP's (centre of the first pixel at 0.5, 0.5); quaternions are (w, x, y, z) and are not normalised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -359,18 +359,36 @@ def _sh_backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
     return (None, *_ops.spherical_harmonics_backward(grad, ctx.degree, *ctx.saved_tensors))
 
 
+def _shapes_of(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers what an operator returns where only shapes are computed.
+
+    Torch also asks it where one of several tensors has no data; what it allocates for the others is not initialized.
+    """
+
+    def register(shapes: Callable[..., Any]) -> None:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            devices = {str(value.device) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+            if len(devices) > 1:
+                raise ValueError(f"{name}: tensors are on {' and '.join(sorted(devices))}, expected one device")
+            return shapes(*args, **kwargs)
+
+        torch.library.register_fake(f"diff_gaussian_rasterization::{name}")(checked)
+
+    return register
+
+
 def _register() -> None:
     space = "diff_gaussian_rasterization::"
     torch.library.register_autograd(space + "project", _project_backward, setup_context=_project_setup)
     torch.library.register_autograd(space + "composite", _composite_backward, setup_context=_composite_setup)
     torch.library.register_autograd(space + "spherical_harmonics", _sh_backward, setup_context=_sh_setup)
 
-    @torch.library.register_fake(space + "project")
+    @_shapes_of("project")
     def _(means: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         n = means.shape[0]
         return means.new_empty(n, 2), means.new_empty(n, 3), means.new_empty(n), means.new_empty(n, dtype=torch.int32)
 
-    @torch.library.register_fake(space + "project_backward")
+    @_shapes_of("project_backward")
     def _(
         g1: Any, g2: Any, g3: Any, means: Tensor, scales: Any, quats: Any, cov3d: Any, *rest: Any
     ) -> tuple[Tensor, ...]:
@@ -378,11 +396,11 @@ def _register() -> None:
         shapes = [means.new_empty(0 if t is None else n, c) for t, c in ((scales, 3), (quats, 4), (cov3d, 6))]
         return means.new_empty(n, 3), *shapes, means.new_empty(4 if rest[-1] else 0, 4)
 
-    @torch.library.register_fake(space + "visible_radii")
+    @_shapes_of("visible_radii")
     def _(means: Tensor, *rest: Any) -> Tensor:
         return means.new_empty(means.shape[0], dtype=torch.int32)
 
-    @torch.library.register_fake(space + "composite")
+    @_shapes_of("composite")
     def _(
         means2d: Tensor,
         conics: Any,
@@ -415,7 +433,7 @@ def _register() -> None:
             ints(2, pairs),
         )
 
-    @torch.library.register_fake(space + "composite_backward")
+    @_shapes_of("composite_backward")
     def _(gi: Any, ga: Any, gd: Any, image: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         n, c = rest[7], image.shape[0]
         return (
@@ -427,11 +445,11 @@ def _register() -> None:
             image.new_empty(c),
         )
 
-    @torch.library.register_fake(space + "spherical_harmonics")
+    @_shapes_of("spherical_harmonics")
     def _(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:
         return dirs.new_empty(dirs.shape[0], sh.shape[2])
 
-    @torch.library.register_fake(space + "spherical_harmonics_backward")
+    @_shapes_of("spherical_harmonics_backward")
     def _(grad: Tensor, degree: int, dirs: Tensor, sh: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty_like(dirs), torch.empty_like(sh)
 

@@ -89,11 +89,20 @@ def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Ten
 torch.library.register_autograd("fused_ssim::mean_ssim_with_grad", _backward, setup_context=_save)
 
 
+def _check_devices(*tensors: Tensor | None) -> None:
+    """Where one of several tensors has no data, torch asks for shapes alone, and what they hold is not initialized."""
+    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"fused_ssim: tensors are on {' and '.join(sorted(devices))}, expected one device")
+
+
 @torch.library.register_fake("fused_ssim::mean_ssim")
 def _(img1: Tensor, img2: Tensor, valid: bool, weights: Tensor | None = None) -> Tensor:
+    _check_devices(img1, img2, weights)
     return img1.new_empty(())
 
 
 @torch.library.register_fake("fused_ssim::mean_ssim_with_grad")
 def _(img1: Tensor, img2: Tensor, valid: bool, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    _check_devices(img1, img2, weights)
     return img1.new_empty(()), torch.empty_like(img1, memory_format=torch.contiguous_format)

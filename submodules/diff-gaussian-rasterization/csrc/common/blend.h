@@ -7,7 +7,8 @@
 //
 // The gradient visits Gaussians front to back as well. `rest` is <gradient, colour of what follows>: it starts as
 // <gradient, pixel>, and the share of each Gaussian is subtracted. So transmittances need not be reconstructed by
-// division, and every decision is that of the forward pass.
+// division, and every decision is that of the forward pass: whether a pixel is inside of the footprint, under the cap,
+// or finished follows from exponent() and from the transmittance, which both passes compute by the same roundings.
 #pragma once
 
 #include "constants.h"
@@ -19,9 +20,9 @@ inline namespace DGR_VARIANT {
 // e as a polynomial of dx in one row of pixels: (a dx + linear) dx + constant.
 template <class F> struct RowTerms { F linear, constant; };
 
-template <class F> DGR_HD RowTerms<F> row_terms(F log_opacity, F b, F c, F dy) { return {b * dy, c * dy * dy + log_opacity}; }
+template <class F> DGR_HD RowTerms<F> row_terms(F log_opacity, F b, F c, F dy) { return {product(b, dy), fused(product(c, dy), dy, log_opacity)}; }
 
-template <class F> DGR_HD F exponent(F a, const RowTerms<F>& row, F dx) { return (a * dx + row.linear) * dx + row.constant; }
+template <class F> DGR_HD F exponent(F a, const RowTerms<F>& row, F dx) { return fused(fused(a, dx, row.linear), dx, row.constant); }
 
 // alpha before the footprint is cut out of it, the mask of the footprint, and the mask where the cap does not hold.
 template <class F> struct Opacity {
@@ -36,7 +37,7 @@ template <class F> DGR_HD Opacity<F> opacity_at(F e) {
 
 // Moves T past a Gaussian and returns its weight.
 template <class F> DGR_HD F blend(const Opacity<F>& o, F& t) {
-  const F weight = t * select(o.inside, o.alpha, F(0)), next = t - weight;
+  const F weight = product(t, select(o.inside, o.alpha, F(0))), next = difference(t, weight);
   const auto stop = next < F(kMinTransmittance);
   t = select(stop, F(0) - magnitude(t), next);
   return select(stop, F(0), weight);
@@ -46,7 +47,7 @@ template <class F> DGR_HD F blend(const Opacity<F>& o, F& t) {
 // cap, updates t and rest.
 template <class F> DGR_HD F blend_vjp(const Opacity<F>& o, F color_grad, F& t, F& rest, F& weight) {
   const F odds = o.alpha * reciprocal(F(1) - o.alpha);  // first, as it has the longest latency
-  const F full = t * select(o.inside, o.alpha, F(0)), next = t - full;
+  const F full = product(t, select(o.inside, o.alpha, F(0))), next = difference(t, full);
   const auto stop = next < F(kMinTransmittance);
   weight = select(stop, F(0), full);
   t = select(stop, F(0) - magnitude(t), next);

@@ -106,12 +106,17 @@ template <class F> struct Projection {  // shared by the forward and the backwar
   F iz, u, v, uc, vc;
 };
 
+template <class F> DGR_HD F along(const Vec3<F>& row, const Vec3<F>& m, F shift) {
+  return fused(row.z, m.z, fused(row.x, m.x, product(row.y, m.y))) + shift;
+}
+
+// The forward and the backward pass round t, u and v alike, so that the same Gaussians are clamped in both.
 template <class F> DGR_HD Projection<F> linearize(const Camera<F>& cam, const Vec3<F>& m, const Symmetric3<F>& s) {
   Projection<F> w;
-  w.t = {dot(cam.r0, m) + cam.p.x, dot(cam.r1, m) + cam.p.y, dot(cam.r2, m) + cam.p.z};
+  w.t = {along(cam.r0, m, cam.p.x), along(cam.r1, m, cam.p.y), along(cam.r2, m, cam.p.z)};
   w.iz = F(1) / w.t.z;
-  w.u = w.t.x * w.iz;
-  w.v = w.t.y * w.iz;
+  w.u = product(w.t.x, w.iz);
+  w.v = product(w.t.y, w.iz);
   w.uc = at_most(at_least(w.u, cam.u_min), cam.u_max);
   w.vc = at_most(at_least(w.v, cam.v_min), cam.v_max);
   w.p0 = (cam.fx * w.iz) * (cam.r0 - w.uc * cam.r2);

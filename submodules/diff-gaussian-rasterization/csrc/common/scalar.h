@@ -50,22 +50,25 @@ DGR_HD float power_of_two(float x) {
 }
 DGR_HD double power_of_two(double x) { return std::exp2(x); }
 
-// A product that is never fused with a sum. Where two kernels evaluate a formula and must agree to the last bit: the
-// compiler is free to fuse each copy differently.
-DGR_HD float product(float a, float b) {
+// For formulas that two kernels evaluate and that must agree to the last bit, since both decide by them: nvcc is free
+// to fuse a product and a sum in one copy of an expression and not in the other. On a GPU these are single instructions
+// that it leaves as they are: a product and a difference that are never fused, and a b + c that always is. On a CPU
+// they are plain expressions, as every kernel of a variant is compiled from them in the same way.
 #if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
+#define DGR_ROUNDED(on_gpu, expression) return on_gpu
 #else
-  return a * b;
+#define DGR_ROUNDED(on_gpu, expression) return expression
 #endif
-}
-DGR_HD double product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
+DGR_HD float product(float a, float b) { DGR_ROUNDED(__fmul_rn(a, b), a * b); }
+DGR_HD double product(double a, double b) { DGR_ROUNDED(__dmul_rn(a, b), a * b); }
+DGR_HD float difference(float a, float b) { DGR_ROUNDED(__fsub_rn(a, b), a - b); }
+DGR_HD double difference(double a, double b) { DGR_ROUNDED(__dsub_rn(a, b), a - b); }
+DGR_HD float fused(float a, float b, float c) { DGR_ROUNDED(__fmaf_rn(a, b, c), a * b + c); }
+DGR_HD double fused(double a, double b, double c) { DGR_ROUNDED(__fma_rn(a, b, c), a * b + c); }
+#undef DGR_ROUNDED
+template <class F> DGR_HD F product(F a, F b) { return a * b; }
+template <class F> DGR_HD F difference(F a, F b) { return a - b; }
+template <class F> DGR_HD F fused(F a, F b, F c) { return a * b + c; }
 
 // A NaN in `x` becomes `limit`: comparisons with NaN are false.
 template <class F> DGR_HD F at_least(F x, F limit) { return select(x > limit, x, limit); }

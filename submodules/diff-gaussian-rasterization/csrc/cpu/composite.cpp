@@ -104,9 +104,8 @@ struct CompositeGrads {
 template <class S>
 CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image,
                              const Tensor& alpha, const Tensor& depth, const Tensor& record_rows, const Tensor& order, const Tensor& pair_start,
-                             const Tensor& tile_start, const Tensor& pair_lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& mask) {
+                             const Tensor& tile_start, const Tensor& pair_lists, int64_t gaussians, const Window& window, const OptTensor& mask) {
   const int64_t c = image.size(0), stride = record_rows.size(1);
-  const Window window{left, top, image.size(2), image.size(1)};
   const TileGrid grid(window);
   const std::vector<uint8_t> squares = squares_of_tiles(mask, grid);
   const int64_t visible = order.size(0), pairs = pair_lists.size(1);
@@ -143,12 +142,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cp
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start, const Tensor& lists,
     int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
-  check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, lists);
-  check_tiles(tiles, image.size(2), image.size(1), image);
+  const Window window = window_of_image(image, left, top);
+  const Tensor ids = order.contiguous(), pairs = pair_start.contiguous(), starts = tile_start.contiguous(), both = lists.contiguous();
   CompositeGrads out;
   on_scalar(image, [&](auto tag) {
-    out = composite_vjp<decltype(tag)>(contiguous(grad_image), contiguous(grad_alpha), contiguous(grad_depth), image, alpha, depth, records,
-                                       order, pair_start, tile_start, lists, gaussians, left, top, contiguous(tiles));
+    using S = decltype(tag);
+    check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, tile_start, lists, gaussians,
+                   TileGrid(window).count(), record_stride<S>(image.size(0) + 1));
+    check_tiles(tiles, window.width, window.height, image);
+    check_lists(ids, pairs, starts, both, gaussians);
+    out = composite_vjp<S>(contiguous(grad_image), contiguous(grad_alpha), contiguous(grad_depth), image.contiguous(), alpha.contiguous(),
+                           depth.contiguous(), records.contiguous(), ids, pairs, starts, both, gaussians, window, contiguous(tiles));
   });
   return {out.means2d, out.conics, out.depths, out.opacities, out.colors, out.background};
 }

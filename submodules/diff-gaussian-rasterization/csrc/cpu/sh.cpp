@@ -33,6 +33,7 @@ Tensor sh_cpu(int64_t degree, const Tensor& dirs, const Tensor& sh) {
 
 std::tuple<Tensor, Tensor> sh_backward_cpu(const Tensor& grad, int64_t degree, const Tensor& dirs, const Tensor& sh) {
   check_sh(degree, dirs, sh);
+  check_sh_grad(grad, dirs, sh);
   const Tensor g = grad.contiguous(), d = dirs.contiguous(), s = sh.contiguous();
   Tensor grad_dirs = at::empty(d.sizes(), d.options()), grad_sh = at::empty(s.sizes(), s.options());
   on_scalar(d, [&](auto tag) {

@@ -4,13 +4,16 @@
 //
 // The tiles of a Gaussian are computed twice, once to count and once to write them, with the same bits: common/tiles.h
 // is written so that the compiler cannot round differently. So no footprints are stored for Gaussians that are not
-// drawn.
+// drawn. Memory does not depend on it: writing ends where the count does, and what is left of a count is filled with
+// pairs of no tile, which sort behind all tiles. With MOMENTUM_GS_CHECK_PAIRS=1 in the environment every call counts
+// the Gaussians for which this happened and raises an error; it then waits for the device once more.
 #include "bin.cuh"
 
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
@@ -31,6 +34,13 @@ template <class S> constexpr Key<S> kHidden = std::numeric_limits<Key<S>>::max()
 
 // Gaussians with more pairs than this are written by their whole warp: one thread would keep it waiting.
 constexpr int kAlone = 32;
+
+// Added to the count of a rank: zero, except where a test compiles counts that are wrong.
+#if defined(DGR_TEST_MISCOUNT)
+DGR_DEVICE int64_t miscount(int64_t rank, int64_t count) { return count + DGR_TEST_MISCOUNT(rank, count); }
+#else
+DGR_DEVICE int64_t miscount(int64_t, int64_t count) { return count; }
+#endif
 
 template <class S> struct Screen {
   const S *means, *conics, *depths, *opacities, *colors;
@@ -82,31 +92,40 @@ __global__ void __launch_bounds__(kThreads)
     });
     if (rank + 1 == n || keys[rank + 1] == kHidden<S>) counts[n] = rank + 1;
   }
-  counts[rank] = count;
+  counts[rank] = miscount(rank, count);
 }
 
 struct Pairs { int32_t *tiles, *ranks, *numbers; };
 
-// `ends`: behind the last pair of every rank.
+// `ends`: behind the last pair of every rank. `wrong`: where to count ranks that meet more or fewer tiles than were
+// counted; or null.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     write_records(Screen<S> screen, Grid grid, Drawn drawn, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends,
-                  int64_t visible, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs) {
+                  int64_t visible, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs,
+                  int32_t* wrong) {
   const int64_t rank = thread_index();
   const int lane = threadIdx.x % kWarp;
   int begin = 0, count = 0;
-  // Every `step`th of the tiles of a row; pairs of the row's tiles begin at `at`. Returns where those of the next row
-  // do.
-  const auto put = [&](int at, int64_t of_rank, int row, int first, int last, int from, int step) {
+  const auto write = [&](int number, int tile, int64_t of_rank) {
+    pairs.tiles[number] = tile;
+    pairs.ranks[number] = int32_t(of_rank);
+    pairs.numbers[number] = number;
+  };
+  // Every `step`th of the tiles of a row; pairs of the row's tiles begin at `at`, and none reaches `end`. Returns where
+  // those of the next row begin.
+  const auto put = [&](int at, int end, int64_t of_rank, int row, int first, int last, int from, int step) {
     const int line = row * int(grid.columns), skipped = drawn.count_before(line + first);
     for (int tile = line + first + from; tile <= line + last; tile += step) {
       const int before = drawn.count_before(tile), number = at + before - skipped;
-      if (drawn.count_before(tile + 1) == before) continue;
-      pairs.tiles[number] = int32_t(tile);
-      pairs.ranks[number] = int32_t(of_rank);
-      pairs.numbers[number] = number;
+      if (drawn.count_before(tile + 1) != before && number < end) write(number, tile, of_rank);
     }
     return at + drawn.count_before(line + last + 1) - skipped;
+  };
+  // Fills what was counted but not met.
+  const auto fill = [&](int at, int end, int64_t of_rank, int from, int step) {
+    for (int number = at + from; number < end; number += step) write(number, int(grid.count()), of_rank);
+    if (wrong && from == 0 && at != end) atomicAdd(wrong, 1);
   };
   if (rank < visible) {
     const int64_t g = ids[rank];
@@ -122,7 +141,8 @@ __global__ void __launch_bounds__(kThreads)
     pair_start[rank + 1] = begin + count;
     if (count <= kAlone) {
       int at = begin;
-      visit_tiles(r, grid, [&](int row, int first, int last) { at = put(at, rank, row, first, last, 0, 1); });
+      visit_tiles(r, grid, [&](int row, int first, int last) { at = put(at, begin + count, rank, row, first, last, 0, 1); });
+      fill(at, begin + count, rank, 0, 1);
     }
   }
   unsigned large = __ballot_sync(kAllLanes, count > kAlone);
@@ -132,8 +152,10 @@ __global__ void __launch_bounds__(kThreads)
     large &= large - 1;
     const int64_t of_rank = rank - lane + owner;
     int at = __shfl_sync(kAllLanes, begin, owner);
+    const int end = at + __shfl_sync(kAllLanes, count, owner);
     visit_tiles(*reinterpret_cast<const Record<S>*>(records + of_rank * stride), grid,
-                [&](int row, int first, int last) { at = put(at, of_rank, row, first, last, lane, kWarp); });
+                [&](int row, int first, int last) { at = put(at, end, of_rank, row, first, last, lane, kWarp); });
+    fill(at, end, of_rank, lane, kWarp);
   }
 }
 
@@ -156,6 +178,12 @@ __global__ void __launch_bounds__(kThreads)
     else high = middle;
   }
   tile_start[tile] = int32_t(low);
+}
+
+// Where write_records counts what it finds wrong: empty unless MOMENTUM_GS_CHECK_PAIRS asks for it.
+Tensor wrong_ranks(const at::TensorOptions& ints) {
+  const char* asked = std::getenv("MOMENTUM_GS_CHECK_PAIRS");
+  return at::zeros({asked && std::strcmp(asked, "1") == 0 ? 1 : 0}, ints);
 }
 
 // Calls an algorithm of cub twice: for the size of its storage, and with it.
@@ -218,12 +246,17 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
   out.tile_start = at::empty({grid.count() + 1}, ints);
   out.lists = at::empty({2, pairs}, ints);
   const Tensor tiles = at::empty({pairs}, ints), ranks = at::empty({pairs}, ints), numbers = at::empty({pairs}, ints);
+  const Tensor wrong = wrong_ranks(ints);
   launch(write_records<S>, blocks_of(visible), screen, grid, drawn, data<int32_t>(ids), data<int64_t>(counts), visible, stride,
          data<S>(out.records), data<int32_t>(out.order), data<int32_t>(out.pair_start),
-         Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)});
+         Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)}, data<int32_t>(wrong));
+  if (wrong.numel()) {
+    const int32_t found = *wrong.cpu().const_data_ptr<int32_t>();
+    TORCH_CHECK(found == 0, "rasterize: ", found, " of ", visible, " Gaussians meet other tiles when they are written than when they were counted");
+  }
   const Tensor sorted = at::empty({pairs}, ints), sorted_ranks = out.lists.select(0, 0), sorted_numbers = out.lists.select(0, 1);
   int bits = 1;
-  while (grid.count() > int64_t(1) << bits) ++bits;
+  while (grid.count() >= int64_t(1) << bits) ++bits;  // grid.count() itself is the tile of pairs of none
   sort_pairs<int32_t>(tiles, sorted, numbers, sorted_numbers, bits);
   launch(gather_ranks, blocks_of(pairs), data<int32_t>(ranks), data<int32_t>(sorted_numbers), pairs, data<int32_t>(sorted_ranks));
   launch(find_tiles, blocks_of(grid.count() + 1), data<int32_t>(sorted), pairs, grid.count(), data<int32_t>(out.tile_start));

@@ -14,7 +14,7 @@ struct Bins {
   at::Tensor order;       // int32 [V] the Gaussian of each rank
   at::Tensor pair_start;  // int32 [V+1] first pair of each rank: pairs are numbered rank by rank
   at::Tensor tile_start;  // int32 [tiles+1] first place of each tile in the lists
-  at::Tensor lists;       // int32 [2,P] at every place the rank, and the number of the pair
+  at::Tensor lists;       // int32 [2,P] at every place the rank, and the number of the pair; those of no tile last
 };
 
 // Contiguous float32 or float64 tensors as `composite` takes them, and its mask of tiles. The one wait for the device is in here.

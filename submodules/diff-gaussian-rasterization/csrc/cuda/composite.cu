@@ -19,7 +19,7 @@ namespace {
 using at::Tensor;
 
 // Whole words of votes, as many records as one unit a thread can bring.
-template <class S, int N> constexpr int kDrawBatch = sizeof(S) == 4 && N <= 4 ? 2 * kWarp : kWarp;
+template <class S, int N> constexpr int kDrawBatch = kIsSmall<S> && N <= 4 ? 2 * kWarp : kWarp;
 
 template <class S> struct Images { S *image, *alpha, *depth; };
 
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> compo
       launch(draw_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks_of(features, N))), lists, grid, data<S>(back), int(channels),
              Images<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
     };
-    if constexpr (sizeof(S) == 8) draw(std::integral_constant<int, 4>{});
+    if constexpr (!kIsSmall<S>) draw(std::integral_constant<int, 4>{});
     else if (features <= 4) draw(std::integral_constant<int, 4>{});
     else draw(std::integral_constant<int, 8>{});
   });

@@ -34,8 +34,8 @@ constexpr int kMoments = 6;
 template <int N> constexpr int kPairRow = kMoments + N;
 
 // Sizes that leave room in shared memory for four blocks of a multiprocessor (three with eight features).
-template <class S> constexpr int kVjpBatch = sizeof(S) == 4 ? 32 : 16;
-template <class S> constexpr int kSlots = sizeof(S) == 4 ? 8 : 4;
+template <class S> constexpr int kVjpBatch = kIsSmall<S> ? 32 : 16;
+template <class S> constexpr int kSlots = kIsSmall<S> ? 8 : 4;
 
 // What a warp writes for the transposition: [slot][pixel]. Rows are 2 more than the pixels, so that the slots x parts
 // that read at once lie in different banks.
@@ -60,8 +60,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
   const Place place(grid);
   const int chunk = blockIdx.y, warp = place.warp, lane = place.lane;
   const int64_t area = grid.width * grid.height, pixel = place.pixel;
-  const uint32_t end = lists.tile_start[blockIdx.x + 1];
-  uint32_t from = lists.tile_start[blockIdx.x];
+  // Within the lists, whatever they are called with.
+  const auto place_of = [&](int64_t tile) {
+    const int64_t place = lists.tile_start[tile];
+    return uint32_t(place < 0 ? 0 : place < pairs ? place : pairs);
+  };
+  const uint32_t end = place_of(blockIdx.x + 1);
+  uint32_t from = place_of(blockIdx.x);
 
   // <gradient, pixel>: what is still to come, in front of the first Gaussian.
   S rest = 0, alpha = 0, alpha_grad = 0, grad[N] = {};
@@ -159,8 +164,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
       rows[numbers[from + i] * int64_t(kRow) + k] = total;
     }
   }
-  // Behind the last Gaussian that any pixel took.
-  for (int64_t at = int64_t(from) * kRow + threadIdx.x; at < int64_t(end) * kRow; at += kThreads)
+  // Behind the last Gaussian that any pixel took; the last tile's block also the pairs of no tile that end the lists.
+  const int64_t behind = blockIdx.x + 1 == gridDim.x ? pairs : int64_t(end);
+  for (int64_t at = int64_t(from < end ? from : end) * kRow + threadIdx.x; at < behind * kRow; at += kThreads)
     rows[numbers[at / kRow] * int64_t(kRow) + at % kRow] = 0;
 }
 
@@ -213,14 +219,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start,
     const Tensor& lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
-  check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, lists);
+  const Grid grid(window_of_image(image, left, top));
   check_tiles(tiles, image.size(2), image.size(1), image);  // those that are not drawn have empty lists
   const c10::cuda::CUDAGuard guard(image.device());
-  const int64_t channels = image.size(0), stride = records.size(1);
-  const int64_t visible = order.size(0), pairs = lists.size(1);
+  const int64_t channels = image.size(0), visible = order.numel(), pairs = lists.numel() / 2;
+  int64_t stride = 0;
+  on_scalar(image, [&](auto tag) { stride = record_stride<decltype(tag)>(channels + 1); });
+  check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, tile_start, lists, gaussians,
+                 grid.count(), stride);
   // Depth is the last feature: without a gradient it is left off the end.
   const int64_t features = channels + (grad_depth ? 1 : 0);
-  const Grid grid(Window{left, top, image.size(2), image.size(1)});
+  const Tensor colors = image.contiguous(), opacity = alpha.contiguous(), distance = depth.contiguous(), rows_of = records.contiguous();
+  const Tensor ids = order.contiguous(), starts = pair_start.contiguous(), firsts = tile_start.contiguous(), both = lists.contiguous();
   const OptTensor gi = contiguous(grad_image), ga = contiguous(grad_alpha), gd = contiguous(grad_depth);
   const auto zeros = [&](int64_t rows, int64_t columns) { return at::zeros({rows, columns}, image.options()); };
   Tensor d_means = zeros(gaussians, 2), d_conics = zeros(gaussians, 3), d_opacities = zeros(gaussians, 1);
@@ -231,20 +241,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
     const auto draw = [&](auto in_chunk) {
       constexpr int N = decltype(in_chunk)::value;
       const int chunks = chunks_of(features, N);
-      const Lists<S> walked{data<S>(records), stride, data<int32_t>(tile_start), data<int32_t>(lists)};
+      const Lists<S> walked{data<S>(rows_of), stride, data<int32_t>(firsts), data<int32_t>(both)};
       const Tensor rows = at::empty({chunks, pairs, kPairRow<N>}, image.options());
       const Tensor background_rows = at::empty({grid.count(), chunks * N}, image.options());
-      launch(draw_vjp_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks)), walked, data<int32_t>(lists) + pairs, pairs, grid,
-             int(channels), int(features), PictureGrads<S>{data<S>(image), data<S>(alpha), data<S>(depth)},
+      launch(draw_vjp_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks)), walked, data<int32_t>(both) + pairs, pairs, grid,
+             int(channels), int(features), PictureGrads<S>{data<S>(colors), data<S>(opacity), data<S>(distance)},
              PictureGrads<S>{in(gi), in(ga), in(gd)}, data<S>(rows), data<S>(background_rows));
-      launch(sum_pairs<S, N>, blocks_of(visible * kWarp), data<S>(rows), pairs, chunks, data<S>(records), stride, data<int32_t>(order),
-             data<int32_t>(pair_start), visible, int(channels),
+      launch(sum_pairs<S, N>, blocks_of(visible * kWarp), data<S>(rows), pairs, chunks, data<S>(rows_of), stride, data<int32_t>(ids),
+             data<int32_t>(starts), visible, int(channels),
              GaussianGrads<S>{data<S>(d_means), data<S>(d_conics), data<S>(d_depths), data<S>(d_opacities), data<S>(d_colors)});
       Tensor sums = at::empty({chunks * N}, image.options());
       launch(sum_columns<S, S>, dim3(unsigned(chunks * N)), data<S>(background_rows), grid.count(), data<S>(sums));
       d_background = sums.narrow(0, 0, channels);
     };
-    if constexpr (sizeof(S) == 8) draw(std::integral_constant<int, 4>{});
+    if constexpr (!kIsSmall<S>) draw(std::integral_constant<int, 4>{});
     else if (features <= 3) draw(std::integral_constant<int, 3>{});
     else if (features == 4) draw(std::integral_constant<int, 4>{});
     else draw(std::integral_constant<int, 8>{});

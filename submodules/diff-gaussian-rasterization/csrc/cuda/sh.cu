@@ -82,6 +82,7 @@ Tensor sh_cuda(int64_t degree, const Tensor& dirs, const Tensor& sh) {
 
 std::tuple<Tensor, Tensor> sh_backward_cuda(const Tensor& grad, int64_t degree, const Tensor& dirs, const Tensor& sh) {
   check_sh(degree, dirs, sh);
+  check_sh_grad(grad, dirs, sh);
   const c10::cuda::CUDAGuard guard(dirs.device());
   const Tensor g = grad.contiguous(), d = dirs.contiguous(), s = sh.contiguous();
   Tensor grad_dirs = at::empty(d.sizes(), d.options()), grad_sh = at::empty(s.sizes(), s.options());

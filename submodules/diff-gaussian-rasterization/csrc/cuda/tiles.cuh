@@ -18,13 +18,21 @@ using Grid = Tiling<kTile, kTile>;
 constexpr int kPatchWidth = 8, kPatchHeight = 4;
 static_assert(kPatchWidth * kPatchHeight == kWarp && kTile * kTile == kThreads && kTile == kSquare);
 
+// Whether a type goes through the sizes of float: batches, slots, features in a chunk. A test compiles double so, to hold
+// them against the reference at double's precision.
+#if defined(DGR_TEST_SIZES_OF_FLOAT)
+template <class S> constexpr bool kIsSmall = true;
+#else
+template <class S> constexpr bool kIsSmall = sizeof(S) == 4;
+#endif
+
 // Features (colors, then depth) that a kernel carries in registers. More of them go through in chunks, each a block of
 // its own: every result is a sum over features.
 constexpr int chunks_of(int64_t features, int in_chunk) { return int((features + in_chunk - 1) / in_chunk); }
 
 // Scalars a record takes: whole chunks behind the header, so that none reads past its row.
 template <class S> int64_t record_stride(int64_t features) {
-  const int step = features <= 4 || sizeof(S) == 8 ? 4 : 8;
+  const int step = features <= 4 || !kIsSmall<S> ? 4 : 8;
   return kHeader<S> + (features + step - 1) / step * step;
 }
 
@@ -56,10 +64,11 @@ struct Place {
 };
 
 // Records of `Size` places of a list in shared memory: the header and N features of a chunk. Each thread moves one unit
-// of 16 bytes, and asks for the next batch's while this one is being drawn.
+// of 16 bytes, four floats or two doubles, and asks for the next batch's while this one is being drawn.
 template <class S, int N, int Size> struct Batch {
-  struct alignas(16) Unit { S at[16 / sizeof(S)]; };
-  static constexpr int kPerUnit = 16 / sizeof(S), kHeaderUnits = kHeader<S> / kPerUnit, kFeatureUnits = (N + 3) / 4 * 4 / kPerUnit;
+  static constexpr int kPerUnit = kIsSmall<S> ? 4 : 2;
+  struct alignas(16) Unit { S at[kPerUnit]; };
+  static constexpr int kHeaderUnits = kHeader<S> / kPerUnit, kFeatureUnits = (N + 3) / 4 * 4 / kPerUnit;
   static constexpr int kUnits = kHeaderUnits + kFeatureUnits;
   // From record to record: odd, so that lanes that read a record each find their units in different banks.
   static constexpr int kRow = kUnits | 1;

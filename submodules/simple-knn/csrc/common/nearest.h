@@ -1,7 +1,8 @@
 // Distances and the three smallest of them. Plain C++17: no torch, no device, no threads.
 //
 // S may be a scalar or a vector of queries. What bounds a box is computed by the very operations that measure a point,
-// each of which rounds monotonically: a box that is skipped holds no nearer point.
+// each of which rounds monotonically: a box that is skipped holds no nearer point. nvcc is free to fuse a product and a
+// sum in one copy of an expression and not in the other, so on a GPU the operations are spelled out.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,12 @@ SIMPLE_KNN_HD inline S larger(S a, S b) {
 
 template <typename S>
 SIMPLE_KNN_HD inline S squared_norm(S x, S y, S z) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(S) == 4) return __fmaf_rn(z, z, __fmaf_rn(y, y, __fmul_rn(x, x)));
+  else return __fma_rn(z, z, __fma_rn(y, y, __dmul_rn(x, x)));
+#else
   return x * x + y * y + z * z;
+#endif
 }
 
 // The three smallest values seen, in order.

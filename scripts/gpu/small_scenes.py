@@ -1,0 +1,84 @@
+"""Every kernel on small loads, for compute-sanitizer: ``python scripts/gpu/small_scenes.py [--emulated]``.
+
+Forward and backward pass in both precisions, with features that fill a chunk and that do not, lists of several batches,
+windows, masks of tiles, and Gaussians that are broken. ``--emulated``: on the CUDA emulator.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {
+    "diff_gaussian_rasterization": "diff-gaussian-rasterization",
+    "fused_ssim": "fused-ssim",
+    "simple_knn": "simple-knn",
+}
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "submodules" / "diff-gaussian-rasterization" / "tests")]
+
+
+def draw(device: str, dtype: torch.dtype) -> None:
+    """The rasterizer and spherical harmonics."""
+    from diff_gaussian_rasterization import rasterize, spherical_harmonics
+    from rasterizer_scenes import make_scene
+
+    views = [
+        {"channels": 3},
+        {"channels": 3, "window": (5, 3, 30, 20)},
+        {"channels": 9, "tiles": torch.tensor([[True, False, True, True]] * 3)},
+    ]
+    for view in views:
+        scene = make_scene(150, channels=int(view.pop("channels")), dtype=dtype, max_opacity=0.5)  # type: ignore[call-overload]
+        scene["scales"][::3] *= 6
+        scene["means"][7] = float("nan")
+        given = scene | view
+        given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+        leaves = {k: v.requires_grad_() for k, v in given.items() if isinstance(v, torch.Tensor) and k != "tiles"}
+        out = rasterize(**given)
+        loss = out.image.square().sum() + out.depth.sum() + out.alpha.sum()
+        torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    sh = torch.randn(150, 16, 3, dtype=dtype, device=device, requires_grad=True)
+    dirs = torch.randn(150, 3, dtype=dtype, device=device, requires_grad=True)
+    torch.autograd.grad(spherical_harmonics(3, dirs, sh).sum(), [dirs, sh])
+
+
+def others(device: str, dtype: torch.dtype) -> None:
+    """SSIM and the nearest neighbours."""
+    from fused_ssim import fused_ssim
+    from simple_knn._C import distCUDA2
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 1, 3, 45, 70, generator=generator, dtype=dtype).to(device)
+    fused_ssim(a.requires_grad_(), b).backward()
+    distCUDA2(torch.randn(700, 3, generator=generator, dtype=dtype).to(device))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--emulated", action="store_true")
+    args = parser.parse_args()
+    device = "cpu" if args.emulated else "cuda"
+    with ExitStack() as emulated:
+        if args.emulated:
+            import cuda_emulator
+            import diff_gaussian_rasterization  # noqa: F401  (loads the operators)
+            import fused_ssim  # noqa: F401
+            import simple_knn._C  # noqa: F401
+
+            for name, folder in NAMES.items():
+                cuda_emulator.load(ROOT / "submodules" / folder / "csrc")
+                emulated.enter_context(cuda_emulator.instead_of_cpu(name))
+        for dtype in (torch.float32,) if args.emulated else (torch.float32, torch.float64):
+            draw(device, dtype)
+            others(device, dtype)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print("RESULT", json.dumps({"kernels": "ran"}))
+
+
+if __name__ == "__main__":
+    main()

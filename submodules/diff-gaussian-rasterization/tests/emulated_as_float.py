@@ -1,0 +1,87 @@
+"""A second build of the emulated CUDA sources, in a process of its own: ``python emulated_as_float.py JOBS RESULTS``.
+
+In this build, double goes through the sizes that float has on a GPU (slots, batches, features in a chunk), and binning
+miscounts the pairs of every third Gaussian by what the environment variable MISCOUNT says. ``results`` runs it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diff_gaussian_rasterization import ops  # noqa: F401  (loads the operators)
+from rasterizer_scenes import Scene
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+EMULATOR = ROOT.parents[1] / "tests"
+NAME = "diff_gaussian_rasterization"
+SIZES = "-DDGR_TEST_SIZES_OF_FLOAT"
+MISCOUNT = (
+    "-DDGR_TEST_MISCOUNT(rank,count)="
+    '(rank%3==0&&count>0&&std::getenv("MISCOUNT")?std::atoi(std::getenv("MISCOUNT")):0)'
+)
+DEFINES = {"bin.cu": [MISCOUNT, SIZES], "composite.cu": [SIZES], "composite_backward.cu": [SIZES]}
+
+
+class Drawn(NamedTuple):
+    """What ``composite`` returns."""
+
+    image: Tensor
+    alpha: Tensor
+    depth: Tensor
+    records: Tensor
+    order: Tensor
+    pair_start: Tensor
+    tile_start: Tensor
+    lists: Tensor
+
+
+def draw(scene: Scene) -> Drawn:
+    """The operators' own output for the scene."""
+    camera = [scene[k] for k in ("fx", "fy", "cx", "cy", "width", "height")]
+    library = torch.ops.diff_gaussian_rasterization
+    shape = [scene[k] for k in ("means", "scales", "quats")]
+    projected = library.project(*shape, None, scene["world_view"], None, *camera, 1.0, 0.2)
+    colors = [scene[k] for k in ("opacities", "colors", "background")]
+    return Drawn(*library.composite(*projected, *colors, *camera[4:]))
+
+
+def results(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
+    """Runs jobs on this build.
+
+    Args:
+        jobs: name -> ``scene``; ``outputs``: what has gradients; ``miscount``: pairs, 0 if absent; ``check``: whether
+            binning counts what is wrong.
+        folder: where to leave the files.
+
+    Returns:
+        name -> ``drawn``, and ``grads`` as ``test_rasterizer_cuda.run`` returns them; or ``error``.
+    """
+    torch.save(jobs, folder / "jobs.pt")
+    paths = [str(Path(__file__).parent), str(EMULATOR), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, __file__, str(folder / "jobs.pt"), str(folder / "results.pt")]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, check=True)
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    from test_rasterizer_cuda import run
+
+    os.environ["MISCOUNT"] = str(job.get("miscount", 0))
+    os.environ["MOMENTUM_GS_CHECK_PAIRS"] = "1" if job.get("check") else "0"
+    try:
+        return {"drawn": tuple(draw(job["scene"])), "grads": run(job["scene"], "cpu", job["outputs"])}
+    except RuntimeError as error:
+        return {"error": str(error)}
+
+
+if __name__ == "__main__":
+    import cuda_emulator
+
+    cuda_emulator.load(ROOT / "csrc", DEFINES)
+    with cuda_emulator.instead_of_cpu(NAME):
+        done = {name: _run(job) for name, job in torch.load(sys.argv[1], weights_only=True).items()}
+    torch.save(done, sys.argv[2])
