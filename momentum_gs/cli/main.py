@@ -27,6 +27,7 @@ COMMANDS = {
     "render": "render the test or training views of a finished run",
     "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
     "report": "write a self-contained HTML page about a run",
+    "view": "show runs, exports or a running training in a browser",
     "sweep": "run experiments that differ in a few settings, over seeds, and write a table of their scores",
     "bench": "time training steps, growth, block swaps or kernels",
 }
@@ -37,6 +38,7 @@ GROUPS = {
     "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
     "render and score": ("render", "eval", "report"),
+    "view and export": ("view",),
     "compare methods": ("sweep",),
     "benchmark": ("bench",),
 }

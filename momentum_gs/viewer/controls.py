@@ -1,0 +1,135 @@
+"""The control panel of one browser."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import viser
+
+from momentum_gs.viewer.image_renderer import MODES
+from momentum_gs.viewer.run import ViewerRun
+from momentum_gs.viewer.scene_layers import LAYERS, POINTS
+
+AUTOMATIC, SERVER, BROWSER = "automatic", "images from the server", "Gaussians in the browser"
+RENDERERS = (AUTOMATIC, SERVER, BROWSER)
+MOST_SWITCHES = 64
+"""Blocks that get a switch; more would not fit on a screen."""
+SHOWN_AT_FIRST = {POINTS: False}
+"""Layers that cover the model are off; the others are on."""
+NOTHING = "-"
+"""A choice of nothing."""
+
+
+@runtime_checkable
+class Actions(Protocol):
+    """What the controls call."""
+
+    def choose_run(self, name: str) -> None:
+        """Shows another run."""
+
+    def choose_state(self, label: str) -> None:
+        """Shows another saved state."""
+
+    def choose_mode(self, mode: str) -> None:
+        """Colours the model in another way."""
+
+    def choose_renderer(self, renderer: str) -> None:
+        """Draws on the server or in the browser."""
+
+    def show_layer(self, layer: str, visible: bool) -> None:
+        """Switches an overlay on or off."""
+
+    def hide_blocks(self, hidden: frozenset[int]) -> None:
+        """Hides these blocks and no others."""
+
+    def choose_camera(self, name: str) -> None:
+        """Flies to a camera and opens its panel."""
+
+    def go_home(self) -> None:
+        """Flies to the overview and closes the panel."""
+
+    def stand_upright(self) -> None:
+        """Makes z up again."""
+
+
+class Controls:
+    """Handles of the panel's elements; what is chosen in the browser goes to ``actions``."""
+
+    def __init__(self, client: viser.ClientHandle, runs: Sequence[ViewerRun], actions: Actions) -> None:
+        gui, self._gui, self._actions = client.gui, client.gui, actions
+        names = tuple(run.name for run in runs)
+        with gui.add_folder("Model"):
+            self._run = gui.add_dropdown("Run", names, visible=len(runs) > 1, hint="key N: the next run")
+            self._state = gui.add_dropdown("State", (NOTHING,), hint="saved models of the run")
+            self._renderer = gui.add_dropdown("Renderer", RENDERERS)
+            self._mode = gui.add_dropdown("Colors", MODES)
+            self._status = gui.add_markdown("")
+        with gui.add_folder("Overlays"):
+            for layer in LAYERS:
+                box = gui.add_checkbox(layer, SHOWN_AT_FIRST.get(layer, True))
+                _on_choice(box, partial(actions.show_layer, layer))
+        with gui.add_folder("Camera"):
+            self._camera = gui.add_dropdown("View", (NOTHING,))
+            gui.add_button("Overview").on_click(lambda _: actions.go_home())
+            gui.add_button("Upright").on_click(lambda _: actions.stand_upright())
+        self._blocks = gui.add_folder("Blocks", expand_by_default=False, visible=False)
+        self._switches: dict[int, viser.GuiCheckboxHandle] = {}
+        _on_choice(self._run, actions.choose_run)
+        _on_choice(self._state, actions.choose_state)
+        _on_choice(self._renderer, actions.choose_renderer)
+        _on_choice(self._mode, actions.choose_mode)
+        _on_choice(self._camera, actions.choose_camera)
+
+    @property
+    def status(self) -> str:
+        """The line below the choices."""
+        return str(self._status.content)
+
+    @status.setter
+    def status(self, text: str) -> None:
+        self._status.content = text
+
+    def show_run(self, run: ViewerRun, states: Sequence[str], chosen: str) -> None:
+        """Offers the states and views of a run."""
+        _assign(self._run, run.name)
+        self._camera.options = (NOTHING, *(camera.name for camera in run.cameras))
+        self.show_states(states, chosen)
+
+    def show_states(self, states: Sequence[str], chosen: str) -> None:
+        """Offers these states; they change while a run trains."""
+        self._state.options = tuple(states) or (NOTHING,)
+        _assign(self._state, chosen)
+
+    def show_blocks(self, blocks: Sequence[int]) -> None:
+        """Offers a switch for each block, all on; none for a model of one block."""
+        for switch in self._switches.values():
+            switch.remove()
+        self._switches = {}
+        self._blocks.visible = len(blocks) > 1
+        if len(blocks) > 1:
+            with self._blocks:
+                for block in blocks[:MOST_SWITCHES]:
+                    self._switches[block] = self._gui.add_checkbox(f"block {block}", True)
+                    _on_choice(self._switches[block], self._hide)
+
+    def show_camera(self, name: str) -> None:
+        """The view that was flown to in another way."""
+        _assign(self._camera, name)
+
+    def _hide(self, _: bool) -> None:
+        self._actions.hide_blocks(frozenset(b for b, switch in self._switches.items() if not switch.value))
+
+
+def _on_choice(handle: Any, action: Callable[[Any], None]) -> None:
+    """Calls ``action`` with the new value once a user has changed it; not when this program has."""
+
+    def changed(event: viser.GuiEvent[Any]) -> None:
+        if event.client_id is not None:
+            action(event.target.value)
+
+    handle.on_update(changed)
+
+
+def _assign(handle: Any, value: str) -> None:
+    """Sets an element; typed loosely, as viser's property is one that type checkers take for read-only."""
+    handle.value = value

@@ -1,0 +1,65 @@
+"""Models in memory: loaded once for all browsers, the least recently used dropped first."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from momentum_gs.core.device import pick_device
+from momentum_gs.core.errors import UserError
+from momentum_gs.viewer.run import ViewerRun
+from momentum_gs.viewer.shown import Shown
+
+EXPORT = "export"
+"""The only state of an exported file."""
+_KEPT = 3
+"""Models held at a time: two that are compared, and one more."""
+
+
+class Models:
+    """Safe to use from several threads; while one loads a model, the others wait."""
+
+    def __init__(self, runs: Sequence[ViewerRun]) -> None:
+        self.runs = tuple(runs)
+        self.rendering = threading.Lock()
+        """Held by whoever renders: one image after the other, instead of all of them slowly."""
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[int, str], Shown] = OrderedDict()
+
+    def device(self, run: int) -> torch.device:
+        """Where a run's model is rendered."""
+        return pick_device(self.runs[run].device_setting)
+
+    def background(self, run: int) -> torch.Tensor:
+        """Colour behind a run's model, [3] on its device."""
+        return torch.full((3,), float(self.runs[run].white_background), device=self.device(run))
+
+    def labels(self, run: int) -> list[str]:
+        """The states of a run, the newest last."""
+        if self.runs[run].path.is_file():
+            return [EXPORT]
+        return [state.label for state in self.runs[run].states()]
+
+    def get(self, run: int, label: str) -> Shown:
+        """The model of a state, on its device.
+
+        Raises:
+            UserError: as ``ViewerRun.load``; or the state is gone.
+        """
+        with self._lock:
+            key = (run, label)
+            if key not in self._held:
+                self._held[key] = self._load(run, label).to(self.device(run))
+                while len(self._held) > _KEPT:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(key)
+            return self._held[key]
+
+    def _load(self, run: int, label: str) -> Shown:
+        if label == EXPORT:
+            return self.runs[run].load(None)
+        for state in self.runs[run].states():
+            if state.label == label:
+                return self.runs[run].load(state)
+        raise UserError(f"view: {self.runs[run].path} has no '{label}' any more; choose another state")

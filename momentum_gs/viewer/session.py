@@ -1,0 +1,175 @@
+"""One browser: what it has chosen, and what it is shown for that."""
+
+import threading
+
+import torch
+import viser
+from jaxtyping import Float
+from torch import Tensor
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera
+from momentum_gs.render.view import render_image
+from momentum_gs.viewer.camera_panel import CameraPanel
+from momentum_gs.viewer.controls import AUTOMATIC, BROWSER, NOTHING, SHOWN_AT_FIRST, Controls
+from momentum_gs.viewer.fly import fly_home, fly_to, stand_upright
+from momentum_gs.viewer.gaussian_layer import GaussianLayer
+from momentum_gs.viewer.image_renderer import COLOR, Image, render
+from momentum_gs.viewer.image_stream import ImageStream
+from momentum_gs.viewer.models import Models
+from momentum_gs.viewer.run import ViewerRun
+from momentum_gs.viewer.scene_layers import LAYERS, SceneLayers
+from momentum_gs.viewer.shown import Shown
+
+
+class Session:
+    """All that belongs to one browser; another one has its own. Implements ``Actions``."""
+
+    def __init__(self, client: viser.ClientHandle, models: Models) -> None:
+        self._client, self._models = client, models
+        self._lock = threading.RLock()  # viser calls from several threads.
+        self._number = 0
+        self._label = NOTHING
+        self._mode, self._renderer = COLOR, AUTOMATIC
+        self._hidden: frozenset[int] = frozenset()
+        self._whole: Shown | None = None
+        self._shown: Shown | None = None
+        """``_whole`` without what is hidden."""
+        self._visible = {layer: SHOWN_AT_FIRST.get(layer, True) for layer in LAYERS}
+        self._controls = Controls(client, models.runs, self)
+        self._panel = CameraPanel(client, self._render_view)
+        self._gaussians = GaussianLayer(client.scene)
+        self._layers = self._make_layers()
+        self._stream = ImageStream(client, lambda: self.run.upright, self._draw)
+        self._show_newest()
+        client.camera.on_update(self._stream.look)
+        self._stream.look(client.camera)
+
+    @property
+    def run(self) -> ViewerRun:
+        """The run that is shown."""
+        return self._models.runs[self._number]
+
+    @property
+    def camera(self) -> viser.CameraHandle:
+        """The browser's camera."""
+        return self._client.camera
+
+    @property
+    def images_sent(self) -> int:
+        """Rendered images that this browser was sent."""
+        return self._stream.sent
+
+    def close(self) -> None:
+        """Called once the browser is gone."""
+        self._stream.close()
+
+    def choose_run(self, name: str) -> None:
+        """Shows another run, from where the camera stands."""
+        with self._lock:
+            self._number = [run.name for run in self._models.runs].index(name)
+            self._layers.remove()
+            self._layers = self._make_layers()
+            self._panel.close()
+            self._show_newest()
+
+    def choose_state(self, label: str) -> None:
+        """Shows another state of the run."""
+        with self._lock:
+            self._label = label
+            self._load()
+
+    def choose_mode(self, mode: str) -> None:
+        """Colours the model in another way."""
+        self._mode = mode
+        self._update()
+
+    def choose_renderer(self, renderer: str) -> None:
+        """Draws on the server or in the browser."""
+        self._renderer = renderer
+        self._update()
+
+    def show_layer(self, layer: str, visible: bool) -> None:
+        """Switches an overlay on or off."""
+        self._visible[layer] = visible
+        self._layers.show(layer, visible)
+
+    def hide_blocks(self, hidden: frozenset[int]) -> None:
+        """Hides these blocks and no others."""
+        with self._lock:
+            self._hidden = hidden
+            self._filter()
+
+    def choose_camera(self, name: str) -> None:
+        """Flies to a view and opens its panel."""
+        for camera in self.run.cameras:
+            if camera.name == name:
+                self.open_camera(camera)
+
+    def open_camera(self, camera: Camera) -> None:
+        """As ``choose_camera``, for a frustum that was clicked."""
+        self._controls.show_camera(camera.name)
+        fly_to(self._client, self.run, camera)
+        self._panel.open(self.run, camera)
+
+    def go_home(self) -> None:
+        """Flies to the overview and closes the panel."""
+        self._panel.close()
+        self._controls.show_camera(NOTHING)
+        fly_home(self._client, self.run)
+
+    def stand_upright(self) -> None:
+        """Makes z the axis about which the camera turns."""
+        stand_upright(self._client)
+
+    def _make_layers(self) -> SceneLayers:
+        return SceneLayers(self._client.scene, self.run, self._visible, self.open_camera)
+
+    def _show_newest(self) -> None:
+        labels = self._models.labels(self._number)
+        self._label = labels[-1] if labels else NOTHING
+        self._controls.show_run(self.run, labels, self._label)
+        self._load()
+
+    def _load(self) -> None:
+        if self._label == NOTHING:
+            self._controls.status = "No model is saved yet."
+            return
+        try:
+            self._whole = self._models.get(self._number, self._label)
+        except UserError as error:
+            self._controls.status = f"**{error}**"
+            return
+        self._hidden = frozenset()
+        self._controls.show_blocks(self._whole.blocks)
+        model = self._whole.model
+        self._controls.status = f"{len(model):,} {model.NOUN}, on {self._models.device(self._number)}"
+        self._filter()
+
+    def _filter(self) -> None:
+        if self._whole is not None:
+            self._shown = self._whole.without(self._hidden)
+        self._update()
+
+    def _update(self) -> None:
+        """Shows the choices in the browser."""
+        shown = self._shown
+        if shown is not None and self._renderer == BROWSER:
+            self._gaussians.show(shown, self.run)
+        else:
+            self._gaussians.hide()
+        self._stream.refresh()
+
+    def _draw(self, camera: Camera) -> Image | None:
+        shown = self._shown
+        if shown is None or self._renderer == BROWSER:
+            return None
+        with self._models.rendering:
+            return render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+
+    def _render_view(self, camera: Camera) -> Float[Tensor, "3 h w"]:
+        if self._shown is None:
+            return torch.zeros(3, camera.height, camera.width)
+        with self._models.rendering:
+            shown = self._shown
+            return render_image(shown.model, shown.decoder, camera, self._models.background(self._number)).cpu()
