@@ -20,17 +20,24 @@ PATIENCE = 120.0
 
 
 @contextlib.contextmanager
-def browser_page(width: int, height: int) -> Iterator[Any]:
-    """A page in a new browser; skips the test where there is none."""
+def open_browser() -> Iterator[Any]:
+    """A browser; skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(1000 * PATIENCE)
-        yield page
+        yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def open_page(browser: Any, width: int, height: int) -> Iterator[Any]:
+    """A page with storage of its own."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(1000 * PATIENCE)
+    yield page
+    page.close()
 
 
 def wait(page: Any, condition: Callable[[], object]) -> None:

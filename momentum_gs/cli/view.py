@@ -2,13 +2,14 @@
 
 import argparse
 import getpass
+import os
 import socket
 import time
 from pathlib import Path
 
 from momentum_gs.core.device import print_device
-from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
+from momentum_gs.viewer.companion import require_viser
 
 HELP = "show runs, exports or a running training in a browser"
 DESCRIPTION = """\
@@ -33,17 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080, help="port to serve at; 0: any (default: %(default)s)")
     parser.add_argument("--up", default="z", metavar="AXIS",
         help="the axis of a PLY that points up: x, y, z, or with a minus (default: %(default)s)")
+    parser.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)  # Of the training that started it.
     parser.add_argument("--device", help="auto, cpu or cuda (default: the run's own setting)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Serves until it is interrupted."""
-    try:
-        import viser  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "view: viser is not installed, expected the extra 'viewer'; pip install 'momentum-gs[viewer]'"
-        ) from error
+    require_viser()
+    # Here, as these import viser.
     from momentum_gs.viewer.run import open_run
     from momentum_gs.viewer.server import LOCAL, ViewerServer
 
@@ -58,5 +56,13 @@ def run(args: argparse.Namespace) -> None:
             )
         else:
             info("view: served to whoever reaches this address with its token; it is sent unencrypted")
-        while True:
-            time.sleep(3600)
+        while args.beside is None or server.sessions or _lives(args.beside):
+            time.sleep(1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # Sends nothing; asks whether there is such a process.
+    except ProcessLookupError:
+        return False
+    return True

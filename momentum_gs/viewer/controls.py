@@ -100,8 +100,12 @@ class Controls:
         self._state.options = tuple(states) or (NOTHING,)
         _assign(self._state, chosen)
 
-    def show_blocks(self, blocks: Sequence[int]) -> None:
-        """Offers a switch for each block, all on; none for a model of one block."""
+    def show_blocks(self, blocks: Sequence[int], hidden: frozenset[int]) -> None:
+        """Offers a switch for each block; none for a model of one block."""
+        if [*self._switches] == [*blocks[:MOST_SWITCHES]]:
+            for block, switch in self._switches.items():
+                _assign(switch, block not in hidden)
+            return
         for switch in self._switches.values():
             switch.remove()
         self._switches = {}
@@ -109,7 +113,7 @@ class Controls:
         if len(blocks) > 1:
             with self._blocks:
                 for block in blocks[:MOST_SWITCHES]:
-                    self._switches[block] = self._gui.add_checkbox(f"block {block}", True)
+                    self._switches[block] = self._gui.add_checkbox(f"block {block}", block not in hidden)
                     _on_choice(self._switches[block], self._hide)
 
     def show_camera(self, name: str) -> None:
@@ -130,6 +134,6 @@ def _on_choice(handle: Any, action: Callable[[Any], None]) -> None:
     handle.on_update(changed)
 
 
-def _assign(handle: Any, value: str) -> None:
+def _assign(handle: Any, value: Any) -> None:
     """Sets an element; typed loosely, as viser's property is one that type checkers take for read-only."""
     handle.value = value

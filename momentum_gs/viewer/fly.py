@@ -16,7 +16,7 @@ _AERIAL = 0.8
 def fly_to(client: viser.ClientHandle, run: ViewerRun, camera: Camera) -> None:
     """Puts the browser's camera where a camera of the run stands, with its opening angle."""
     pose = run.upright.pose(camera)
-    forward = np.array(run.upright.frame.camera(camera).rotation[2])
+    forward = run.upright.frame.camera(camera).rotation[2].numpy()
     with client.atomic():
         client.camera.fov = vertical_fov(camera)
         client.camera.position = pose.position
@@ -49,7 +49,7 @@ def overview(run: ViewerRun) -> tuple[np.ndarray, np.ndarray]:
     poses: list[Pose] = [run.upright.pose(camera) for camera in run.cameras]
     places = np.array([pose.position for pose in poses])
     if (points[:, 2] < np.median(places[:, 2])).mean() < _AERIAL:
-        forward = np.array(run.upright.frame.camera(run.cameras[0]).rotation[2])
+        forward = run.upright.frame.camera(run.cameras[0]).rotation[2].numpy()
         return places[0], places[0] + VIEW_DISTANCE * forward
     middle = np.array([*np.median(places[:, :2], axis=0), np.median(points[:, 2])])
     reach = max(float(np.ptp(places[:, :2], axis=0).max()), VIEW_DISTANCE)

@@ -113,6 +113,7 @@ class Gate:
             UserError: the port is in use, or the address is not one of this machine.
         """
         self._inner, self._token = inner_port, token
+        self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self.port = 0
         self._thread = threading.Thread(target=self._loop.run_forever, name="gate", daemon=True)
@@ -140,16 +141,23 @@ class Gate:
 
     async def _end(self) -> None:
         self._server.close()
+        for writer in list(self._open):
+            writer.transport.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            await self._answer(reader, writer)
+        finally:
+            self._open.discard(writer)
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_SECONDS)
         except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
-            writer.close()
             return
         status, cookie = verdict(parse_request(head), self._token, f"{COOKIE}_{self.port}")
         if status != 200:
@@ -159,13 +167,11 @@ class Gate:
         try:
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._inner)
         except OSError:
-            writer.close()
             return
         inner_writer.write(head)
         try:
             await asyncio.gather(_pass_on(reader, inner_writer), _pass_on(inner_reader, writer))
         finally:
-            writer.transport.abort()
             inner_writer.transport.abort()
 
 

@@ -92,6 +92,8 @@ class ImageStream:
             except Exception as error:  # Whatever it is (out of memory, say), the next view may do.
                 self._client.add_notification("This view cannot be rendered", f"{type(error).__name__}: {error}")
                 continue
+            if self._closed:
+                return
             if image is None:
                 self._client.scene.set_background_image(None)
             else:

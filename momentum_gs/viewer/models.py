@@ -8,9 +8,12 @@ import torch
 
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
+from momentum_gs.viewer.live import LiveReader
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.shown import Shown
 
+LIVE = "training now"
+"""The state of a run that trains now."""
 EXPORT = "export"
 """The only state of an exported file."""
 _KEPT = 3
@@ -25,6 +28,8 @@ class Models:
         self.rendering = threading.Lock()
         """Held by whoever renders: one image after the other, instead of all of them slowly."""
         self._lock = threading.Lock()
+        self._readers = tuple(LiveReader(run.path) for run in self.runs)
+        self._live_steps: list[int | None] = [None] * len(self.runs)
         self._held: OrderedDict[tuple[int, str], Shown] = OrderedDict()
 
     def device(self, run: int) -> torch.device:
@@ -39,7 +44,27 @@ class Models:
         """The states of a run, the newest last."""
         if self.runs[run].path.is_file():
             return [EXPORT]
-        return [state.label for state in self.runs[run].states()]
+        live = [] if self._live_steps[run] is None else [LIVE]
+        return [*(state.label for state in self.runs[run].states()), *live]
+
+    def live_step(self, run: int) -> int | None:
+        """Global steps that a run which trains now has done; None if it does not train."""
+        return self._live_steps[run]
+
+    def ask_for_news(self, run: int) -> bool:
+        """Tells a run's trainer, if there is one, that somebody looks; returns whether it has a newer state.
+
+        The state of a trainer that has ended without a word, which leaves its files, stays.
+        """
+        reader = self._readers[run]
+        reader.ask()
+        step = reader.step()
+        if step == self._live_steps[run]:
+            return False
+        with self._lock:
+            self._held.pop((run, LIVE), None)
+            self._live_steps[run] = step
+        return True
 
     def get(self, run: int, label: str) -> Shown:
         """The model of a state, on its device.
@@ -59,6 +84,8 @@ class Models:
     def _load(self, run: int, label: str) -> Shown:
         if label == EXPORT:
             return self.runs[run].load(None)
+        if label == LIVE:
+            return self._readers[run].load()
         for state in self.runs[run].states():
             if state.label == label:
                 return self.runs[run].load(state)

@@ -18,6 +18,8 @@ from momentum_gs.viewer.session import Session
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Addresses that only this machine reaches."""
+POLL_SECONDS = 1.0
+"""Between two looks for newer states of a run."""
 _FOV = 0.9
 """Vertical opening angle at the start, radians."""
 
@@ -48,6 +50,7 @@ class ViewerServer:
         self.models = Models(runs)
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         # viser announces a port that is not the one to open.
         with contextlib.redirect_stdout(io.StringIO()):
             self._viser = _Server("127.0.0.1", 0, label="momentum-gs", verbose=False)
@@ -64,6 +67,8 @@ class ViewerServer:
         self._viser.initial_camera.fov = _FOV
         self._viser.on_client_connect(self._connected)
         self._viser.on_client_disconnect(self._disconnected)
+        self._poller = threading.Thread(target=self._poll, name="news", daemon=True)
+        self._poller.start()
 
     def __enter__(self) -> "ViewerServer":
         return self
@@ -85,11 +90,24 @@ class ViewerServer:
 
     def close(self) -> None:
         """Drops all browsers and stops to listen."""
+        self._closed.set()
+        self._poller.join()
         for session in self.sessions:
             session.close()
         self._gate.close()
         with contextlib.redirect_stdout(io.StringIO()):
             self._viser.stop()
+
+    def _poll(self) -> None:
+        """Looks for newer states of the runs while a browser is connected."""
+        known = {run: self.models.labels(run) for run in range(len(self.models.runs))}
+        while not self._closed.wait(POLL_SECONDS):
+            for run in known if self.sessions else ():
+                newer, labels = self.models.ask_for_news(run), self.models.labels(run)
+                if newer or labels != known[run]:
+                    known[run] = labels
+                    for session in self.sessions:
+                        session.take_news(run)
 
     def _connected(self, client: viser.ClientHandle) -> None:
         session = Session(client, self.models)

@@ -16,7 +16,7 @@ from momentum_gs.viewer.fly import fly_home, fly_to, stand_upright
 from momentum_gs.viewer.gaussian_layer import GaussianLayer
 from momentum_gs.viewer.image_renderer import COLOR, Image, render
 from momentum_gs.viewer.image_stream import ImageStream
-from momentum_gs.viewer.models import Models
+from momentum_gs.viewer.models import LIVE, Models
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.scene_layers import LAYERS, SceneLayers
 from momentum_gs.viewer.shown import Shown
@@ -29,7 +29,7 @@ class Session:
         self._client, self._models = client, models
         self._lock = threading.RLock()  # viser calls from several threads.
         self._number = 0
-        self._label = NOTHING
+        self._label = self._newest = NOTHING
         self._mode, self._renderer = COLOR, AUTOMATIC
         self._hidden: frozenset[int] = frozenset()
         self._whole: Shown | None = None
@@ -56,6 +56,11 @@ class Session:
         return self._client.camera
 
     @property
+    def panel_text(self) -> str:
+        """What the panel says of the view that was flown to; empty before."""
+        return self._panel.text
+
+    @property
     def images_sent(self) -> int:
         """Rendered images that this browser was sent."""
         return self._stream.sent
@@ -78,6 +83,19 @@ class Session:
         with self._lock:
             self._label = label
             self._load()
+
+    def take_news(self, number: int) -> None:
+        """A run has newer states. Who looks at its newest one is shown the new one; hidden blocks stay hidden."""
+        with self._lock:
+            if number != self._number:
+                return
+            labels = self._models.labels(number)
+            follows = self._label in (NOTHING, LIVE) or (self._label == self._newest and LIVE in labels)
+            self._newest = labels[-1] if labels else NOTHING
+            self._label = self._newest if follows else self._label
+            self._controls.show_states(labels, self._label)
+            if follows:
+                self._load(keep_hidden=True)
 
     def choose_mode(self, mode: str) -> None:
         """Colours the model in another way."""
@@ -127,11 +145,11 @@ class Session:
 
     def _show_newest(self) -> None:
         labels = self._models.labels(self._number)
-        self._label = labels[-1] if labels else NOTHING
+        self._label = self._newest = labels[-1] if labels else NOTHING
         self._controls.show_run(self.run, labels, self._label)
         self._load()
 
-    def _load(self) -> None:
+    def _load(self, keep_hidden: bool = False) -> None:
         if self._label == NOTHING:
             self._controls.status = "No model is saved yet."
             return
@@ -140,10 +158,12 @@ class Session:
         except UserError as error:
             self._controls.status = f"**{error}**"
             return
-        self._hidden = frozenset()
-        self._controls.show_blocks(self._whole.blocks)
+        if not keep_hidden:
+            self._hidden = frozenset()
+        self._controls.show_blocks(self._whole.blocks, self._hidden)
         model = self._whole.model
-        self._controls.status = f"{len(model):,} {model.NOUN}, on {self._models.device(self._number)}"
+        step = f"step {self._models.live_step(self._number)}, " if self._label == LIVE else ""
+        self._controls.status = f"{step}{len(model):,} {model.NOUN}, on {self._models.device(self._number)}"
         self._filter()
 
     def _filter(self) -> None:
