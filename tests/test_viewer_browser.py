@@ -26,7 +26,7 @@ from momentum_gs.train.loop import Training
 
 viser = pytest.importorskip("viser", reason="viser is not installed")
 
-from momentum_gs.viewer.controls import AUTOMATIC, BROWSER  # noqa: E402 (needs viser)
+from momentum_gs.viewer.controls import BROWSER, SERVER  # noqa: E402 (needs viser)
 from momentum_gs.viewer.image_renderer import DEPTH, render  # noqa: E402
 from momentum_gs.viewer.live import LiveWriter  # noqa: E402
 from momentum_gs.viewer.run import open_run  # noqa: E402
@@ -69,6 +69,7 @@ def served(out: Path, browser: Any) -> Iterator[tuple[ViewerServer, Any]]:
         close.click()
         close.wait_for(state="detached")
         session = server.sessions[0]
+        session.choose_renderer(SERVER)  # Not by how busy the machine is.
         for layer in ("cells", "cameras", "points", "grid"):
             session.show_layer(layer, False)
         yield server, page
@@ -138,7 +139,7 @@ def test_the_browser_draws_gaussians(served: tuple[ViewerServer, Any]) -> None:
     shown = left_half(settled(page))
     # Baked colors and another rasterizer: alike, not equal.
     assert np.corrcoef(shown.ravel(), before.ravel())[0, 1] > 0.9
-    session.choose_renderer(AUTOMATIC)
+    session.choose_renderer(SERVER)
     wait(page, lambda: np.abs(left_half(settled(page)) - before).mean() < 0.02)
 
 
@@ -191,6 +192,7 @@ def test_states_of_a_training_arrive(tmp_path: Path, browser: Any, monkeypatch: 
             page.goto(server.url)
             wait(page, lambda: server.sessions and server.models.live_step(0))
             session, first = server.sessions[0], server.models.live_step(0)
+            session.choose_renderer(SERVER)
             wait(page, lambda: session.images_sent and server.models.live_step(0) != first)
             page.get_by_text(re.compile(r"step \d+, ")).first.wait_for()
             # A trainer that is killed closes nothing: the viewer goes on with what it has.

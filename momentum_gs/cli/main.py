@@ -28,6 +28,7 @@ COMMANDS = {
     "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
     "report": "write a self-contained HTML page about a run",
     "view": "show runs, exports or a running training in a browser",
+    "video": "render a run along a camera path into a video",
     "sweep": "run experiments that differ in a few settings, over seeds, and write a table of their scores",
     "bench": "time training steps, growth, block swaps or kernels",
 }
@@ -38,7 +39,7 @@ GROUPS = {
     "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
     "render and score": ("render", "eval", "report"),
-    "view and export": ("view",),
+    "view and export": ("view", "video"),
     "compare methods": ("sweep",),
     "benchmark": ("bench",),
 }

@@ -51,6 +51,18 @@ class Actions(Protocol):
     def stand_upright(self) -> None:
         """Makes z up again."""
 
+    def next_run(self) -> None:
+        """Shows the next run."""
+
+    def add_key_frame(self) -> None:
+        """Adds the view to the camera path."""
+
+    def start_path(self) -> None:
+        """Begins another path."""
+
+    def take_screenshot(self) -> None:
+        """Downloads the view."""
+
 
 class Controls:
     """Handles of the panel's elements; what is chosen in the browser goes to ``actions``."""
@@ -70,10 +82,19 @@ class Controls:
                 _on_choice(box, partial(actions.show_layer, layer))
         with gui.add_folder("Camera"):
             self._camera = gui.add_dropdown("View", (NOTHING,))
-            gui.add_button("Overview").on_click(lambda _: actions.go_home())
-            gui.add_button("Upright").on_click(lambda _: actions.stand_upright())
+            for label, hint, action in (
+                ("Overview", "back to where the camera stood at first", actions.go_home),
+                ("Upright", "make z the axis about which the camera turns", actions.stand_upright),
+                ("Screenshot", "download the view as PNG, without overlays", actions.take_screenshot),
+                ("Add key frame", "add the view to OUT/camera_path.json, for 'momentum-gs video'",
+                 actions.add_key_frame),
+                ("New path", "forget the key frames", actions.start_path),
+            ):  # fmt: skip
+                gui.add_button(label, hint=hint).on_click(partial(_pressed, action))
         self._blocks = gui.add_folder("Blocks", expand_by_default=False, visible=False)
         self._switches: dict[int, viser.GuiCheckboxHandle] = {}
+        if len(runs) > 1:
+            gui.add_command("Next run", hotkey="N").on_trigger(partial(_pressed, actions.next_run))
         _on_choice(self._run, actions.choose_run)
         _on_choice(self._state, actions.choose_state)
         _on_choice(self._renderer, actions.choose_renderer)
@@ -122,6 +143,10 @@ class Controls:
 
     def _hide(self, _: bool) -> None:
         self._actions.hide_blocks(frozenset(b for b, switch in self._switches.items() if not switch.value))
+
+
+def _pressed(action: Callable[[], None], _: object) -> None:
+    action()
 
 
 def _on_choice(handle: Any, action: Callable[[Any], None]) -> None:

@@ -19,6 +19,8 @@ REST_SECONDS = 0.2
 FULL_WIDTH = 1600
 """Most pixels in a row of a full image, as in training with resolution -1."""
 _LEAST_WIDTH = 96
+_USEFUL_WIDTH = 160
+"""A coarse image of fewer pixels in a row shows too little to steer by."""
 _JPEG_MOVING, _JPEG_FULL = 70, 92
 _FAR = 160.0
 """Largest depth that a browser takes with an image, viewer units (viser: 24 bits of 1e-5)."""
@@ -69,6 +71,14 @@ class ImageStream:
         with self._changed:
             self._view, self._moved_at, self._dirty = view, time.monotonic(), True
             self._changed.notify()
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether this machine cannot render useful images while the camera moves."""
+        if self._view is None or self.sent < 2:  # The first image also loads and allocates.
+            return False
+        height = _USEFUL_WIDTH * self._view.height / max(1, self._view.width)
+        return self._seconds_per_pixel * _USEFUL_WIDTH * height > MOVING_SECONDS
 
     def refresh(self) -> None:
         """What is shown has changed; the camera has not."""

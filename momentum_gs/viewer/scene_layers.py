@@ -10,6 +10,7 @@ from momentum_gs.core.types import Camera
 from momentum_gs.viewer.cells import outlines
 from momentum_gs.viewer.colors import GREY, Rgb, block_color, score_colors
 from momentum_gs.viewer.run import ViewerRun
+from momentum_gs.viewer.upright import vertical_fov
 
 CELLS, CAMERAS, POINTS, GRID = "cells", "cameras", "points", "grid"
 LAYERS = (CELLS, CAMERAS, POINTS, GRID)
@@ -126,11 +127,6 @@ def grid_cell(reach: float, metres: float | None) -> float:
     """Side of a square in viewer units: the power of ten, in metres where they are known, of which 10 to 100 fit."""
     unit = metres or 1.0
     return float(10.0 ** np.floor(np.log10(max(reach, 1e-9) * unit / 10)) / unit)
-
-
-def vertical_fov(camera: Camera) -> float:
-    """Vertical opening angle, radians."""
-    return float(2 * np.arctan(camera.height / 2 / camera.fy))
 
 
 def shown_cameras(count: int) -> list[int]:

@@ -10,9 +10,9 @@ import numpy as np
 import viser
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.viewer.fly import overview
 from momentum_gs.viewer.gate import Gate
 from momentum_gs.viewer.models import Models
+from momentum_gs.viewer.overview import overview
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.session import Session
 
@@ -53,7 +53,8 @@ class ViewerServer:
         self._closed = threading.Event()
         # viser announces a port that is not the one to open.
         with contextlib.redirect_stdout(io.StringIO()):
-            self._viser = _Server("127.0.0.1", 0, label="momentum-gs", verbose=False)
+            # Without a label, the panel says whether the server is connected.
+            self._viser = _Server("127.0.0.1", 0, verbose=False)
         try:
             self._gate = Gate(host, port, self._viser.get_port(), self.token)
         except UserError:

@@ -2,6 +2,7 @@
 
 import threading
 
+import cv2
 import torch
 import viser
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
 from momentum_gs.render.view import render_image
 from momentum_gs.viewer.camera_panel import CameraPanel
+from momentum_gs.viewer.camera_path import PATH_FILE, KeyFrame, save_path
 from momentum_gs.viewer.controls import AUTOMATIC, BROWSER, NOTHING, SHOWN_AT_FIRST, Controls
 from momentum_gs.viewer.fly import fly_home, fly_to, stand_upright
 from momentum_gs.viewer.gaussian_layer import GaussianLayer
@@ -31,6 +33,8 @@ class Session:
         self._number = 0
         self._label = self._newest = NOTHING
         self._mode, self._renderer = COLOR, AUTOMATIC
+        self._in_browser = False
+        self._path: list[KeyFrame] = []
         self._hidden: frozenset[int] = frozenset()
         self._whole: Shown | None = None
         self._shown: Shown | None = None
@@ -105,6 +109,7 @@ class Session:
     def choose_renderer(self, renderer: str) -> None:
         """Draws on the server or in the browser."""
         self._renderer = renderer
+        self._in_browser = renderer == BROWSER
         self._update()
 
     def show_layer(self, layer: str, visible: bool) -> None:
@@ -140,6 +145,39 @@ class Session:
         """Makes z the axis about which the camera turns."""
         stand_upright(self._client)
 
+    def next_run(self) -> None:
+        """Shows the next run."""
+        runs = self._models.runs
+        self.choose_run(runs[(self._number + 1) % len(runs)].name)
+
+    def add_key_frame(self) -> None:
+        """Adds where the camera stands to the path, which is saved in the run's folder."""
+        x, y, z = self.camera.position.tolist()
+        w, i, j, k = self.camera.wxyz.tolist()
+        self._path.append(KeyFrame((x, y, z), (w, i, j, k), float(self.camera.fov)))
+        file = (self.run.path if self.run.path.is_dir() else self.run.path.parent) / PATH_FILE
+        try:
+            save_path(file, self._path)
+            text = f"momentum-gs video {self.run.path} --path {file} -o tour.mp4"
+        except OSError as error:
+            text = f"{file}: cannot be written ({error.strerror})"
+        self._client.add_notification(f"{len(self._path)} key frames", text)
+
+    def start_path(self) -> None:
+        """Forgets the key frames, for another path; the saved file stays until the next one is added."""
+        self._path.clear()
+
+    def take_screenshot(self) -> None:
+        """Sends the browser a PNG of the view, without overlays, at the size of its window."""
+        shown, state = self._shown, self.camera
+        if shown is None:
+            return
+        camera = self.run.upright.camera(state.wxyz, state.position, state.fov, state.image_width, state.image_height)
+        with self._models.rendering:
+            image = render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+        png = cv2.imencode(".png", cv2.cvtColor(image.rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+        self._client.send_file_download(f"{self.run.path.stem}.png", png)
+
     def _make_layers(self) -> SceneLayers:
         return SceneLayers(self._client.scene, self.run, self._visible, self.open_camera)
 
@@ -174,7 +212,7 @@ class Session:
     def _update(self) -> None:
         """Shows the choices in the browser."""
         shown = self._shown
-        if shown is not None and self._renderer == BROWSER:
+        if shown is not None and self._in_browser:
             self._gaussians.show(shown, self.run)
         else:
             self._gaussians.hide()
@@ -182,10 +220,14 @@ class Session:
 
     def _draw(self, camera: Camera) -> Image | None:
         shown = self._shown
-        if shown is None or self._renderer == BROWSER:
+        if shown is None or self._in_browser:
             return None
         with self._models.rendering:
-            return render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+            image = render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+        if self._renderer == AUTOMATIC and self._stream.is_too_slow:
+            self._in_browser = True
+            self._update()
+        return image
 
     def _render_view(self, camera: Camera) -> Float[Tensor, "3 h w"]:
         if self._shown is None:

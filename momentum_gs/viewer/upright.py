@@ -87,6 +87,11 @@ def quaternion(rotation: Float[Tensor, "3 3"]) -> tuple[float, float, float, flo
     return sign * w, sign * x, sign * y, sign * z
 
 
+def vertical_fov(camera: Camera) -> float:
+    """Vertical opening angle, radians."""
+    return float(2 * np.arctan(camera.height / 2 / camera.fy))
+
+
 def upright_run(frame: Frame, cameras: Sequence[Camera], points: PointCloud) -> Upright:
     """The viewer's coordinates of a run.
 
