@@ -12,6 +12,7 @@ from momentum_gs.core.image import to_uint8
 from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import Decoded
+from momentum_gs.render.rasterize import rasterize
 from momentum_gs.render.view import decode_view, draw, learned_background
 from momentum_gs.viewer.colors import GREY, block_color, heat, score_colors
 from momentum_gs.viewer.shown import Shown
@@ -97,7 +98,7 @@ def contributions(decoded: Decoded, camera: Camera) -> Float[Tensor, "g"]:
     """
     with torch.enable_grad():
         color = torch.ones_like(decoded.gaussians.means[:, :1], requires_grad=True)
-        drawn = draw(replace(decoded.gaussians, colors=color), camera, color.new_zeros(1))
+        drawn = rasterize(replace(decoded.gaussians, colors=color), camera, color.new_zeros(1))
         (weight,) = torch.autograd.grad(drawn.image.sum(), color)
     return weight[:, 0]
 
