@@ -16,7 +16,8 @@ from momentum_gs.eval.metrics import error_map
 from momentum_gs.viewer.run import ViewerRun
 
 _WIDTH = 480
-"""Pixels of an image in the panel."""
+"""Pixels of an image in the panel, in which it is scaled to fit."""
+_PANEL_WIDTH = 400.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class CameraPanel:
             self._slider = client.gui.add_slider("image | render", 0.0, 1.0, 0.01, 0.5)
             self._wiped = client.gui.add_image(nothing, label="image left, render right", format="jpeg")
             self._error = client.gui.add_image(nothing, label="error (white: a quarter of the range)", format="jpeg")
-        self._panel.dock_left()
-        self._panel.set_width(_WIDTH + 30)
+        # Floating: docked, it would make the canvas narrower, of which the server only hears at the next move.
+        self._panel.float(x=15.0, y=15.0, width=_PANEL_WIDTH)
         self._slider.on_update(lambda _: self._show())
         self._comparison: Comparison | None = None
 

@@ -1,15 +1,16 @@
 """Explicit Gaussians that the browser draws itself: smooth on any laptop, with colours that are fixed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import viser
 
 from momentum_gs.core.geometry import quat_to_matrix
-from momentum_gs.core.types import Camera, Gaussians
+from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import decode
-from momentum_gs.model.splats import SH_CONSTANT, Splats
+from momentum_gs.model.splats import SH_CONSTANT, Harmonics, Splats
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.shown import Shown
 from momentum_gs.viewer.upright import Upright
@@ -28,7 +29,7 @@ class GaussianLayer:
         if self._sent is not shown:
             if self._handle is not None:
                 self._handle.remove()
-            self._handle = add_gaussians(self._scene, bake(shown, run.cameras), run.upright)
+            self._handle = add_gaussians(self._scene, baked(shown, run.cameras), run.upright)
             self._sent = shown
         if self._handle is not None:
             self._handle.visible = True
@@ -39,31 +40,30 @@ class GaussianLayer:
             self._handle.visible = False
 
 
+def baked(shown: Shown, cameras: Sequence[Camera]) -> Splats:
+    """A model as explicit Gaussians."""
+    if isinstance(shown.model, Splats):
+        return shown.model
+    return _placeholder(shown, cameras)  # To be momentum_gs.bake.baking.bake(..., sh_degree=0).
+
+
 @torch.no_grad()
-def bake(shown: Shown, cameras: Sequence[Camera]) -> Gaussians:
-    """The Gaussians with colours that do not depend on the direction, on the CPU.
-
-    Of anchors, those that the mean camera sees: a placeholder for ``momentum_gs.bake``.
-    """
-    model = shown.model
-    if isinstance(model, Splats):
-        return Gaussians(
-            model.position.cpu(), model.scales.cpu(), model.rotation.cpu(), model.opacity.sigmoid().cpu(),
-            (0.5 + SH_CONSTANT * model.sh_dc[:, 0]).clamp(0, 1).cpu(),
-        )  # fmt: skip
-    assert isinstance(model, Anchors)
+def _placeholder(shown: Shown, cameras: Sequence[Camera]) -> Splats:
+    """The Gaussians of the anchors as seen from the middle of the cameras."""
     center = torch.stack([camera.center for camera in cameras]).mean(dim=0)
-    found = decode(model, shown.decoder, center.to(model.position)).gaussians  # type: ignore[arg-type]
-    return Gaussians(
-        found.means.cpu(), found.scales.cpu(), found.quats.cpu(), found.opacities.cpu(), found.colors.clamp(0, 1).cpu()
-    )
+    assert isinstance(shown.model, Anchors) and not isinstance(shown.decoder, Harmonics)
+    found = decode(shown.model, shown.decoder, center.to(shown.model.position)).gaussians
+    splats = Splats.fresh(found.means, found.colors, found.scales.log(), 0)
+    return replace(splats, rotation=found.quats, opacity=found.opacities.clamp(1e-6, 1 - 1e-6).logit())
 
 
-def add_gaussians(scene: viser.SceneApi, gaussians: Gaussians, upright: Upright) -> viser.GaussianSplatHandle:
-    """Sends Gaussians in training coordinates to a browser."""
-    axes = upright.frame.rotation.float() @ quat_to_matrix(gaussians.quats) * gaussians.scales[:, None]
+@torch.no_grad()
+def add_gaussians(scene: viser.SceneApi, splats: Splats, upright: Upright) -> viser.GaussianSplatHandle:
+    """Sends Gaussians in training coordinates to a browser, with their colours of degree 0, which is all it draws."""
+    splats = splats.to("cpu")
+    axes = upright.frame.rotation.float() @ quat_to_matrix(splats.rotation) * splats.scales[:, None]
     axes = axes / upright.frame.unit
     return scene.add_gaussian_splats(
-        "/gaussians", upright.points(gaussians.means).astype("float32"), (axes @ axes.transpose(1, 2)).numpy(),
-        gaussians.colors.numpy(), gaussians.opacities.numpy(),
+        "/gaussians", upright.points(splats.position).astype("float32"), (axes @ axes.transpose(1, 2)).numpy(),
+        (0.5 + SH_CONSTANT * splats.sh_dc[:, 0]).clamp(0, 1).numpy(), splats.opacity.sigmoid().numpy(),
     )  # fmt: skip
