@@ -90,7 +90,8 @@ def main() -> None:
             session.choose_renderer(renderer)
             page.wait_for_timeout(3000)
             images, frames = moving_rate(page, session, args.seconds)
-            print(f"{renderer}: {images:.1f} images/s from the server, {frames:.1f} frames/s in the browser", flush=True)
+            rates = f"{images:.1f} images/s from the server, {frames:.1f} frames/s in the browser"
+            print(f"{renderer}: {rates}", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training
 from momentum_gs.viewer.camera_path import KeyFrame, along, fly_through, load_path, orbit, save_path, slerp
 from momentum_gs.viewer.cells import outlines
+from momentum_gs.viewer.crop import CropBox
 from momentum_gs.viewer.gate import COOKIE, Gate, Request, parse_request, verdict
-from momentum_gs.viewer.image_renderer import COLOR, MODES, NOTHING, contributions, render
+from momentum_gs.viewer.image_renderer import BLOCK, COLOR, MODES, NOTHING, beside, contributions, render
 from momentum_gs.viewer.live import LiveReader, LiveWriter
 from momentum_gs.viewer.models import EXPORT, Models
 from momentum_gs.viewer.run import BLOCKS, ViewerRun, open_run
@@ -185,6 +186,32 @@ def test_blocks_before_the_merge_are_all_blocks(run: ViewerRun, out: Path) -> No
         assert torch.equal(shown.without(frozenset({0, 1, 2, 3} - {block})).model.position, alone.position)
     assert len(shown.without(frozenset(range(4))).model) == 0
     assert shown.without(frozenset()) is shown
+
+
+def test_a_crop_box_keeps_what_is_inside(run: ViewerRun) -> None:
+    shown, box = shown_of(run), CropBox((-2.0, -2.0, -9.0), (1.0, 3.0, 9.0))
+    place = run.upright.points(shown.model.position)
+    inside = ((place >= box.low) & (place <= box.high)).all(axis=1)
+    assert 0 < inside.sum() < len(inside)
+    assert torch.equal(box.crop(shown, run).model.position, shown.model.position[torch.from_numpy(inside)])
+    lengths = np.ptp(box.edges, axis=1).sum(axis=1)
+    assert sorted(lengths.tolist()) == [3.0] * 4 + [5.0] * 4 + [18.0] * 4
+
+
+def test_two_states_stand_beside_each_other(run: ViewerRun) -> None:
+    view = nadir_camera("x", 0.5, -0.5)
+    left, right = (render(shown_of(run), view, BLACK, mode) for mode in (COLOR, BLOCK))
+    both = beside(left, right, 0.25)
+    line = view.width // 4
+    assert np.array_equal(both.rgb[:, : line - 1], left.rgb[:, : line - 1])
+    assert np.array_equal(both.rgb[:, line + 1 :], right.rgb[:, line + 1 :])
+    assert (both.rgb[:, line - 1 : line + 1] == 255).all()
+
+
+def test_states_are_found_by_their_names(run: ViewerRun) -> None:
+    models = Models([run, run])
+    assert [models.named(name) for name in models.names[:1]] == [(0, models.labels(0)[0])]
+    assert models.named("-") is None
 
 
 def test_outlines_hold_the_cameras_of_their_block(run: ViewerRun) -> None:

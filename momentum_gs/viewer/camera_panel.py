@@ -13,6 +13,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import psnr, to_uint8
 from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.eval.metrics import error_map
+from momentum_gs.viewer.image_renderer import Image, beside
 from momentum_gs.viewer.run import ViewerRun
 
 _WIDTH = 480
@@ -39,14 +40,6 @@ def compare(render: Float[torch.Tensor, "3 h w"], target: TargetImage) -> Compar
         for part in (target.image, render, error_map(render, target.image))
     )
     return Comparison(image, drawn, error, float(psnr(stored, target.image, target.mask)))
-
-
-def wipe(left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"], share: float) -> np.ndarray:
-    """The left image up to ``share`` of the width, then the right one, with a white line between."""
-    column = round(share * left.shape[1])
-    joined = np.concatenate([left[:, :column], right[:, column:]], axis=1)
-    joined[:, max(column - 1, 0) : column + 1] = 255
-    return joined
 
 
 def fitted(image: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
@@ -113,4 +106,6 @@ class CameraPanel:
     def _show(self) -> None:
         if self._comparison is not None:
             found = self._comparison
-            self._wiped.image = fitted(wipe(found.image, found.render, float(self._slider.value)))
+            none = np.zeros(found.image.shape[:2], np.float32)
+            wiped = beside(Image(found.image, none), Image(found.render, none), float(self._slider.value))
+            self._wiped.image = fitted(wiped.rgb)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import viser
 
+from momentum_gs.viewer.crop import CropBox
 from momentum_gs.viewer.image_renderer import MODES
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.scene_layers import LAYERS, POINTS
@@ -33,6 +34,9 @@ class Actions(Protocol):
     def choose_mode(self, mode: str) -> None:
         """Colours the model in another way."""
 
+    def choose_beside(self, name: str, split: float) -> None:
+        """Shows another state right of a line, which is at this share of the width."""
+
     def choose_renderer(self, renderer: str) -> None:
         """Draws on the server or in the browser."""
 
@@ -41,6 +45,9 @@ class Actions(Protocol):
 
     def hide_blocks(self, hidden: frozenset[int]) -> None:
         """Hides these blocks and no others."""
+
+    def crop(self, box: CropBox | None) -> None:
+        """Hides what is outside a box; None: nothing."""
 
     def choose_camera(self, name: str) -> None:
         """Flies to a camera and opens its panel."""
@@ -75,6 +82,8 @@ class Controls:
             self._state = gui.add_dropdown("State", (NOTHING,), hint="saved models of the run")
             self._renderer = gui.add_dropdown("Renderer", RENDERERS)
             self._mode = gui.add_dropdown("Colors", MODES)
+            self._beside = gui.add_dropdown("Beside", (NOTHING,), hint="another state, right of a line")
+            self._split = gui.add_slider("Line", 0.0, 1.0, 0.01, 0.5, visible=False)
             self._status = gui.add_markdown("")
         with gui.add_folder("Overlays"):
             for layer in LAYERS:
@@ -91,10 +100,18 @@ class Controls:
                 ("New path", "forget the key frames", actions.start_path),
             ):  # fmt: skip
                 gui.add_button(label, hint=hint).on_click(partial(_pressed, action))
+        with gui.add_folder("Crop box", expand_by_default=False):
+            self._crops = gui.add_checkbox("hide what is outside", False)
+            self._low = gui.add_vector3("low", (0.0, 0.0, 0.0), step=0.05)
+            self._high = gui.add_vector3("high", (0.0, 0.0, 0.0), step=0.05)
+        for handle in (self._crops, self._low, self._high):
+            _on_choice(handle, lambda _: actions.crop(self._box()))
         self._blocks = gui.add_folder("Blocks", expand_by_default=False, visible=False)
         self._switches: dict[int, viser.GuiCheckboxHandle] = {}
         if len(runs) > 1:
             gui.add_command("Next run", hotkey="N").on_trigger(partial(_pressed, actions.next_run))
+        _on_choice(self._beside, lambda _: self._choose_beside())
+        _on_choice(self._split, lambda _: self._choose_beside())
         _on_choice(self._run, actions.choose_run)
         _on_choice(self._state, actions.choose_state)
         _on_choice(self._renderer, actions.choose_renderer)
@@ -121,6 +138,10 @@ class Controls:
         self._state.options = tuple(states) or (NOTHING,)
         _assign(self._state, chosen)
 
+    def show_beside(self, names: Sequence[str]) -> None:
+        """Offers these states to stand beside the one that is shown."""
+        self._beside.options = (NOTHING, *names)
+
     def show_blocks(self, blocks: Sequence[int], hidden: frozenset[int]) -> None:
         """Offers a switch for each block; none for a model of one block."""
         if [*self._switches] == [*blocks[:MOST_SWITCHES]]:
@@ -137,9 +158,21 @@ class Controls:
                     self._switches[block] = self._gui.add_checkbox(f"block {block}", block not in hidden)
                     _on_choice(self._switches[block], self._hide)
 
+    def show_box(self, box: CropBox) -> None:
+        """Offers a box, which is off."""
+        for handle, value in ((self._crops, False), (self._low, box.low), (self._high, box.high)):
+            _assign(handle, value)
+
     def show_camera(self, name: str) -> None:
         """The view that was flown to in another way."""
         _assign(self._camera, name)
+
+    def _choose_beside(self) -> None:
+        self._split.visible = self._beside.value != NOTHING
+        self._actions.choose_beside(self._beside.value, self._split.value)
+
+    def _box(self) -> CropBox | None:
+        return CropBox(self._low.value, self._high.value) if self._crops.value else None
 
     def _hide(self, _: bool) -> None:
         self._actions.hide_blocks(frozenset(b for b, switch in self._switches.items() if not switch.value))

@@ -67,6 +67,14 @@ def render(
     return Image(np.ascontiguousarray(rgb), depth.astype(np.float32))
 
 
+def beside(left: Image, right: Image, share: float) -> Image:
+    """One image up to ``share`` of the width, then another of the same size, with a white line between."""
+    column = round(share * left.rgb.shape[1])
+    rgb = np.concatenate([left.rgb[:, :column], right.rgb[:, column:]], axis=1)
+    rgb[:, max(column - 1, 0) : column + 1] = 255
+    return Image(rgb, np.concatenate([left.depth[:, :column], right.depth[:, column:]], axis=1))
+
+
 def rows_of(shown: Shown, decoded: Decoded) -> Int[Tensor, "g"]:
     """The anchor or splat that each Gaussian comes from."""
     return decoded.visible.repeat_interleave(shown.model.n_offsets)[decoded.kept]

@@ -47,6 +47,18 @@ class Models:
         live = [] if self._live_steps[run] is None else [LIVE]
         return [*(state.label for state in self.runs[run].states()), *live]
 
+    @property
+    def names(self) -> list[str]:
+        """Every state of every run."""
+        return [f"{run.name}: {label}" for i, run in enumerate(self.runs) for label in self.labels(i)]
+
+    def named(self, name: str) -> tuple[int, str] | None:
+        """The run and the state of one of ``names``; None if there is none."""
+        for i, run in enumerate(self.runs):
+            if name.startswith(f"{run.name}: ") and name.removeprefix(f"{run.name}: ") in self.labels(i):
+                return i, name.removeprefix(f"{run.name}: ")
+        return None
+
     def live_step(self, run: int) -> int | None:
         """Global steps that a run which trains now has done; None if it does not train."""
         return self._live_steps[run]

@@ -9,6 +9,7 @@ import viser
 from momentum_gs.core.types import Camera
 from momentum_gs.viewer.cells import outlines
 from momentum_gs.viewer.colors import GREY, Rgb, block_color, score_colors
+from momentum_gs.viewer.crop import CropBox
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.upright import vertical_fov
 
@@ -18,6 +19,7 @@ MOST_FRUSTA = 600
 """A browser draws about this many smoothly; of more cameras, evenly chosen ones are drawn."""
 _MOST_POINTS = 100_000
 _HELD_OUT: Rgb = (255, 255, 255)
+_BOX: Rgb = (255, 255, 255)
 _FRUSTUM_SHARE = 0.25
 """Height of a frustum as a share of the median distance between neighbouring cameras."""
 
@@ -37,6 +39,7 @@ class SceneLayers:
             on_camera: Called with the camera whose frustum is clicked.
         """
         self._scene, self._run = scene, run
+        self._box: viser.LineSegmentsHandle | None = None
         self._roots = {
             name: scene.add_frame(f"/{name}", show_axes=False, visible=shown.get(name, True)) for name in LAYERS
         }
@@ -49,8 +52,19 @@ class SceneLayers:
         """Switches a layer on or off."""
         self._roots[layer].visible = visible
 
+    def show_box(self, box: CropBox | None) -> None:
+        """Draws the crop box; None: removes it."""
+        if self._box is not None:
+            self._box.remove()
+        self._box = None
+        if box is not None:
+            self._box = self._scene.add_line_segments(
+                "/crop", box.edges.astype(np.float32), np.array(_BOX, np.uint8), thickness=2.0, thickness_units="screen"
+            )
+
     def remove(self) -> None:
         """Removes all of them, for those of another run."""
+        self.show_box(None)
         for root in self._roots.values():
             root.remove()
 

@@ -14,14 +14,16 @@ from momentum_gs.render.view import render_image
 from momentum_gs.viewer.camera_panel import CameraPanel
 from momentum_gs.viewer.camera_path import PATH_FILE, KeyFrame, save_path
 from momentum_gs.viewer.controls import AUTOMATIC, BROWSER, NOTHING, SHOWN_AT_FIRST, Controls
+from momentum_gs.viewer.crop import CropBox, box_of
 from momentum_gs.viewer.fly import fly_home, fly_to, stand_upright
 from momentum_gs.viewer.gaussian_layer import GaussianLayer
-from momentum_gs.viewer.image_renderer import COLOR, Image, render
+from momentum_gs.viewer.image_renderer import COLOR, Image, beside, render
 from momentum_gs.viewer.image_stream import ImageStream
 from momentum_gs.viewer.models import LIVE, Models
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.scene_layers import LAYERS, SceneLayers
 from momentum_gs.viewer.shown import Shown
+from momentum_gs.viewer.upright import vertical_fov
 
 
 class Session:
@@ -34,8 +36,11 @@ class Session:
         self._label = self._newest = NOTHING
         self._mode, self._renderer = COLOR, AUTOMATIC
         self._in_browser = False
+        self._beside: tuple[int, str] | None = None
+        self._split = 0.5
         self._path: list[KeyFrame] = []
         self._hidden: frozenset[int] = frozenset()
+        self._box: CropBox | None = None
         self._whole: Shown | None = None
         self._shown: Shown | None = None
         """``_whole`` without what is hidden."""
@@ -106,6 +111,11 @@ class Session:
         self._mode = mode
         self._update()
 
+    def choose_beside(self, name: str, split: float) -> None:
+        """Shows another state of any run right of a line."""
+        self._beside, self._split = self._models.named(name), split
+        self._update()
+
     def choose_renderer(self, renderer: str) -> None:
         """Draws on the server or in the browser."""
         self._renderer = renderer
@@ -121,6 +131,13 @@ class Session:
         """Hides these blocks and no others."""
         with self._lock:
             self._hidden = hidden
+            self._filter()
+
+    def crop(self, box: CropBox | None) -> None:
+        """Hides what is outside a box; None: nothing."""
+        with self._lock:
+            self._box = box
+            self._layers.show_box(box)
             self._filter()
 
     def choose_camera(self, name: str) -> None:
@@ -184,7 +201,10 @@ class Session:
     def _show_newest(self) -> None:
         labels = self._models.labels(self._number)
         self._label = self._newest = labels[-1] if labels else NOTHING
+        self._box = None
+        self._controls.show_box(box_of(self.run))
         self._controls.show_run(self.run, labels, self._label)
+        self._controls.show_beside(self._models.names)
         self._load()
 
     def _load(self, keep_hidden: bool = False) -> None:
@@ -206,7 +226,8 @@ class Session:
 
     def _filter(self) -> None:
         if self._whole is not None:
-            self._shown = self._whole.without(self._hidden)
+            shown = self._whole.without(self._hidden)
+            self._shown = shown if self._box is None else self._box.crop(shown, self.run)
         self._update()
 
     def _update(self) -> None:
@@ -224,10 +245,19 @@ class Session:
             return None
         with self._models.rendering:
             image = render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+            if self._beside is not None:
+                image = beside(image, self._draw_other(camera, *self._beside), self._split)
         if self._renderer == AUTOMATIC and self._stream.is_too_slow:
             self._in_browser = True
             self._update()
         return image
+
+    def _draw_other(self, camera: Camera, number: int, label: str) -> Image:
+        """A state of any run, from the same place of the viewer."""
+        run, pose = self._models.runs[number], self.run.upright.pose(camera)
+        moved = run.upright.camera(pose.wxyz, pose.position, vertical_fov(camera), camera.width, camera.height)
+        other = self._models.get(number, label)
+        return render(other, moved, self._models.background(number), self._mode, run.block_psnr)
 
     def _render_view(self, camera: Camera) -> Float[Tensor, "3 h w"]:
         if self._shown is None:
