@@ -4,7 +4,7 @@
 
 Takes the settings of OUT (a finished run of several blocks) and trains in a temporary folder: in turns of some steps
 without a viewer, with one that asks for the model ('copied'), and with one that also renders all the time in a process
-of the lowest priority, as if a browser's camera never rested ('rendered'). Prints the median step of each.
+of low priority, as if a browser's camera never rested ('rendered'). Prints the median step of each.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.train.events import Event, Observers, StepDone, TrainingState
 from momentum_gs.train.loop import Training
+from momentum_gs.viewer.companion import NICENESS
 from momentum_gs.viewer.live import FOLDER, LiveReader, LiveWriter
 
 TURNS = ("alone", "copied", "rendered")
@@ -34,6 +35,7 @@ from pathlib import Path
 import torch
 from momentum_gs.core.errors import UserError
 from momentum_gs.viewer.image_renderer import render
+from momentum_gs.viewer.companion import NICENESS
 from momentum_gs.viewer.live import LiveReader
 from momentum_gs.viewer.run import open_run
 run, reader = open_run(Path(sys.argv[2])), LiveReader(Path(sys.argv[1]))
@@ -71,7 +73,7 @@ class Turns:
         self._last: float | None = None
         command = [sys.executable, "-c", RENDERER, str(out), str(like)]
         self._renderer = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        os.setpriority(os.PRIO_PROCESS, self._renderer.pid, 19)
+        os.setpriority(os.PRIO_PROCESS, self._renderer.pid, NICENESS)
 
     def on_event(self, event: Event) -> None:
         """Counts the steps; the first one of a turn is not timed."""

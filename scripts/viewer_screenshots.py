@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import PATIENCE, open_browser, wait  # noqa: E402
 
 from momentum_gs.viewer.controls import BROWSER, SERVER  # noqa: E402
-from momentum_gs.viewer.image_renderer import BLOCK, COLOR, DEPTH  # noqa: E402
+from momentum_gs.viewer.image_renderer import BLOCK, COLOR  # noqa: E402
 from momentum_gs.viewer.run import open_run  # noqa: E402
 from momentum_gs.viewer.server import ViewerServer  # noqa: E402
 from momentum_gs.viewer.session import Session  # noqa: E402
 
 WIDTH, HEIGHT = 1200, 750
-SMALL = 640, 480
+SMALL = 400, 300
 """Window in which the renderers are timed."""
 COUNT_FRAMES = """seconds => new Promise(done => {
     let count = 0;
@@ -81,9 +81,8 @@ def main() -> None:
         session.go_home()
         for layer in ("cells", "cameras", "grid"):
             session.show_layer(layer, False)
-        for mode in (BLOCK, DEPTH):
-            session.choose_mode(mode)
-            shoot(page, session, args.images / f"viewer_{mode}.jpg")
+        session.choose_mode(BLOCK)
+        shoot(page, session, args.images / "viewer_blocks.jpg")
         session.choose_mode(COLOR)
         page.set_viewport_size({"width": SMALL[0], "height": SMALL[1]})
         for renderer in (SERVER, BROWSER):  # At last the one that takes a browser without a GPU minutes.

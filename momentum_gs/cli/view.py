@@ -9,7 +9,7 @@ from pathlib import Path
 
 from momentum_gs.core.device import print_device
 from momentum_gs.core.log import info
-from momentum_gs.viewer.companion import require_viser
+from momentum_gs.viewer.companion import NICENESS, require_viser
 
 HELP = "show runs, exports or a running training in a browser"
 DESCRIPTION = """\
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
             )
         else:
             info("view: served to whoever reaches this address with its token; it is sent unencrypted")
+        if args.beside is not None:
+            os.nice(NICENESS)  # Only now: at this priority, starting takes minutes on a busy machine.
         while args.beside is None or server.sessions or _lives(args.beside):
             time.sleep(1)
 

@@ -129,7 +129,7 @@ class SceneLayers:
         unit = "units" if self._run.metres is None else "m"
         length = cell * (self._run.metres or 1.0)
         self._scene.add_label(
-            f"/{GRID}/up", f"up; one square is {length:g} {unit}", position=(0.0, 0.0, ground[2] + 0.22 * reach)
+            f"/{GRID}/up", f"up; grid of {length:g} x {length:g} {unit}", position=(0.0, 0.0, ground[2] + 0.22 * reach)
         )
 
 

@@ -114,6 +114,8 @@ class ViewerServer:
         session = Session(client, self.models)
         with self._lock:
             self._sessions[client.client_id] = session
+        if client.client_id not in self._viser.get_clients():  # Gone while the session was made.
+            self._disconnected(client)
 
     def _disconnected(self, client: viser.ClientHandle) -> None:
         with self._lock:
