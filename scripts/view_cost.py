@@ -1,10 +1,10 @@
-"""How much 'train --view' slows a training step, measured in turns on one run.
+"""How much 'train --view' slows a training step, measured alternately on one run.
 
-    python scripts/view_cost.py OUT [--turns 12] [--steps 20]
+    python scripts/view_cost.py OUT [--periods 12] [--steps 20]
 
-Takes the settings of OUT (a finished run of several blocks) and trains in a temporary folder: in turns of some steps
-without a viewer, with one that asks for the model ('copied'), and with one that also renders all the time in a process
-of low priority, as if a browser's camera never rested ('rendered'). Prints the median step of each.
+Takes the settings of OUT (a finished run of several blocks) and trains in a temporary folder, alternately for a few
+steps without a viewer, with one that asks for the model ('copied'), and with one that also renders all the time in a
+process of low priority, as if a browser's camera never rested ('rendered'). Prints the median step of each.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from momentum_gs.train.loop import Training
 from momentum_gs.viewer.companion import NICENESS
 from momentum_gs.viewer.live import FOLDER, LiveReader, LiveWriter
 
-TURNS = ("alone", "copied", "rendered")
+CASES = ("alone", "copied", "rendered")
 RENDERER = """
 import sys
 from pathlib import Path
@@ -63,12 +63,12 @@ class TimedWriter(LiveWriter):
         self.copies += 1
 
 
-class Turns:
-    """An observer that times the steps, and asks for the model in two of three turns."""
+class Alternation:
+    """An observer that times the steps, and asks for the model in two of three cases."""
 
-    def __init__(self, out: Path, like: Path, turns: int, steps: int) -> None:
-        self.seconds: dict[str, list[float]] = {turn: [] for turn in TURNS}
-        self._out, self._reader, self._steps, self._left = out, LiveReader(out), steps, 3 * turns * steps
+    def __init__(self, out: Path, like: Path, periods: int, steps: int) -> None:
+        self.seconds: dict[str, list[float]] = {case: [] for case in CASES}
+        self._out, self._reader, self._steps, self._left = out, LiveReader(out), steps, 3 * periods * steps
         self._done = 0
         self._last: float | None = None
         command = [sys.executable, "-c", RENDERER, str(out), str(like)]
@@ -76,25 +76,25 @@ class Turns:
         os.setpriority(os.PRIO_PROCESS, self._renderer.pid, NICENESS)
 
     def on_event(self, event: Event) -> None:
-        """Counts the steps; the first one of a turn is not timed."""
+        """Counts the steps; the first one of a period is not timed."""
         if not isinstance(event, StepDone):
             self._last = None
             return
         now = time.perf_counter()
-        turn = TURNS[self._done // self._steps % 3]
+        case = CASES[self._done // self._steps % 3]
         if self._last is not None and self._done % self._steps > 1:
-            self.seconds[turn].append(now - self._last)
+            self.seconds[case].append(now - self._last)
         self._done += 1
-        turn = TURNS[self._done // self._steps % 3]
-        self._renderer.send_signal(18 if turn == "rendered" else 19)  # SIGCONT, SIGSTOP
-        if turn == "alone":
+        case = CASES[self._done // self._steps % 3]
+        self._renderer.send_signal(18 if case == "rendered" else 19)  # SIGCONT, SIGSTOP
+        if case == "alone":
             (self._out / FOLDER / "watched").unlink(missing_ok=True)
         else:
             self._reader.ask()
         self._last = time.perf_counter()
 
     def over(self) -> bool:
-        """Whether all turns are done."""
+        """Whether all periods are done."""
         return self._done >= self._left
 
     def close(self) -> None:
@@ -107,8 +107,8 @@ def main() -> None:
     """Parses, trains and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=20, help="of a turn")
+    parser.add_argument("--periods", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=20, help="of a period")
     args = parser.parse_args()
     config = load_run_config(args.out)
     table = PartitionTable.load(args.out / "partition.json") if config.stage == "blocks" else None
@@ -117,20 +117,20 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
         config = replace(config, out=str(out))
         training = Training(config, load_scene(config.scene), table, LocalComm(), pick_device(config.device))
-        turns = Turns(out, args.out, args.turns, args.steps)
+        periods = Alternation(out, args.out, args.periods, args.steps)
         writer = TimedWriter(out)
-        observers = Observers([writer, turns])
+        observers = Observers([writer, periods])
         try:
-            training.run(observers, turns.over)
+            training.run(observers, periods.over)
         finally:
             observers.close()
         print(f"{writer.copies} copies, {1000 * writer.seconds / max(1, writer.copies):.1f} ms each")
-        alone = statistics.median(turns.seconds["alone"])
-        for turn in TURNS:
-            middle = statistics.median(turns.seconds[turn])
-            mean = statistics.fmean(turns.seconds[turn])
-            print(f"{turn}: median {1000 * middle:.1f} ms ({middle / alone - 1:+.1%}), mean {1000 * mean:.1f} ms, "
-                  f"{len(turns.seconds[turn])} steps")
+        alone = statistics.median(periods.seconds["alone"])
+        for case in CASES:
+            middle = statistics.median(periods.seconds[case])
+            mean = statistics.fmean(periods.seconds[case])
+            print(f"{case}: median {1000 * middle:.1f} ms ({middle / alone - 1:+.1%}), mean {1000 * mean:.1f} ms, "
+                  f"{len(periods.seconds[case])} steps")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def main() -> None:
         session = server.sessions[0]
         session.choose_renderer(SERVER)
         shoot(page, session, args.images / "viewer_overview.jpg")
+        sent = session.images_sent
         session.open_camera(session.run.cameras[-1])
+        wait(page, lambda: session.images_sent > sent)
         shoot(page, session, args.images / "viewer_camera.jpg")
         session.go_home()
         for layer in ("cells", "cameras", "grid"):

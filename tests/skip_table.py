@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ALLOWED = (
     Allowed("torch_scatter is not installed", 1),
     Allowed("network namespaces are not permitted here", 1),
     Allowed(r"no C\+\+ compiler", 200),
+    # The viewer's tests in a browser; playwright is in the extra 'dev', chromium a package of the system.
+    Allowed("there is no chromium", 10, lambda: shutil.which("chromium") is None),
 )
 """Beside these, a test with the marker ``gpu`` may be skipped because it needs a GPU: its marker states the reason."""
 
