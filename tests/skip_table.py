@@ -33,8 +33,8 @@ ALLOWED = (
     Allowed("network namespaces are not permitted here", 1),
     Allowed(r"no C\+\+ compiler", 300),
     # Tests of pages in a browser.
-    Allowed("there is no chromium", 12, lambda: shutil.which("chromium") is None),
-    Allowed("playwright is not installed", 12, lambda: importlib.util.find_spec("playwright") is None),
+    Allowed("there is no chromium", 22, lambda: shutil.which("chromium") is None),
+    Allowed("playwright is not installed", 22, lambda: importlib.util.find_spec("playwright") is None),
     Allowed("no nvcc to compile the CUDA sources with", 6),
     Allowed("splat-transform is not installed", 8, lambda: shutil.which("splat-transform") is None),
     Allowed("gsply can read SOG here", 1),

@@ -27,6 +27,8 @@ COMMANDS = {
     "render": "render the test or training views of a finished run",
     "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
     "report": "write a self-contained HTML page about a run",
+    "view": "show runs, exports or a running training in a browser",
+    "video": "render a run along a camera path into a video",
     "import": "make a run of a model that another program trained",
     "export": "write the model as standard 3D Gaussians, and say what that costs",
     "sweep": "run experiments that differ in a few settings, over seeds, and write a table of their scores",
@@ -39,7 +41,7 @@ GROUPS = {
     "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
     "render and score": ("render", "eval", "report"),
-    "view and export": ("import", "export"),
+    "view and export": ("view", "video", "import", "export"),
     "compare methods": ("sweep",),
     "benchmark": ("bench",),
 }

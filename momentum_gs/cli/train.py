@@ -3,9 +3,12 @@
 import argparse
 
 from momentum_gs.cli.common import add_run_arguments, resolve_choices
+from momentum_gs.config.run import out_folder
+from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.experiments.training import train
+from momentum_gs.train.events import Observer
 
 HELP = "train the coarse model, or the blocks of a partitioned scene"
 DESCRIPTION = """\
@@ -31,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the output folder")
     parser.add_argument("--only-blocks", type=block_list, default=(), metavar="I,J,...",
         help="of a finished run: train only these blocks further, up to a larger 'steps'; the decoder is not changed")
+    parser.add_argument("--view", type=int, nargs="?", const=8080, metavar="PORT",
+        help="show the training in a browser at this port of this machine (default: 8080), see 'momentum-gs view'")
     parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, metavar="S",
         help="end the run if a rank gives no sign of life for this many seconds (default: %(default)g)")
 
@@ -44,4 +49,15 @@ def run(args: argparse.Namespace) -> None:
     """Trains and writes the model."""
     with Stop() as stop, launched(stop, args.max_silence) as launch:
         config, choices = resolve_choices(args, own=True, announce=True)
-        train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices)
+        watchers = [] if args.view is None else _watchers(config, args.view)
+        train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices, watchers=watchers)
+
+
+def _watchers(config: Config, port: int) -> list[Observer]:
+    """What shows the training in a browser. Raises UserError without viser."""
+    from momentum_gs.viewer.companion import Companion, require_viser
+    from momentum_gs.viewer.live import LiveWriter
+
+    require_viser()
+    out = out_folder(config)
+    return [LiveWriter(out), Companion(out, port)]

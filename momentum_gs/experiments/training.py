@@ -26,7 +26,7 @@ from momentum_gs.data.viewer_files import write_cameras_json, write_input_ply
 from momentum_gs.eval.results import code_version, write_json
 from momentum_gs.experiments.choose import Choice
 from momentum_gs.train.checkpoint import checkpoints
-from momentum_gs.train.events import Observers
+from momentum_gs.train.events import Observer, Observers
 from momentum_gs.train.loop import Outcome, Training
 from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wandb
 
@@ -45,6 +45,7 @@ def train(
     only: Sequence[int] = (),
     choices: Sequence[Choice] = (),
     pace: Callable[[int, int], Config | None] | None = None,
+    watchers: Sequence[Observer] = (),
 ) -> Outcome:
     """Trains and writes the model, or only a checkpoint if ``stop`` is set before the end.
 
@@ -56,6 +57,7 @@ def train(
         only: Blocks of a finished run to train further.
         choices: Settings that were chosen, to be recorded in config.yaml.
         pace: Revises the number of steps during the run (``Training``).
+        watchers: Further observers, which receive the events on rank 0 and are closed there.
 
     Raises:
         UserError: for settings, a scene, a partition or a checkpoint with which training is not possible.
@@ -81,7 +83,7 @@ def train(
     training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
     code = code_version()  # Taken now, as the checkout may change during the training.
     # The folder is changed only from here on, after all errors in the input have been reported.
-    observers = Observers(_observers(config, choices, folder, scene, comm))
+    observers = Observers([*_observers(config, choices, folder, scene, comm), *(watchers if comm.rank == 0 else ())])
     try:
         outcome = training.run(observers, stop=stop)
     finally:

@@ -183,10 +183,7 @@ def save_decoder(folder: str | Path, decoder: GaussianDecoder) -> None:
     The input of a head is [M, F + 3 (+ 1 with its distance flag)]: feature, direction, distance.
     """
     folder = Path(folder)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in decoder.state_dict().items()}
-    with replacing(folder / DECODER_FILE) as temporary:
-        temporary.write_bytes(save(tensors, {"architecture": json.dumps(decoder.architecture)}))
-
+    tensors = save_decoder_weights(folder, decoder)
     plain = _build(decoder.architecture, tensors)
     heads = {name: getattr(plain, name) for name in HEADS}
     if plain.feature_bank is not None:
@@ -194,6 +191,14 @@ def save_decoder(folder: str | Path, decoder: GaussianDecoder) -> None:
     for name, head in heads.items():
         with replacing(folder / f"{name}_mlp.pt") as temporary:
             _script(head).save(str(temporary))
+
+
+def save_decoder_weights(folder: Path, decoder: GaussianDecoder) -> dict[str, Tensor]:
+    """Write ``decoder.safetensors`` alone, which is all that ``load_decoder`` reads; returns the weights."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in decoder.state_dict().items()}
+    with replacing(folder / DECODER_FILE) as temporary:
+        temporary.write_bytes(save(tensors, {"architecture": json.dumps(decoder.architecture)}))
+    return tensors
 
 
 def load_decoder(folder: str | Path) -> GaussianDecoder:

@@ -55,9 +55,9 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
     axes.set_ylim(extent[2:])
     axes.set_aspect("equal")
 
-    palette = np.array(_palette(table.n))
+    colors_of = np.array(palette(table.n))
     cells = ground_raster(table, low, high, order)
-    shown = palette[table.block_of(cells).numpy()]
+    shown = colors_of[table.block_of(cells).numpy()]
     axes.imshow(shown, extent=extent, origin="lower", alpha=0.25, interpolation="nearest", zorder=0)
     if len(cloud):
         axes.scatter(cloud[:, across], cloud[:, along], s=1.0, c=colors.numpy() / 255, linewidths=0, zorder=1)
@@ -68,7 +68,7 @@ def draw_partition(path: Path, table: PartitionTable, cameras: Sequence[Camera],
         )  # fmt: skip
     owners = np.array([table.owner(camera) for camera in cameras])
     axes.scatter(
-        centers[:, across], centers[:, along], s=26, c=palette[owners], edgecolors="black", linewidths=0.6, zorder=3
+        centers[:, across], centers[:, along], s=26, c=colors_of[owners], edgecolors="black", linewidths=0.6, zorder=3
     )
     for place, text in _labels(table, cells.numpy(), owners, extent, vertical):
         axes.annotate(
@@ -147,6 +147,6 @@ def _labels(
     return labels
 
 
-def _palette(n: int) -> list[tuple[float, float, float]]:
+def palette(n: int) -> list[tuple[float, float, float]]:
     """Colours of the blocks; consecutive blocks differ in hue by the golden angle."""
     return [colorsys.hsv_to_rgb(block * 0.61803 % 1, 0.75, 0.85 if block % 2 else 1.0) for block in range(n)]

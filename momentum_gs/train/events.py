@@ -1,8 +1,11 @@
 """Events of training, and the observers that receive them; training does not depend on what observers do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.splats import Harmonics, Model
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,22 @@ class GrowthCapped:
 Event = RoundStarted | StepDone | BlocksMeasured | HeldOutScored | Saved | RoundEnded | GrowthCapped
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """The model between two steps. Training goes on with the same tensors, so an observer copies what it keeps."""
+
+    step: int
+    """Global steps done."""
+    active: Mapping[int, tuple[Model, GaussianDecoder | Harmonics]]
+    """Block -> its model and what decodes it; the active blocks of this rank."""
+    inactive: Callable[[int], Model | None]
+    """The model of an inactive block; None if it is not in this rank's memory. Valid until the next step."""
+    n: int
+    """Number of blocks."""
+    shared_decoder: bool
+    """Whether one decoder decodes all blocks."""
+
+
 @runtime_checkable
 class Observer(Protocol):
     """Receives the events of training."""
@@ -106,6 +125,17 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """Called once training is over, also after an error."""
+
+
+@runtime_checkable
+class StateObserver(Observer, Protocol):
+    """An observer that wants to see the model from time to time."""
+
+    def wants_state(self) -> bool:
+        """Asked after every step, so it must take next to no time."""
+
+    def on_state(self, state: TrainingState) -> None:
+        """Given the state of the step just done, if it is wanted."""
 
 
 class Observers:
@@ -118,6 +148,12 @@ class Observers:
         """Passes the event on to each."""
         for observer in self._observers:
             observer.on_event(event)
+
+    def offer_state(self, state: Callable[[], TrainingState]) -> None:
+        """Gives the state, which is put together only if it is wanted, to those that want it."""
+        for observer in self._observers:
+            if isinstance(observer, StateObserver) and observer.wants_state():
+                observer.on_state(state())
 
     def close(self) -> None:
         """Closes each."""

@@ -18,9 +18,10 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.appearance import AppearanceTable
+from momentum_gs.model.splats import Model
 from momentum_gs.render.score import score_views
 from momentum_gs.train.blocks.block import Block
-from momentum_gs.train.blocks.packed import pack
+from momentum_gs.train.blocks.packed import block_kind, pack
 from momentum_gs.train.blocks.schedule import Round
 from momentum_gs.train.blocks.scores import ScoreTable
 from momentum_gs.train.blocks.start import FirstBlocks
@@ -38,6 +39,7 @@ from momentum_gs.train.events import (
     RoundStarted,
     Saved,
     StepDone,
+    TrainingState,
 )
 from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
 from momentum_gs.train.model_files import write_model
@@ -227,6 +229,7 @@ class Training:
                 for state in active:
                     state.keep_bounds(self._config, self._clamp_to)
             self._tell(report, active, round_)
+            self._observers.offer_state(lambda: self._state(active))  # noqa: B023 (called at once)
             self._measure(active, round_, views)
             if self._score_held_out(active, views):
                 ending = "good enough"
@@ -287,6 +290,15 @@ class Training:
             losses, anchors = self._gather(report, active, round_)
             done = replace(done, losses=losses, anchors=anchors, pixels=self._meter.pixels)
         self._observers.on_event(done)
+
+    def _state(self, active: Sequence[Block]) -> TrainingState:
+        def inactive(block: int) -> Model | None:
+            rows = self._store.rows_in_memory(block)
+            return None if rows is None else block_kind(self._config).MODEL.from_rows(rows)
+
+        models = {state.block: (state.model, self._decoders.student_of(state)) for state in active}
+        shared = self._config.blocks.decoder == "shared"
+        return TrainingState(self._step, models, inactive, len(self._plan), shared)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0

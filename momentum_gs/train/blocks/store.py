@@ -126,6 +126,14 @@ class BlockStore:
         assert inactive.file is not None
         return read_rows(inactive.file, names)
 
+    def rows_in_memory(self, block: int) -> dict[str, Tensor] | None:
+        """As ``rows`` with all names, without waiting; None for a block that is not in this rank's memory."""
+        inactive = self._inactive.get(block)
+        packed = None if inactive is None else inactive.packed
+        if packed is None:
+            return None
+        return {field.name: packed.tensors[ROWS + field.name] for field in fields(block_kind(self._config).MODEL)}
+
     def save(self, block: int, path: Path, *, share: bool) -> FileRecord:
         """Writes an inactive block of this rank to ``path``.
 

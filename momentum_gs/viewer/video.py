@@ -1,0 +1,56 @@
+"""Renders a camera path into a video file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+
+from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import progress
+from momentum_gs.viewer.camera_path import KeyFrame, along
+from momentum_gs.viewer.image_renderer import COLOR, render
+from momentum_gs.viewer.models import Models
+
+_CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
+"""Suffix -> codec that every build of OpenCV can write; browsers play .webm."""
+
+
+def write_video(
+    models: Models, label: str, frames: Sequence[KeyFrame], file: Path, *, size: tuple[int, int] = (1280, 720),
+    fps: float = 30.0, seconds: float = 10.0, mode: str = COLOR,
+) -> int:  # fmt: skip
+    """Renders the first run of ``models`` along a path; returns the number of images.
+
+    Args:
+        models: Gives the model.
+        label: Its state.
+        frames: Key frames, at least two.
+        file: Video to write; its suffix decides the format.
+        size: Width and height in pixels.
+        fps: Images per second.
+        seconds: Duration.
+        mode: One of ``image_renderer.MODES``.
+
+    Raises:
+        UserError: for an unknown suffix, or where OpenCV cannot write the format.
+    """
+    codec = _CODECS.get(file.suffix.lower())
+    if codec is None:
+        raise UserError(f"{file}: suffix {file.suffix!r}, expected {', '.join(_CODECS)}; rename it with -o")
+    run, shown = models.runs[0], models.get(0, label)
+    background = models.background(0)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*codec), fps, size)
+    if not writer.isOpened():
+        raise UserError(f"{file}: OpenCV cannot write {codec} video here; try another suffix ({', '.join(_CODECS)})")
+    poses = along(frames, max(2, round(fps * seconds)))
+    try:
+        with progress(len(poses), "video") as bar:
+            for pose in poses:
+                camera = run.upright.camera(pose.wxyz, pose.position, pose.fov, *size)
+                image = render(shown, camera, background, mode, run.block_psnr)
+                writer.write(cv2.cvtColor(image.rgb, cv2.COLOR_RGB2BGR))
+                bar.update()
+    finally:
+        writer.release()
+    return len(poses)
