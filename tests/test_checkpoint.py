@@ -30,7 +30,8 @@ from momentum_gs.model.io import load_ply
 from momentum_gs.train.blocks.file import FileRecord, write_tensors
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Event, GrowthCapped, Observers, RoundEnded
-from momentum_gs.train.loop import Outcome, Training
+from momentum_gs.train.loop import Training
+from momentum_gs.train.outcome import Outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -401,7 +401,7 @@ def test_blocks_in_other_coordinates_refuse_it(scene_folder: Path, tmp_path: Pat
 # What is refused.
 
 
-def test_what_cannot_be_imported_is_said_with_a_way_out(tmp_path: Path) -> None:
+def test_what_cannot_be_imported_has_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "chkpnt30000.pth").write_bytes(CALL)
     with pytest.raises(UserError, match="a Python checkpoint, which can run code .* save its .ply"):
         read_foreign(tmp_path / "chkpnt30000.pth")

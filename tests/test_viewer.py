@@ -16,6 +16,7 @@ from scene_files import camera
 from tiny_run import assert_same_bits, make_config, model_of, write_table
 from tiny_scene import nadir_camera, write_tiny_scene
 
+from momentum_gs.bake.contributions import blending_weights
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config
 from momentum_gs.core.comm import LocalComm
@@ -34,7 +35,7 @@ from momentum_gs.viewer.camera_path import KeyFrame, along, fly_through, load_pa
 from momentum_gs.viewer.cells import outlines
 from momentum_gs.viewer.crop import CropBox
 from momentum_gs.viewer.gate import COOKIE, Gate, Request, parse_request, verdict
-from momentum_gs.viewer.image_renderer import BLOCK, COLOR, MODES, NOTHING, beside, contributions, render
+from momentum_gs.viewer.image_renderer import BLOCK, COLOR, MODES, NOTHING, beside, render
 from momentum_gs.viewer.live import LiveReader, LiveWriter
 from momentum_gs.viewer.models import EXPORT, Models
 from momentum_gs.viewer.run import BLOCKS, ViewerRun, open_run
@@ -173,7 +174,7 @@ def test_contributions_sum_to_the_alpha_of_the_view(run: ViewerRun) -> None:
     with torch.no_grad():
         decoded = decode_view(shown.model, shown.decoder, view)
         alpha = draw(decoded.gaussians, view, BLACK).alpha
-    assert float(contributions(decoded, view).sum()) == pytest.approx(float(alpha.sum()), rel=1e-4)
+    assert float(blending_weights(decoded.gaussians, view).sum()) == pytest.approx(float(alpha.sum()), rel=1e-4)
 
 
 def test_blocks_before_the_merge_are_all_blocks(run: ViewerRun, out: Path) -> None:

@@ -17,7 +17,8 @@ from momentum_gs.model.io import DECODER_FILE, load_decoder, load_model
 from momentum_gs.partition.cover import block_boxes
 from momentum_gs.partition.windows import weights_by_boxes, with_windows
 from momentum_gs.train.events import Event, Observers
-from momentum_gs.train.loop import Outcome, Training
+from momentum_gs.train.loop import Training
+from momentum_gs.train.outcome import Outcome
 
 CPU = torch.device("cpu")
 BASE = ["-c", str(Path(__file__).parents[1] / "configs" / "base.yaml")]

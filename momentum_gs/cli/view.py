@@ -28,12 +28,12 @@ The page is served to this machine only. From another one, forward the port over
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    parser.add_argument("runs", metavar="OUT", type=Path, nargs="+", help="folder of a run, or a PLY of Gaussians")
+    parser.add_argument("runs", metavar="OUT", type=Path, nargs="+", help="folder of a run, or a file of Gaussians")
     parser.add_argument("-s", "--source_path", metavar="SCENE", help="scene folder, if it was moved after training")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=8080, help="port to serve at; 0: any (default: %(default)s)")
     parser.add_argument("--up", default="z", metavar="AXIS",
-        help="the axis of a PLY that points up: x, y, z, or with a minus (default: %(default)s)")
+        help="the axis of a file that points up: x, y, z, or with a minus (default: %(default)s)")
     parser.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)  # Of the training that started it.
     parser.add_argument("--device", help="auto, cpu or cuda (default: the run's own setting)")
 

@@ -27,8 +27,9 @@ from momentum_gs.eval.results import code_version, write_json
 from momentum_gs.experiments.choose import Choice
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Observer, Observers
-from momentum_gs.train.loop import Outcome, Training
+from momentum_gs.train.loop import Training
 from momentum_gs.train.observers import JsonLines, ProgressBar, TensorBoard, Wandb
+from momentum_gs.train.outcome import Outcome
 
 # Holds the id of the launch that began the run in a folder, so that only its restarted ranks continue the run.
 _LAUNCH_FILE = ".launch"

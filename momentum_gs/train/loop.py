@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -43,12 +43,13 @@ from momentum_gs.train.events import (
 )
 from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
 from momentum_gs.train.model_files import write_model
+from momentum_gs.train.outcome import Outcome
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.step import StepInputs, StepReport, train_step
 from momentum_gs.train.surroundings import Surroundings
 from momentum_gs.train.view_order import ViewOrder
-from momentum_gs.train.work import Work, WorkMeter
+from momentum_gs.train.work import WorkMeter
 
 # Number of steps whose images are decoded ahead; a step takes longer than decoding an image, so a few suffice.
 PREFETCH_STEPS = 4
@@ -61,24 +62,6 @@ AGREE_EVERY = 10
 
 Ending = Literal["good enough", "interrupted"] | None
 """Why a run ends before its last step; None: it does not."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    step: int
-    """Global steps done."""
-    work: Work
-    """All work since step 0, that of interrupted processes included."""
-    waited: float
-    """Seconds in which this process waited for blocks."""
-    stopped_early: bool
-    """True if the run ended because it reached ``log.stop_psnr_ssim``."""
-    interrupted: bool
-    """True if the run was asked to stop: a checkpoint was written, but no model."""
-    bad_images: dict[str, str]
-    """The images that this rank skipped (``scene.bad_images``): name -> reason."""
 
 
 class Training:

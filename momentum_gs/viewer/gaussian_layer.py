@@ -1,19 +1,22 @@
 """Explicit Gaussians that the browser draws itself: smooth on any laptop, with colours that are fixed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import viser
 
+from momentum_gs.bake.baking import bake
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
-from momentum_gs.model.anchors import Anchors
-from momentum_gs.model.expand import decode
 from momentum_gs.model.splats import SH_CONSTANT, Harmonics, Splats
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.shown import Shown
 from momentum_gs.viewer.upright import Upright
+
+BAKED_FROM = 40
+"""Cameras that decide colours and sizes; each is rendered once, which a browser waits for."""
+BAKED_SIDE = 320
+"""Longer side of these renders in pixels."""
 
 
 class GaussianLayer:
@@ -41,20 +44,17 @@ class GaussianLayer:
 
 
 def baked(shown: Shown, cameras: Sequence[Camera]) -> Splats:
-    """A model as explicit Gaussians."""
+    """A model as explicit Gaussians with colours of degree 0, from a part of the cameras and small images."""
     if isinstance(shown.model, Splats):
         return shown.model
-    return _placeholder(shown, cameras)  # To be momentum_gs.bake.baking.bake(..., sh_degree=0).
-
-
-@torch.no_grad()
-def _placeholder(shown: Shown, cameras: Sequence[Camera]) -> Splats:
-    """The Gaussians of the anchors as seen from the middle of the cameras."""
-    center = torch.stack([camera.center for camera in cameras]).mean(dim=0)
-    assert isinstance(shown.model, Anchors) and not isinstance(shown.decoder, Harmonics)
-    found = decode(shown.model, shown.decoder, center.to(shown.model.position)).gaussians
-    splats = Splats.fresh(found.means, found.colors, found.scales.log(), 0)
-    return replace(splats, rotation=found.quats, opacity=found.opacities.clamp(1e-6, 1 - 1e-6).logit())
+    assert not isinstance(shown.decoder, Harmonics), "anchors have a decoder"
+    chosen = cameras[:: max(1, len(cameras) // BAKED_FROM)]
+    shares = [min(1.0, BAKED_SIDE / max(camera.width, camera.height)) for camera in chosen]
+    small = [
+        camera.resized(max(1, round(camera.width * share)), max(1, round(camera.height * share)))
+        for camera, share in zip(chosen, shares, strict=True)
+    ]
+    return bake(shown.model, shown.decoder, small, sh_degree=0)
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from momentum_gs.bake.contributions import blending_weights
 from momentum_gs.core.image import to_uint8
 from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import Decoded
-from momentum_gs.render.rasterize import rasterize
 from momentum_gs.render.view import decode_view, draw, learned_background
 from momentum_gs.viewer.colors import GREY, block_color, heat, score_colors
 from momentum_gs.viewer.shown import Shown
@@ -95,20 +95,8 @@ def _colors(
         size = (model.scales[:, :3] if isinstance(model, Anchors) else model.scales).log().mean(dim=1)
         values = _spread(size)[rows]
     else:
-        values = _spread(contributions(decoded, camera).clamp_min(1e-6).log())
+        values = _spread(blending_weights(decoded.gaussians, camera).clamp_min(1e-6).log())
     return torch.from_numpy(heat(values.cpu().numpy())).to(rows.device) / 255
-
-
-def contributions(decoded: Decoded, camera: Camera) -> Float[Tensor, "g"]:
-    """The blending weight of each Gaussian, summed over the pixels of the view.
-
-    The image is linear in the colours, so this is the gradient of its sum with respect to a colour.
-    """
-    with torch.enable_grad():
-        color = torch.ones_like(decoded.gaussians.means[:, :1], requires_grad=True)
-        drawn = rasterize(replace(decoded.gaussians, colors=color), camera, color.new_zeros(1))
-        (weight,) = torch.autograd.grad(drawn.image.sum(), color)
-    return weight[:, 0]
 
 
 def _spread(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

@@ -18,12 +18,12 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.viewer_files import read_cameras_json
 from momentum_gs.data.views import Views
 from momentum_gs.eval.results import read_json
+from momentum_gs.formats.read import read_splats
 from momentum_gs.model.appearance import AppearanceTable, load_appearance
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.poses import load_poses
-from momentum_gs.model.splat_io import load_splats
-from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.model.splats import Harmonics
 from momentum_gs.viewer.shown import Shown, join
 from momentum_gs.viewer.upright import Upright, upright_cloud, upright_run
 
@@ -93,7 +93,7 @@ class ViewerRun:
             UserError: as ``load_model``.
         """
         if state is None:
-            splats = read_export(self.path)
+            splats = read_splats(self.path)
             return Shown(splats, Harmonics(splats.sh_degree), torch.zeros(len(splats), dtype=torch.long))
         folder = model_folder(self.path, state.iteration)
         if state.kind == MERGED:
@@ -133,7 +133,7 @@ def open_run(path: Path, *, scene_path: str | None = None, device: str | None = 
         UserError: there is no run, or no model in it, or a file is damaged.
     """
     if path.is_file():
-        means = read_export(path).position
+        means = read_splats(path).position
         return ViewerRun(path.resolve(), upright_cloud(means, up), device or "auto")
     path = path.resolve()
     config = load_run_config(path)
@@ -159,11 +159,6 @@ def open_run(path: Path, *, scene_path: str | None = None, device: str | None = 
         moved = tuple(c if c.name in run.held_out else poses.camera(c) for c in run.cameras)
         run = replace(run, cameras=moved)
     return run
-
-
-def read_export(path: Path) -> Splats:
-    """The Gaussians of an exported file. Raises UserError for one that holds none."""
-    return load_splats(path)
 
 
 def _newest_folder(path: Path) -> Path | None:
