@@ -207,9 +207,11 @@ PARTS = (  # in order of worth
 
 
 def kept(check: Check, part: Part) -> Figures:
-    """What earlier calls left of a part: ``status`` is done, failed, or cut."""
+    """What earlier calls left of a part: ``status`` is done, failed, or cut. A rehearsal is none, and the reverse."""
     file = check.state / f"{part.name}.json"
-    return json.loads(file.read_text()) if file.exists() else {"status": "open"}
+    record = json.loads(file.read_text()) if file.exists() else {}
+    of_this_kind = record.get("rehearsed", check.rehearse) == check.rehearse
+    return record if record and of_this_kind else {"status": "open"}
 
 
 def applies(check: Check, part: Part) -> bool:
