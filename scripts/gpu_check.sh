@@ -7,7 +7,7 @@
 #   bash scripts/gpu_check.sh --only tests,kernels  these parts, again if they are done
 #   bash scripts/gpu_check.sh --rehearse            the same commands on a CPU, with small loads and the CUDA emulator
 #
-# --out     also $OUT: gpu_check.json, gpu_check.md and the parts' logs
+# --out     also $OUT: gpu_check.json, gpu_check.md, and gpu_check.log with what the programs printed
 # --wheels  Python packages that the machine lacks, as wheels for its Python: plyfile, beartype; gsplat to compare with
 # --scene   a COLMAP scene to train on beside the synthetic city
 # --state   where finished parts, builds and runs are kept from call to call (default build/gpu_check)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -96,11 +97,41 @@ def test_a_part_that_fails_says_where_and_holds_back_those_that_need_it(
     assert "tests: waits for build" in capsys.readouterr().out
 
 
+def test_what_was_rehearsed_is_not_done(check: ModuleType, tmp_path: Path) -> None:
+    calls = [check.Check(tmp_path, tmp_path, rehearse, time.monotonic() + 600) for rehearse in (True, False)]
+    part = check.BY_NAME["kernels"]
+    check.keep(calls[0], part, {"status": "done", "rehearsed": True})
+    assert [check.kept(call, part)["status"] for call in calls] == ["done", "open"]
+
+
 def test_it_explains_itself_and_refuses_unknown_parts(tmp_path: Path) -> None:
     said = subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, text=True, check=True).stdout
     assert "bash scripts/gpu_check.sh --minutes 25 --out FOLDER --wheels FOLDER" in said and "set -" not in said
     wrong = call(tmp_path, "--only", "tests,colour")
     assert wrong.returncode == 2 and "no part colour" in wrong.stderr
+
+
+def write_wheel(folder: Path, name: str) -> None:
+    """A package of one file that says where it is."""
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", "here = __file__\n")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+def test_wheels_are_installed_once_and_gsplat_apart(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("package_of_nobody", "gsplat"):
+        write_wheel(wheels, name)
+    for _ in range(2):
+        done = call(tmp_path, "--wheels", str(wheels), "--only", "machine")
+        assert done.returncode == 0, done.stdout + done.stderr
+    site, apart = tmp_path / "state" / "site", tmp_path / "state" / "site_gsplat"
+    assert (site / "package_of_nobody.py").exists() and not (site / "gsplat.py").exists()
+    assert (apart / "gsplat.py").exists()
 
 
 @pytest.mark.parametrize("tool", ["compute-sanitizer", "nvidia-smi"])

@@ -20,6 +20,10 @@ from xml.etree import ElementTree
 
 from programs import EXTENSIONS, HERE, RESULT, ROOT, Check, Cut, Failed, Figures, packages
 
+LOG = 200_000
+"""Characters of each part's log, its last ones, in the log of all."""
+
+
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
@@ -48,7 +52,9 @@ def _cuda(check: Check) -> str:
 
 def tests(check: Check) -> Figures:
     report = check.log.with_suffix(".xml")
-    command = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", *check.load.tests]
+    # Tests of programs that the machine lacks cannot be collected; they need no GPU.
+    flags = ["-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}"]
+    command = ["-m", "pytest", "-q", *flags, *check.load.tests]
     failure = None
     try:
         check.python(*command)
@@ -201,9 +207,11 @@ PARTS = (  # in order of worth
 
 
 def kept(check: Check, part: Part) -> Figures:
-    """What earlier calls left of a part: ``status`` is done, failed, or cut."""
+    """What earlier calls left of a part: ``status`` is done, failed, or cut. A rehearsal is none, and the reverse."""
     file = check.state / f"{part.name}.json"
-    return json.loads(file.read_text()) if file.exists() else {"status": "open"}
+    record = json.loads(file.read_text()) if file.exists() else {}
+    of_this_kind = record.get("rehearsed", check.rehearse) == check.rehearse
+    return record if record and of_this_kind else {"status": "open"}
 
 
 def applies(check: Check, part: Part) -> bool:
@@ -231,7 +239,7 @@ def do(check: Check, part: Part) -> None:
         left = check.left() / 60
         print(f"{part.name}: not begun, it takes {part.minutes} minutes and {left:.1f} are left", flush=True)
         return
-    check.log = check.out / f"{part.name}.log"
+    check.log = check.state / f"{part.name}.log"
     check.log.write_text("")
     keep(check, part, {"status": "cut"})  # until it ends: whoever kills this call leaves it so
     start = time.monotonic()
@@ -258,6 +266,9 @@ def write_tables(check: Check) -> None:
             lines += ["", f"**{name}, {key}**: {value}" if not isinstance(value, list) else f"**{name}, {key}**"]
             lines += ["```", *value, "```"] if isinstance(value, list) and value else []
     (check.out / "gpu_check.md").write_text("\n".join(lines) + "\n")
+    logs = {part.name: check.state / f"{part.name}.log" for part in PARTS}
+    ends = [f"===== {name}\n{log.read_text(errors='replace')[-LOG:]}" for name, log in logs.items() if log.exists()]
+    (check.out / "gpu_check.log").write_text("\n".join(ends))
 
 
 BY_NAME = {part.name: part for part in PARTS}
