@@ -23,6 +23,7 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.eval.results import read_json
 from momentum_gs.export.files import PART, read_parts, write_parts
 from momentum_gs.export.placement import FAR, Placement, placement
+from momentum_gs.formats.converter import find_converter
 from momentum_gs.formats.read import read_splats
 from momentum_gs.model.io import load_model, model_folder, save_splats
 from momentum_gs.model.splats import Harmonics, Splats
@@ -291,3 +292,11 @@ def test_every_format_is_scored(run: Path, kind: str) -> None:
     record = read_json(file.with_name(f"{file.name}.json"))
     assert record["bytes"] == file.stat().st_size
     assert abs(record["export"]["PSNR"] - record["model"]["PSNR"]) < 1
+
+
+@pytest.mark.skipif(find_converter() is None, reason="splat-transform is not installed")
+def test_levels_of_detail_are_streamed(run: Path) -> None:
+    export(run, "streamed.ply", "--lod", "--sh", "0")
+    bundle = run / "export" / "streamed_lod"
+    assert read_json(bundle / "lod-meta.json")["lodLevels"] == 4
+    assert any(bundle.rglob("*.webp"))

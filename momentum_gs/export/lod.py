@@ -15,7 +15,7 @@ from momentum_gs.core.log import info, progress
 from momentum_gs.core.types import Camera
 from momentum_gs.export.placement import Placement
 from momentum_gs.export.price import Original
-from momentum_gs.formats.converter import INSTALL, find_converter
+from momentum_gs.formats.converter import INSTALL, device_option, find_converter
 from momentum_gs.model.lod import LodTree, save_lod
 from momentum_gs.model.splat_io import save_splats
 from momentum_gs.model.splats import Splats
@@ -79,15 +79,22 @@ def _measured(tree: LodTree, budget: int, original: Original, score: Score) -> d
 
 
 def _stream(target: Path, levels: Sequence[Path]) -> None:
-    """All levels in one bundle, written by splat-transform; without it, a line that says how to get it."""
+    """All levels in one bundle, written by splat-transform; without it, a line that says how to get it.
+
+    Without a GPU it takes long to compress harmonics: 83,512 Gaussians were not finished after 107 s. So the bundle has
+    degree 0 there.
+    """
     words = find_converter()
     if words is None:
         info(f"export: no splat-transform, so {target} is not written; {INSTALL}, and export again")
         return
     target.parent.mkdir(exist_ok=True)
-    tagged = [word for number, level in enumerate(levels) for word in (str(level), "--lod", str(number))]
+    device = device_option(words)
+    filters = ["-H", "0"] if device else []
+    tagged = [word for number, level in enumerate(levels) for word in (str(level), "-l", str(number), *filters)]
     with progress(1, "splat-transform") as bar:
-        done = subprocess.run([*words, "--quiet", "--overwrite", *tagged, str(target)], capture_output=True, text=True)
+        command = [*words, "--quiet", "--overwrite", *device, *tagged, str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         bar.update()
     if done.returncode or not target.is_file():
         reason = (done.stderr or done.stdout).strip().splitlines()

@@ -47,7 +47,7 @@ def convert(source: Path, target: Path, named: Path) -> None:
         )
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert.") as folder:
         made = Path(folder) / target.name  # The format is chosen by the name, which a temporary name would hide.
-        device = _device(words) if target.name.lower().endswith(".sog") else []
+        device = device_option(words) if target.name.lower().endswith(".sog") else []
         command = [*words, "--quiet", "--overwrite", *device, str(source.absolute()), str(made.absolute())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not made.is_file():
@@ -58,7 +58,7 @@ def convert(source: Path, target: Path, named: Path) -> None:
         made.replace(temporary)
 
 
-def _device(words: list[str]) -> list[str]:
+def device_option(words: list[str]) -> list[str]:
     """The option for the CPU where the program finds no GPU: its palettes use one, and it would end with an error."""
     done = subprocess.run([*words, "--list-gpus"], capture_output=True, text=True, check=False)
     return ["--gpu", "cpu"] if done.returncode or "No GPU adapters" in done.stdout + done.stderr else []
