@@ -58,7 +58,7 @@ def contributions(
     """
     total = torch.zeros(len(model) * model.n_offsets)
     views: list[ViewContributions] = []
-    for i, camera in enumerate(progress(cameras, desc="who is seen where")):
+    for i, camera in enumerate(progress(cameras, desc="contributions")):
         with torch.no_grad():
             decoded = decode_view(model, decoder, camera)
         weight = blending_weights(decoded.gaussians, camera).cpu()
