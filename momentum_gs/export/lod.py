@@ -11,7 +11,7 @@ from torch import Tensor
 
 from momentum_gs.bake.lod import build_lod
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import info, progress
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
 from momentum_gs.export.placement import Placement
 from momentum_gs.export.price import Original
@@ -92,10 +92,8 @@ def _stream(target: Path, levels: Sequence[Path]) -> None:
     device = device_option(words)
     filters = ["-H", "0"] if device else []
     tagged = [word for number, level in enumerate(levels) for word in (str(level), "-l", str(number), *filters)]
-    with progress(1, "splat-transform") as bar:
-        command = [*words, "--quiet", "--overwrite", *device, *tagged, str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        bar.update()
+    command = [*words, "--quiet", "--overwrite", *device, *tagged, str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not target.is_file():
         reason = (done.stderr or done.stdout).strip().splitlines()
         raise UserError(
