@@ -45,8 +45,8 @@ _SCALARS = (
 
 _SHARES = frozenset([
     "optim.lr_steps", "growth.start_stat", "growth.from_step", "growth.until", "weighting.every", "blocks.interval",
-    "gaussians.sh_every", "gaussians.from_step", "gaussians.until", "gaussians.reset_every", "log.checkpoint_every",
-    "log.test_every",
+    "gaussians.sh_every", "gaussians.from_step", "gaussians.until", "gaussians.reset_every", "distill.noise_every",
+    "distill.from_step", "distill.until", "log.checkpoint_every", "log.test_every",
 ])  # fmt: skip
 """Numbers of steps that may be given as a share of ``steps``."""
 _AUTO = frozenset(["steps", "scene.resolution", "model.voxel_size"])

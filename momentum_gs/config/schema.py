@@ -304,6 +304,35 @@ class GaussiansConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Varied trainings of explicit Gaussians, and students that learn from several of them (docs/distillation.md). Used
+    with ``model.primitive=gaussians``. Steps are block steps."""
+
+    noise: float = 0.0
+    """Perturbed teacher: standard deviation of the noise on Gaussians whose mean screen-space gradient reaches
+    ``gaussians.grad_threshold``; for positions a multiple of the Gaussian's largest scale, otherwise of 1 (rotation as
+    six numbers, log scales, opacity logit). 0: none. The paper gives no value, the authors' code has 0.1
+    [Distilled-3DGS]."""
+    noise_every: int = 500
+    """Steps between perturbations [Distilled-3DGS; 1000 in its code]."""
+    dropout: float = 0.0
+    """Teacher with dropout: share of the Gaussians left out of a step's render, reached at ``until`` after a linear
+    rise from 0 at ``from_step``; 0.2 in the paper [Distilled-3DGS]. 0: none."""
+    dropout_every: int = 1
+    """Steps between renders with dropout [Distilled-3DGS; 1000 in its code]."""
+    from_step: int = 500
+    """First step of perturbation and dropout [Distilled-3DGS; 15,000 in its code]."""
+    until: int = 15_000
+    """Last step of perturbation and dropout [Distilled-3DGS; 25,000 in its code]."""
+
+    def __post_init__(self) -> None:
+        _check(self.noise >= 0, "distill.noise", self.noise, "at least 0")
+        _check(0 <= self.dropout < 1, "distill.dropout", self.dropout, "a share in [0, 1)")
+        _check(self.noise_every >= 1, "distill.noise_every", self.noise_every, "at least 1")
+        _check(self.dropout_every >= 1, "distill.dropout_every", self.dropout_every, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnchorsConfig:
     """How large a block may grow [ours]."""
 
@@ -546,6 +575,7 @@ class Config:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
@@ -576,7 +606,7 @@ class Config:
     @property
     def idle_sections(self) -> tuple[str, ...]:
         """Prefixes of the dotted names of settings that have no effect in this experiment."""
-        gaussians = ("gaussians.",) if self.model.primitive == "anchors" else ()
+        gaussians = ("gaussians.", "distill.") if self.model.primitive == "anchors" else ()
         # appearance.model itself always has an effect: with other corrections, or none, it is another experiment.
         return gaussians + (("appearance.lr", "appearance.smooth") if self.appearance.model == "none" else ())
 

@@ -94,6 +94,7 @@ def train_step(
             view = render_view(
                 block.model, decoders.student_of(block), posed, inputs.background,
                 teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
+                block.opacity_factors(config),
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
