@@ -1,8 +1,8 @@
-"""Build of momentum-gs: the program, its settings files and the three compiled packages below submodules/ in one wheel.
+"""Build of momentum-gs: the program, its settings files and the four compiled packages below submodules/ in one wheel.
 
     pip install --no-build-isolation .      for the torch that is there (submodules/build_rules.py: GPUs or not)
 
-An editable install holds the program alone: scripts/setup.sh then installs the three from copies, so that no two
+An editable install holds the program alone: scripts/setup.sh then installs the four from copies, so that no two
 environments share compiled objects and no file has two owners.
 """
 
@@ -22,8 +22,9 @@ KERNELS = {
     "diff_gaussian_rasterization": "submodules/diff-gaussian-rasterization",
     "simple_knn": "submodules/simple-knn",
     "fused_ssim": "submodules/fused-ssim",
+    "anchor_decode": "submodules/anchor-decode",
 }
-"""Package -> its folder. The names are those under which 3DGS codebases imports such packages."""
+"""Package -> its folder. The names of the first three are those under which 3DGS codebases import such packages."""
 
 # Bounds: what was tried (docs/install.md).
 REQUIRES = [

@@ -21,7 +21,8 @@ IMPORTERS = {
     "simple_knn": {"momentum_gs/model/init.py"},
     # device.py and kernels.py ask what was built.
     "fused_ssim": {"momentum_gs/core/image.py", "momentum_gs/core/device.py", "momentum_gs/core/kernels.py"},
-    # (core/kernels.py loads all three by name, to say what is wrong with them.)
+    "anchor_decode": {"momentum_gs/model/fused.py"},
+    # (core/kernels.py loads all four by name, to say what is wrong with them.)
 }
 # Formats that run code when they are read.
 CODE_ON_LOAD = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
