@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.nudge import nudged
 from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.render.splat_view import decode_splats
+from momentum_gs.render.surface import CHANNELS, Surface, take_planes, with_planes
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ViewRender:
     """The teacher's outputs for the same Gaussians; None without a teacher."""
     behind: Float[Tensor, "3 h w"] | None
     """The learned background alone; None without one."""
+    surface: Surface | None = None
+    """Depth and normals, where they were asked for."""
 
 
 def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera, window: Window | None = None) -> Decoded:
@@ -52,6 +56,7 @@ def render_view(
     nudge: Float[Tensor, "6"] | None = None,
     around: Model | None = None,
     window: Window | None = None,
+    surface: bool = False,
 ) -> ViewRender:
     """Decodes the model for a view and rasterizes it.
 
@@ -65,6 +70,7 @@ def render_view(
         nudge: Zeros that receive the gradient of the camera's pose (``nudged``).
         around: Further rows to render, held fixed; the result describes only those of ``model``, apart from the image.
         window: Part of the view to render; None: all of it.
+        surface: Also draw depth and normals, in the same pass.
     """
     targets = None
     if teacher is None:
@@ -83,7 +89,13 @@ def render_view(
             parts.append(decode_view(around, decoder, camera, window).gaussians)
     if nudge is not None:
         parts = [nudged(part, camera, nudge) for part in parts]
-    return ViewRender(draw(parts[0], camera, background, behind, window, *parts[1:]), decoded, targets, behind)
+    if not surface:
+        return ViewRender(draw(parts[0], camera, background, behind, window, *parts[1:]), decoded, targets, behind)
+    parts = [with_planes(part, camera) for part in parts]
+    wide = None if behind is None else F.pad(behind, (0, 0, 0, 0, 0, CHANNELS))
+    output = draw(parts[0], camera, F.pad(background, (0, CHANNELS)), wide, window, *parts[1:])
+    output, found = take_planes(output, camera, window)
+    return ViewRender(output, decoded, targets, behind, found)
 
 
 def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
@@ -100,8 +112,8 @@ def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tenso
 def draw(
     gaussians: Gaussians,
     camera: Camera,
-    background: Float[Tensor, "3"],
-    behind: Float[Tensor, "3 h w"] | None = None,
+    background: Float[Tensor, "c"],
+    behind: Float[Tensor, "c h w"] | None = None,
     window: Window | None = None,
     around: Gaussians | None = None,
 ) -> RenderOutput:

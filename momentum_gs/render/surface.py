@@ -1,0 +1,141 @@
+"""Depth and normals of the surface that Gaussians make up, drawn in the same pass as the colours.
+
+A Gaussian stands for the plane through its mean whose normal is the axis of its smallest scale. Its normal and the
+plane's distance from the camera are blended like colours, as four further channels of the rasterizer, and the depth of
+a pixel is where its ray meets the blended plane. Both numerator and denominator carry the weights, so that the depth
+needs no division by alpha and does not depend on where inside of the ellipsoid the ray passes, as the blended camera z
+of the means does. Source: PGSR (arXiv 2406.06521), eq. 3 to 5, whose normals are in camera axes; these are in the
+world's, so that maps of different views can be compared.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from momentum_gs.core.geometry import project
+from momentum_gs.core.types import Camera, Gaussians, RenderOutput
+from momentum_gs.core.window import Window
+
+CHANNELS = 4
+"""Channels beside the colours: the normal, and the plane's distance from the camera."""
+MIN_ALPHA = 0.1
+"""Accumulated opacity below which a pixel shows no surface."""
+GRAZING = 0.01
+"""Cosine between ray and blended normal below which a pixel shows no surface: the intersection is then anywhere."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The surface in one view; differentiable like the image."""
+
+    depth: Float[Tensor, "h w"]
+    """Planar depth: camera z where the pixel's ray meets the blended plane, training units; 0 without a surface."""
+    normal: Float[Tensor, "3 h w"]
+    """Blended normal, world axes, towards the camera, of unit length; 0 where nothing is drawn."""
+    alpha: Float[Tensor, "h w"]
+    """Accumulated opacity."""
+
+    @property
+    def there(self) -> Bool[Tensor, "h w"]:
+        """Which pixels show a surface."""
+        return self.depth > 0
+
+
+def planes(gaussians: Gaussians, camera: Camera) -> tuple[Float[Tensor, "g 3"], Float[Tensor, "g 1"]]:
+    """The plane of each Gaussian: unit normal in world axes, turned to the camera, and n . (mean - centre) <= 0."""
+    flat = gaussians.scales.detach().argmin(dim=1)
+    axis = F.one_hot(flat, 3).to(gaussians.quats)
+    real, imaginary = gaussians.quats.split((1, 3), dim=1)
+    twice = 2 * torch.linalg.cross(imaginary, axis)
+    normal = axis + real * twice + torch.linalg.cross(imaginary, twice)
+    distance = (normal * (gaussians.means - camera.center.to(gaussians.means))).sum(dim=1, keepdim=True)
+    towards = torch.where(distance > 0, -1.0, 1.0).to(distance)
+    return normal * towards, distance * towards
+
+
+def with_planes(gaussians: Gaussians, camera: Camera) -> Gaussians:
+    """The Gaussians with their planes as ``CHANNELS`` further colour channels."""
+    return replace(gaussians, colors=torch.cat([gaussians.colors, *planes(gaussians, camera)], dim=1))
+
+
+def take_planes(output: RenderOutput, camera: Camera, window: Window | None = None) -> tuple[RenderOutput, Surface]:
+    """Takes a render of ``with_planes`` over a background of zeros in those channels apart.
+
+    Args:
+        output: The render.
+        camera: The view.
+        window: The part of it that was drawn.
+
+    Returns:
+        The render with its colours alone, and the surface.
+    """
+    image, normal, distance = output.image.split((len(output.image) - CHANNELS, 3, 1))
+    slope = (normal * pixel_rays(camera, normal, window)).sum(dim=0)
+    unit = unit_length(normal)
+    # Rays are up to half as long again as their camera z; that precision is enough for a bound.
+    there = (output.alpha > MIN_ALPHA) & (slope * slope > GRAZING**2 * (normal * normal).sum(dim=0)) & (slope < 0)
+    depth = torch.where(there, distance[0] / torch.where(there, slope, -1.0), 0.0)
+    return replace(output, image=image), Surface(depth, unit, output.alpha)
+
+
+def expected_depth(output: RenderOutput) -> Float[Tensor, "h w"]:
+    """Mean camera z of the means that a pixel shows, training units; 0 where alpha is below ``MIN_ALPHA``."""
+    there = output.alpha > MIN_ALPHA
+    return torch.where(there, output.depth / torch.where(there, output.alpha, 1.0), 0.0)
+
+
+def unit_length(vectors: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """The vectors at length 1; 0 stays 0. Faster than torch's norm along the first axis by an order of magnitude."""
+    return vectors * (vectors * vectors).sum(dim=0).clamp_min(1e-20).rsqrt()
+
+
+def pixel_rays(camera: Camera, like: Tensor, window: Window | None = None) -> Float[Tensor, "3 h w"]:
+    """Vectors in world axes from the camera through the centres of the pixels, as long as their camera z is 1.
+
+    They have the dtype and device of ``like``.
+    """
+    x, y, width, height = (0, 0, camera.width, camera.height) if window is None else window.rectangle
+    columns = (torch.arange(x, x + width, dtype=like.dtype, device=like.device) + 0.5 - camera.cx) / camera.fx
+    rows = (torch.arange(y, y + height, dtype=like.dtype, device=like.device) + 0.5 - camera.cy) / camera.fy
+    right, down, ahead = camera.rotation.to(like)[:, :, None, None]
+    return columns * right + rows[:, None] * down + ahead
+
+
+def points_of_depth(
+    depth: Float[Tensor, "h w"], camera: Camera, window: Window | None = None
+) -> Float[Tensor, "3 h w"]:
+    """The points that a depth map shows, relative to the camera's centre, in world axes."""
+    return depth * pixel_rays(camera, depth, window)
+
+
+def normals_of_depth(
+    depth: Float[Tensor, "h w"], camera: Camera, window: Window | None = None
+) -> Float[Tensor, "3 h w"]:
+    """Unit normals of a depth map, world axes, towards the camera, from each pixel's four neighbours.
+
+    They are 0 at the image's border and beside pixels without a depth.
+    """
+    points = points_of_depth(depth, camera, window)
+    across = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
+    down = points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
+    there = depth > 0
+    known = there[1:-1, 2:] & there[1:-1, :-2] & there[2:, 1:-1] & there[:-2, 1:-1]
+    normal = unit_length(torch.linalg.cross(down, across, dim=0)) * known
+    return F.pad(normal, (1, 1, 1, 1))
+
+
+def sample_map(
+    values: Float[Tensor, "c h w"], points: Float[Tensor, "n 3"], camera: Camera, mode: str = "bilinear"
+) -> tuple[Float[Tensor, "c n"], Float[Tensor, "n"]]:
+    """A view's map where world points fall, and the points' camera z, which is at most 0 behind the camera.
+
+    Points outside of the image get zeros. ``mode``: of ``torch.nn.functional.grid_sample``.
+    """
+    pixels, z = project(points, camera)
+    size = pixels.new_tensor([camera.width, camera.height])
+    grid = torch.where((z > 0)[:, None], 2 * pixels / size - 1, -2.0)
+    found = F.grid_sample(values[None], grid[None, None], mode=mode, padding_mode="zeros", align_corners=False)
+    return found[0, :, 0], z
