@@ -1,6 +1,6 @@
 """Trains baked Gaussians until they look like the model that they were baked from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,11 +13,10 @@ from momentum_gs.config.schema import GaussiansConfig, LossConfig
 from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera, Gaussians, TargetImage
-from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.appearance import AppearanceTable
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded
-from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.rasterize import visible_splats
 from momentum_gs.render.splat_view import decode_splats
 from momentum_gs.render.view import decode_view, draw, learned_background
@@ -33,8 +32,8 @@ LAST_RATE = 0.02
 class Teaching:
     """What baked Gaussians learn from."""
 
-    model: Anchors
-    decoder: Decoder
+    model: Model
+    decoder: Decoder | Harmonics
     """Their renders are targets, for training cameras and for cameras between them."""
     cameras: Sequence[Camera]
     """The training cameras, at least one."""
@@ -65,44 +64,88 @@ def refine(
             other offsets are rendered with them, held fixed; None: nothing is.
         seed: Decides the order of the cameras.
     """
+
+    def lesson(kind: int, camera: Camera) -> Lesson:
+        decoded = decode_view(teaching.model, teaching.decoder, camera)
+        behind = learned_background(teaching.decoder, camera, teaching.background)
+        around = None if hidden is None else others(decoded, hidden, teaching.model.n_offsets)
+        target = teaching.target(camera.name) if kind == 0 else None
+        if target is not None:
+            return Lesson(target, behind, around, teaching.appearance)
+        return Lesson(TargetImage(draw(decoded.gaussians, camera, teaching.background, behind).image), behind, around)
+
+    rates = first_rates(teaching.cameras, teaching.rates)
+    return learn(splats, teaching.cameras, lesson, steps, teaching.background, rates, teaching.loss, seed=seed)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a step compares a render with."""
+
+    target: TargetImage
+    behind: Float[Tensor, "3 h w"] | None = None
+    """A learned background."""
+    around: Gaussians | None = None
+    """Further Gaussians to render, held fixed."""
+    appearance: AppearanceTable | None = None
+    """Corrects the render before it is compared."""
+
+
+def learn(
+    splats: Splats,
+    cameras: Sequence[Camera],
+    lesson: Callable[[int, Camera], Lesson],
+    steps: int,
+    background: Float[Tensor, "3"],
+    rates: Mapping[str, float],
+    loss: LossConfig,
+    *,
+    seed: int = 0,
+) -> Splats:
+    """Trains Gaussians, whose number does not change, with Adam, on three kinds of steps in turns.
+
+    Args:
+        splats: G Gaussians; not changed.
+        cameras: At least one.
+        lesson: (Kind, camera) -> the target. Steps of kind 0 and 1 show one of the cameras, steps of kind 2 a camera
+            between two of them, which has the name of the first.
+        steps: Number of steps.
+        background: Behind everything.
+        rates: Learning rates of the first step by name (``first_rates``); they fall to ``LAST_RATE`` of it.
+        loss: Weights of the loss.
+        seed: Decides the order of the cameras.
+    """
     rng = torch.Generator().manual_seed(seed)
-    between = Between(teaching.cameras, rng)
+    between = Between(cameras, rng)
     splats = splats.subset(torch.arange(len(splats), device=splats.position.device))
     optimizer = RowAdam(splats.rows())
-    rates = _first_rates(teaching)
     harmonics = Harmonics(splats.sh_degree)
     order: list[int] = []
     for step in progress(range(steps), desc="refining"):
         decay = exponential(1.0, LAST_RATE, steps)(step)
         if not order:
-            order = torch.randperm(len(teaching.cameras), generator=rng).tolist()
+            order = torch.randperm(len(cameras), generator=rng).tolist()
         kind, index = step % 3, order.pop()
-        camera = between.draw(index) if kind == 2 else teaching.cameras[index]
+        camera = between.draw(index) if kind == 2 else cameras[index]
         shown = visible_splats(splats, camera)
         if len(shown) == 0:
             continue
         with torch.no_grad():
-            decoded = decode_view(teaching.model, teaching.decoder, camera)
-            behind = learned_background(teaching.decoder, camera, teaching.background)
-            around = None if hidden is None else others(decoded, hidden, teaching.model.n_offsets)
-            target = teaching.target(camera.name) if kind == 0 else None
-            taught = target is None
-            if target is None:
-                target = TargetImage(draw(decoded.gaussians, camera, teaching.background, behind).image)
+            given = lesson(kind, camera)
         leaves = optimizer.leaves(shown)
         gaussians = decode_splats(Splats.from_rows(leaves), harmonics, camera).gaussians
-        image = draw(gaussians, camera, teaching.background, behind, None, around).image
-        if teaching.appearance is not None and not taught:
-            image = teaching.appearance.correct(image, camera.name)
-        terms = reconstruction(image, target, teaching.loss)
+        image = draw(gaussians, camera, background, given.behind, None, given.around).image
+        if given.appearance is not None:
+            image = given.appearance.correct(image, camera.name)
+        terms = reconstruction(image, given.target, loss)
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step(shown, leaves, {name: rate * decay for name, rate in rates.items()})
     return splats.as_leaves()
 
 
-def _first_rates(teaching: Teaching) -> dict[str, float]:
-    centers = torch.stack([camera.center for camera in teaching.cameras])
-    rates = teaching.rates
+def first_rates(cameras: Sequence[Camera], rates: GaussiansConfig) -> dict[str, float]:
+    """Learning rates of 3DGS by name of the tensor."""
+    centers = torch.stack([camera.center for camera in cameras])
     return {
         "position": rates.position_lr[0] * camera_radius(centers),
         "sh_dc": SH_LR,

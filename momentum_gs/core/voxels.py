@@ -117,8 +117,18 @@ def morton(points: Float[Tensor, "n 3"], shift: Float[Tensor, "3"]) -> Int[Tenso
     # Twice the longest side, so that shifted points stay on the curve.
     side = 2 * (points.amax(dim=0) - low).max().clamp_min(torch.finfo(points.dtype).tiny)
     cells = (((points - low) / side + shift.to(points) / 2) * 2**_MORTON_BITS).long().clamp_(0, 2**_MORTON_BITS - 1)
+    return interleave(cells)
+
+
+def interleave(cells: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
+    """The places of cells on the Morton curve: their bits in turns. Coordinates are in [0, 2^21)."""
     x, y, z = (_spread(axis) for axis in cells.unbind(dim=1))
     return x | y << 1 | z << 2
+
+
+def deinterleave(places: Int[Tensor, "n"]) -> Int[Tensor, "n 3"]:
+    """The inverse of ``interleave``."""
+    return torch.stack([_gather(places >> axis) for axis in range(3)], dim=1)
 
 
 def _spread(bits: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
@@ -128,4 +138,14 @@ def _spread(bits: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         (2, 0x1249249249249249),
     ):  # fmt: skip
         bits = (bits | bits << shift) & mask
+    return bits
+
+
+def _gather(bits: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Every third bit, the inverse of ``_spread``."""
+    bits = bits & 0x1249249249249249
+    for shift, mask in (
+        (2, 0x10C30C30C30C30C3), (4, 0x100F00F00F00F00F), (8, 0x1F0000FF0000FF), (16, 0x1F00000000FFFF), (32, 0x1FFFFF)
+    ):  # fmt: skip
+        bits = (bits ^ bits >> shift) & mask
     return bits
