@@ -26,6 +26,9 @@ KERNELS = {
 }
 """Package -> its folder. The names of the first three are those under which 3DGS codebases import such packages."""
 
+FACES = {"fused_ssim_cuda": "submodules/fused-ssim"}
+"""Packages without compiled parts beside them: names that 3DGS codebases import as well."""
+
 # Bounds: what was tried (docs/install.md).
 REQUIRES = [
     TORCH,
@@ -66,8 +69,11 @@ class ProgramAlone(editable_wheel):
 
 
 setup(
-    packages=[*find_packages(include=["momentum_gs*"]), "momentum_gs.configs", *KERNELS],
-    package_dir={"momentum_gs.configs": "configs", **{name: f"{folder}/{name}" for name, folder in KERNELS.items()}},
+    packages=[*find_packages(include=["momentum_gs*"]), "momentum_gs.configs", *KERNELS, *FACES],
+    package_dir={
+        "momentum_gs.configs": "configs",
+        **{name: f"{folder}/{name}" for name, folder in (KERNELS | FACES).items()},
+    },
     package_data={
         "momentum_gs": ["py.typed", "eval/published.yaml"],
         "momentum_gs.export.html": ["page.*", "vendor/*"],

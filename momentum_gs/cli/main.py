@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from momentum_gs import __version__
+from momentum_gs.core.cores import limit_threads
 from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.memory import keep_freed_memory
 
@@ -95,6 +96,7 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # When a connection breaks, torch's C++ code prints a stack trace on every rank, which hides the explaining message.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    limit_threads()
     keep_freed_memory()
     from momentum_gs.core.kernels import check_kernels  # Imported late because it loads torch.
 

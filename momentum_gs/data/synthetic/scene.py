@@ -7,7 +7,6 @@ on the origin. On one machine the same settings give the same bytes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.cores import usable_cores
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import progress
 from momentum_gs.core.seeds import keyed_generator
@@ -131,8 +131,7 @@ def read_depth(folder: Path, name: str) -> Float[Tensor, "h w"]:
 
 def _workers() -> int:
     """One view per core; more than eight would only use memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, usable_cores())
 
 
 @contextmanager
