@@ -22,8 +22,9 @@ def begin(config: Config, n: int, ranks: int) -> Progress:
 
 
 PACED = (
-    "steps", "growth", "gaussians", "distill.noise_every", "distill.from_step", "distill.until", "optim.lr_steps",
-    "weighting.every", "blocks.interval",
+    "steps", "growth", "gaussians", "distill.noise_every", "distill.from_step", "distill.until",
+    "distill.structure_every", "distill.prune_at", "distill.keep_at", "optim.lr_steps", "weighting.every",
+    "blocks.interval",
 )  # fmt: skip
 """Settings that count steps; a run with a time limit revises them (``train/pace.py``)."""
 

@@ -96,6 +96,7 @@ class SplatBlock(Block):
 
 
 def sh_degree_at(step: int, config: Config) -> int:
-    """Degree of spherical harmonics at a block step; blocks that start from the coarse model begin with the highest."""
+    """Degree of spherical harmonics at a block step; blocks that start from a trained model begin with the highest."""
     highest = config.gaussians.sh_degree
-    return highest if config.starts_from_coarse else min(step // config.gaussians.sh_every, highest)
+    trained = config.starts_from_coarse or config.starts_from_teacher
+    return highest if trained else min(step // config.gaussians.sh_every, highest)
