@@ -29,6 +29,8 @@ COMMANDS = {
     "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
     "report": "write a self-contained HTML page about a run",
     "view": "show runs, exports or a running training in a browser",
+    "mesh": "make a triangle mesh of a finished run's surface",
+    "eval-mesh": "score a mesh against a reference: precision, recall, F1, distances",
     "video": "render a run along a camera path into a video",
     "import": "make a run of a model that another program trained",
     "export": "write the model as standard 3D Gaussians, and say what that costs",
@@ -42,14 +44,15 @@ GROUPS = {
     "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
     "render and score": ("render", "eval", "report"),
+    "surfaces": ("mesh", "eval-mesh"),
     "view and export": ("view", "video", "import", "export"),
     "compare methods": ("sweep",),
     "benchmark": ("bench",),
 }
 """Purpose -> the commands for it, in the usual order."""
 
-MODULES = {"import": "import_model"}
-"""Command -> its module, where that has another name, as 'import' is a word of Python."""
+MODULES = {"import": "import_model", "eval-mesh": "eval_mesh"}
+"""Command -> its module, where that has another name, as 'import' is a word of Python and a hyphen is none."""
 
 USUAL_ORDER = """\
 The usual order is prepare, doctor, partition, train, merge, render, eval, report. 'run' does all of it."""
