@@ -1,9 +1,9 @@
 """Explicit Gaussians as few bytes: quantized, sorted along a space-filling curve, and compressed.
 
-The scheme is that of SPZ (Niantic) where that costs nothing: logarithmic scales in steps of 1/16, rotations by their
-smallest three components in 10 bits, opacities in 8 bits, harmonics in steps of 1/16 and 1/8. Positions are whole
-numbers of a grid and are stored as differences between neighbours on the Morton curve. All numbers are split into
-planes of bytes, so that the upper bytes, which are mostly zero, compress to nothing.
+Logarithmic scales have steps of 1/16, rotations are their smallest three components in 10 bits, and opacities have 8
+bits, as in SPZ (Niantic). Harmonics are finer: its steps of 1/16 and 1/8 cost 0.5 dB (docs/aggregation.md). Positions
+are whole numbers of a grid, sorted along the Morton curve and stored as the differences of their places on it. All
+numbers are split into planes of bytes, so that the upper bytes, which are mostly zero, compress to nothing.
 
 A file is one .xz stream with its SHA-256: a truncated or changed file cannot be read.
 """
@@ -29,10 +29,8 @@ _MOST_BITS = 21
 """Per axis; three of them fit into the 63 bits of a place on the curve. Outliers widen the grid's step if need be."""
 _MOST_ROWS = 1 << 28
 """A forged count must not make the reader allocate more."""
-SCALE_STEP, DC_STEP = 1 / 16, 1 / 64
-"""Of logarithmic scales (3 % of a scale) and of the first harmonic (0.0044 of a colour in [0, 1])."""
-REST_STEPS = (1 / 16, 1 / 8, 1 / 8)
-"""Of the harmonics of degree 1, 2 and 3."""
+SCALE_STEP, DC_STEP, REST_STEP = 1 / 16, 1 / 64, 1 / 32
+"""Of logarithmic scales, of the first harmonic, and of the others."""
 _ROTATION_LEVELS = 511
 _ALPHA_LEVELS = 256
 _HALF = math.sqrt(0.5)
@@ -143,8 +141,7 @@ def _grid_step(position: Float[Tensor, "n 3"]) -> float:
 
 def _steps(degree: int) -> Float[Tensor, "k"]:
     """Step of each harmonic."""
-    return torch.tensor([DC_STEP, *(step for level in range(1, degree + 1) for step in
-                                    [REST_STEPS[level - 1]] * (2 * level + 1))])  # fmt: skip
+    return torch.tensor([DC_STEP] + [REST_STEP] * ((degree + 1) ** 2 - 1))
 
 
 def _harmonic_levels(rows: dict[str, Tensor], order: Tensor) -> Float[Tensor, "n k 3"]:

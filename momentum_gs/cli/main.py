@@ -34,6 +34,9 @@ COMMANDS = {
     "video": "render a run along a camera path into a video",
     "import": "make a run of a model that another program trained",
     "export": "write the model as standard 3D Gaussians, and say what that costs",
+    "devices": "train blocks on devices that keep their images, and aggregate their models",
+    "compress": "prune and compress the model of a block, and write what a device sends",
+    "aggregate": "join the models that devices or edges have sent into one",
     "sweep": "run experiments that differ in a few settings, over seeds, and write a table of their scores",
     "bench": "time training steps, growth, block swaps or kernels",
 }
@@ -46,6 +49,7 @@ GROUPS = {
     "render and score": ("render", "eval", "report"),
     "surfaces": ("mesh", "eval-mesh"),
     "view and export": ("view", "video", "import", "export"),
+    "compress, send and merge": ("devices", "compress", "aggregate"),
     "compare methods": ("sweep",),
     "benchmark": ("bench",),
 }
