@@ -102,7 +102,7 @@ def learn(
     *,
     seed: int = 0,
 ) -> Splats:
-    """Trains Gaussians, whose number does not change, with Adam, on three kinds of steps in turns.
+    """Trains Gaussians, whose number does not change, with Adam, on three kinds of steps, one after another.
 
     Args:
         splats: G Gaussians; not changed.
