@@ -21,7 +21,7 @@ from momentum_gs.model.expand import decode, decode_with_teacher
 from momentum_gs.model.io import load_model
 from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.train.losses import loss_terms
-from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer
+from momentum_gs.train.optim import anchor_optimizer, decoder_optimizer, move_rows
 
 PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster", "backward: decode",
          "optimizer")  # fmt: skip
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
             upstream = [d if g is None else d + g for d, g in zip(drawn, grads[1:], strict=True)]
             torch.autograd.backward([getattr(decoded.gaussians, n) for n in names], upstream)
             mark("backward: decode")
-            anchor_adam.step()
+            move_rows(anchor_adam, visible)
             decoder_adam.step()
             anchor_adam.zero_grad()
             decoder_adam.zero_grad()

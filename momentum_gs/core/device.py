@@ -95,6 +95,19 @@ def device_use(device: torch.device) -> dict[str, str | int]:
     }
 
 
+def beside(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor.to(like)``, without waiting for a GPU's earlier work where the tensor comes from host memory.
+
+    CUDA copies from pageable memory before the call returns, so the tensor may then be changed or freed.
+    """
+    return tensor.to(like, non_blocking=not tensor.is_cuda)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of host memory on the device; to a GPU through page-locked memory, without waiting for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if pins_memory(device) else tensor.to(device)
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """The tensor in host memory: a page-locked copy of one on a GPU, else the tensor itself."""
     if not pins_memory(tensor.device):

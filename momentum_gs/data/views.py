@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.device import to_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.core.types import TargetImage
@@ -96,7 +97,7 @@ class Views:
         if pixels is None:
             with self._watched(name):
                 pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
-        pixels = pixels.to(self._device)
+        pixels = to_device(pixels, self._device)
         image = pixels[:3].float().div_(255)
         return TargetImage(image, pixels[3:].float() if len(pixels) > 3 else None)
 

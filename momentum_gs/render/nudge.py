@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.device import beside
 from momentum_gs.core.types import Camera, Gaussians
 
 
@@ -25,7 +26,7 @@ def nudged(gaussians: Gaussians, camera: Camera, nudge: Float[Tensor, "6"]) -> G
             the exact gradient at zero.
     """
     rotation, translation = nudge.split(3)
-    arm = gaussians.means - camera.center.to(gaussians.means)
+    arm = gaussians.means - beside(camera.center, gaussians.means)
     real, imaginary = gaussians.quats.split((1, 3), dim=1)
     axis = rotation.expand_as(imaginary)
     product = torch.cat(

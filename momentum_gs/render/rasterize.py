@@ -1,13 +1,16 @@
 """The only module that calls the rasterizer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import diff_gaussian_rasterization.ops as ops
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from diff_gaussian_rasterization.adam import adam_update
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from momentum_gs.core.device import beside
 from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.core.window import Window
 from momentum_gs.model.anchors import Anchors
@@ -72,6 +75,31 @@ def spherical_harmonics(
     return values
 
 
+def adam_rows(
+    params: Sequence[Float[Tensor, "n ..."]],
+    rates: Sequence[float],
+    steps: Sequence[int],
+    first: Sequence[Float[Tensor, "n ..."]],
+    second: Sequence[Float[Tensor, "n ..."]],
+    rows: Bool[Tensor, "n"],
+    eps: float,
+) -> None:
+    """One step of Adam, in place, on some rows of several tensors that have gradients; the others keep their bits.
+
+    Args:
+        params: The tensors.
+        rates: Their learning rates.
+        steps: Which step this is for each, from 1, for the bias corrections.
+        first: Their first moments.
+        second: Their second moments.
+        rows: The rows to move.
+        eps: Added to the root of the second moment.
+    """
+    values = [param.detach() for param in params]
+    grads = [param.grad.contiguous() for param in params if param.grad is not None]
+    adam_update(values, grads, first, second, lrs=rates, steps=steps, visible=rows, eps=eps)
+
+
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
     """Indices of the anchors in view: those whose ellipsoid with their first three scales projects onto the image, or
@@ -102,7 +130,7 @@ def visible_splats(splats: Splats, camera: Camera) -> Int[Tensor, "m"]:
 
 def _pinhole(camera: Camera, like: Tensor) -> dict[str, Any]:
     return {
-        "world_view": camera.world_view.to(like),
+        "world_view": beside(camera.world_view, like),
         "fx": camera.fx,
         "fy": camera.fy,
         "cx": camera.cx,

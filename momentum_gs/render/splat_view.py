@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from momentum_gs.core.device import beside
 from momentum_gs.core.types import Camera, Gaussians
 from momentum_gs.model.expand import Decoded
 from momentum_gs.model.splats import Harmonics, Splats
@@ -16,7 +17,7 @@ def decode_splats(splats: Splats, harmonics: Harmonics, camera: Camera) -> Decod
     In the returned ``Decoded`` each splat counts as a visible anchor with one offset that is kept.
     """
     sh = torch.cat([splats.sh_dc, splats.sh_rest], dim=1)
-    ray = splats.position - camera.center.to(splats.position)
+    ray = splats.position - beside(camera.center, splats.position)
     opacities = splats.opacity.sigmoid()
     gaussians = Gaussians(
         means=splats.position,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.device import beside
 from momentum_gs.core.geometry import pixel_directions
 from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.core.window import Window
@@ -43,7 +44,7 @@ def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera, wind
         assert isinstance(decoder, Harmonics), "splats have colours of their own"
         return decode_splats(model, decoder, camera)
     assert not isinstance(decoder, Harmonics), "anchors have a decoder"
-    return decode(model, decoder, camera.center.to(model.position), visible_anchors(model, camera, window))
+    return decode(model, decoder, beside(camera.center, model.position), visible_anchors(model, camera, window))
 
 
 def render_view(
@@ -79,7 +80,7 @@ def render_view(
         decoded = decode_view(model, decoder, camera, window)
     else:
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
-        center, visible = camera.center.to(model.position), visible_anchors(model, camera, window)
+        center, visible = beside(camera.center, model.position), visible_anchors(model, camera, window)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
     behind = learned_background(decoder, camera, background)
     if behind is not None and window is not None:

@@ -6,6 +6,8 @@ and update_learning_rate of Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.config.schema import GaussiansConfig, OptimConfig
@@ -13,6 +15,7 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.row_model import RowModel
 from momentum_gs.model.splats import Splats
+from momentum_gs.render.rasterize import adam_rows
 from momentum_gs.train.lr import exponential
 
 BACKGROUND_LR = 0.01
@@ -26,14 +29,56 @@ FEATURE_BANK_LR = 0.01, 1e-5
 """First and last learning rate of the decoder's feature bank [SGS]."""
 
 
-def row_optimizer(model: RowModel, eps: float) -> Adam:
+class SparseAdam(Adam):
+    """Adam whose step moves only the rows in view; ``move_rows`` takes it.
+
+    Steps are counted for a tensor, not for each row: Adam's bias corrections are those of dense Adam. With all rows in
+    view the step is dense Adam's, up to rounding.
+    """
+
+    _counts: dict[Tensor, int]
+    """Tensor -> its steps, so that none is read back from the state, which may be on a GPU."""
+
+    @torch.no_grad()
+    def move(self, visible: Int[Tensor, "m"]) -> None:
+        """One step for the rows at ``visible``; values and moments of the others keep their bits."""
+        moved = [group for group in self.param_groups if group["params"][0].grad is not None]
+        if not moved:
+            return
+        params: list[Tensor] = [group["params"][0] for group in moved]
+        known, self._counts = getattr(self, "_counts", {}), {}
+        for param in params:
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+            self._counts[param] = (known[param] if param in known else int(state["step"])) + 1
+            state["step"] += 1
+        states = [self.state[param] for param in params]
+        in_view = torch.zeros(len(params[0]), dtype=torch.bool, device=params[0].device).index_fill_(0, visible, True)
+        adam_rows(
+            params, [group["lr"] for group in moved], list(self._counts.values()),
+            [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], in_view, moved[0]["eps"],
+        )  # fmt: skip
+
+
+def row_optimizer(model: RowModel, config: OptimConfig) -> Adam:
     """Adam with a parameter group for each learnable row tensor, named like it; learning rates are not yet set."""
-    return Adam([{"params": [model.rows()[name]], "name": name} for name in model.LEARNABLE], eps=eps, fused=True)
+    groups = [{"params": [model.rows()[name]], "name": name} for name in model.LEARNABLE]
+    return SparseAdam(groups, eps=config.eps) if config.sparse_adam else Adam(groups, eps=config.eps, fused=True)
+
+
+def move_rows(optimizer: Adam, visible: Int[Tensor, "m"]) -> None:
+    """One step of a ``row_optimizer``, after a view that shows the rows at ``visible``."""
+    if isinstance(optimizer, SparseAdam):
+        optimizer.move(visible)
+    else:
+        optimizer.step()
 
 
 def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
     """``row_optimizer`` at the learning rates of step 0."""
-    optimizer = row_optimizer(anchors, config.eps)
+    optimizer = row_optimizer(anchors, config)
     set_anchor_lr(optimizer, config, 0, lr_scale)
     return optimizer
 
@@ -79,7 +124,7 @@ def set_anchor_lr(
 
 def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig, lr_scale: float) -> Adam:
     """``row_optimizer`` at the learning rates of step 0."""
-    optimizer = row_optimizer(splats, optim.eps)
+    optimizer = row_optimizer(splats, optim)
     set_splat_lr(optimizer, optim, config, 0, lr_scale)
     return optimizer
 

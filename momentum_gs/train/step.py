@@ -22,6 +22,7 @@ from momentum_gs.train.decoders.choice import Decoders
 from momentum_gs.train.distillation.student import Student
 from momentum_gs.train.growth.anchors import GrowthReport
 from momentum_gs.train.losses import loss_terms
+from momentum_gs.train.optim import move_rows
 from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
 
 
@@ -117,7 +118,7 @@ def train_step(
             grown = block.after_backward(view, config)
             if grown is not None:
                 report.grown[block.block] = grown
-            block.optimizer.step()
+            move_rows(block.optimizer, view.decoded.visible)
             block.optimizer.zero_grad(set_to_none=True)
     if decoder_live:
         decoders.finish_step(inputs.comm, *corrections.gradients)

@@ -86,7 +86,7 @@ class Block(ABC):
         """
         own = DecoderLearner(config, model.position.device) if config.per_block_decoders else None
         state = cls(
-            block=block, model=model, optimizer=row_optimizer(model, config.optim.eps),
+            block=block, model=model, optimizer=row_optimizer(model, config.optim),
             stats=cls.STATS.zeros(model) if stats is None else stats, own=own, **numbers,
         )  # fmt: skip
         state.set_rates(config)
@@ -141,7 +141,7 @@ class Block(ABC):
         for name in self.MODEL.LEARNABLE:
             grad = self.model.rows()[name].grad
             if self.fixed is not None and grad is not None:
-                grad[self.fixed] = 0
+                grad.masked_fill_(self.fixed.view(-1, *[1] * (grad.ndim - 1)), 0)
 
     @abstractmethod
     def keep_bounds(self, config: Config, cell_of: CellOf | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.config.schema import GrowthConfig
-from momentum_gs.core.rows import edit_rows, scatter_max
+from momentum_gs.core.rows import edit_rows, indices_of, scatter_max
 from momentum_gs.core.types import RenderOutput
 from momentum_gs.core.voxels import cell_centers, cells_of, free_cells
 from momentum_gs.model.anchors import Anchors
@@ -54,7 +54,7 @@ class GrowthStats(RowStats):
 
         # Gaussians that were not drawn add zero; leaving them out would make the host wait for their number on a GPU.
         drawn = (output.radii > 0).unsqueeze(1)
-        kept = decoded.kept.nonzero().squeeze(1)
+        kept = indices_of(decoded.kept, len(decoded.gaussians))
         of_visible = kept // n_offsets
         offset = visible[of_visible] * n_offsets + (kept - of_visible * n_offsets)
         if output.screen_means.grad is not None:

@@ -1,0 +1,71 @@
+"""Where a training step reads values on the host, for which it would wait on a GPU: counted on a CPU, by construction.
+
+The rasterizer itself reads one number a view, the count of its pairs; it is not among these.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from host_reads import HostReads
+from test_gaussians_training import GAUSSIANS
+from tiny_run import make_config, train
+from tiny_scene import write_tiny_scene
+
+from momentum_gs.config.schema import Config
+from momentum_gs.train import loop
+
+VIEW = {"rasterize.py:visible_anchors nonzero": 1, "expand.py:_spawn nonzero": 1}
+"""What a view of a block reads: the numbers of anchors in view, and of the Gaussians that they decode to."""
+
+
+def reads_of_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
+    """Trains, and counts the reads of every call of ``train_step``."""
+    step, reads, of_steps = loop.train_step, HostReads(monkeypatch), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        before = reads.found.copy()
+        with reads:
+            report = step(*args, **kwargs)
+        of_steps.append(reads.found - before)
+        return report
+
+    monkeypatch.setattr(loop, "train_step", counted)
+    train(config)
+    return of_steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_reads_two_numbers_for_each_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool) -> None:
+    scene = write_tiny_scene(tmp_path / "scene")
+    growth = ("growth.from_step=40", f"optim.sparse_adam={str(sparse).lower()}")  # counts from step 5, grows from 50
+    steps = reads_of_steps(make_config(scene, tmp_path / "out", *growth), monkeypatch)
+    assert len(steps) == 120
+    twice = Counter({place: 2 * count for place, count in VIEW.items()})  # of the two active blocks
+    usual = [reads == twice for reads in steps]
+    # All but the steps that grow; sparse Adam also reads its counts of steps when a round of 15 begins.
+    expected = 116 - (len(steps) // 15 if sparse else 0)
+    assert sum(usual) >= expected, [dict(reads) for reads in steps if reads != twice]
+
+
+@pytest.mark.slow
+def test_a_step_of_gaussians_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = write_tiny_scene(tmp_path / "scene")
+    settings = (*GAUSSIANS, "gaussians.from_coarse=false")
+    steps = reads_of_steps(make_config(scene, tmp_path / "out", *settings), monkeypatch)
+    assert sum(not reads for reads in steps) >= 114, [dict(reads) for reads in steps if reads]  # three times two grow
+
+
+def test_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, mask = torch.arange(4.0), torch.tensor([True, False, True, True])
+    with HostReads(monkeypatch) as reads:
+        bool(tensor[0] > 0), float(tensor.sum()), int(tensor[1]), tensor[2].item()
+        tensor.tolist(), tensor.numpy(), tensor.cpu()
+        mask.nonzero(), tensor[mask], tensor.unique(), tensor.repeat_interleave(torch.tensor([1, 2, 0, 1]))
+        counted = reads.found.total()
+        torch.nonzero_static(mask, size=3), tensor.index_select(0, torch.tensor([1])), torch.where(mask, tensor, 0.0)
+        tensor.masked_fill(mask, 0.0), tensor[1:3], tensor + 1
+    assert counted == 11 and reads.found.total() == 11
