@@ -121,7 +121,7 @@ def morton(points: Float[Tensor, "n 3"], shift: Float[Tensor, "3"]) -> Int[Tenso
 
 
 def interleave(cells: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
-    """The places of cells on the Morton curve: their bits in turns. Coordinates are in [0, 2^21)."""
+    """The places of cells on the Morton curve: their bits interleaved. Coordinates are in [0, 2^21)."""
     x, y, z = (_spread(axis) for axis in cells.unbind(dim=1))
     return x | y << 1 | z << 2
 
