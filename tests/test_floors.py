@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "core": 1, "config": 2, "data": 3, "model": 4, "formats": 5, "render": 5, "partition": 6, "train": 6, "bake": 7,
-    "eval": 7, "merge": 7, "aggregate": 8, "api": 8, "doctor": 8, "export": 8, "viewer": 9, "experiments": 9, "bench": 9, "cli": 10,
-    "__main__": 11,
+    "eval": 7, "merge": 7, "aggregate": 8, "api": 8, "doctor": 8, "export": 8, "viewer": 9, "experiments": 9,
+    "bench": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 # The only files of the package that import each extension.
 IMPORTERS = {
