@@ -1,8 +1,8 @@
-"""Build of momentum-gs: the program, its settings files and the three compiled packages below submodules/ in one wheel.
+"""Build of momentum-gs: the program, its settings files and the four compiled packages below submodules/ in one wheel.
 
     pip install --no-build-isolation .      for the torch that is there (submodules/build_rules.py: GPUs or not)
 
-An editable install holds the program alone: scripts/setup.sh then installs the three from copies, so that no two
+An editable install holds the program alone: scripts/setup.sh then installs the four from copies, so that no two
 environments share compiled objects and no file has two owners.
 """
 
@@ -22,8 +22,12 @@ KERNELS = {
     "diff_gaussian_rasterization": "submodules/diff-gaussian-rasterization",
     "simple_knn": "submodules/simple-knn",
     "fused_ssim": "submodules/fused-ssim",
+    "anchor_decode": "submodules/anchor-decode",
 }
-"""Package -> its folder. The names are those under which 3DGS codebases imports such packages."""
+"""Package -> its folder. The names of the first three are those under which 3DGS codebases import such packages."""
+
+FACES = {"fused_ssim_cuda": "submodules/fused-ssim"}
+"""Packages without compiled parts beside them: names that 3DGS codebases import as well."""
 
 # Bounds: what was tried (docs/install.md).
 REQUIRES = [
@@ -65,8 +69,11 @@ class ProgramAlone(editable_wheel):
 
 
 setup(
-    packages=[*find_packages(include=["momentum_gs*"]), "momentum_gs.configs", *KERNELS],
-    package_dir={"momentum_gs.configs": "configs", **{name: f"{folder}/{name}" for name, folder in KERNELS.items()}},
+    packages=[*find_packages(include=["momentum_gs*"]), "momentum_gs.configs", *KERNELS, *FACES],
+    package_dir={
+        "momentum_gs.configs": "configs",
+        **{name: f"{folder}/{name}" for name, folder in (KERNELS | FACES).items()},
+    },
     package_data={
         "momentum_gs": ["py.typed", "eval/published.yaml"],
         "momentum_gs.export.html": ["page.*", "vendor/*"],

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the wheels: momentum-gs with everything in it, and the three kernels' packages for those who want only them.
-# Install either the one or the three: they hold the same modules.
+# Builds the wheels: momentum-gs with everything in it, and the four kernels' packages for those who want only them.
+# Install either the one or the four: they hold the same modules.
 #
-#   bash scripts/build_wheels.sh                                all four, to dist/
+#   bash scripts/build_wheels.sh                                all five, to dist/
 #   OUT=/tmp/w bash scripts/build_wheels.sh momentum-gs         only these, to another folder
 #   NATIVE=1 bash scripts/build_wheels.sh                       for this very CPU instead of any with AVX2
 #
@@ -18,7 +18,7 @@ PATH="$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH"  #
 export PATH
 
 names=("$@")
-if (($# == 0)); then names=(momentum-gs diff-gaussian-rasterization simple-knn fused-ssim); fi
+if (($# == 0)); then names=(momentum-gs diff-gaussian-rasterization simple-knn fused-ssim anchor-decode); fi
 for name in "${names[@]}"; do
     folder=$root
     if [[ $name != momentum-gs ]]; then folder=$root/submodules/$name; fi

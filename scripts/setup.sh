@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment: .venv with torch, this package and its three compiled extensions. Run it as often as you like;
+# Makes the environment: .venv with torch, this package and its four compiled extensions. Run it as often as you like;
 # it only does what is missing or has changed.
 #
 #   bash scripts/setup.sh                                             what training, rendering and scoring need
@@ -18,7 +18,7 @@ VENV=${VENV:-.venv}
 TORCH=2.13.0
 OLDEST_MINOR=11  # of torch 2, that was tried
 LOCK=requirements-lock.txt
-EXTENSIONS=(diff-gaussian-rasterization simple-knn fused-ssim)
+EXTENSIONS=(diff-gaussian-rasterization simple-knn fused-ssim anchor-decode)
 export NATIVE=${NATIVE:-0}
 
 say() { echo "setup: $*"; }

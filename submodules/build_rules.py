@@ -1,4 +1,4 @@
-"""Build rules shared by the four setup.py: the torch to build for, whether to build CUDA kernels, the build record.
+"""Build rules shared by the five setup.py: the torch to build for, whether to build CUDA kernels, the build record.
 
 The CPU kernels are always built, the CUDA kernels if torch is a CUDA build and nvcc is installed. FORCE_CUDA=1 makes it
 an error if they cannot be built, FORCE_CUDA=0 builds for CPUs only. TORCH_CUDA_ARCH_LIST names the GPU architectures,

@@ -37,6 +37,7 @@ ALLOWED = (
     Allowed("playwright is not installed", 22, lambda: importlib.util.find_spec("playwright") is None),
     Allowed("no nvcc to compile the CUDA sources with", 6),
     Allowed("splat-transform is not installed", 9, lambda: shutil.which("splat-transform") is None),
+    Allowed("the extra mesh is not installed", 16, lambda: importlib.util.find_spec("skimage") is None),
     Allowed("gsply can read SOG here", 1),
 )
 """Beside these, a test with the marker ``gpu`` may be skipped because it needs a GPU: its marker states the reason."""

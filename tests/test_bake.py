@@ -14,7 +14,7 @@ from torch import Tensor
 import momentum_gs.bake.fit as fitting
 from momentum_gs.bake.baking import bake, bake_parts, choose
 from momentum_gs.bake.between import Between
-from momentum_gs.bake.contributions import FAINT, blending_weights, contributions
+from momentum_gs.bake.contributions import FAINT, contributions
 from momentum_gs.bake.fit import fit, means_of
 from momentum_gs.bake.refine import Teaching, others, refine
 from momentum_gs.bake.row_adam import BETAS, EPS, RowAdam
@@ -23,6 +23,7 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import HEADS, DecoderOutput, GaussianDecoder
 from momentum_gs.model.harmonics import bands, basis, rotation_of_harmonics
 from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.blending import blending_weights
 from momentum_gs.render.rasterize import rasterize, spherical_harmonics, visible_splats
 from momentum_gs.render.view import decode_view, draw, render_image
 

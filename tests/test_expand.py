@@ -1,6 +1,7 @@
 """Decoding anchors, against values of the official code and a readable reference, in value and gradient."""
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from anchor_scene import parity, parity_anchors, parity_decoder, random_anchors,
 from torch import Tensor
 
 from momentum_gs.core.types import Gaussians
+from momentum_gs.model import fused
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.decoder_bank import DecoderBank
 from momentum_gs.model.expand import decode, decode_with_teacher, expand_reference
 
 CENTER = torch.tensor([0.3, -0.2, 4.0])
@@ -124,3 +127,64 @@ def test_the_camera_moves_no_gaussian() -> None:
     both = here.kept & there.kept
     assert both.any()
     assert torch.equal(here.gaussians.means[both[here.kept]], there.gaussians.means[both[there.kept]])
+
+
+@pytest.fixture
+def readable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, the operator of ``model/fused.py`` is not used."""
+    return lambda: monkeypatch.setattr(fused, "covers", lambda *arguments: False)
+
+
+OPTIONS = [
+    {},
+    {"use_feature_bank": True},
+    {"use_feature_bank": True, "add_opacity_dist": True, "add_cov_dist": True, "add_color_dist": True},
+    {"add_opacity_dist": True},
+    {"hidden_dim": 20},
+    {"background_degree": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_the_operator_and_the_readable_path_agree(
+    options: dict[str, int], with_teacher: bool, readable: Callable[[], None]
+) -> None:
+    anchors = random_anchors(60, dtype=torch.float64)
+    student, teacher = (random_decoder(seed=seed, **options).double() for seed in (0, 1))
+    teacher.requires_grad_(False)
+    rows = torch.arange(0, 60, 2)
+    inputs = [*(anchors.rows()[name] for name in Anchors.LEARNABLE), *student.parameters()]
+
+    def result() -> tuple[list[Tensor], list[Tensor]]:
+        targets = None
+        if with_teacher:
+            decoded, targets = decode_with_teacher(anchors, student, teacher, CENTER, rows)
+        else:
+            decoded = decode(anchors, student, CENTER, rows)
+        values = [*vars(decoded.gaussians).values(), decoded.neural_opacity, decoded.kept.double()]
+        loss = weighted_sum(decoded.gaussians) + (decoded.neural_opacity.square().sum() if with_teacher else 0)
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        return values + list(vars(targets).values() if targets else ()), list(gradients)
+
+    assert fused.covers(anchors, CENTER.double(), student, teacher)
+    ours = result()
+    readable()
+    for a, b in zip(sum(ours, []), sum(result(), []), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_what_the_operator_does_not_cover_is_decoded_readably() -> None:
+    anchors, decoder = random_anchors(12), random_decoder()
+    assert fused.covers(anchors, CENTER, decoder)
+    bank = DecoderBank([decoder, random_decoder(seed=1)], torch.arange(12) % 2)
+    moving = replace(anchors, position=anchors.position.clone().requires_grad_())
+    for covered in (
+        fused.covers(anchors, CENTER, bank),
+        fused.covers(anchors, CENTER, decoder.double()),
+        fused.covers(moving, CENTER, random_decoder()),
+        fused.covers(anchors, CENTER, random_decoder(), random_decoder(hidden_dim=9)),
+    ):
+        assert not covered
+    decode(moving, random_decoder(), CENTER).gaussians.means.sum().backward()
+    assert moving.position.grad is not None and (moving.position.grad != 0).any()

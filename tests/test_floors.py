@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "core": 1, "config": 2, "data": 3, "model": 4, "formats": 5, "render": 5, "partition": 6, "train": 6, "bake": 7,
-    "eval": 7, "merge": 7, "aggregate": 8, "api": 8, "doctor": 8, "export": 8, "viewer": 9, "experiments": 9,
+    "eval": 7, "merge": 7, "aggregate": 8, "api": 8, "doctor": 8, "export": 8, "mesh": 8, "viewer": 9, "experiments": 9,
     "bench": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 # The only files of the package that import each extension.
@@ -21,7 +21,8 @@ IMPORTERS = {
     "simple_knn": {"momentum_gs/model/init.py"},
     # device.py and kernels.py ask what was built.
     "fused_ssim": {"momentum_gs/core/image.py", "momentum_gs/core/device.py", "momentum_gs/core/kernels.py"},
-    # (core/kernels.py loads all three by name, to say what is wrong with them.)
+    "anchor_decode": {"momentum_gs/model/fused.py"},
+    # (core/kernels.py loads all four by name, to say what is wrong with them.)
 }
 # Formats that run code when they are read.
 CODE_ON_LOAD = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -22,9 +22,10 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.types import Camera
 from momentum_gs.data.colmap.model import read_cameras, read_points
 from momentum_gs.data.prepare.align import fit_similarity
-from momentum_gs.data.prepare.features import nearest_pairs
+from momentum_gs.data.prepare.features import Workshop, nearest_pairs
 from momentum_gs.data.prepare.files import place_model
 from momentum_gs.data.prepare.pairs import OVERLAP, choose_pairs, linked_groups, pairs_around, resolve
+from momentum_gs.data.prepare.retrieval import similar_pairs
 from momentum_gs.data.prepare.sfm import Sfm, SfmSettings, camera_groups
 from momentum_gs.data.prepare.sift import sift
 from momentum_gs.data.prepare.triangulate import triangulate
@@ -254,7 +255,9 @@ def test_every_way_of_matching_lists_a_pair_once() -> None:
     grid = {name: (30 + (i // 20) * 1e-4, -98 + (i % 20) * 1e-4, 100.0) for i, name in enumerate(names)}
     del grid["0007"]
     spatial = choose_pairs(names, "spatial", grid)
-    for pairs in (sequential, spatial):
+    retrieval = choose_pairs(names, "retrieval", {}, [("0003", "0333"), ("0003", "0004")])
+    assert set(retrieval) >= {("0003", "0333"), ("0003", "0007")} and ("0003", "0008") not in retrieval
+    for pairs in (sequential, spatial, retrieval):
         assert len(set(pairs)) == len(pairs) and all(a < b for a, b in pairs)
     assert {b for a, b in sequential if a == "0100"} >= {f"{i:04d}" for i in range(101, 101 + OVERLAP)}
     # Neighbours on the next line of the flight are 20 names and about 11 m away.
@@ -278,9 +281,25 @@ def test_auto_matches_by_gps_where_there_is_any() -> None:
     names = [f"{i:04d}" for i in range(200)]
     everywhere = dict.fromkeys(names, (30.0, -98.0, 0.0))
     assert resolve("auto", names, everywhere) == "spatial"
-    assert resolve("auto", names, {}) == "sequential"
+    assert resolve("auto", names, {}) == "retrieval"
     assert resolve("auto", names[:150], {}) == resolve("auto", names[:9], everywhere) == "exhaustive"
     assert resolve("sequential", names, everywhere) == "sequential"
+
+
+@needs_pycolmap
+def test_retrieval_finds_the_images_of_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six images each of two places, whose names alternate: the five most similar ones are those of the same place."""
+    draw = np.random.default_rng(3)
+    for place in range(2):
+        ground = texture(100, draw)
+        for i in range(6):
+            write_image(tmp_path / "photos" / f"{2 * i + place:02d}.png", ground[20 * i : 20 * i + 300, :400])
+    names = [f"{i:02d}.png" for i in range(12)]
+    shop = Workshop(tmp_path / "photos", names, tmp_path / "sfm")
+    shop.extract([(names, {"camera_model": "PINHOLE"})], 500)
+    monkeypatch.setattr("momentum_gs.data.prepare.retrieval.SIMILAR", 5)
+    expected = set(combinations(names[::2], 2)) | set(combinations(names[1::2], 2))
+    assert similar_pairs(shop) == similar_pairs(shop) == expected
 
 
 def test_lines_are_joined_however_dense_they_are() -> None:

@@ -11,8 +11,9 @@ import torch
 from tiny_run import model_of
 from tiny_scene import write_tiny_scene
 
-import momentum_gs.cli.eval
 import momentum_gs.cli.prepare
+import momentum_gs.cli.run
+import momentum_gs.eval.lpips_metric
 import momentum_gs.experiments.run_time
 from momentum_gs.cli import main as cli
 from momentum_gs.config.run import load_run_config
@@ -22,6 +23,7 @@ from momentum_gs.eval.lpips_metric import LpipsMissing
 from momentum_gs.experiments import pipeline
 from momentum_gs.experiments.choose import Choice
 from momentum_gs.experiments.run_state import RunState
+from momentum_gs.train.events import Event, RoundStarted
 from momentum_gs.train.loop import Training
 
 FAST = ["steps=30", "log.tensorboard=false", "scene.resolution=1"]
@@ -35,7 +37,7 @@ def no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args: object) -> None:
         raise LpipsMissing("LPIPS left out: no weights")
 
-    monkeypatch.setattr(momentum_gs.cli.eval, "load_lpips", missing)
+    monkeypatch.setattr(momentum_gs.eval.lpips_metric, "load_lpips", missing)
     monkeypatch.setattr(momentum_gs.experiments.run_time, "load_lpips", missing)
 
 
@@ -153,11 +155,28 @@ def test_images_are_prepared_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_more_blocks_are_cut_trained_and_merged(city: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    settings = [*FAST, "partition.blocks=2", "partition.assign=visibility", "blocks.active=1"]
-    assert cli.main(["run", str(city), str(out), *settings]) == 0
-    stages = ["start", "doctor", "partition", "blocks", "merge", "render", "eval", "report"]
+def test_more_blocks_are_cut_trained_and_merged(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ``--view`` shows the training of the blocks, not that of the coarse model."""
+    out, shown = tmp_path / "out", []
+
+    class Viewer:
+        def __init__(self, folder: Path, port: int) -> None:
+            assert (folder, port) == (out, 8080)
+
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, RoundStarted):
+                shown.append(state_of(out)["stages"].keys())
+
+        def close(self) -> None:
+            shown.append("closed")
+
+    monkeypatch.setattr(momentum_gs.cli.run, "watchers", lambda folder, port: [Viewer(folder, port)])
+    settings = [*FAST, "partition.blocks=2", "partition.assign=contribution", "blocks.active=1"]
+    assert cli.main(["run", str(city), str(out), "--view", "8080", *settings]) == 0
+    stages = ["start", "doctor", "coarse", "partition", "blocks", "merge", "render", "eval", "report"]
+    assert shown.pop() == "closed" and shown and all("partition" in before for before in shown)
     assert list(state_of(out)["stages"]) == stages
     assert (out / "partition.json").is_file()
     assert (out / "report.html").is_file()

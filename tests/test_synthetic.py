@@ -1,6 +1,7 @@
 """Facts about the synthetic city: geometry, light and files agree with each other."""
 
 import argparse
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from momentum_gs.core.geometry import project
 from momentum_gs.core.image import ssim
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera
+from momentum_gs.core.voxels import cells_of, unique_cells
 from momentum_gs.data.colmap.model import ColmapModel, read_model
+from momentum_gs.data.point_files import read_point_file
 from momentum_gs.data.synthetic.cast import GROUND, SKY, Caster
 from momentum_gs.data.synthetic.city import City, build_city
-from momentum_gs.data.synthetic.scene import POINTS_PER_BLOCK, CitySettings, read_depth, write_city
+from momentum_gs.data.synthetic.scene import POINTS_PER_BLOCK, REFERENCE, CitySettings, read_depth, write_city
 from momentum_gs.data.synthetic.shade import SKYLIGHT, SUN, SUNLIGHT, Shader, pulse, to_linear, to_srgb
-from momentum_gs.data.synthetic.survey import fly, target, track_lengths
+from momentum_gs.data.synthetic.survey import FOCAL, fly, target, track_lengths
 
 SETTINGS = CitySettings(blocks_x=2, blocks_y=2, views=12, width=96, height=72, seed=3)
 
@@ -321,3 +324,19 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         parser.parse_args([out, "--size", "40"])
     assert "expected WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_reference_points_are_on_surfaces_that_an_image_shows(scene: Path, model: ColmapModel) -> None:
+    cloud = read_point_file(scene / REFERENCE)
+    spacing = json.loads((scene / "synth.json").read_text())["depth_scale"] * (2**16 - 1) / 8 / (2 * FOCAL * 96)
+    assert len(unique_cells(cells_of(cloud.xyz, spacing))[0]) > 0.99 * len(cloud), "one point in a voxel"
+    shown = torch.zeros(len(cloud), dtype=torch.bool)
+    for camera in model.cameras:
+        pixels, z = project(cloud.xyz, camera)
+        # Points are under the centres of pixels, so that rounding finds their pixel.
+        inside = ((pixels > 0) & (pixels < torch.tensor([96, 72]))).all(dim=1) & (z > 0)
+        column, row = pixels[inside].long().unbind(1)
+        depth = read_depth(scene, camera.name)[row, column]
+        centred = ((pixels[inside] - pixels[inside].floor() - 0.5).abs() < 0.01).all(dim=1)
+        shown[inside] |= ((depth - z[inside]).abs() < 0.02) & centred
+    assert len(cloud) > 10_000 and shown.all()

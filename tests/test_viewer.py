@@ -16,7 +16,6 @@ from scene_files import camera
 from tiny_run import assert_same_bits, make_config, model_of, write_table
 from tiny_scene import nadir_camera, write_tiny_scene
 
-from momentum_gs.bake.contributions import blending_weights
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config
 from momentum_gs.core.comm import LocalComm
@@ -28,6 +27,7 @@ from momentum_gs.data.scene import load_scene
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.splat_io import save_splats
 from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.blending import blending_weights
 from momentum_gs.render.view import decode_view, draw, render_image
 from momentum_gs.train.events import Observers
 from momentum_gs.train.loop import Training

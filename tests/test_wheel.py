@@ -143,7 +143,7 @@ def test_the_static_page_is_written_from_the_wheel(program: Path, tmp_path: Path
 
 def test_nothing_of_the_checkout_is_used(program: Path, tmp_path: Path) -> None:
     python = program.with_name("python")
-    names = ["momentum_gs", "diff_gaussian_rasterization", "simple_knn", "fused_ssim"]
+    names = ["momentum_gs", "diff_gaussian_rasterization", "simple_knn", "fused_ssim", "anchor_decode"]
     done = call(
         python, tmp_path, "-I", "-c", f"import {', '.join(names)}\nfor m in [{', '.join(names)}]: print(m.__file__)"
     )

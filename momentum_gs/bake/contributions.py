@@ -1,7 +1,7 @@
 """How much each offset of each anchor contributes to the images of each camera."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from momentum_gs.core.log import progress
-from momentum_gs.core.types import Camera, Gaussians
+from momentum_gs.core.types import Camera
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.splats import Harmonics, Model
-from momentum_gs.render.rasterize import rasterize
+from momentum_gs.render.blending import blending_weights
 from momentum_gs.render.view import decode_view
 
 FAINT = 1e-3
@@ -72,19 +72,6 @@ def contributions(
             weight = _mapped(folder / f"weight_{i}.npy", weight)
         views.append(ViewContributions(offset, weight))
     return Contributions(total, views)
-
-
-def blending_weights(gaussians: Gaussians, camera: Camera) -> Float[Tensor, "g"]:
-    """The sum over pixels of each Gaussian's transmittance times alpha.
-
-    An image is the sum of colour times this weight, so the gradient of its sum by the colours is exactly that.
-    """
-    with torch.enable_grad():
-        colors = torch.zeros_like(gaussians.opacities).requires_grad_()
-        fixed = Gaussians(*(getattr(gaussians, name).detach() for name in gaussians.__dataclass_fields__))
-        image = rasterize(replace(fixed, colors=colors), camera, colors.new_zeros(1)).image
-        (weight,) = torch.autograd.grad(image.sum(), colors)
-    return weight.squeeze(1)
 
 
 def _mapped(file: Path, values: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import info
-from momentum_gs.eval.lpips_metric import NETS, Lpips, LpipsMissing, load_lpips
+from momentum_gs.eval.lpips_metric import NETS, Lpips, lpips_or_none
 from momentum_gs.eval.metrics import score_folder
 from momentum_gs.eval.record import method_record, with_merge_gaps
 from momentum_gs.eval.results import SPLITS, merge_json, read_json, result_files, write_json
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         folders = {out: _method_folders(out, args.split, args.iteration) for out in args.outs}
         device = pick_device(args.device)
-        lpips = _lpips(args, device)
+        lpips = lpips_or_none(args.lpips, args.lpips_weights, device, "eval")
         rows = [row for out, methods in folders.items() for row in _score_run(out, args.split, methods, lpips, device)]
     # Runs that have just been scored are shown in any case.
     separate = args.separate or not args.compare
@@ -83,16 +82,6 @@ def _method_folders(out: Path, split: str, iteration: int | None) -> list[Path]:
         wanted = "ours_*" if iteration is None else f"ours_{iteration}"
         raise UserError(f"{out / split}: no renders ({wanted}); run 'momentum-gs render {out} --split {split}' first")
     return sorted(folders, key=lambda path: (_iteration(path.name).zfill(12), path.name))
-
-
-def _lpips(args: argparse.Namespace, device: torch.device) -> Lpips | None:
-    if args.lpips == "none":
-        return None
-    try:
-        return load_lpips(args.lpips, args.lpips_weights, device)
-    except LpipsMissing as missing:
-        info(f"eval: {missing}")
-        return None
 
 
 def _score_run(out: Path, split: str, folders: list[Path], lpips: Lpips | None, device: torch.device) -> list[Row]:

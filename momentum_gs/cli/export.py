@@ -4,12 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from momentum_gs.core.device import pick_device, print_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
-from momentum_gs.eval.lpips_metric import NETS, Lpips, LpipsMissing, load_lpips
+from momentum_gs.eval.lpips_metric import NETS, lpips_or_none
 from momentum_gs.export.files import FORMATS
 from momentum_gs.export.run import PAGE, Options, export_run, json_file
 
@@ -86,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     record = export_run(
         args.out, file, options, device, iteration=args.iteration, scene_path=args.source_path,
-        lpips=_lpips(args, device),
+        lpips=lpips_or_none(args.lpips, args.lpips_weights, device, "export"),
     )  # fmt: skip
     info(_table(record))
     info(f"export: {file} and {json_file(file).name}")
@@ -108,16 +106,6 @@ def _numbers(name: str, text: str, kind: Any) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"export: --{name} is {text!r}, expected numbers separated by commas; correct it") from error
-
-
-def _lpips(args: argparse.Namespace, device: torch.device) -> Lpips | None:
-    if args.lpips == "none":
-        return None
-    try:
-        return load_lpips(args.lpips, args.lpips_weights, device)
-    except LpipsMissing as missing:
-        info(f"export: {missing}")
-        return None
 
 
 def _table(record: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from momentum_gs import __version__
+from momentum_gs.core.cores import limit_threads
 from momentum_gs.core.errors import UserError, complain
 from momentum_gs.core.memory import keep_freed_memory
 
@@ -28,6 +29,8 @@ COMMANDS = {
     "eval": "score rendered views: PSNR, SSIM, LPIPS; raw, colour-corrected and fitted",
     "report": "write a self-contained HTML page about a run",
     "view": "show runs, exports or a running training in a browser",
+    "mesh": "make a triangle mesh of a finished run's surface",
+    "eval-mesh": "score a mesh against a reference: precision, recall, F1, distances",
     "video": "render a run along a camera path into a video",
     "import": "make a run of a model that another program trained",
     "export": "write the model as standard 3D Gaussians, and say what that costs",
@@ -44,6 +47,7 @@ GROUPS = {
     "check a scene": ("doctor",),
     "train": ("partition", "train", "merge"),
     "render and score": ("render", "eval", "report"),
+    "surfaces": ("mesh", "eval-mesh"),
     "view and export": ("view", "video", "import", "export"),
     "compress, send and merge": ("devices", "compress", "aggregate"),
     "compare methods": ("sweep",),
@@ -51,8 +55,8 @@ GROUPS = {
 }
 """Purpose -> the commands for it, in the usual order."""
 
-MODULES = {"import": "import_model"}
-"""Command -> its module, where that has another name, as 'import' is a word of Python."""
+MODULES = {"import": "import_model", "eval-mesh": "eval_mesh"}
+"""Command -> its module, where that has another name, as 'import' is a word of Python and a hyphen is none."""
 
 USUAL_ORDER = """\
 The usual order is prepare, doctor, partition, train, merge, render, eval, report. 'run' does all of it."""
@@ -99,6 +103,7 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # When a connection breaks, torch's C++ code prints a stack trace on every rank, which hides the explaining message.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    limit_threads()
     keep_freed_memory()
     from momentum_gs.core.kernels import check_kernels  # Imported late because it loads torch.
 

@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     photos = parser.add_argument_group("images")
     photos.add_argument("--matching", choices=get_args(Matching), default=default.matching,
                         help="image pairs to match: exhaustive: all; spatial: neighbours by GPS; sequential: "
-                        "neighbours by name; auto: spatial if 9 of 10 images have GPS, else exhaustive for up to "
-                        f"{EXHAUSTIVE} images, else sequential")  # fmt: skip
+                        "neighbours by name; retrieval: those that look alike; auto: spatial if 9 of 10 images have "
+                        f"GPS, else exhaustive for up to {EXHAUSTIVE} images, else retrieval")  # fmt: skip
     photos.add_argument("--cameras", choices=get_args(Cameras), default=default.cameras,
                         help="which images share intrinsics: folder: those of one size in one folder; image: none "
                         "(default %(default)s)")  # fmt: skip
@@ -133,7 +133,7 @@ def _report_registered(result: Reconstructed) -> None:
             "with only its images; to join them, add images that connect them")  # fmt: skip
     if 2 * len(result.registered) < total:
         info("fewer than half of the images are registered: do they show one place, and do neighbours overlap by half "
-            "or more? --matching exhaustive also finds pairs that name order and GPS miss")  # fmt: skip
+            "or more? --matching exhaustive also finds pairs that GPS, name order and retrieval miss")  # fmt: skip
 
 
 def _listed(names: list[str]) -> str:

@@ -13,6 +13,7 @@ from momentum_gs.data.transforms import find_transforms
 from momentum_gs.experiments.choose import Quality
 from momentum_gs.experiments.pipeline import SET_BY_RUN, Pipeline, RunRequest
 from momentum_gs.experiments.run_state import RunState
+from momentum_gs.viewer.companion import watchers
 
 HELP = "do everything: from images or a scene to a scored model and a report"
 DESCRIPTION = """\
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "width in pixels, -1 caps the width at 1600 (scene.resolution); default: chosen automatically")  # fmt: skip
     add("-c", "--config", metavar="FILE", action="append", help="settings file: a shipped one by its name, or the path "
         "of your own YAML file; may be repeated, later files override earlier ones; default: own")  # fmt: skip
+    add("--view", type=int, nargs="?", const=8080, metavar="PORT",
+        help="show the training in a browser at this port of this machine (default: 8080), see 'momentum-gs view'")
     add("overrides", nargs="*", metavar="key=value", help="any setting, e.g. steps=5000; overrides FILE")
 
 
@@ -55,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
                         "input; choose a folder outside of it")  # fmt: skip
     request = RunRequest(args.source, args.out, args.minutes, args.quality, args.resolution, tuple(args.config or ()),
                          tuple(args.overrides))  # fmt: skip
+    watching = [] if args.view is None else watchers(args.out, args.view)
     state = RunState.open(args.out, _identity(request))
-    work = Pipeline(request, args.source if is_scene else args.out / "scene", state, _run_command)
+    work = Pipeline(request, args.source if is_scene else args.out / "scene", state, _run_command, watching)
     state.add("start", args.seconds_to_start)
     try:
         if not is_scene:

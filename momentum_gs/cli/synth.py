@@ -16,6 +16,7 @@ poses of a drone survey (straight down, then obliquely in four directions) and w
   OUT/images/              JPEG
   OUT/sparse/0/            cameras, images and points3D as COLMAP writes them, and test.txt with the held-out images
   OUT/depths/              true depth, 16-bit PNG: metres of camera z = value * depth_scale, 0 where unknown
+  OUT/reference.ply        points of the surfaces that the images show, for 'momentum-gs eval-mesh'
   OUT/synth.json           the settings, and depth_scale
 
 The unit is the metre, z points up, the city is centred on the origin. The same settings give the same scene.

@@ -4,11 +4,10 @@ import argparse
 
 from momentum_gs.cli.common import add_run_arguments, resolve_choices
 from momentum_gs.config.run import out_folder
-from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.experiments.training import train
-from momentum_gs.train.events import Observer
+from momentum_gs.viewer.companion import watchers
 
 HELP = "train the coarse model, or the blocks of a partitioned scene"
 DESCRIPTION = """\
@@ -49,15 +48,5 @@ def run(args: argparse.Namespace) -> None:
     """Trains and writes the model."""
     with Stop() as stop, launched(stop, args.max_silence) as launch:
         config, choices = resolve_choices(args, own=True, announce=True)
-        watchers = [] if args.view is None else _watchers(config, args.view)
-        train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices, watchers=watchers)
-
-
-def _watchers(config: Config, port: int) -> list[Observer]:
-    """What shows the training in a browser. Raises UserError without viser."""
-    from momentum_gs.viewer.companion import Companion, require_viser
-    from momentum_gs.viewer.live import LiveWriter
-
-    require_viser()
-    out = out_folder(config)
-    return [LiveWriter(out), Companion(out, port)]
+        watching = [] if args.view is None else watchers(out_folder(config), args.view)
+        train(config, launch, stop, resume=args.resume, only=args.only_blocks, choices=choices, watchers=watching)

@@ -45,8 +45,9 @@ _SCALARS = (
 
 _SHARES = frozenset([
     "optim.lr_steps", "growth.start_stat", "growth.from_step", "growth.until", "weighting.every", "blocks.interval",
-    "gaussians.sh_every", "gaussians.from_step", "gaussians.until", "gaussians.reset_every", "log.checkpoint_every",
-    "log.test_every",
+    "gaussians.sh_every", "gaussians.from_step", "gaussians.until", "gaussians.reset_every", "distill.noise_every",
+    "distill.from_step", "distill.until", "distill.structure_every", "distill.prune_at", "distill.keep_at",
+    "log.checkpoint_every", "log.test_every",
 ])  # fmt: skip
 """Numbers of steps that may be given as a share of ``steps``."""
 _AUTO = frozenset(["steps", "scene.resolution", "model.voxel_size"])
@@ -293,8 +294,11 @@ def _scalar(value: Any, hint: Any) -> Any:
         if typing.get_origin(kind) is Literal and isinstance(value, str) and value in typing.get_args(kind):
             return value
         items = typing.get_args(kind)
-        if typing.get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(items):
-            return tuple(_scalar(item, of) for item, of in zip(value, items, strict=True))
+        if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+            if items[1:] == (...,):
+                return tuple(_scalar(item, items[0]) for item in value)
+            if len(value) == len(items):
+                return tuple(_scalar(item, of) for item, of in zip(value, items, strict=True))
         if kind in (bool, str) and isinstance(value, kind):
             return value
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -333,6 +337,8 @@ def _described(hint: Any) -> str:
         items = typing.get_args(kind)
         if typing.get_origin(kind) is Literal:
             parts.append("one of " + ", ".join(items))
+        elif items[1:] == (...,):
+            parts.append("a list of texts")
         elif typing.get_origin(kind) is tuple:
             parts.append(f"a list of {len(items)} {'whole numbers' if items[0] is int else 'numbers'}")
         else:

@@ -23,6 +23,7 @@ def absolute_paths(config: Config) -> Config:
         config,
         out=_absolute(config.out),
         scene=replace(config.scene, path=_absolute(config.scene.path), test_list=test_list, points=points),
+        distill=replace(config.distill, teachers=tuple(map(os.path.abspath, config.distill.teachers))),
         store=replace(config.store, folder=_absolute(config.store.folder)),
         partition=replace(
             config.partition, coarse=_absolute(config.partition.coarse), file=_absolute(config.partition.file)

@@ -6,6 +6,7 @@ code, [SGS] Scaffold-GS, [3DGS] the original code, [paper] the Momentum-GS paper
 scene's files; a training unit is ``scene.unit`` scene units.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -16,6 +17,9 @@ NEEDS_ANCHORS = {
     "model.background": "fixed",
 }  # fmt: skip
 """Settings that need anchors or a decoder, with the values that ``model.primitive=gaussians`` gives them."""
+
+_COUNT = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?[kM%]?")
+"""A number of Gaussians above 0, or a share."""
 
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 """A signed axis of the scene's coordinates."""
@@ -304,6 +308,83 @@ class GaussiansConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Varied trainings of explicit Gaussians, and students that learn from several of them (docs/distillation.md). Used
+    with ``model.primitive=gaussians``. Steps are block steps."""
+
+    noise: float = 0.0
+    """Perturbed teacher: standard deviation of the noise on Gaussians whose mean screen-space gradient reaches
+    ``gaussians.grad_threshold``; for positions a multiple of the Gaussian's largest scale, otherwise of 1 (rotation as
+    six numbers, log scales, opacity logit). 0: none. The paper gives no value, the authors' code has 0.1
+    [Distilled-3DGS]."""
+    noise_every: int = 500
+    """Steps between perturbations [Distilled-3DGS; 1000 in its code]."""
+    dropout: float = 0.0
+    """Teacher with dropout: share of the Gaussians left out of a step's render, reached at ``until`` after a linear
+    rise from 0 at ``from_step``; 0.2 in the paper [Distilled-3DGS]. 0: none."""
+    dropout_every: int = 1
+    """Steps between renders with dropout [Distilled-3DGS; 1000 in its code]."""
+    from_step: int = 500
+    """First step of perturbation and dropout [Distilled-3DGS; 15,000 in its code]."""
+    until: int = 15_000
+    """Last step of perturbation and dropout [Distilled-3DGS; 25,000 in its code]."""
+    teachers: tuple[str, ...] = ()
+    """Student: output folders of finished runs of the same scene, of anchors or of Gaussians, whose mean render is a
+    second target; the first is also that of ``structure``. Empty: no student."""
+    start: Literal["points", "teacher"] = "points"
+    """What a student starts from: the scene's points, as in the paper, or the first teacher's Gaussians, which are
+    baked if it has anchors [ours]."""
+    lambda_kd: float = 1.0
+    """Weight of the image loss against the teachers' mean render, lambda_kd [ours; the paper gives no value]."""
+    structure: float = 1.0
+    """Weight of the structure loss [Distilled-3DGS]. 0: off."""
+    structure_every: int = 500
+    """Steps between those with the structure loss [Distilled-3DGS; 1000 in its code]."""
+    grid: int = 128
+    """Voxels along each axis of the structure loss [Distilled-3DGS; 256 in its code]."""
+    counts: Literal["trilinear", "gaussian", "marginals"] = "trilinear"
+    """How the structure loss counts a Gaussian: in 8 voxels, linearly; in 64, by a normal density; on each axis for
+    itself, like the outer product in the authors' code [ours]."""
+    gaussians: str | None = None
+    """Number of Gaussians to keep at ``prune_at``, over all blocks: a number such as 500000 or 0.5M, or a share such as
+    20% of the Gaussians with which the first teacher draws the training views. They are drawn by the blending weight
+    that they have in the training views. Null: all."""
+    prune_at: int = 15_000
+    """Step at which ``gaussians`` takes effect; densification has to end by then [Distilled-3DGS]."""
+    keep: float = 0.99
+    """Share of the blending weight that is kept at ``keep_at``; the faintest Gaussians that make up the rest leave, if
+    ``gaussians`` is set [code of Distilled-3DGS]. 1: all stay."""
+    keep_at: int = 20_000
+    """Step at which ``keep`` takes effect [code of Distilled-3DGS]."""
+    labels_gb: float = 4.0
+    """Largest size of the teachers' renders on disk in OUT, GiB per process; further views are rendered whenever they
+    are shown. 0: all are [ours]."""
+
+    def __post_init__(self) -> None:
+        _check(self.noise >= 0, "distill.noise", self.noise, "at least 0")
+        _check(0 <= self.dropout < 1, "distill.dropout", self.dropout, "a share in [0, 1)")
+        for name in ("noise_every", "dropout_every", "structure_every", "grid", "prune_at", "keep_at"):
+            _check(getattr(self, name) >= 1, f"distill.{name}", getattr(self, name), "at least 1")
+        for name in ("lambda_kd", "structure", "labels_gb"):
+            _check(getattr(self, name) >= 0, f"distill.{name}", getattr(self, name), "at least 0")
+        _check(0 < self.keep <= 1, "distill.keep", self.keep, "a share in (0, 1]")
+        if self.gaussians is not None:
+            _check(_COUNT.fullmatch(self.gaussians) is not None, "distill.gaussians", self.gaussians,
+                   "a number such as 500000 or 0.5M, or a share such as 20%")
+            _check(self.gaussians[-1] != "%" or bool(self.teachers), "distill.gaussians", self.gaussians,
+                   "a number, as there are no distill.teachers of which it could be a share")
+            _check(self.prune_at <= self.keep_at, "distill.keep_at", self.keep_at,
+                   f"at least distill.prune_at = {self.prune_at}")
+
+    def count(self, of: int) -> int | None:
+        """``gaussians`` as a number; ``of``: that of which it may be a share. None: no bound."""
+        if self.gaussians is None:
+            return None
+        number, unit = self.gaussians.rstrip("kM%"), self.gaussians[-1]
+        return int(float(number) * {"k": 1e3, "M": 1e6, "%": of / 100}.get(unit, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnchorsConfig:
     """How large a block may grow [ours]."""
 
@@ -587,6 +668,7 @@ class Config:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
@@ -602,9 +684,14 @@ class Config:
         return self.stage == "blocks" and self.model.primitive == "anchors" and self.blocks.decoder == "per_block"
 
     @property
+    def starts_from_teacher(self) -> bool:
+        """Whether blocks are those of a student that starts from its first teacher."""
+        return bool(self.distill.teachers) and self.distill.start == "teacher"
+
+    @property
     def starts_from_coarse(self) -> bool:
         """Whether blocks start from the coarse model."""
-        if self.stage != "blocks":
+        if self.stage != "blocks" or self.starts_from_teacher:
             return False
         return self.gaussians.from_coarse if self.model.primitive == "gaussians" else self.blocks.from_coarse
 
@@ -619,7 +706,10 @@ class Config:
     @property
     def idle_sections(self) -> tuple[str, ...]:
         """Prefixes of the dotted names of settings that have no effect in this experiment."""
-        gaussians = ("gaussians.",) if self.model.primitive == "anchors" else ()
+        gaussians: tuple[str, ...] = ("gaussians.", "distill.") if self.model.primitive == "anchors" else ()
+        if not self.distill.teachers:
+            names = ("start", "lambda_kd", "structure", "grid", "counts", "labels_gb")
+            gaussians += tuple(f"distill.{name}" for name in names)
         # appearance.model itself always has an effect: with other corrections, or none, it is another experiment.
         return gaussians + (("appearance.lr", "appearance.smooth") if self.appearance.model == "none" else ())
 
@@ -633,6 +723,15 @@ class Config:
                 section, _, key = name.partition(".")
                 value = getattr(getattr(self, section), key)
                 _check(value == off, name, value, f"{off} with model.primitive=gaussians: no anchors, no decoder")
+        if self.model.primitive == "gaussians" and self.distill.gaussians is not None:
+            last, until = min(self.distill.prune_at, self.steps), self.gaussians.until
+            _check(self.distill.keep_at <= self.steps, "distill.keep_at", self.distill.keep_at, "at most steps")
+            _check(until <= last, "gaussians.until", until,
+                   f"at most distill.prune_at = {last} with distill.gaussians, whose number would be exceeded again")
+        if self.distill.teachers:
+            primitive = self.model.primitive
+            _check(primitive == "gaussians", "model.primitive", primitive, "gaussians with distill.teachers")
+            _check(self.optim.pose is None, "optim.pose", self.optim.pose, "null with distill.teachers")
         if self.per_block_decoders:
             why = "without a shared decoder (blocks.decoder=per_block, see configs/modes/independent.yaml)"
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")

@@ -110,7 +110,7 @@ def _why_no_cuda() -> str | None:
 
 
 def _kernels_have_cuda() -> bool:
-    from fused_ssim import has_cuda  # The three extensions are built together, so one answers for all.
+    from fused_ssim import has_cuda  # The extensions are built together, so one answers for all.
 
     return bool(has_cuda())
 

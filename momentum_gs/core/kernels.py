@@ -1,6 +1,6 @@
-"""Checks of the three compiled packages: installed, ours, and built for the installed torch.
+"""Checks of the four compiled packages: installed, ours, and built for the installed torch.
 
-They have the import names of 3DGS codebases, so other packages may be installed under the same names.
+Three of them have the import names of 3DGS codebases, so other packages may be installed under the same names.
 """
 
 import importlib
@@ -19,12 +19,13 @@ PACKAGES = {
     "diff_gaussian_rasterization": ("ops", "project"),
     "simple_knn": ("_C", "mean_squared_distance"),
     "fused_ssim": ("ops", "mean_ssim"),
+    "anchor_decode": ("ops", "decode"),
 }
 """Package -> the module that loads its library, and an operator that only our package registers."""
 
 
 def check_kernels() -> None:
-    """Loads the three packages.
+    """Loads the four packages.
 
     Raises:
         UserError: naming the first that is missing, not ours, or compiled for another torch, and the command that
@@ -59,7 +60,7 @@ def build_record(package: str) -> dict[str, str | None]:
 
 
 def cpu_kernels() -> str:
-    """The instruction set of the CPU kernels, e.g. ``x86-64-v4``; all three packages choose the same.
+    """The instruction set of the CPU kernels, e.g. ``x86-64-v4``; all packages choose the same.
 
     Raises:
         UserError: for a CPU that no variant runs on, or if MOMENTUM_GS_CPU names a variant that does not exist.
@@ -73,7 +74,7 @@ def cpu_kernels() -> str:
 
 
 def repair(with_gpu: bool = False) -> str:
-    """The command that reinstalls the three packages; ``with_gpu`` makes it fail if the GPU kernels cannot be built."""
+    """The command that reinstalls the four packages; ``with_gpu`` makes it fail if the GPU kernels cannot be built."""
     root = Path(momentum_gs.__file__).parents[1]
     force = "FORCE_CUDA=1 " if with_gpu else ""
     if (root / "scripts" / "setup.sh").is_file():

@@ -107,6 +107,17 @@ def load_lpips(net: str, weights: Path | None, device: torch.device) -> Lpips:
     return Lpips(net, trunk, model, device)
 
 
+def lpips_or_none(net: str, weights: Path | None, device: torch.device, command: str) -> Lpips | None:
+    """``load_lpips``; None for ``none``, and where LPIPS cannot be computed, which is then said with ``command``."""
+    if net == "none":
+        return None
+    try:
+        return load_lpips(net, weights, device)
+    except LpipsMissing as missing:
+        info(f"{command}: {missing}")
+        return None
+
+
 def _find_trunk(net: str, weights: Path | None) -> Path:
     url = _trunk_url(net)
     name = url.rsplit("/", 1)[1]

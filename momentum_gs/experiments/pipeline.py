@@ -1,7 +1,7 @@
 """The stages of ``momentum-gs run``: their order, the choice of settings, and what each stage does."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from momentum_gs.experiments.training import train
 from momentum_gs.partition.cut import cut
 from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor
 from momentum_gs.train.checkpoint import checkpoints
+from momentum_gs.train.events import Observer
 from momentum_gs.train.pace import Pace
 
 SET_BY_RUN = ("stage", "out", "scene.path")
@@ -51,19 +52,27 @@ class RunRequest:
 class Pipeline:
     """The stages of ``momentum-gs run``."""
 
-    def __init__(self, request: RunRequest, scene: Path, state: RunState, command: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        request: RunRequest,
+        scene: Path,
+        state: RunState,
+        command: Callable[..., None],
+        watchers: Sequence[Observer] = (),
+    ) -> None:
         """
         Args:
             request: The command line.
             scene: Folder of the scene.
             state: The state of the run.
             command: (Name, arguments...): runs another command as from the command line.
+            watchers: Further observers of the training of the model, not of a coarse one.
 
         Raises:
             UserError: for invalid settings.
         """
         self._request, self._scene, self._state, self._out = request, scene, state, request.out
-        self._command = command
+        self._command, self._watchers = command, watchers
         # Done first, so that a wrong setting is reported before an hour of preparation.
         choosing = self._choosing("coarse", self._out)
         auto = choosing.auto
@@ -187,8 +196,9 @@ class Pipeline:
         """
         assert config.out is not None
         resume, choices = bool(checkpoints(Path(config.out) / "checkpoint")), self._state.choices
+        watchers = self._watchers if Path(config.out) == self._out else ()
         with Stop() as stop, launched(stop, SILENCE_SECONDS) as launch:
-            outcome = train(config, launch, stop, resume=resume, choices=choices, pace=pace)
+            outcome = train(config, launch, stop, resume=resume, choices=choices, pace=pace, watchers=watchers)
         if outcome.interrupted:
             raise KeyboardInterrupt
 

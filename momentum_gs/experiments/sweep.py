@@ -7,6 +7,7 @@ from pathlib import Path
 from momentum_gs.config.run import out_folder
 from momentum_gs.config.schema import Config
 from momentum_gs.config.sweep import Sweep, SweepRow
+from momentum_gs.core.cores import usable_cores
 from momentum_gs.core.device import visible_gpus
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
@@ -142,8 +143,7 @@ def _slots(jobs: int | None, config: Config) -> list[dict[str, str]]:
     count = jobs or len(gpus) or 1
     if count < 1:
         raise UserError(f"sweep: --jobs is {count}, expected at least 1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // count))
+    threads = str(max(1, usable_cores() // count))
     shares = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
     return [{**shares, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})} for i in range(count)]
 

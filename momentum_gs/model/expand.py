@@ -4,7 +4,7 @@ Notation: N anchors, M of them visible, K offsets, G Gaussians kept (those with 
 (anchor, offset) pairs are selected first and everything else is gathered for them only, so that no tensor of size M*K
 exists besides the decoder's outputs. Kept offsets are in the order of their anchors: where a gather repeats an anchor's
 row, its gradient is a sum over neighbours, in a fixed order (``core.rows.take_runs``). ``expand_reference`` is the
-plain form of the original, for reading and tests.
+plain form of the original, for reading and tests. Where ``fused.covers`` says so, one operator does all of it.
 
 Source: gaussian_renderer/__init__.py::generate_neural_gaussians and
 generate_neural_gaussians_and_momentum_gaussians of Momentum-GS.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from momentum_gs.core.rows import take_runs
 from momentum_gs.core.types import Gaussians
+from momentum_gs.model import fused
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import DecoderOutput, GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
@@ -67,7 +68,11 @@ def decode(
     visible: Int[Tensor, "m"] | None = None,
 ) -> Decoded:
     """Decode the anchors in the rows ``visible`` (distinct; None: all) for a camera at ``camera_center``."""
-    view = _look(anchors, camera_center, visible)
+    center = camera_center.to(anchors.position)
+    if fused.covers(anchors, center, decoder):
+        assert isinstance(decoder, GaussianDecoder)
+        return _fused(anchors, decoder, center, visible)[0]
+    view = _look(anchors, center, visible)
     return _spawn(anchors, view, decoder.at(view.rows)(view.feature, view.direction, view.distance))[0]
 
 
@@ -84,7 +89,12 @@ def decode_with_teacher(
     With ``detach`` the teacher's outputs are fixed targets, as in the paper; without, gradients flow through the
     teacher to features and scales, as in the official code. The caller freezes the teacher's parameters.
     """
-    view = _look(anchors, camera_center, visible)
+    center = camera_center.to(anchors.position)
+    if detach and fused.covers(anchors, center, student, teacher):
+        decoded, targets = _fused(anchors, student, center, visible, teacher)
+        assert targets is not None
+        return decoded, targets
+    view = _look(anchors, center, visible)
     decoded, kept = _spawn(anchors, view, student(view.feature, view.direction, view.distance))
     with torch.no_grad() if detach else contextlib.nullcontext():
         output = teacher(view.feature, view.direction, view.distance)
@@ -93,17 +103,38 @@ def decode_with_teacher(
     return decoded, TeacherTargets(color, scale, rotation, output.opacity.reshape(-1, 1))
 
 
-def _look(anchors: Anchors, camera_center: Tensor, visible: Tensor | None) -> _View:
+def _fused(
+    anchors: Anchors, student: GaussianDecoder, center: Tensor, visible: Tensor | None,
+    teacher: GaussianDecoder | None = None,
+) -> tuple[Decoded, TeacherTargets | None]:  # fmt: skip
+    """Both of ``decode_with_teacher``, by the operator."""
+    rows = _all_rows(anchors) if visible is None else visible
+    found = fused.decode(anchors, student, center, rows, teacher)
+    gaussians = Gaussians(
+        means=found.means, scales=found.scales, quats=found.quats, opacities=found.opacities, colors=found.colors
+    )
+    decoded = Decoded(gaussians, found.neural_opacity.reshape(-1, 1), found.kept.flatten(), rows)
+    if found.targets is None:
+        return decoded, None
+    scale, rotation, color, opacity = found.targets
+    return decoded, TeacherTargets(color, scale, rotation, opacity.reshape(-1, 1))
+
+
+def _all_rows(anchors: Anchors) -> Int[Tensor, "n"]:
+    return torch.arange(len(anchors), device=anchors.position.device)
+
+
+def _look(anchors: Anchors, center: Tensor, visible: Tensor | None) -> _View:
     """Gather the visible rows and the direction and distance at which the camera sees them."""
     if visible is None:
-        rows = torch.arange(len(anchors), device=anchors.position.device)
+        rows = _all_rows(anchors)
         position, feature, log_scale = anchors.position, anchors.feature, anchors.log_scale
     else:
         rows = visible
         position, feature, log_scale = (
             row.index_select(0, rows) for row in (anchors.position, anchors.feature, anchors.log_scale)
         )
-    ray = position - camera_center.to(position)
+    ray = position - center
     distance = ray.norm(dim=1, keepdim=True)
     return _View(rows, position, feature, log_scale.exp(), ray / distance, distance)
 

@@ -56,6 +56,7 @@ def render_view(
     nudge: Float[Tensor, "6"] | None = None,
     around: Model | None = None,
     window: Window | None = None,
+    opacity_factors: Float[Tensor, "n 1"] | None = None,
     surface: bool = False,
 ) -> ViewRender:
     """Decodes the model for a view and rasterizes it.
@@ -70,6 +71,7 @@ def render_view(
         nudge: Zeros that receive the gradient of the camera's pose (``nudged``).
         around: Further rows to render, held fixed; the result describes only those of ``model``, apart from the image.
         window: Part of the view to render; None: all of it.
+        opacity_factors: Multiply the splats' opacities; those with a factor of 0 have radius 0 in the result. None: 1.
         surface: Also draw depth and normals, in the same pass.
     """
     targets = None
@@ -83,18 +85,26 @@ def render_view(
     if behind is not None and window is not None:
         behind = window.crop(behind)
     parts = [decoded.gaussians]
+    if opacity_factors is not None:
+        parts = [replace(decoded.gaussians, opacities=decoded.gaussians.opacities * opacity_factors)]
     if around is not None:
         # Without a gradient to the decoder, which gained nothing where it was measured (docs/lab_log.md).
         with torch.no_grad():
             parts.append(decode_view(around, decoder, camera, window).gaussians)
     if nudge is not None:
         parts = [nudged(part, camera, nudge) for part in parts]
-    if not surface:
-        return ViewRender(draw(parts[0], camera, background, behind, window, *parts[1:]), decoded, targets, behind)
-    parts = [with_planes(part, camera) for part in parts]
-    wide = None if behind is None else F.pad(behind, (0, 0, 0, 0, 0, CHANNELS))
-    output = draw(parts[0], camera, F.pad(background, (0, CHANNELS)), wide, window, *parts[1:])
-    output, found = take_planes(output, camera, window)
+    found = None
+    if surface:
+        parts = [with_planes(part, camera) for part in parts]
+        background = F.pad(background, (0, CHANNELS))
+        behind_all = None if behind is None else F.pad(behind, (0, 0, 0, 0, 0, CHANNELS))
+        output, found = take_planes(
+            draw(parts[0], camera, background, behind_all, window, *parts[1:]), camera, window
+        )
+    else:
+        output = draw(parts[0], camera, background, behind, window, *parts[1:])
+    if opacity_factors is not None:
+        output = replace(output, radii=torch.where(opacity_factors[:, 0] > 0, output.radii, 0))
     return ViewRender(output, decoded, targets, behind, found)
 
 

@@ -36,7 +36,7 @@ FORMAT = 2
 # files are and what is reported, not the model.
 FREE = (
     "out", "device", "log", "store", "scene.path", "scene.cache_gb", "scene.bad_images", "scene.undistort_folder",
-    "partition.file", "partition.coarse", "compress.", "aggregate.",
+    "partition.file", "partition.coarse", "distill.labels_gb", "compress.", "aggregate.",
 )  # fmt: skip
 _DECODER, _STATE = "decoder.safetensors", "state.json"
 

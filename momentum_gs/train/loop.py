@@ -30,6 +30,7 @@ from momentum_gs.train.blocks.views import BlockPlan, plan_blocks
 from momentum_gs.train.checkpoint import find_checkpoint, save_checkpoint
 from momentum_gs.train.corrections.tables import make_corrections
 from momentum_gs.train.decoders.choice import make_decoders
+from momentum_gs.train.distillation.student import make_student
 from momentum_gs.train.events import (
     BlocksMeasured,
     GrowthCapped,
@@ -126,6 +127,7 @@ class Training:
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
+        self._student = make_student(config, scene, self._plan, self._folder / f"labels/rank{comm.rank}", device)
         # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
         self._clamp_to = None if self._plan.windows is not None else self._plan.cell_of
         self._surroundings = Surroundings(config, self._plan, self._store, comm, device)
@@ -179,6 +181,8 @@ class Training:
                 self._save_model()
         finally:
             self._store.close()
+            if self._student is not None:
+                self._student.close()
         return Outcome(
             self._step, self._meter.total(), self._store.waited, ending == "good enough", ending == "interrupted", bad
         )
@@ -188,7 +192,8 @@ class Training:
         round_ = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
         show = partial(self._order.show, views=views)
-        inputs = StepInputs(self._config, self._comm, self._background, show, self._surroundings.window, self._depths)
+        window, student = self._surroundings.window, self._student
+        inputs = StepInputs(self._config, self._comm, self._background, show, window, self._depths, student)
         active = self._surroundings.activate(round_, self._step == round_.first_step)
         self._decoders.begin_round(round_.blocks)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
@@ -204,6 +209,8 @@ class Training:
             report = train_step(
                 inputs, self._decoders, active, round_.blocks, weights, round_.decoder_live, self._corrections
             )
+            if student is not None:
+                student.prune(active)
             self._step += 1
             self._meter.pixels += report.pixels
             for block in round_.blocks:

@@ -18,15 +18,20 @@ BACKGROUND = 0.01
 """Weight of the L1 distance between the learned background alone and the images. It is small, so pixels that no
 Gaussian covers decide the background's colour. In directions without such pixels it becomes the images' typical colour,
 the best guess for what no image shows."""
+KD_TERMS = ("kd_l1", "kd_dssim")
+"""Terms of a student of other models."""
+STRUCTURE = "structure"
+"""Term of the steps that compare its Gaussians' positions with the first teacher's."""
 CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_scale", "consistency_opacity")
 """Terms of the steps with a teacher."""
 
 
 def image_terms(config: Config) -> tuple[str, ...]:
-    """Names of the terms that every step has with these settings; those of a teacher are not included."""
+    """Names of the terms with these settings; those of the momentum teacher are not included."""
     behind = ("background",) if config.model.background != "fixed" else ()
     depth = ("depth",) if config.loss.depth else ()
-    return IMAGE_TERMS + behind + depth
+    student = (*KD_TERMS, STRUCTURE) if config.distill.teachers else ()
+    return IMAGE_TERMS + behind + depth + student
 
 
 def loss_terms(

@@ -21,7 +21,11 @@ def begin(config: Config, n: int, ranks: int) -> Progress:
     return Progress(0, k, [0] * n, {}, [], 0, config.steps)
 
 
-PACED = ("steps", "growth", "gaussians", "optim.lr_steps", "weighting.every", "blocks.interval")
+PACED = (
+    "steps", "growth", "gaussians", "distill.noise_every", "distill.from_step", "distill.until",
+    "distill.structure_every", "distill.prune_at", "distill.keep_at", "optim.lr_steps", "weighting.every",
+    "blocks.interval",
+)  # fmt: skip
 """Settings that count steps; a run with a time limit revises them (``train/pace.py``)."""
 
 

@@ -19,6 +19,7 @@ from momentum_gs.render.view import render_view
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.corrections.tables import NO_CORRECTIONS, Corrections
 from momentum_gs.train.decoders.choice import Decoders
+from momentum_gs.train.distillation.student import Student
 from momentum_gs.train.growth.anchors import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
@@ -37,6 +38,8 @@ class StepInputs:
     """The part of a view that a block trains on; None: all of it."""
     depths: SparseDepths | None = None
     """Target depths of the images; None without ``loss.depth``."""
+    student: Student | None = None
+    """What a student learns from other models; None: it is none."""
 
 
 @dataclass
@@ -94,12 +97,15 @@ def train_step(
             view = render_view(
                 block.model, decoders.student_of(block), posed, inputs.background,
                 teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
+                block.opacity_factors(config),
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
             if inputs.depths is not None:
                 depth = depth_loss(view.output, inputs.depths.of(camera, window))
                 terms["depth"] = config.loss.depth * target.share * depth
+            if inputs.student is not None:
+                terms |= inputs.student.terms(block, camera, view.output.image, target, window)
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.train.events import Event, RoundStarted
+from momentum_gs.train.events import Event, Observer, RoundStarted
+from momentum_gs.viewer.live import LiveWriter
 
 NICENESS = 15
 """Of the viewer, once it serves. Of a core that a training wants, too, Linux gives it 3 % (36 shares of 1024 + 36)."""
@@ -19,6 +20,12 @@ def require_viser() -> None:
         raise UserError(
             "view: viser is not installed, expected the extra 'viewer'; pip install 'momentum-gs[viewer]'"
         )
+
+
+def watchers(out: Path, port: int) -> list[Observer]:
+    """What shows a training in a browser: ``LiveWriter`` and ``Companion``. Raises UserError where viser is missing."""
+    require_viser()
+    return [LiveWriter(out), Companion(out, port)]
 
 
 class Companion:

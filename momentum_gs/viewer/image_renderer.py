@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from momentum_gs.bake.contributions import blending_weights
 from momentum_gs.core.image import to_uint8
 from momentum_gs.core.types import Camera
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import Decoded
+from momentum_gs.render.blending import blending_weights
 from momentum_gs.render.view import decode_view, draw, learned_background
 from momentum_gs.viewer.colors import GREY, block_color, heat, score_colors
 from momentum_gs.viewer.shown import Shown

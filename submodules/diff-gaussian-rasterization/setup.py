@@ -22,7 +22,7 @@ FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-
 setup(
     ext_modules=[
         Extension(
-            "diff_gaussian_rasterization._C",
+            "diff_gaussian_rasterization._kernels",
             SOURCES,
             extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3", "-Xcompiler=-Wall"]},
         )

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.cores import usable_cores
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import progress
@@ -60,7 +61,7 @@ def nearest_rotation(axes: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
 
 def workers() -> int:
     """Threads for work on images: the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def find_images(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.data.prepare.align import geodetic_to_enu, local_origin
 
-Matching = Literal["auto", "exhaustive", "spatial", "sequential"]
+Matching = Literal["auto", "exhaustive", "spatial", "sequential", "retrieval"]
 
 EXHAUSTIVE = 150
 """Largest number of images without GPS of which every pair is matched: 11,175 pairs."""
@@ -25,7 +25,8 @@ dense they are along a line."""
 IN_SECTOR = 2
 """Nearest positions in each direction: 16 in total inside a flight, nearly its first two rings of neighbours."""
 NEXT = 4
-"""Spatial matching: every image is also matched with this many next ones by name, in case its fix is wrong."""
+"""Spatial matching and retrieval: every image is also matched with this many next ones by name, in case its fix is
+wrong or it looks like another place."""
 LINKED = 30
 """Matches that link two images: the minimum with which COLMAP's mapper registers an image."""
 
@@ -34,32 +35,35 @@ Fixes = dict[str, tuple[float, float, float]]
 
 
 def resolve(way: Matching, names: Sequence[str], fixes: Fixes) -> Matching:
-    """Resolves ``auto``: spatial if 9 of 10 images have GPS, else exhaustive for few images, else sequential."""
+    """Resolves ``auto``: spatial if 9 of 10 images have GPS, else exhaustive for few images, else retrieval."""
     if way != "auto":
         return way
     # For fewer images, matching all pairs costs little more.
     if len(names) > SECTORS * IN_SECTOR and len(fixes) >= 0.9 * len(names):
         return "spatial"
-    return "exhaustive" if len(names) <= EXHAUSTIVE else "sequential"
+    return "exhaustive" if len(names) <= EXHAUSTIVE else "retrieval"
 
 
-def choose_pairs(names: Sequence[str], way: Matching, fixes: Fixes) -> list[tuple[str, str]]:
+def choose_pairs(
+    names: Sequence[str], way: Matching, fixes: Fixes, similar: Iterable[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
     """Pairs of names to match, each once, in order.
 
     Args:
         names: Sorted image names.
         way: With ``spatial``, images without a fix are matched by name, as with ``sequential``.
         fixes: Geodetic positions, from ``Sfm.fixes``.
+        similar: With ``retrieval``, the pairs of ``similar_pairs``, which are matched as well.
 
     Raises:
         UserError: ``spatial`` with fewer than two fixes.
     """
     if way == "exhaustive":
         return list(combinations(names, 2))
-    pairs = set()
+    pairs = set(similar)
     ahead = [*range(1, OVERLAP + 1), *(2**power for power in range(5, 16))]
     for i, name in enumerate(names):
-        if way == "sequential" or name not in fixes:
+        if way == "sequential" or (way == "spatial" and name not in fixes):
             pairs |= {(name, names[i + step]) for step in ahead if i + step < len(names)}
             # Also with earlier ones: those with a fix would not be matched with this one.
             pairs |= {(names[i - step], name) for step in ahead if step <= i}
@@ -72,6 +76,7 @@ def choose_pairs(names: Sequence[str], way: Matching, fixes: Fixes) -> list[tupl
         located = [name for name in names if name in fixes]
         geodetic = torch.tensor([fixes[name] for name in located], dtype=torch.float64)
         pairs |= pairs_around(located, geodetic_to_enu(geodetic, local_origin(geodetic))[:, :2])
+    if way in ("spatial", "retrieval"):
         pairs |= {pair for step in range(1, NEXT + 1) for pair in zip(names, names[step:], strict=False)}
     return sorted(pairs)
 

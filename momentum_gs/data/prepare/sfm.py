@@ -19,6 +19,7 @@ from momentum_gs.data.prepare.align import Similarity
 from momentum_gs.data.prepare.features import MAX_FEATURES, Workshop, import_pycolmap
 from momentum_gs.data.prepare.files import JPEG_QUALITY, find_images, link, place_model, workers
 from momentum_gs.data.prepare.pairs import LINKED, Fixes, Matching, choose_pairs, linked_groups, resolve
+from momentum_gs.data.prepare.retrieval import similar_pairs
 
 Cameras = Literal["folder", "image"]
 
@@ -182,7 +183,7 @@ class Sfm:
         """Pairs to match; prints how they were chosen."""
         fixes = self.fixes()
         way = resolve(self._settings.matching, self._names, fixes)
-        pairs = choose_pairs(self._names, way, fixes)
+        pairs = choose_pairs(self._names, way, fixes, similar_pairs(self._shop) if way == "retrieval" else ())
         info(f"matching: {way}, {len(pairs)} pairs of {len(self._names)} images, {len(fixes)} of them with GPS")
         return pairs
 

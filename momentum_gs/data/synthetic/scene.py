@@ -1,13 +1,13 @@
 """A procedural city photographed by a drone, written as a COLMAP scene with ground-truth depth.
 
 ``OUT/images/NNNN.jpg``, ``OUT/sparse/0/{cameras,images,points3D}.bin``, ``OUT/sparse/0/test.txt`` (one held-out image
-per line), ``OUT/depths/NNNN.png`` (16 bits; metres of camera z = value * ``depth_scale``, 0 where unknown) and
-``OUT/synth.json`` (how the scene was made, and ``depth_scale``). One unit is a metre; z points up; the city is centred
+per line), ``OUT/depths/NNNN.png`` (16 bits; metres of camera z = value * ``depth_scale``, 0 where unknown),
+``OUT/reference.ply`` (points of all surfaces that an image shows, to score meshes against) and ``OUT/synth.json`` (how
+the scene was made, and ``depth_scale``). One unit is a metre; z points up; the city is centred
 on the origin. On one machine the same settings give the same bytes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +21,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.cores import usable_cores
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import progress
 from momentum_gs.core.seeds import keyed_generator
+from momentum_gs.core.types import PointCloud
 from momentum_gs.data.colmap.model import write_model
 from momentum_gs.data.synthetic.cast import Caster
 from momentum_gs.data.synthetic.city import build_city
 from momentum_gs.data.synthetic.shade import Shader
-from momentum_gs.data.synthetic.survey import features, fly, sparse_points, target
+from momentum_gs.data.synthetic.survey import (
+    FOCAL,
+    features,
+    fly,
+    sparse_points,
+    surface_cloud,
+    target,
+    thinned_cloud,
+)
+from momentum_gs.data.viewer_files import write_input_ply
 
 POINTS_PER_BLOCK = 500
 """Sparse points per city block: about one per 6 m^2, the density of SfM on a small drone survey."""
 TEST_EVERY, TEST_FIRST = 8, 4
 """Every 8th view is held out, from the 5th on: the very first lies at the corner, where a test would extrapolate."""
+REFERENCE = "reference.ply"
+"""Points of the surfaces, float32, metres."""
+_TOGETHER = 32
+"""Views whose points are thinned at once: fewer would sort the points of all before them more often."""
 _MARKER = "synth.json"
 _GENERATOR = "momentum-gs synth"
 _DEPTH_RANGE = 8
@@ -95,20 +110,29 @@ def write_city(folder: Path, settings: CitySettings, force: bool = False) -> int
     # Twice what is needed: some of it falls on the sky or is seen by fewer than three views.
     wanted = -(-2 * count // settings.views)
 
-    def take(i: int) -> tuple[Tensor, Tensor]:
+    # Half of what a pixel covers straight below: closer points would only be those of overlapping images.
+    spacing = altitude / (2 * FOCAL * settings.width)
+
+    def take(i: int) -> tuple[Tensor, Tensor, PointCloud]:
         camera = cameras[i]
         image, depth = target(camera, caster, shader)
         _write_image(folder / "images" / camera.name, image)
         _write_depth(folder / "depths" / camera.name, depth, depth_scale)
-        return features(camera, image, depth, wanted, keyed_generator(settings.seed, "features", i))
+        xyz, rgb = features(camera, image, depth, wanted, keyed_generator(settings.seed, "features", i))
+        return xyz, rgb, thinned_cloud([surface_cloud(camera, image, depth)], spacing)
 
-    found = []
+    found: list[tuple[Tensor, Tensor]] = []
+    surfaces: list[PointCloud] = []
     with _one_thread_an_operator(), ThreadPoolExecutor(_workers()) as pool, progress(len(cameras), "synth") as bar:
-        for some in pool.map(take, range(len(cameras))):
-            found.append(some)
+        for xyz, rgb, seen in pool.map(take, range(len(cameras))):
+            found.append((xyz, rgb))
+            surfaces.append(seen)
+            if len(surfaces) == _TOGETHER:
+                surfaces = [thinned_cloud(surfaces, spacing)]
             bar.update()
         xyz, rgb = (torch.cat(part) for part in zip(*found, strict=True))
         points = sparse_points(xyz, rgb, cameras, caster, count, settings.seed)
+    write_input_ply(folder / REFERENCE, thinned_cloud(surfaces, spacing))
     write_model(folder / "sparse" / "0", cameras, points, binary=True)
     held_out = [camera.name for camera in cameras[TEST_FIRST::TEST_EVERY]] or [cameras[-1].name]
     (folder / "sparse" / "0" / "test.txt").write_text("".join(f"{name}\n" for name in held_out))
@@ -131,8 +155,7 @@ def read_depth(folder: Path, name: str) -> Float[Tensor, "h w"]:
 
 def _workers() -> int:
     """One view per core; more than eight would only use memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, usable_cores())
 
 
 @contextmanager

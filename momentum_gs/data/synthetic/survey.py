@@ -1,6 +1,7 @@
 """A drone's survey of the procedural city: flight plan, images with depth, and the points SfM would find."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +10,7 @@ from torch import Tensor
 from momentum_gs.core.geometry import in_view
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.core.voxels import cells_of, unique_cells
 from momentum_gs.data.synthetic.cast import SKY, Caster
 from momentum_gs.data.synthetic.city import City
 from momentum_gs.data.synthetic.shade import Shader, to_srgb
@@ -150,12 +152,32 @@ def features(
     weight = (detail + 0.02).flatten().double().cumsum(0)
     where = torch.rand(count, generator=generator, dtype=torch.float64) * weight[-1]
     pixel = torch.searchsorted(weight, where).clamp_max(len(weight) - 1)
+    return _points_under(pixel, camera, image, depth)
+
+
+def _points_under(pixel: Int[Tensor, "m"], camera: Camera, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """World points and colours under pixels, without those of the sky."""
     z = depth.flatten()[pixel].double()
     pixel, z = pixel[z > 0], z[z > 0]
     x = (pixel % camera.width + 0.5 - camera.cx) / camera.fx
     y = (pixel // camera.width + 0.5 - camera.cy) / camera.fy
     points = torch.stack([x * z, y * z, z], dim=1) @ camera.rotation + camera.center
     return points, image.flatten(1)[:, pixel].T
+
+
+def surface_cloud(camera: Camera, image: Float[Tensor, "3 h w"], depth: Float[Tensor, "h w"]) -> PointCloud:
+    """The surface points under all pixels."""
+    xyz, rgb = _points_under(torch.arange(depth.numel()), camera, image, depth)
+    return PointCloud(xyz, (rgb * 255).round().to(torch.uint8))
+
+
+def thinned_cloud(clouds: Sequence[PointCloud], spacing: float) -> PointCloud:
+    """The first point in every voxel of edge ``spacing``, metres; points that were first alone remain so."""
+    xyz, rgb = torch.cat([cloud.xyz for cloud in clouds]), torch.cat([cloud.rgb for cloud in clouds])
+    distinct, place = unique_cells(cells_of(xyz, spacing))
+    first = torch.full((len(distinct),), len(xyz)).scatter_reduce(0, place, torch.arange(len(xyz)), "amin")
+    first = first.sort().values
+    return PointCloud(xyz[first], rgb[first])
 
 
 def track_lengths(points: Float[Tensor, "m 3"], cameras: list[Camera], caster: Caster) -> Int[Tensor, "m"]:

@@ -112,6 +112,10 @@ class Block(ABC):
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
         """Adds the view to the growth statistics; adds and removes rows if growth is due at this step."""
 
+    def opacity_factors(self, config: Config) -> Float[Tensor, "n 1"] | None:
+        """What multiplies the rows' opacities in the coming step (``train/distillation/dropout.py``); None: nothing."""
+        return None
+
     @property
     def inside(self) -> Callable[[Tensor], Tensor] | None:
         """Which places [M,3] rows may be added at; None: all."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
@@ -14,6 +15,8 @@ from momentum_gs.model.init import init_splats
 from momentum_gs.model.splats import Splats
 from momentum_gs.render.view import ViewRender
 from momentum_gs.train.blocks.block import Block, CellOf, lr_scale_of
+from momentum_gs.train.distillation.dropout import dropout_rate, opacity_factors
+from momentum_gs.train.distillation.perturbation import perturb, perturbs
 from momentum_gs.train.growth.report import GrowthReport
 from momentum_gs.train.growth.splats import SplatStats, densify_and_prune, reset_opacity
 from momentum_gs.train.optim import set_splat_lr
@@ -48,12 +51,26 @@ class SplatBlock(Block):
         """Sets the learning rates for the block's present step."""
         set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale)
 
+    def opacity_factors(self, config: Config) -> Float[Tensor, "n 1"] | None:
+        """Those of dropout (``distill.dropout``) in the coming step."""
+        step = self.step + 1
+        rate = dropout_rate(step, config.distill)
+
+        def draw(level: int, index: Tensor) -> Tensor:
+            return keyed_uniform(index, config.seed, "dropout", self.block, step)
+
+        return opacity_factors(self.model.opacity.detach().sigmoid(), rate, draw) if rate else None
+
     def count_and_grow(self, view: ViewRender, config: Config) -> GrowthReport | None:
-        """Adds the view to the statistics; densifies, prunes and resets opacities if due at this step."""
+        """Adds the view to the statistics; perturbs, densifies, prunes and resets opacities if due at this step."""
         settings = config.gaussians
-        if self.step >= settings.until:
+        if self.step >= settings.until and not (config.distill.noise and self.step <= config.distill.until):
             return None
         self.stats.observe(view.output)
+        if perturbs(self.step, config.distill):
+            self._perturb(config)
+        if self.step >= settings.until:
+            return None
         report = None
         if self.step > settings.from_step and self.step % settings.interval == 0:
 
@@ -68,11 +85,18 @@ class SplatBlock(Block):
             reset_opacity(self.model, self.optimizer)
         return report
 
+    def _perturb(self, config: Config) -> None:
+        def draw(level: int, index: Tensor) -> Tensor:
+            return keyed_uniform(index, config.seed, "perturb", self.block, self.step)
+
+        perturb(self.model, self.stats.gradient >= config.gaussians.grad_threshold, config.distill.noise, draw)
+
     def keep_bounds(self, config: Config, cell_of: CellOf | None) -> None:
         """Does nothing: pruning bounds the splats' sizes."""
 
 
 def sh_degree_at(step: int, config: Config) -> int:
-    """Degree of spherical harmonics at a block step; blocks that start from the coarse model begin with the highest."""
+    """Degree of spherical harmonics at a block step; blocks that start from a trained model begin with the highest."""
     highest = config.gaussians.sh_degree
-    return highest if config.starts_from_coarse else min(step // config.gaussians.sh_every, highest)
+    trained = config.starts_from_coarse or config.starts_from_teacher
+    return highest if trained else min(step // config.gaussians.sh_every, highest)

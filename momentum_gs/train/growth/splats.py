@@ -41,6 +41,11 @@ class SplatStats(RowStats):
         """Statistics of splats that no view has been counted for."""
         return cls(*(splats.position.new_zeros(len(splats), 1) for _ in fields(cls)))
 
+    @property
+    def gradient(self) -> Float[Tensor, "n"]:
+        """Mean norm of the screen-space gradient over the views that drew the splat, NDC."""
+        return (self.gradient_accum / self.denom.clamp_min(1)).squeeze(1)
+
     @torch.no_grad()
     def observe(self, output: RenderOutput) -> None:
         """Adds the statistics of one view of all splats; to be called after its backward pass."""
@@ -95,7 +100,7 @@ def densify_and_prune(
         too_wide = stats.max_radius.squeeze(1) > config.max_screen_radius
     lasting = ~(faint | too_large | too_wide)
 
-    gradient = (stats.gradient_accum / stats.denom.clamp_min(1)).squeeze(1)
+    gradient = stats.gradient
     hot = gradient >= config.grad_threshold
     large = size > config.percent_dense * extent
     clone = hot & ~large & lasting

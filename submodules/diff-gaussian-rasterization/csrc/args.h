@@ -156,6 +156,39 @@ inline void check_pairs(int64_t pairs) {
               " (tile, Gaussian) pairs, at most 2^31 - 1 can be drawn; render a smaller image or fewer Gaussians");
 }
 
+inline void check_antialias(const at::Tensor& conics, const at::Tensor& opacities) {
+  TORCH_CHECK(conics.dim() == 2 && conics.size(1) == 3, "rasterize: conics has shape ", conics.sizes(), ", expected [G, 3]");
+  check_rows(opacities, "opacities", conics.size(0), 1, conics);
+}
+
+// The tensors of a step of Adam, which are written where they lie.
+inline void check_adam(at::TensorList params, at::TensorList grads, at::TensorList moments, at::TensorList squares,
+                       const std::optional<at::Tensor>& visible, at::ArrayRef<double> rates, at::ArrayRef<double> roots2) {
+  const size_t n = params.size();
+  TORCH_CHECK(grads.size() == n && moments.size() == n && squares.size() == n && rates.size() == n && roots2.size() == n, "adam_update: ", n,
+              " parameters, expected as many gradients, moments, squares, rates and roots2, found ", grads.size(), ", ", moments.size(), ", ",
+              squares.size(), ", ", rates.size(), " and ", roots2.size());
+  for (size_t i = 0; i < n; ++i) {
+    const at::Tensor& param = params[i];
+    TORCH_CHECK(param.scalar_type() == at::kFloat || param.scalar_type() == at::kDouble, "adam_update: parameter ", i, " is ",
+                param.scalar_type(), ", expected float32 or float64");
+    TORCH_CHECK(param.dim() > 0 && param.device() == params[0].device() && (!visible || param.size(0) == visible->size(0)),
+                "adam_update: parameter ", i, " has shape ", param.sizes(), " on ", param.device(), ", expected rows on ", params[0].device(),
+                ", as many as visible has entries");
+    for (const at::Tensor* other : {&param, &grads[i], &moments[i], &squares[i]})
+      TORCH_CHECK(other->sizes() == param.sizes() && other->scalar_type() == param.scalar_type() && other->device() == param.device() &&
+                      other->is_contiguous(),
+                  "adam_update: a gradient or moment of parameter ", i, " is ", other->scalar_type(), " ", other->sizes(), " on ",
+                  other->device(), ", expected contiguous ", param.scalar_type(), " ", param.sizes(), " on ", param.device());
+  }
+}
+
+inline void check_visible(const std::optional<at::Tensor>& visible, at::TensorList params) {
+  TORCH_CHECK(!visible || (visible->dim() == 1 && visible->scalar_type() == at::kBool && visible->is_contiguous() &&
+                           (params.empty() || visible->device() == params[0].device())),
+              "adam_update: visible is ", visible->scalar_type(), " ", visible->sizes(), " on ", visible->device(), ", expected contiguous bool [G]");
+}
+
 inline void check_sh(int64_t degree, const at::Tensor& dirs, const at::Tensor& sh) {
   TORCH_CHECK(degree >= 0 && degree <= kMaxShDegree, "spherical_harmonics: degree ", degree, ", expected 0 to ", kMaxShDegree);
   TORCH_CHECK(dirs.dim() == 2 && dirs.size(1) == 3, "spherical_harmonics: dirs has shape ", dirs.sizes(), ", expected [G, 3]");

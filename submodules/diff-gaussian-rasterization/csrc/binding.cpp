@@ -26,6 +26,15 @@ TORCH_LIBRARY(diff_gaussian_rasterization, m) {
       "composite_backward(Tensor? grad_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor image, Tensor alpha, Tensor depth, "
       "Tensor records, Tensor order, Tensor pair_start, Tensor tile_start, Tensor lists, int gaussians, int left=0, int top=0, Tensor? tiles=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // opacities [G,1] times the share that the low-pass filter in the conics leaves of them (common/antialias.h).
+  m.def("antialias(Tensor conics, Tensor opacities) -> Tensor");
+  m.def("antialias_backward(Tensor grad, Tensor conics, Tensor opacities) -> (Tensor, Tensor)");
+  // A step of Adam on contiguous tensors [G,...]: rows where `visible` [G] is false are left as they are, moments and all.
+  // `rates`: the learning rate of each tensor over the bias correction of its first moment; `roots2`: the root of the
+  // bias correction of its second moment.
+  m.def(
+      "adam_update(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, Tensor(c!)[] squares, Tensor? visible, float[] rates, "
+      "float[] roots2, float beta1, float beta2, float eps) -> ()");
   m.def("spherical_harmonics(int degree, Tensor dirs, Tensor sh) -> Tensor");
   m.def("spherical_harmonics_backward(Tensor grad, int degree, Tensor dirs, Tensor sh) -> (Tensor, Tensor)");
 }

@@ -1,14 +1,24 @@
 """Tile-based rasterizer of 3D Gaussians with gradients."""
 
+from diff_gaussian_rasterization.adam import SparseGaussianAdam, adam_update
 from diff_gaussian_rasterization.ops import Rasterization, cpu_kernels, rasterize, spherical_harmonics, visible_radii
-from diff_gaussian_rasterization.settings import GaussianRasterizationSettings, GaussianRasterizer
+from diff_gaussian_rasterization.rendering import rasterization
+from diff_gaussian_rasterization.settings import (
+    GaussianRasterizationSettings,
+    GaussianRasterizer,
+    rasterize_gaussians,
+)
 
 __all__ = [
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "Rasterization",
+    "SparseGaussianAdam",
+    "adam_update",
     "cpu_kernels",
+    "rasterization",
     "rasterize",
+    "rasterize_gaussians",
     "spherical_harmonics",
     "visible_radii",
 ]

@@ -25,7 +25,8 @@ NEAR = 0.2
 
 
 def _load() -> None:
-    libraries = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).parent.glob("_C*.pyd"))
+    folder = Path(__file__).parent
+    libraries = sorted(folder.glob("_kernels*.so")) + sorted(folder.glob("_kernels*.pyd"))
     if not libraries:
         raise ImportError(
             "diff_gaussian_rasterization: the compiled library is missing; build it with "
@@ -86,6 +87,7 @@ def rasterize(
     near: float = NEAR,
     window: Window | None = None,
     tiles: Tensor | None = None,
+    antialiasing: bool = False,
 ) -> Rasterization:
     """Blends Gaussians front to back, over ``background``.
 
@@ -116,6 +118,10 @@ def rasterize(
         tiles: bool [ceil(H/16),ceil(W/16)] of the window: which squares of 16x16 pixels, counted from its corner, are
             drawn. In the others the image is the background, with alpha and depth 0: gradients of these pixels go to
             ``background``, and none to the Gaussians.
+        antialiasing: every footprint is widened by 0.3 px² so that it never falls between pixels, which brightens
+            Gaussians that are small on the screen. True lowers opacities in return, so that a Gaussian gives the image
+            as much as before: by sqrt(det(K - 0.3 I) / det K), at least 0.005, with K [2,2] the widened footprint
+            (Mip-Splatting, eq. 9).
 
     Returns:
         Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
@@ -138,6 +144,8 @@ def rasterize(
     _check_tiles(tiles, part or (0, 0, width, height), means)
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
     screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, means2d, *camera, part)
+    if antialiasing:
+        opacities = _ops.antialias(conics, opacities)
     image, alpha, depth = _ops.composite(
         screen_means, conics, depths, radii, opacities, colors, background, int(width), int(height), part, tiles
     )[:3]
@@ -350,6 +358,15 @@ def _composite_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None,
     return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), *(None,) * 4)
 
 
+def _antialias_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _antialias_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = _ops.antialias_backward(grad, *ctx.saved_tensors)
+    return tuple(g if n else None for g, n in zip(wanted, ctx.needs_input_grad, strict=True))
+
+
 def _sh_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.degree, dirs, sh = inputs
     ctx.save_for_backward(dirs, sh)
@@ -381,6 +398,7 @@ def _register() -> None:
     space = "diff_gaussian_rasterization::"
     torch.library.register_autograd(space + "project", _project_backward, setup_context=_project_setup)
     torch.library.register_autograd(space + "composite", _composite_backward, setup_context=_composite_setup)
+    torch.library.register_autograd(space + "antialias", _antialias_backward, setup_context=_antialias_setup)
     torch.library.register_autograd(space + "spherical_harmonics", _sh_backward, setup_context=_sh_setup)
 
     @_shapes_of("project")
@@ -444,6 +462,18 @@ def _register() -> None:
             image.new_empty(n, c),
             image.new_empty(c),
         )
+
+    @_shapes_of("antialias")
+    def _(conics: Tensor, opacities: Tensor) -> Tensor:
+        return torch.empty_like(opacities)
+
+    @_shapes_of("antialias_backward")
+    def _(grad: Tensor, conics: Tensor, opacities: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(conics), torch.empty_like(opacities)
+
+    @_shapes_of("adam_update")
+    def _(*tensors: Any) -> None:
+        return None
 
     @_shapes_of("spherical_harmonics")
     def _(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:

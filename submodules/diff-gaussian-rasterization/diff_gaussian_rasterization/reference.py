@@ -4,6 +4,8 @@ Every Gaussian is evaluated at every pixel, so it is only for small images; grad
 csrc/common: t = R m + p is the mean in the camera, K the 2x2 screen covariance, T the transmittance.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ CULL_TILE = 16
 """Pixels that culling rounds the image's sides up to a multiple of: the tile of the CUDA original."""
 REACH = 3.34
 """Standard deviations within which a Gaussian of opacity 1 reaches 1/255: sqrt(2 ln 255) = 3.329, and a margin."""
+
+MIN_COMPENSATION = 0.005
+"""Lower bound of the factor by which antialiasing lowers an opacity (3DGS)."""
 
 
 def rotation_of(quats: Tensor) -> Tensor:
@@ -88,6 +93,13 @@ def project_reference(
     return means2d, k, z, torch.where(visible, radius, 0).to(torch.int32)
 
 
+def compensation_reference(k: Tensor) -> Tensor:
+    """Factors [G,1] that keep what Gaussians give the image, of screen covariances [G,2,2] with the low-pass filter."""
+    narrow = k - LOW_PASS * torch.eye(2, dtype=k.dtype, device=k.device)
+    share = torch.linalg.det(narrow) / torch.linalg.det(k)
+    return share.clamp_min(MIN_COMPENSATION**2).sqrt()[:, None]
+
+
 def rasterize_reference(
     means: Tensor,
     opacities: Tensor,
@@ -109,6 +121,7 @@ def rasterize_reference(
     near: float = NEAR,
     window: Window | None = None,
     tiles: Tensor | None = None,
+    antialiasing: bool = False,
 ) -> Rasterization:
     """The same as ``ops.rasterize``, with the same arguments."""
     if cov3d is not None:
@@ -123,6 +136,8 @@ def rasterize_reference(
 
     order = torch.nonzero(radii > 0)[:, 0]
     order = order[torch.argsort(z[order], stable=True)]
+    if antialiasing:
+        opacities = opacities * compensation_reference(k)
     conic = torch.linalg.inv(k[order])
 
     left, top, columns, rows = window or (0, 0, width, height)
@@ -149,3 +164,27 @@ def rasterize_reference(
     return Rasterization(
         image.reshape(-1, rows, columns), (1 - front[-1]).reshape(rows, columns), depth.reshape(rows, columns), radii
     )
+
+
+@torch.no_grad()
+def adam_reference(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    *,
+    lrs: Sequence[float],
+    steps: Sequence[int] | None,
+    visible: Tensor | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-15,
+) -> None:
+    """The same as ``adam.adam_update``, with the same arguments (Kingma and Ba 2015, algorithm 1)."""
+    for i, (param, grad, moment, square) in enumerate(zip(params, grads, moments, squares, strict=True)):
+        rows = torch.arange(len(param), device=param.device) if visible is None else visible.nonzero()[:, 0]
+        mean = betas[0] * moment[rows] + (1 - betas[0]) * grad[rows]
+        power = betas[1] * square[rows] + (1 - betas[1]) * grad[rows] ** 2
+        moment[rows], square[rows] = mean, power
+        if steps is not None:
+            mean, power = mean / (1 - betas[0] ** steps[i]), power / (1 - betas[1] ** steps[i])
+        param[rows] = param[rows] - lrs[i] * mean / (power.sqrt() + eps)

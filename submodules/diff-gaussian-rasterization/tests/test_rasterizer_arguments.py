@@ -66,6 +66,9 @@ def calls() -> dict[str, Call]:
         "composite": composite | {"window": None, "tiles": torch.ones(2, 3, dtype=torch.bool)},
         "composite_backward": {f"grad_{k}": like(getattr(drawn, k)) for k in ("image", "alpha", "depth")}
         | drawn._asdict() | {"gaussians": COUNT, "left": 0, "top": 0, "tiles": torch.ones(2, 3, dtype=torch.bool)},
+        "antialias": {"conics": screen["conics"], "opacities": scene["opacities"]},
+        "antialias_backward": {"grad": like(scene["opacities"])}
+        | {"conics": screen["conics"], "opacities": scene["opacities"]},
         "spherical_harmonics": sh,
         "spherical_harmonics_backward": {"grad": like(scene["means"])} | sh,
     }  # fmt: skip

@@ -147,6 +147,14 @@ def test_thousands_of_gaussians_match_the_cpu(emulator: Any) -> None:
         assert_close(run(double, "cpu", "image depth"), expected)
 
 
+def test_antialiasing_matches_the_reference(emulated: None) -> None:
+    scene = make_scene() | {"antialiasing": True}
+    scene["scales"] = scene["scales"] * 0.2  # footprints of about the filter's width
+    expected = rasterize_reference(**scene)
+    assert_close(rasterize(**scene)._asdict(), expected._asdict())
+    assert_close(gradients(rasterize, scene), gradients(rasterize_reference, scene))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_in_depth_keep_the_order_of_the_input(emulator: Any, dtype: torch.dtype) -> None:
     scene = make_scene(400, dtype=dtype) | {"world_view": torch.eye(4, dtype=dtype)}

@@ -112,15 +112,6 @@ def test_ambiguous_arguments_are_refused() -> None:
     rasterizer = GaussianRasterizer(settings_of(scene))
     with pytest.raises(ValueError, match="either shs or colors_precomp"):
         rasterizer(scene["means"], None, scene["opacities"], scales=scene["scales"], rotations=scene["quats"])
-    with pytest.raises(ValueError, match="antialiasing=True"):
-        GaussianRasterizer(rasterizer.raster_settings._replace(antialiasing=True))(
-            scene["means"],
-            None,
-            scene["opacities"],
-            colors_precomp=scene["colors"],
-            scales=scene["scales"],
-            rotations=scene["quats"],
-        )
 
 
 # ------------------------------------------------------------------------------------------- spherical harmonics

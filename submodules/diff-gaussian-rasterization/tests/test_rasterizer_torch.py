@@ -59,6 +59,7 @@ def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     window, tiles = [3, 2, 41, 33], torch.rand(3, 3, generator=generator) < 0.5
     part = ops.composite(means2d, conics, depths, radii, *blend, window, tiles)
     part_grads = tuple(torch.ones_like(t) for t in part[:3])
+    adam = tuple([torch.rand(20, 3, generator=generator, dtype=torch.float64)] for _ in range(4))
     return {
         "project": (ops.project, (*leaf_shape, None, *camera, 1.0, 0.2)),
         "project_backward": (
@@ -71,6 +72,9 @@ def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "visible_radii of a window": (ops.visible_radii, (*shape, *camera, 1.0, 0.2, window)),
         "composite of tiles": (ops.composite, (*leaf_drawn, radii, *leaf_blend, window, tiles)),
         "composite_backward of tiles": (ops.composite_backward, (*part_grads, *part, 20, *window[:2], tiles)),
+        "antialias": (ops.antialias, (leaf_drawn[1], leaf["opacities"])),
+        "antialias_backward": (ops.antialias_backward, (scene["opacities"], conics, scene["opacities"])),
+        "adam_update": (ops.adam_update, (*adam, radii > 0, [0.1], [1.0], 0.9, 0.999, 1e-15)),
         "spherical_harmonics": (
             ops.spherical_harmonics, (3, dirs.clone().requires_grad_(), sh.clone().requires_grad_())
         ),

@@ -13,7 +13,7 @@ import torch
 from diff_gaussian_rasterization import cpu_kernels
 from torch import Tensor
 
-LIBRARY = next(Path(diff_gaussian_rasterization.__file__).parent.glob("_C*.so"))
+LIBRARY = next(Path(diff_gaussian_rasterization.__file__).parent.glob("_kernels*.so"))
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 V3 = "avx2 fma bmi bmi2 popcnt"
 V4 = f"{V3} avx512f avx512cd avx512bw avx512dq avx512vl"
@@ -103,7 +103,7 @@ def test_only_the_variants_need_more_than_any_x86_64() -> None:
     """VEX, EVEX and BMI instructions occur only in functions of the variants' namespaces."""
     listing = ["objdump", "-dC", "--no-show-raw-insn", str(LIBRARY)]
     beyond = re.compile(
-        r"\t(v[a-z]|k(mov|or|and|test)|[abr]?(andn|bextr|bls|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|popcnt))"
+        r"\t(v[a-z]|k(mov|or|and|test)|[abr]?(andn(?!p)|bextr|bls|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|popcnt))"
     )
     guilty, variants, function = set(), set(), ""
     for line in subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines():

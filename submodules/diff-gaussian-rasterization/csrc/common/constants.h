@@ -8,6 +8,8 @@ inline namespace DGR_VARIANT {
 
 // Variance in px^2 added to the diagonal of the screen covariance: a footprint never falls between pixel centres.
 constexpr double kLowPass = 0.3;
+// Lower bound of the squared share of its opacity that an antialiased Gaussian keeps: its root has a bounded slope.
+constexpr double kMinUnspread = 0.000025;
 // Where the Jacobian of the projection is taken, in units of tan(fov/2): farther out the linearization becomes useless.
 constexpr double kJacobianMargin = 1.3;
 // Size of `radii` in standard deviations.

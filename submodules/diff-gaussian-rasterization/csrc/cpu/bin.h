@@ -11,27 +11,29 @@
 #include <vector>
 
 #include "../args.h"
-#include "parallel.h"
+#include "team.h"
 #include "kernels/tiles.h"
 
 namespace dgr {
 
-// Gaussians of one task in the passes below. Tasks, not threads, own the buffers; their number is bounded.
+// Gaussians of one task in the passes below. Tasks, not threads, own the buffers; their number is bounded. A task of
+// kMinTask takes some hundred microseconds, of the light passes some ten, which is what it costs to wake a thread.
 constexpr int64_t kMinTask = 4096;
+constexpr int64_t kMinLightTask = 32768;
 constexpr int64_t kMaxTasks = 32;
 
 struct Tasks {
   int64_t items, size, count;
-  explicit Tasks(int64_t n)
-      : items(n), size(std::max(kMinTask, (n + kMaxTasks - 1) / kMaxTasks)), count((n + size - 1) / size) {}
+  explicit Tasks(int64_t n, int64_t smallest = kMinTask)
+      : items(n), size(std::max(smallest, (n + kMaxTasks - 1) / kMaxTasks)), count((n + size - 1) / size) {}
   template <class F> void run(const F& f) const {
-    parallel_items(count, [&](int64_t t) { f(t, t * size, std::min(items, (t + 1) * size)); });
+    cpu_team::parallel_items(count, [&](int64_t t) { f(t, t * size, std::min(items, (t + 1) * size)); });
   }
 };
 
 // Indices of the Gaussians with keep(g), in order.
 template <class Keep> std::vector<int32_t> compact(int64_t n, const Keep& keep) {
-  const Tasks tasks(n);
+  const Tasks tasks(n, kMinLightTask);
   std::vector<int64_t> start(tasks.count + 1, 0);
   tasks.run([&](int64_t t, int64_t begin, int64_t end) {
     int64_t kept = 0;
@@ -54,7 +56,7 @@ inline void sort_by_depth(std::vector<int32_t>& ids, const float* depths) {
   struct Item { uint32_t key; int32_t id; };
   const int64_t n = int64_t(ids.size());
   std::vector<Item> from(n), to(n);
-  const Tasks tasks(n);
+  const Tasks tasks(n, kMinLightTask);
   tasks.run([&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       std::memcpy(&from[i].key, depths + ids[i], 4);

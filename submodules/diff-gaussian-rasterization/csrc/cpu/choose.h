@@ -1,5 +1,5 @@
 // The choice between the variants of cpu_variants.h, made once, when a kernel is called for the first time. The file is
-// the same in the three extensions.
+// the same in the four extensions.
 #pragma once
 
 #include <c10/util/Exception.h>

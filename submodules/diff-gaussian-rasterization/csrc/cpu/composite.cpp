@@ -12,12 +12,13 @@
 #include "bin.h"
 #include "kernels.h"
 #include "kernels/tiles.h"
-#include "parallel.h"
+#include "team.h"
 
 namespace dgr {
 namespace {
 
 using at::Tensor;
+using cpu_team::parallel_items;
 using OptTensor = std::optional<Tensor>;
 
 // The squares of each tile that the mask includes, one bit each; empty if all are drawn.

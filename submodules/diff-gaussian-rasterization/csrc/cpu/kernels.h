@@ -75,6 +75,15 @@ template <class S> struct PairSums {
   S *means2d, *conics, *opacities, *colors, *depths;  // depths: null if not wanted
 };
 
+// A tensor of a step of Adam: rows of `columns` entries. `visible`: which rows are moved; null: all.
+template <class S> struct AdamRows {
+  S *params, *moments, *squares;
+  const S* grads;
+  const bool* visible;
+  int64_t columns;
+  double rate, root2, beta1, beta2, eps;
+};
+
 // Each works on the items [begin, end), or on one tile; calls share only what they read.
 template <class S> struct KernelsOf {
   void (*project)(const View&, const World<S>&, int64_t begin, int64_t end, const ScreenRows<S>&);
@@ -90,6 +99,7 @@ template <class S> struct KernelsOf {
   void (*sh)(int degree, const S* dirs, const S* sh, int64_t coefficients, int64_t channels, int64_t begin, int64_t end, S* out);
   void (*sh_vjp)(int degree, const S* grad, const S* dirs, const S* sh, int64_t coefficients, int64_t channels, int64_t begin, int64_t end,
                  S* grad_dirs, S* grad_sh);
+  void (*adam)(const AdamRows<S>&, int64_t begin, int64_t end);
 };
 
 struct Kernels {

@@ -12,12 +12,13 @@
 
 #include "../args.h"
 #include "kernels.h"
-#include "parallel.h"
+#include "team.h"
 
 namespace dgr {
 namespace {
 
 using at::Tensor;
+using cpu_team::parallel_ranges;
 using OptTensor = std::optional<Tensor>;
 
 // Gaussians a task takes; also the grain of the ordered sum behind the gradient of the camera.

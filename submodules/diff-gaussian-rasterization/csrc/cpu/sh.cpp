@@ -8,12 +8,13 @@
 #include "../args.h"
 #include "choose.h"
 #include "kernels.h"
-#include "parallel.h"
+#include "team.h"
 
 namespace dgr {
 namespace {
 
 using at::Tensor;
+using cpu_team::parallel_ranges;
 
 constexpr int64_t kGrain = 4096;
 

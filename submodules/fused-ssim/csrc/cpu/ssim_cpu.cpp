@@ -1,12 +1,12 @@
 // CPU driver: shares the bands of kernels/bands.h among the threads.
 //
 // The bands do not depend on the number of threads, and their sums are added in order: neither does the result.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -14,6 +14,7 @@
 #include "../images.h"
 #include "choose.h"
 #include "kernels.h"
+#include "team.h"
 
 namespace fused_ssim {
 namespace {
@@ -53,7 +54,9 @@ double mean_over_planes(const T* x, const T* y, int64_t planes, int64_t height, 
   const Images<T> images{x, y, height, width, valid, weights, count == 0 ? T(0) : T(1 / count), grad};
   const auto kernel = kTables[chosen()]->of(T{});
   std::vector<double> sums(planes * ((height + kBandRows - 1) / kBandRows));
-  at::parallel_for(0, int64_t(sums.size()), 1, [&](int64_t begin, int64_t end) { kernel(images, begin, end, sums.data()); });
+  // A few ranges for each thread: a range has buffers of its own.
+  const int64_t bands = int64_t(sums.size()), grain = std::max<int64_t>(1, bands / (4 * at::get_num_threads()));
+  cpu_team::parallel_ranges(bands, grain, [&](int64_t begin, int64_t end) { kernel(images, begin, end, sums.data()); });
   double sum = 0;
   for (double s : sums) sum += s;
   return count == 0 ? 1 : sum / count;  // nothing differs where nothing counts

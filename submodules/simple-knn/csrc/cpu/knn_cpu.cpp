@@ -3,7 +3,6 @@
 // The tree is implicit: the points are permuted so that node i of level l holds [N*i >> l, N*(i+1) >> l), split at the
 // median of its longest side. So it stays balanced however the points are clustered, and duplicates only make boxes of
 // size 0.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -17,6 +16,7 @@
 #include "../points.h"
 #include "choose.h"
 #include "kernels.h"
+#include "team.h"
 
 namespace simple_knn {
 namespace {
@@ -53,12 +53,12 @@ class Builder {
     const int top = std::min(tree_.depth, kTopLevels);
     for (int level = 0; level < top; ++level) {
       const int64_t nodes = int64_t(1) << level;
-      at::parallel_for(0, nodes, grain(nodes), [&](int64_t begin, int64_t end) {
+      cpu_team::parallel_ranges(nodes, grain(nodes), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) split(level, i);
       });
     }
     const int64_t subtrees = int64_t(1) << top;
-    at::parallel_for(0, subtrees, grain(subtrees), [&](int64_t begin, int64_t end) {
+    cpu_team::parallel_ranges(subtrees, grain(subtrees), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) build(top, i);
     });
   }
@@ -66,7 +66,7 @@ class Builder {
   void mean_squared_distances(T* out) const {
     const auto kernel = kTables[chosen()]->of(T{});
     const int64_t leaves = int64_t(1) << tree_.depth;
-    at::parallel_for(0, leaves, grain(leaves), [&](int64_t begin, int64_t end) { kernel(tree_, begin, end, out); });
+    cpu_team::parallel_ranges(leaves, grain(leaves), [&](int64_t begin, int64_t end) { kernel(tree_, begin, end, out); });
   }
 
  private:

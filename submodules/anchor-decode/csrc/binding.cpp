@@ -1,0 +1,21 @@
+// The operators' schemas. Drivers register themselves per device (csrc/cpu, csrc/cuda).
+#include <torch/library.h>
+
+TORCH_LIBRARY(anchor_decode, m) {
+  // N anchors, M of them visible, K offsets, F features, G Gaussians, A anchors with a Gaussian. `weights`, `teacher`: all
+  // weights of a decoder in one row (anchor_decode/ops.py::Layout); `distances`: bit i: head i reads the distance.
+  // -> means, scales, quats, opacities, colors; neural_opacity [M,K], kept [M,K];
+  //    the teacher's scales, quats, colors, neural_opacity (empty without one);
+  //    for the gradient: shape [G,4], hidden_opacity [M,H'] and hidden_rest [A,2,H'] (empty without
+  //    `train`).
+  m.def(
+      "decode(Tensor position, Tensor offset, Tensor feature, Tensor log_scale, Tensor visible, Tensor center, "
+      "Tensor weights, Tensor? teacher, int hidden, int distances, bool bank, bool train) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // Gradients of offset, feature, log_scale and weights. `grads`: of the first five outputs of decode; `grad_neural_opacity`
+  // may be absent.
+  m.def(
+      "decode_backward(Tensor position, Tensor offset, Tensor feature, Tensor log_scale, Tensor visible, Tensor center, "
+      "Tensor weights, int hidden, int distances, bool bank, Tensor[] values, Tensor[] saved, Tensor[] grads, "
+      "Tensor? grad_neural_opacity) -> (Tensor, Tensor, Tensor, Tensor)");
+}
