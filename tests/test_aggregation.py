@@ -9,11 +9,12 @@ import torch
 from splat_scene import random_splats
 from tiny_scene import nadir_camera
 
-from momentum_gs.aggregate.combine import combine, faded, regions, shares
+from momentum_gs.aggregate.combine import combine, faded, mean_surface, regions, shares
 from momentum_gs.aggregate.compress import compress
 from momentum_gs.aggregate.send import aggregate_inbox, border_images
 from momentum_gs.aggregate.upload import MANIFEST, MODEL, read_upload, receive, write_upload
 from momentum_gs.aggregate.wire import DC_STEP, REST_STEP, SCALE_STEP, decode, encode
+from momentum_gs.bake.refine import surface_terms
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import CompressConfig, Config
 from momentum_gs.core.errors import UserError
@@ -22,6 +23,7 @@ from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.core.voxels import deinterleave, interleave
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.splats import Harmonics, Splats
+from momentum_gs.render.surface import Surface
 from momentum_gs.render.view import render_image
 
 CPU = torch.device("cpu")
@@ -289,6 +291,22 @@ def test_images_are_used_where_they_were_sent(tmp_path: Path) -> None:
     view = cameras()[4]
     shown = [float(render_image(splats, Harmonics(1), view, BLACK).mean()) for splats in (dark, bright)]
     assert shown[1] > shown[0] + 0.01
+
+
+def test_depth_and_normals_are_learned_too(tmp_path: Path) -> None:
+    uploads, _ = receive(inbox_of(tmp_path / "inbox"))
+    plain, both = (combine(uploads, config(f"aggregate.surface={weight}"), CPU).splats for weight in (0, 1))
+    assert any(not torch.equal(row, rows(plain)[name]) for name, row in rows(both).items())
+
+
+def test_a_surface_is_the_mean_of_those_that_are_there() -> None:
+    depth, normal = torch.tensor([[2.0, 4.0, 0.0]]), torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, 1, 3)
+    one = Surface(depth, normal, torch.ones(1, 3))
+    other = Surface(torch.tensor([[4.0, 0.0, 0.0]]), normal, torch.ones(1, 3))
+    found = mean_surface([one, other])
+    assert found.depth.tolist() == [[3.0, 4.0, 0.0]] and torch.allclose(found.normal, normal)
+    terms = surface_terms(one, Surface(depth * 1.25, -normal, one.alpha))
+    assert float(terms["depth"]) == pytest.approx(0.2) and float(terms["normal"]) == pytest.approx(2)
 
 
 def test_devices_send_the_images_that_show_both_sides(tmp_path: Path) -> None:

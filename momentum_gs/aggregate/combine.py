@@ -10,7 +10,7 @@ teachers, each in the views that it was trained on, so that no image is needed. 
 is the mean of their renders: each has learned the same image with errors of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.eval.cells import BORDER_SHARE
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.ownership import block_weights, raster_camera
-from momentum_gs.render.view import decode_view, render_image
+from momentum_gs.render.surface import Surface, unit_length
+from momentum_gs.render.view import decode_view, render_view
 
 STRIP = BORDER_SHARE
 """Half the width of the strip in which models fade into each other, as a share of the narrowest cell along its axis, in
@@ -132,23 +133,45 @@ def combine(uploads: Sequence[Upload], config: Config, device: torch.device) -> 
     }  # fmt: skip
     if cameras and config.aggregate.steps:
         background = torch.full((3,), float(config.scene.white_background), device=device)
-
-        def lesson(kind: int, camera: Camera) -> Lesson:
-            # A camera between two views has the name of the first.
-            if kind != 2:
-                for i in known[camera.name]:
-                    target = uploads[i].target(camera)
-                    if target is not None:
-                        return Lesson(TargetImage(target.image.to(device)))
-            renders = [
-                render_image(teachers[i], Harmonics(teachers[i].sh_degree), camera, background)
-                for i in known[camera.name]
-            ]
-            return Lesson(TargetImage(torch.stack(renders).mean(dim=0)))
-
+        lesson = _lessons(uploads, teachers, known, background, config.aggregate.surface)
         rates = first_rates(cameras, config.gaussians)
         union = learn(union, cameras, lesson, config.aggregate.steps, background, rates, config.loss, seed=config.seed)
     return Combined(union, report)
+
+
+def _lessons(
+    uploads: Sequence[Upload],
+    teachers: Sequence[Splats],
+    known: dict[str, list[int]],
+    background: Float[Tensor, "3"],
+    weight: float,
+) -> Callable[[int, Camera], Lesson]:
+    """What the union learns in a view: an image that was sent, else the mean of the renders of those who know it."""
+
+    def lesson(kind: int, camera: Camera) -> Lesson:
+        those = known[camera.name]  # A camera between two views has the name of the first.
+        sent = [uploads[i].target(camera) for i in those] if kind != 2 else []
+        image = next((target.image.to(background) for target in sent if target is not None), None)
+        if image is not None and not weight:
+            return Lesson(TargetImage(image))
+        views = [
+            render_view(teachers[i], Harmonics(teachers[i].sh_degree), camera, background, surface=weight > 0)
+            for i in those
+        ]
+        if image is None:
+            image = torch.stack([view.output.image for view in views]).mean(dim=0).clamp(0, 1)
+        surfaces = [view.surface for view in views if view.surface is not None]
+        return Lesson(TargetImage(image), surface=mean_surface(surfaces) if surfaces else None, surface_weight=weight)
+
+    return lesson
+
+
+def mean_surface(surfaces: Sequence[Surface]) -> Surface:
+    """Mean depth of those that have one in a pixel, and the direction of the sum of their normals."""
+    count = torch.stack([surface.there for surface in surfaces]).sum(dim=0)
+    depth = torch.stack([surface.depth for surface in surfaces]).sum(dim=0) / count.clamp_min(1)
+    normal = unit_length(torch.stack([surface.normal for surface in surfaces]).sum(dim=0))
+    return Surface(depth, normal, torch.stack([surface.alpha for surface in surfaces]).mean(dim=0))
 
 
 def border_views(

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.aggregate.wire import decode, encode
-from momentum_gs.bake.contributions import contributions
 from momentum_gs.bake.refine import Teaching, refine
 from momentum_gs.config.schema import CompressConfig
 from momentum_gs.core.errors import UserError
@@ -23,6 +22,7 @@ from momentum_gs.core.image import psnr
 from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_image
+from momentum_gs.train.growth.importance import importance
 
 CUT = 0.7
 """Share of the Gaussians that a cut keeps: the file ends within 30 % of the smallest with the wanted quality."""
@@ -101,9 +101,9 @@ def compress(
 
 def _cut(splats: Splats, cameras: Sequence[Camera], share: float) -> Splats:
     """The share of the Gaussians that contribute most, in their order, without those that contribute nothing."""
-    total = contributions(splats, Harmonics(splats.sh_degree), cameras).total
+    total = importance(splats, Harmonics(splats.sh_degree), cameras)
     count = min(max(1, int(share * len(splats))), int((total > 0).sum()))
     if count == 0:
         raise UserError("compress: no view shows a Gaussian, expected a trained model; train the block again")
     kept = torch.topk(total, count).indices.sort().values
-    return splats.subset(kept.to(splats.position.device))
+    return splats.subset(kept)

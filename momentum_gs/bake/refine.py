@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from momentum_gs.model.expand import Decoded
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.rasterize import visible_splats
 from momentum_gs.render.splat_view import decode_splats
+from momentum_gs.render.surface import CHANNELS, Surface, take_planes, with_planes
 from momentum_gs.render.view import decode_view, draw, learned_background
 from momentum_gs.train.losses import reconstruction
 from momentum_gs.train.lr import exponential
@@ -89,6 +91,10 @@ class Lesson:
     """Further Gaussians to render, held fixed."""
     appearance: AppearanceTable | None = None
     """Corrects the render before it is compared."""
+    surface: Surface | None = None
+    """Depth and normals to learn, too."""
+    surface_weight: float = 0.0
+    """Of the two terms of ``surface_terms``."""
 
 
 def learn(
@@ -102,7 +108,7 @@ def learn(
     *,
     seed: int = 0,
 ) -> Splats:
-    """Trains Gaussians, whose number does not change, with Adam, on three kinds of steps, one after another.
+    """Trains Gaussians, whose number does not change, with Adam, on three kinds of steps, which alternate.
 
     Args:
         splats: G Gaussians; not changed.
@@ -134,13 +140,36 @@ def learn(
             given = lesson(kind, camera)
         leaves = optimizer.leaves(shown)
         gaussians = decode_splats(Splats.from_rows(leaves), harmonics, camera).gaussians
-        image = draw(gaussians, camera, background, given.behind, None, given.around).image
+        image, surface = _drawn(gaussians, camera, background, given)
         if given.appearance is not None:
             image = given.appearance.correct(image, camera.name)
         terms = reconstruction(image, given.target, loss)
+        if given.surface is not None and surface is not None:
+            terms |= {name: given.surface_weight * term for name, term in surface_terms(surface, given.surface).items()}
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step(shown, leaves, {name: rate * decay for name, rate in rates.items()})
     return splats.as_leaves()
+
+
+def _drawn(
+    gaussians: Gaussians, camera: Camera, background: Float[Tensor, "3"], given: Lesson
+) -> tuple[Float[Tensor, "3 h w"], Surface | None]:
+    if given.surface is None:
+        return draw(gaussians, camera, background, given.behind, None, given.around).image, None
+    around = None if given.around is None else with_planes(given.around, camera)
+    behind = None if given.behind is None else F.pad(given.behind, (0, 0, 0, 0, 0, CHANNELS))
+    wide = draw(with_planes(gaussians, camera), camera, F.pad(background, (0, CHANNELS)), behind, None, around)
+    output, surface = take_planes(wide, camera)
+    return output.image, surface
+
+
+def surface_terms(found: Surface, target: Surface) -> dict[str, Float[Tensor, ""]]:
+    """Mean relative error of the depth, and 1 - cosine between the normals, over pixels where both have a surface."""
+    there = (found.there & target.there).to(found.depth)
+    count = there.sum().clamp_min(1)
+    depth = (found.depth - target.depth).abs() / target.depth.clamp_min(1e-6)
+    cosine = (found.normal * target.normal).sum(dim=0)
+    return {"depth": (depth * there).sum() / count, "normal": ((1 - cosine) * there).sum() / count}
 
 
 def first_rates(cameras: Sequence[Camera], rates: GaussiansConfig) -> dict[str, float]:

@@ -608,11 +608,14 @@ class AggregateConfig:
     """Steps of self-distillation at each edge and in the cloud; 0: models are only cropped and joined."""
     images: int = 0
     """Images that each device may send with its model, at training resolution; 0: images stay on the device."""
+    surface: float = 0.0
+    """Weight of the depth and the normals of the models before aggregation; 0: only their colours are learned."""
 
     def __post_init__(self) -> None:
         _check(self.tree is None or min(self.tree) >= 1, "aggregate.tree", self.tree, "two counts of at least 1")
         _check(self.steps >= 0, "aggregate.steps", self.steps, "at least 0")
         _check(self.images >= 0, "aggregate.images", self.images, "at least 0")
+        _check(self.surface >= 0, "aggregate.surface", self.surface, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
