@@ -23,7 +23,7 @@ from momentum_gs.core.rows import _TakeRuns, sum_runs
 from momentum_gs.core.types import TargetImage
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.views import Views
-from momentum_gs.model import expand
+from momentum_gs.model import expand, fused
 from momentum_gs.render.view import render_view
 from momentum_gs.train.losses import loss_terms
 
@@ -83,10 +83,14 @@ class Unordered(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_a_step_has_no_sum_without_an_order(tmp_path: Path, detach: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("detach", "by_operator"), [(True, False), (False, False), (True, True)])
+def test_a_step_has_no_sum_without_an_order(
+    tmp_path: Path, detach: bool, by_operator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The path of a GPU, on the CPU.
     monkeypatch.setattr(expand, "take_runs", _TakeRuns.apply)
+    if not by_operator:
+        monkeypatch.setattr(fused, "covers", lambda *arguments: False)
     config = make_config(write_tiny_scene(tmp_path / "scene"), tmp_path / "out")
     scene = load_scene(config.scene)
     anchors, student, teacher = random_anchors(300), random_decoder(), random_decoder()
@@ -99,7 +103,7 @@ def test_a_step_has_no_sum_without_an_order(tmp_path: Path, detach: bool, monkey
         terms = loss_terms(view.output.image, target, view.decoded, view.targets, config)
         torch.stack(list(terms.values())).sum().backward()
     assert view.decoded.kept.view(len(view.decoded.visible), -1).sum(1).max() > 1, "rows are taken several times"
-    assert {"index_select", "segment_reduce"} <= calls.seen
+    assert ({"decode", "decode_backward"} if by_operator else {"index_select", "segment_reduce"}) <= calls.seen
     assert calls.found == []
 
 

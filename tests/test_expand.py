@@ -177,10 +177,9 @@ def test_the_operator_and_the_readable_path_agree(
 def test_what_the_operator_does_not_cover_is_decoded_readably() -> None:
     anchors, decoder = random_anchors(12), random_decoder()
     assert fused.covers(anchors, CENTER, decoder)
-    bank = DecoderBank([decoder, random_decoder(seed=1)], torch.arange(12) % 2)
     moving = replace(anchors, position=anchors.position.clone().requires_grad_())
     for covered in (
-        fused.covers(anchors, CENTER, bank),
+        fused.covers(anchors, CENTER, DecoderBank([decoder, random_decoder(hidden_dim=9)], torch.arange(12) % 2)),
         fused.covers(anchors, CENTER, decoder.double()),
         fused.covers(moving, CENTER, random_decoder()),
         fused.covers(anchors, CENTER, random_decoder(), random_decoder(hidden_dim=9)),
@@ -188,3 +187,20 @@ def test_what_the_operator_does_not_cover_is_decoded_readably() -> None:
         assert not covered
     decode(moving, random_decoder(), CENTER).gaussians.means.sum().backward()
     assert moving.position.grad is not None and (moving.position.grad != 0).any()
+
+
+def test_a_bank_is_decoded_as_its_decoders_are(readable: Callable[[], None]) -> None:
+    anchors, rows = random_anchors(30), torch.tensor([29, 3, 4, 8, 0, 11])
+    decoders = [random_decoder(seed=seed) for seed in range(3)]
+    bank = DecoderBank(decoders, torch.arange(30) % 3)
+    found = decode(anchors, bank, CENTER, rows)
+    owner = torch.arange(6).repeat_interleave(4)[found.kept]
+    for i, row in enumerate(rows.tolist()):
+        alone = decode(anchors, decoders[row % 3], CENTER, torch.tensor([row])).gaussians
+        for field in fields(Gaussians):
+            assert torch.equal(getattr(found.gaussians, field.name)[owner == i], getattr(alone, field.name))
+    readable()
+    expected = decode(anchors, bank, CENTER, rows)
+    assert torch.equal(found.kept, expected.kept)
+    for a, b in zip(vars(found.gaussians).values(), vars(expected.gaussians).values(), strict=True):
+        torch.testing.assert_close(a, b, **ROUND_OFF)

@@ -1,23 +1,30 @@
-"""``momentum-gs bench step``: times the parts of a training step on a trained model, and with ranks the all-reduce."""
+"""``momentum-gs bench step``: times the parts of a training step on a trained model beside what bounds them, and with
+ranks the all-reduce.
+
+The first five steps, which allocate memory and tune kernels, are not counted.
+"""
 
 import argparse
 import copy
 import statistics
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
 
+from momentum_gs.bench.roofline import Bound, Counts, Machine, bounds, calibrate, covered, record
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
+from momentum_gs.core.types import Camera, RenderOutput
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.model.expand import decode, decode_with_teacher
+from momentum_gs.model.expand import Decoded, decode, decode_with_teacher
 from momentum_gs.model.io import load_model
 from momentum_gs.render.rasterize import rasterize, visible_anchors
 from momentum_gs.train.losses import loss_terms
@@ -28,8 +35,8 @@ PARTS = ("view", "decode", "raster", "loss", "backward: loss", "backward: raster
 COMMUNICATION = "all-reduce"
 
 
-def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Comm) -> None:
-    """Times the steps and prints the table.
+def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Comm) -> dict[str, object]:
+    """Times the steps, prints the table unless ``args.json``, and returns it as ``roofline.record`` describes.
 
     Raises:
         UserError: if the run has no suitable model.
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
     background = torch.zeros(3, device=device)
     parts = PARTS if comm.world_size == 1 else (*PARTS, COMMUNICATION)
     seconds: dict[str, list[float]] = {part: [] for part in parts}
-    gaussians = []
+    counts: list[Counts] = []
 
     def mark(part: str) -> None:
         if device.type != "cpu":
@@ -101,10 +108,29 @@ def run(args: argparse.Namespace, config: Config, device: torch.device, comm: Co
                 clock[0] = time.perf_counter()
                 comm.all_reduce_sum_(gradients)
                 mark(COMMUNICATION)
-            gaussians.append(len(decoded.gaussians))
-    size = f"{scene.train[0].width}x{scene.train[0].height}"
-    info(f"{file.name}: {len(anchors)} anchors, {statistics.median(gaussians):.0f} Gaussians drawn, {size}")
-    _print(seconds, args.steps, device)
+            counts.append(_count(decoded, len(anchors), camera, output, 1 if targets is None else 2))
+    timed = {part: values[5:] for part, values in seconds.items()}
+    count, machine = _median(counts[5:]), calibrate(device)
+    found = bounds(count, student, machine)
+    if not args.json:
+        size = f"{scene.train[0].width}x{scene.train[0].height}"
+        info(f"{file.name}: {len(anchors)} anchors, {count.gaussians:.0f} Gaussians drawn, {size}")
+        _print(timed, found, machine, device)
+    return record(timed, count, machine, found)
+
+
+def _count(decoded: Decoded, anchors: int, camera: Camera, output: RenderOutput, decoders: int) -> Counts:
+    visible, gaussians = len(decoded.visible), decoded.gaussians
+    active = int(decoded.kept.view(visible, -1).any(dim=1).sum()) if visible else 0
+    pixels = camera.width * camera.height
+    on_screen = covered(gaussians, camera, output.radii)
+    numbers = (anchors, visible, active, len(gaussians), on_screen, pixels, decoders)
+    return Counts(*map(float, numbers))
+
+
+def _median(counts: list[Counts]) -> Counts:
+    columns = zip(*(astuple(count) for count in counts), strict=True)
+    return Counts(*(statistics.median(column) for column in columns))
 
 
 def _trained(config: Config) -> tuple[Path, Anchors, GaussianDecoder]:
@@ -126,12 +152,22 @@ def _trained(config: Config) -> tuple[Path, Anchors, GaussianDecoder]:
     return models[-1], anchors, student
 
 
-def _print(seconds: dict[str, list[float]], steps: int, device: torch.device) -> None:
-    """Prints a line for each part. The first five steps, which allocate memory and tune kernels, are not counted."""
-    medians = {part: statistics.median(values[5:]) for part, values in seconds.items()}
+def _print(
+    seconds: dict[str, list[float]], found: dict[str, Bound], machine: Machine, device: torch.device
+) -> None:
+    """Prints a line for each part: its time, its share of the step, and its bound."""
+    medians = {part: 1000 * statistics.median(values) for part, values in seconds.items()}
     whole = sum(medians.values())
+    info(f"  {'':<17} {'time':>11} {'share':>7} {'moved':>9} {'computed':>13} {'bound':>11} by      {'reached':>8}")
     for part, value in medians.items():
-        info(f"  {part:<17} {1000 * value:8.2f} ms {100 * value / whole:5.1f} %")
+        line = f"  {part:<17} {value:8.2f} ms {100 * value / whole:5.1f} %"
+        if part in found:
+            bound = found[part]
+            line += f" {bound.bytes / 1e6:6.1f} MB {bound.operations / 1e6:8.1f} Mop"
+            line += f" {bound.milliseconds:8.3f} ms {bound.by:<7} {100 * bound.milliseconds / value:6.1f} %"
+        info(line)
     use = device_use(device)
     peak = f"peak memory {int(use['peak_memory_bytes']) / 2**30:.2f} GiB ({use['peak_memory_of']})"
-    info(f"  {'step':<17} {1000 * whole:8.2f} ms   medians of {steps} steps; {peak}")
+    info(f"  {'step':<17} {whole:8.2f} ms   medians of {len(next(iter(seconds.values())))} steps; {peak}")
+    memory, compute = machine.bytes_per_second / 1e9, machine.operations_per_second / 1e9
+    info(f"  bounds: {memory:.1f} GB/s of a large copy, {compute:.0f} Gop/s of a product of matrices, measured now")

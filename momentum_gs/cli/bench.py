@@ -1,6 +1,9 @@
 """``momentum-gs bench``: timings, and their ratios to references timed in the same run."""
 
 import argparse
+import contextlib
+import json
+import sys
 
 from momentum_gs.bench import grow as bench_grow
 from momentum_gs.bench import kernels as bench_kernels
@@ -14,7 +17,9 @@ from momentum_gs.core.watch import Stop
 HELP = "time training steps, growth, block swaps or kernels"
 DESCRIPTION = """\
 bench step: times the parts of a training step with the model of a run (of either stage), one view per step, and prints
-the median time of each part and its share of the step. In the blocks stage, decoding includes the teacher.
+the median time of each part and its share of the step. In the blocks stage, decoding includes the teacher. Beside each
+part are the bytes that it has to move, its operations, the time that these need at least on this machine ('bound', by
+a short calibration), and the share of the bound in the measured time. --json prints all of it as one JSON object.
 
   momentum-gs bench step -c caliterra -s SCENE -m OUT/coarse stage=coarse
 
@@ -43,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["step", "raster", "ssim", "knn", "grow", "swap"], help="what to time")
     add_run_arguments(parser)
     parser.add_argument("--steps", type=int, default=40, help="step: steps to time, after 5 to warm up (default 40)")
+    parser.add_argument("--json", action="store_true", help="step: print one JSON object instead of the table")
     add = parser.add_argument_group("kernels, growth and swaps").add_argument
     add("--gaussians", type=int, metavar="N", help="raster (default 100000, on a GPU 1000000)")
     add("--size", type=size, metavar="WxH", help="raster, ssim: pixels (default 960x540, on a GPU 1600x900)")
@@ -68,13 +74,17 @@ def counts(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark ``args.what`` and prints its table."""
-    with bench_kernels.load_of(args):
+    # With --json, what loading prints goes to stderr, so that stdout holds the JSON object only.
+    printed = sys.stdout
+    with bench_kernels.load_of(args), contextlib.redirect_stdout(sys.stderr if args.json else printed):
         config = resolve_config(args, announce=True)
         device = pick_device(config.device)
         if args.what == "step":
             with Stop() as stop, launched(stop) as launch:
                 comm = connect(device, launch)
-                bench_step.run(args, config, device, comm)
+                found = bench_step.run(args, config, device, comm)
+                if args.json and comm.rank == 0:
+                    print(json.dumps(found), file=printed)
                 comm.close()
         elif args.what == "grow":
             bench_grow.run(args, config, device)

@@ -70,7 +70,6 @@ def decode(
     """Decode the anchors in the rows ``visible`` (distinct; None: all) for a camera at ``camera_center``."""
     center = camera_center.to(anchors.position)
     if fused.covers(anchors, center, decoder):
-        assert isinstance(decoder, GaussianDecoder)
         return _fused(anchors, decoder, center, visible)[0]
     view = _look(anchors, center, visible)
     return _spawn(anchors, view, decoder.at(view.rows)(view.feature, view.direction, view.distance))[0]
@@ -104,7 +103,7 @@ def decode_with_teacher(
 
 
 def _fused(
-    anchors: Anchors, student: GaussianDecoder, center: Tensor, visible: Tensor | None,
+    anchors: Anchors, student: Decoder, center: Tensor, visible: Tensor | None,
     teacher: GaussianDecoder | None = None,
 ) -> tuple[Decoded, TeacherTargets | None]:  # fmt: skip
     """Both of ``decode_with_teacher``, by the operator."""

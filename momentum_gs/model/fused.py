@@ -10,15 +10,15 @@ from torch import Tensor
 
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.model.decoder_bank import Decoder
+from momentum_gs.model.decoder_bank import Decoder, DecoderBank
 
 
 def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
     """Whether the operator decodes these anchors with these decoders: a student and perhaps a fixed teacher.
 
-    It has every option of a ``GaussianDecoder``. Not covered are a ``DecoderBank``, tensors other than float32 and
-    float64 or of several dtypes or devices, devices that the operator was not built for, and gradients of anchors'
-    positions or of the camera's.
+    It has every option of a ``GaussianDecoder``, and a ``DecoderBank`` is as many calls. Not covered are tensors other
+    than float32 and float64 or of several dtypes or devices, devices that the operator was not built for, and gradients
+    of anchors' positions or of the camera's.
     """
     like = anchors.position
     if not (like.is_cpu or like.is_cuda and anchor_decode.has_cuda()):
@@ -27,9 +27,10 @@ def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
         return False
     if torch.is_grad_enabled() and (like.requires_grad or center.requires_grad):
         return False
+    like_first = _members(decoders[0])[0].architecture
     tensors = [center, anchors.offset, anchors.feature, anchors.log_scale]
-    for decoder in decoders:
-        if not isinstance(decoder, GaussianDecoder) or decoder.architecture != decoders[0].architecture:
+    for decoder in [one for several in decoders for one in _members(several)]:
+        if decoder.architecture != like_first:
             return False
         tensors.append(next(decoder.opacity.parameters()))  # a module's tensors have one dtype and device
     return all(tensor.dtype == like.dtype and tensor.device == like.device for tensor in tensors)
@@ -37,12 +38,14 @@ def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
 
 def decode(
     anchors: Anchors,
-    student: GaussianDecoder,
+    student: Decoder,
     center: Float[Tensor, "3"],
     visible: Int[Tensor, "m"],
     teacher: GaussianDecoder | None = None,
 ) -> anchor_decode.Decoded:
     """Decodes the rows ``visible``; with a teacher, its targets too, which have no gradient."""
+    if isinstance(student, DecoderBank):
+        return _decode_bank(anchors, student, center, visible)
     options = student.architecture
     layout = anchor_decode.Layout(
         features=options["feature_dim"],
@@ -54,6 +57,23 @@ def decode(
     fixed = None if teacher is None else [weight.detach() for weight in _weights(teacher)]
     rows = (anchors.position, anchors.offset, anchors.feature, anchors.log_scale)
     return anchor_decode.decode(*rows, visible, center, _weights(student), layout, fixed)
+
+
+def _decode_bank(anchors: Anchors, bank: DecoderBank, center: Tensor, visible: Tensor) -> anchor_decode.Decoded:
+    """Each decoder decodes its anchors; then anchors and Gaussians are put back into the order of ``visible``."""
+    block = bank.block.index_select(0, visible)
+    places = [(block == index).nonzero().squeeze(1) for index in range(len(bank.decoders))]
+    parts = [decode(anchors, one, center, visible[at]) for one, at in zip(_members(bank), places, strict=True)]
+    place = torch.cat(places)
+    owner = torch.cat([at[part.kept.nonzero()[:, 0]] for at, part in zip(places, parts, strict=True)])
+    orders = [owner.argsort(stable=True)] * 5 + [place.argsort()] * 2
+    columns = [torch.cat(column) for column in zip(*(part[:7] for part in parts), strict=True)]
+    ordered = (column.index_select(0, order) for column, order in zip(columns, orders, strict=True))
+    return anchor_decode.Decoded._make((*ordered, None))
+
+
+def _members(decoder: Decoder) -> list[GaussianDecoder]:
+    return [decoder] if isinstance(decoder, GaussianDecoder) else list(decoder.decoders)  # type: ignore[arg-type]
 
 
 def _weights(decoder: GaussianDecoder) -> list[Tensor]:

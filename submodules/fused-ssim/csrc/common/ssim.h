@@ -1,7 +1,7 @@
 // SSIM of one pixel and its derivatives. Plain C++17: no torch, no device, no threads.
 //
-// Notation: w is the window; m1 = w*x, m2 = w*y, s11 = w*(x x), s22 = w*(y y), s12 = w*(x y) are the blurred moments of
-// the two images at the pixel. S may be a scalar or a vector of pixels; T is the scalar type.
+// Notation: w is the window; m1 = w*x, m2 = w*y, squares = w*(x x + y y), s12 = w*(x y) are the blurred moments of the two
+// images at the pixel; the variances occur only as their sum. S may be a scalar or a vector of pixels; T is the scalar type.
 #pragma once
 
 #include <array>
@@ -45,20 +45,20 @@ inline std::array<double, kTaps> gaussian_window() {
 
 template <typename S>
 struct Moments {
-  S m1, m2, s11, s22, s12;
+  S m1, m2, squares, s12;
 };
 
 // SSIM at a pixel and its partial derivatives for the moments that img1 moves.
 template <typename S>
 struct Ssim {
-  S value, d_m1, d_s11, d_s12;
+  S value, d_m1, d_squares, d_s12;
 };
 
 template <typename T, typename S>
 FUSED_SSIM_HD inline Ssim<S> ssim(const Moments<S>& m) {
   const S m12 = m.m1 * m.m2, m11 = m.m1 * m.m1, m22 = m.m2 * m.m2;
   const S a1 = T(2) * m12 + T(kC1), a2 = T(2) * (m.s12 - m12) + T(kC2);
-  const S b1 = m11 + m22 + T(kC1), b2 = (m.s11 - m11) + (m.s22 - m22) + T(kC2);
+  const S b1 = m11 + m22 + T(kC1), b2 = (m.squares - (m11 + m22)) + T(kC2);
   const S inverse = T(1) / (b1 * b2);
   const S value = a1 * a2 * inverse;
   return {

@@ -106,17 +106,17 @@ __device__ double block_sum(double value) {
 template <typename T>
 __device__ Ssim<T> by_weight(T weight, const Ssim<T>& s) {
   if (weight == T(0)) return {T(0), T(0), T(0), T(0)};
-  return {weight * s.value, weight * s.d_m1, weight * s.d_s11, weight * s.d_s12};
+  return {weight * s.value, weight * s.d_m1, weight * s.d_squares, weight * s.d_s12};
 }
 
-// The tiles' sums of SSIM; with kTrain also the maps of d_m1, d_s11 and d_s12, one after the other. All of them by the
+// The tiles' sums of SSIM; with kTrain also the maps of d_m1, d_squares and d_s12, one after the other. All of them by the
 // weights of their pixels, unless those are null.
 template <typename T, bool kTrain>
 __global__ void __launch_bounds__(kThreads)
     tile_sums(const T* __restrict__ img1, const T* __restrict__ img2, const T* __restrict__ weights, const Tiles tiles,
               const Window<T> window, double* __restrict__ sums, T* __restrict__ partials) {
   __shared__ T x[kPaddedRows<T>][kPaddedColumns], y[kPaddedRows<T>][kPaddedColumns];
-  __shared__ T blurred[5][kPaddedRows<T>][kTileColumns];
+  __shared__ T blurred[4][kPaddedRows<T>][kTileColumns];
   const Tile tile = Tile::of_block<T>(tiles);
   const int column = threadIdx.x % kTileColumns, first = threadIdx.x / kTileColumns * kRowsPerThread<T>;
   load(img1 + tile.offset, tiles, tile, 0, x);
@@ -136,14 +136,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     blurred[0][row][column] = m1;
     blurred[1][row][column] = m2;
-    blurred[2][row][column] = s11;
-    blurred[3][row][column] = s22;
-    blurred[4][row][column] = s12;
+    blurred[2][row][column] = s11 + s22;  // symmetric in the images
+    blurred[3][row][column] = s12;
   }
   __syncthreads();
-  T moments[5][kRowsPerThread<T>];
+  T moments[4][kRowsPerThread<T>];
 #pragma unroll
-  for (int i = 0; i < 5; ++i) blur_columns(window, blurred[i], first, column, moments[i]);
+  for (int i = 0; i < 4; ++i) blur_columns(window, blurred[i], first, column, moments[i]);
 
   const int64_t map = tiles.planes * tiles.height * tiles.width;
   const int at_x = tile.left + column;
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
         at_y >= tiles.height - tiles.margin) {
       continue;
     }
-    Ssim<T> s = ssim<T>(Moments<T>{moments[0][r], moments[1][r], moments[2][r], moments[3][r], moments[4][r]});
+    Ssim<T> s = ssim<T>(Moments<T>{moments[0][r], moments[1][r], moments[2][r], moments[3][r]});
     if (weights) {
       const T weight = weights[int64_t(at_y - tiles.margin) * (tiles.width - 2 * tiles.margin) + at_x - tiles.margin];
       s = by_weight(weight, s);
@@ -164,7 +163,7 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kTrain) {
       T* const pixel = partials + tile.offset + int64_t(at_y) * tiles.width + at_x;
       pixel[0] = s.d_m1;
-      pixel[map] = s.d_s11;
+      pixel[map] = s.d_squares;
       pixel[2 * map] = s.d_s12;
     }
   }
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
   *mean = count == 0 ? T(1) : T(sum / count);  // nothing differs where nothing counts
 }
 
-// d mean / d x = w*d_m1 + 2 x (w*d_s11) + y (w*d_s12), the window being its own mirror image.
+// d mean / d x = w*d_m1 + 2 x (w*d_squares) + y (w*d_s12), the window being its own mirror image.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gradient(const T* __restrict__ img1, const T* __restrict__ img2, const T* __restrict__ partials, const Tiles tiles,

@@ -35,7 +35,7 @@ class BandWorker {
         weights_(images.weights),
         images_(2 * kTaps * padded_),
         partials_(train_ ? 3 * kTaps * padded_ : 0),
-        blurred_(5 * row_stride()),
+        blurred_(4 * row_stride()),
         pixel_weights_(weights_ ? padded_ : 0),
         column_sums_(padded_) {
     const auto window = gaussian_window();
@@ -117,7 +117,7 @@ class BandWorker {
     return weight != Vec{} ? weight * v : Vec{};
   }
 
-  // Blur the five products along y, into blurred_.
+  // Blur the four moments along y, into blurred_.
   void blur_columns_of_moments(int64_t row) {
     const T *x[kTaps], *y[kTaps];
     for (int k = 0; k < kTaps; ++k) {
@@ -136,8 +136,9 @@ class BandWorker {
         s22 += wb * b;
         s12 += wa * b;
       }
-      const Vec moments[5] = {m1, m2, s11, s22, s12};
-      for (int i = 0; i < 5; ++i) V::store(blurred_row(i) + kRadius + c, moments[i]);
+      // Added here and not above: the result does not depend on which image is the first.
+      const Vec moments[4] = {m1, m2, s11 + s22, s12};
+      for (int i = 0; i < 4; ++i) V::store(blurred_row(i) + kRadius + c, moments[i]);
     }
   }
 
@@ -149,8 +150,7 @@ class BandWorker {
   }
 
   Moments<Vec> moments_at(int64_t c) {
-    return {blur_row(blurred_row(0), c), blur_row(blurred_row(1), c), blur_row(blurred_row(2), c),
-            blur_row(blurred_row(3), c), blur_row(blurred_row(4), c)};
+    return {blur_row(blurred_row(0), c), blur_row(blurred_row(1), c), blur_row(blurred_row(2), c), blur_row(blurred_row(3), c)};
   }
 
   void add_to_column_sums(int64_t c, Vec value) {
@@ -169,7 +169,7 @@ class BandWorker {
       const Ssim<Vec> s = ssim<T>(moments_at(c));
       if (counts) add_to_column_sums(c, weighted(c, s.value));
       V::store(out[0] + c, weighted(c, s.d_m1));
-      V::store(out[1] + c, weighted(c, s.d_s11));
+      V::store(out[1] + c, weighted(c, s.d_squares));
       V::store(out[2] + c, weighted(c, s.d_s12));
     }
     for (T* partial : out) {  // pixels that are not in the mean have no effect
@@ -178,7 +178,7 @@ class BandWorker {
     }
   }
 
-  // d mean / d x = w*d_m1 + 2 x (w*d_s11) + y (w*d_s12), the window being its own mirror image.
+  // d mean / d x = w*d_m1 + 2 x (w*d_squares) + y (w*d_s12), the window being its own mirror image.
   void write_gradient(int64_t row, T scale, T* grad) {
     for (int i = 0; i < 3; ++i) {
       const T* in[kTaps];
