@@ -17,6 +17,7 @@ from momentum_gs.core.image import to_uint8
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import Camera
 from momentum_gs.data.scene import load_scene
+from momentum_gs.eval.results import read_json
 from momentum_gs.model.splat_io import load_splats
 from momentum_gs.model.splats import Harmonics
 from momentum_gs.render.view import decode_view, draw
@@ -199,6 +200,7 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line(
     other = write_tiny_scene(tmp_path / "other", grid=5, points=100)
     assert "another scene (16 images, expected 25" in refusal(scene=other)
     assert "expected at most the" in refusal("distill.gaussians=1M")
+    assert "there are no teachers" in refusal(of=[])
     unmerged = tmp_path / "unmerged"
     train(make_config(scene_folder, unmerged, *TEACHER))
     (unmerged / "config.yaml").write_text(dump_config(make_config(scene_folder, unmerged, *TEACHER)))
@@ -209,7 +211,6 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["distill.gaussians=20%"], "no distill.teachers"),
         (["distill.gaussians=many"], "a number such as"),
         (["distill.gaussians=0"], "a number such as"),
         (["distill.teachers=[a]", "model.primitive=anchors"], "gaussians with distill.teachers"),
@@ -227,3 +228,32 @@ def test_numbers_of_gaussians_in_all_spellings() -> None:
         config = load_config(None, ["distill.teachers=[a]", f"distill.gaussians={text}", "model.primitive=gaussians"])
         assert config.distill.count(10_000) == number
     assert load_config(None).distill.count(7) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["points", "teacher"])
+def test_the_command_makes_a_run_like_any_other_and_continues(
+    teachers: list[Path], tmp_path: Path, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the anchors' run first: its settings and its partition are the student's."""
+    out = tmp_path / "student"
+    words = ["distill", str(teachers[1]), str(teachers[0]), "-m", str(out), "--gaussians", "300", "steps=20"]
+    words += [f"distill.start={start}", "gaussians.sh_degree=1"]
+    assert main(words) == 0
+    results = read_json(out / "results.json")["ours_20"]
+    assert 0 < results["protocol"]["gaussians"] <= 300 and results["PSNR"] > 5
+    assert (out / "report.html").is_file() and (out / "partition.json").is_file()
+    scores = read_json(out / "teachers.json")
+    assert len(scores["teachers"]) == 2 and scores["fused"]["PSNR"] > 5
+    config = load_config(out / "config.yaml")
+    assert config.distill.teachers == (str(teachers[1]), str(teachers[0])) and config.model.primitive == "gaussians"
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "train: done before" in capsys.readouterr().out
+    assert main([*words, "seed=1"]) == 2, "another command"
+    assert main(["export", str(out), "-o", str(out / "student.ply")]) == 0
+
+
+def test_the_command_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "steps=3", "-m", str(tmp_path / "out")]) == 2
+    assert "no RUN is given" in capsys.readouterr().err

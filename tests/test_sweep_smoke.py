@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
@@ -25,7 +26,7 @@ from momentum_gs.cli import sweep as command
 from momentum_gs.config.sweep import load_sweep
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.experiments import runner as sweep_run
-from momentum_gs.experiments.plan import Request, n_blocks, row_config, run_folder
+from momentum_gs.experiments.plan import Request, n_blocks, plan_rows, run_folder
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -46,7 +47,7 @@ def request(path: Path, *words: str) -> Request:
 def test_every_row_is_a_different_experiment_with_equal_steps(path: Path, config: str) -> None:
     asked = request(path, "-c", str(ROOT / f"configs/{config}.yaml"))
     sweep = load_sweep(path)
-    rows = {row.name: row_config(asked, row, 0) for row in sweep.rows}
+    rows = {name: configs[0] for name, configs in plan_rows(asked, replace(sweep, seeds=(0,))).items()}
     assert len({rows[row.name].steps / row.stretch for row in sweep.rows}) == 1
     for c in rows.values():
         assert c.blocks.active == "all" or isinstance(n := n_blocks(c), int) and c.blocks.active <= n
@@ -58,8 +59,9 @@ def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
     full = set()
     for path in SWEEPS:
         sweep = load_sweep(path)
+        plan = plan_rows(request(path), replace(sweep, seeds=(0,)))
         for row in sweep.rows:
-            config = row_config(request(path), row, 0)
+            config = plan[row.name][0]
             if row.paper or row.name == sweep.reference:
                 b = config.blocks
                 assert not b.offset_clamping and not b.boundary_finetuning and b.decoder_freeze_rounds == 0

@@ -374,8 +374,6 @@ class DistillConfig:
         if self.gaussians is not None:
             _check(_COUNT.fullmatch(self.gaussians) is not None, "distill.gaussians", self.gaussians,
                    "a number such as 500000 or 0.5M, or a share such as 20%")
-            _check(self.gaussians[-1] != "%" or bool(self.teachers), "distill.gaussians", self.gaussians,
-                   "a number, as there are no distill.teachers of which it could be a share")
             _check(self.prune_at <= self.keep_at, "distill.keep_at", self.keep_at,
                    f"at least distill.prune_at = {self.prune_at}")
 

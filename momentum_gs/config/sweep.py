@@ -19,7 +19,7 @@ PAPER_METRICS = ("PSNR_cc", "SSIM_cc", "LPIPS_cc")
 """The metrics in a row's ``paper``: those of the paper's tables, which are colour-corrected."""
 
 _KEYS = {"name", "title", "source", "set", "mode", "rows", "grid", "reference", "compare", "seeds"}
-_ROW_KEYS = {"name", "set", "mode", "stretch", "paper"}
+_ROW_KEYS = {"name", "set", "mode", "stretch", "paper", "teachers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class SweepRow:
     """``key=value``; these override the mode."""
     stretch: int = 1
     """Factor on ``steps``, ``optim.lr_steps``, ``growth.until`` and ``gaussians.until``."""
+    teachers: tuple[str, ...] = ()
+    """Names of earlier rows, whose runs of the same seed are the ``distill.teachers`` of this one."""
     paper: Mapping[str, tuple[float, float, float]]
     """Scene -> the paper's PSNR (dB), SSIM and LPIPS, colour-corrected."""
 
@@ -84,6 +86,10 @@ def load_sweep(path: Path) -> Sweep:
     if "," in "".join(names):
         raise UserError(f"{where}: a row's name has a comma, which separates the names of --only; rename it")
 
+    for i, row in enumerate(rows):
+        if wrong := [name for name in row.teachers if name not in names[:i]]:
+            raise UserError(f"{where}: row {row.name!r} has the teacher {wrong[0]!r}, expected rows above it")
+
     def known(name: Any, key: str) -> str:
         if name not in names:
             raise UserError(f"{where}: {key} is {name!r}, expected one of the rows: {'; '.join(names)}")
@@ -130,6 +136,7 @@ def _row(row: Any, where: str, data: Mapping[str, Any], cell: Mapping[str, Any],
         mode=_mode(row.get("mode", data.get("mode")), where, folder),
         settings=(*_list(data, "set", where), *_list(row, "set", where), *settings),
         stretch=stretch,
+        teachers=tuple(map(str, _list(row, "teachers", where))),
         paper=numbers,
     )
 

@@ -5,16 +5,16 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
 from momentum_gs.config.renamed import current_name, earlier_settings
-from momentum_gs.config.run import load_run_config
+from momentum_gs.config.run import load_run_config, out_folder
 from momentum_gs.config.schema import Config
-from momentum_gs.config.sweep import SweepRow
+from momentum_gs.config.sweep import Sweep, SweepRow
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.data.partition_table import PartitionTable
@@ -23,7 +23,7 @@ from momentum_gs.experiments.runner import Job, Stage, mark_done, stages_done
 from momentum_gs.experiments.scores import read_scores
 
 _NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.axes", "scene.cache_gb",
-                          "partition.coarse", "partition.file", "compress.", "aggregate.")  # fmt: skip
+                          "distill.labels_gb", "partition.coarse", "partition.file", "compress.", "aggregate.")  # fmt: skip
 """Settings and sections that do not change a run's result."""
 _SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.file": "the partitions of the sweep",
                   "stage": "the stages of the sweep", "out": "-m"}  # fmt: skip
@@ -88,6 +88,25 @@ def row_config(request: Request, row: SweepRow, seed: int) -> Config:
     )
 
 
+def plan_rows(request: Request, sweep: Sweep) -> dict[str, dict[int, Config]]:
+    """Row -> seed -> settings (``row_config``), with the folders of a row's teachers.
+
+    Raises:
+        UserError: as ``row_config``; and where no output folder is given.
+    """
+    plan: dict[str, dict[int, Config]] = {}
+    for row in sweep.rows:
+        plan[row.name] = {}
+        for seed in sweep.seeds:
+            config = row_config(request, row, seed)
+            if row.teachers:
+                folders = [run_folder(out_folder(config), plan[name][seed]) for name in row.teachers]
+                teachers = tuple(str(folder.absolute()) for folder in folders)
+                config = replace(config, distill=replace(config.distill, teachers=teachers))
+            plan[row.name][seed] = config
+    return plan
+
+
 def coarse_config(request: Request, row: SweepRow | None = None) -> Config:
     """The settings of a coarse model: those of the command line and of ``row``, whose blocks start from the model."""
     return _resolve(request, row, "stage=coarse", "seed=0")
@@ -111,6 +130,8 @@ def experiment(config: Config) -> dict[str, Any]:
     for key, value in flat_settings(config_to_dict(config)).items():
         if key in ("scene.test_list", "scene.points") and value is not None:
             value = Path(value).name
+        if key == "distill.teachers":  # Names of runs of the sweep, which tell their settings and seed.
+            value = tuple(Path(teacher).name for teacher in value)
         if value != defaults[key] and not key.startswith(_NOT_OF_THE_EXPERIMENT + config.idle_sections):
             found[key] = value
     return found
@@ -208,7 +229,9 @@ def partition_job(config: Config, folder: Path, coarse: Path) -> Job:
     return _job(f"partition {folder.name}", folder, config, (Stage("partition", command, "partition.json"),), needs)
 
 
-def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, request: Request) -> Job:
+def run_job(
+    name: str, config: Config, out: Path, coarse: Path, cells: Path, request: Request, after: Sequence[str] = ()
+) -> Job:
     """The job that trains, merges, renders and scores a run.
 
     Args:
@@ -218,11 +241,13 @@ def run_job(name: str, config: Config, out: Path, coarse: Path, cells: Path, req
         coarse: Folder of the coarse model that its blocks may start from.
         cells: Folder of the partition whose cells the scores by block use.
         request: The command line.
+        after: Names of the jobs of its teachers.
     """
     folder = run_folder(out, config)
     cut = partition_folder(out, config)
     needs = tuple(dict.fromkeys(f"partition {path.name}" for path in (cut, cells)))
     needs += (_coarse_name(coarse),) if config.starts_from_coarse else ()
+    needs += tuple(after)
     wanted, partition = config, replace(config.partition, coarse=str(coarse), file=str(cut / "partition.json"))
     config = replace(config, out=str(folder), partition=partition)
     weights = () if request.lpips_weights is None else ("--lpips-weights", request.lpips_weights)

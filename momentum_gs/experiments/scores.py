@@ -11,6 +11,7 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.eval.lpips_metric import NETS, metric_name
 from momentum_gs.eval.results import config_hash, read_json
 from momentum_gs.eval.table import Row, differences
+from momentum_gs.experiments.teachers import FILE as TEACHER_SCORES
 
 Verdict = Literal["better", "worse", "not told apart"]
 
@@ -39,9 +40,12 @@ METRICS = (
     Metric("worst_block_PSNR", "worst block", 2, 1),
     Metric("border_PSNR", "near borders", 2, 1),
     Metric("merge_gap_PSNR", "merge gap", 2, 1),
+    Metric("fused_PSNR", "teachers fused", 2, 1),
     Metric("anchors", "anchors", 0, 0),
+    Metric("gaussians", "Gaussians", 0, 0),
     Metric("storage_MB", "MB", 1, 0),
     Metric("cpu_seconds", "CPU s", 0, 0),
+    Metric("views_per_second", "views/s", 1, 0),
     Metric("megapixels", "megapixels", 1, 0),
 )
 
@@ -114,7 +118,9 @@ def read_scores(out: Path) -> RunScores | None:
     numbers["merge_gap_PSNR"] = entry.get("merge_gap", {}).get("PSNR")
     if (share := entry.get("covered_share")) is not None:
         numbers["covered_percent"] = 100 * share
-    numbers["anchors"] = entry["protocol"].get("anchors")
+    numbers["fused_PSNR"] = read_json(out / TEACHER_SCORES).get("fused", {}).get("PSNR")
+    for count in ("anchors", "gaussians", "views_per_second"):
+        numbers[count] = entry["protocol"].get(count)
     if (size := entry["protocol"].get("storage_bytes")) is not None:
         numbers["storage_MB"] = size / 1e6
     numbers |= _work(out)

@@ -25,7 +25,7 @@ from momentum_gs.experiments.plan import (
     needs_coarse,
     partition_folder,
     partition_job,
-    row_config,
+    plan_rows,
     run_folder,
     run_job,
     scored_by,
@@ -48,9 +48,12 @@ def run_sweep(sweep: Sweep, request: Request) -> dict[str, str]:
     only = _only(request.only, sweep)
     base = resolve(request.files, request.settings)[0]
     out = out_folder(base)
-    plan = {row.name: {seed: row_config(request, row, seed) for seed in sweep.seeds} for row in sweep.rows}
+    plan = plan_rows(request, sweep)
     _keep_to_one_scene(out, base)
     cells = _cells_config(sweep, plan)
+    # Teachers of the rows that run are run, too; a teacher stands above its students.
+    for row in reversed(sweep.rows):
+        only += [name for name in row.teachers if row.name in only and name not in only]
     rows = [row for row in sweep.rows if row.name in only]
     failed = {} if request.table else _run_all(request, out, rows, plan, cells)
     results = _collect(request, sweep, plan, out, partition_folder(out, cells), failed)
@@ -67,7 +70,7 @@ def _only(names: Sequence[str] | None, sweep: Sweep) -> list[str]:
     for name in names:
         if name not in known:
             raise UserError(f"sweep: --only names {name!r}, expected rows of the sweep: {'; '.join(known)}")
-    return list(names)
+    return list(dict.fromkeys(names))
 
 
 def _cells_config(sweep: Sweep, plan: Mapping[str, Mapping[int, Config]]) -> Config:
@@ -128,7 +131,8 @@ def _run_all(
             settings = coarse_config(request, row)
             start = initialization_folder(out, settings)
             models[start] = settings
-        jobs.append(run_job(name, config, out, start, cells, request))
+        after = [runs[Path(folder)][0] for folder in config.distill.teachers]
+        jobs.append(run_job(name, config, out, start, cells, request, after))
     if not request.coarse and any(map(needs_coarse, partitions.values())):
         models[coarse] = coarse_config(request)
     first = [coarse_job(config, folder) for folder, config in models.items()]

@@ -25,6 +25,7 @@ from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.viewer_files import write_cameras_json, write_input_ply
 from momentum_gs.eval.results import code_version, write_json
 from momentum_gs.experiments.choose import Choice
+from momentum_gs.experiments.teachers import TeacherStart, write_teacher_scores
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.events import Observer, Observers
 from momentum_gs.train.loop import Training
@@ -81,7 +82,8 @@ def train(
     config = replace(config, scene=scene.frame.recorded(config.scene))
     if table is not None:
         table.check(config.partition, scene)
-    training = Training(config, scene, table, comm, device, resume=resume, only=only, pace=pace)
+    start = TeacherStart(config, scene, table, device) if config.starts_from_teacher else None
+    training = Training(config, scene, table, comm, device, resume=resume, only=only, start=start, pace=pace)
     code = code_version()  # Taken now, as the checkout may change during the training.
     # The folder is changed only from here on, after all errors in the input have been reported.
     observers = Observers([*_observers(config, choices, folder, scene, comm), *(watchers if comm.rank == 0 else ())])
@@ -100,6 +102,8 @@ def train(
         if comm.rank == 0:
             work = asdict(outcome.work) | {"waited": outcome.waited}
             write_json(folder / "train.json", {"code": code, "ranks": comm.world_size, **work, **use})
+            if config.distill.teachers:
+                write_teacher_scores(folder, config, scene, device)
         peak = int(use["peak_memory_bytes"]) / 2**30
         info(
             f"train: {outcome.step} steps in {outcome.work.seconds:.1f} s, peak memory {peak:.2f} GiB (rank 0) "

@@ -17,18 +17,34 @@ from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.packed import block_kind
 from momentum_gs.train.blocks.splat_block import SplatBlock
 from momentum_gs.train.blocks.views import BlockPlan, initial_points
-from momentum_gs.train.initialization import load_initialization, seen_by
+from momentum_gs.train.initialization import Initialization, load_initialization, seen_by
 
 
 class FirstBlocks:
-    """Block -> its state at step 0: from the coarse model (``Config.starts_from_coarse``), otherwise from points."""
+    """Block -> its state at step 0: from a trained model, otherwise from points."""
 
-    def __init__(self, scene: Scene, plan: BlockPlan, config: Config, device: torch.device) -> None:
-        """Raises UserError if the coarse model is missing or does not fit (``load_initialization``)."""
+    def __init__(
+        self,
+        scene: Scene,
+        plan: BlockPlan,
+        config: Config,
+        device: torch.device,
+        initialization: Initialization | None = None,
+    ) -> None:
+        """
+        Args:
+            initialization: What blocks start from; None: from the coarse model (``Config.starts_from_coarse``) or from
+                points.
+
+        Raises:
+            UserError: the coarse model is missing or does not fit (``load_initialization``).
+        """
         if config.model.fill_points:
             scene = replace(scene, points=fill_points(scene.points, scene.train, config.model.fill_points, config.seed))
         self._scene, self._plan, self._config, self._device = scene, plan, config, device
-        self._initialization = load_initialization(config) if config.starts_from_coarse else None
+        if initialization is None and config.starts_from_coarse:
+            initialization = load_initialization(config)
+        self._initialization = initialization
 
     @property
     def decoder(self) -> GaussianDecoder | None:

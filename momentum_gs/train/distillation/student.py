@@ -44,6 +44,8 @@ class Student:
                 first.
         """
         settings = config.distill
+        if settings.gaussians is not None and settings.gaussians.endswith("%") and not settings.teachers:
+            raise UserError(f"distill: gaussians is {settings.gaussians}, expected a number: there are no teachers")
         self._config, self._plan = config, plan
         teachers = load_teachers(settings.teachers, scene, scene.frame.recorded(config.scene), device)
         wants_labels = bool(teachers) and settings.lambda_kd > 0
