@@ -18,6 +18,8 @@ BACKGROUND = 0.01
 """Weight of the L1 distance between the learned background alone and the images. It is small, so pixels that no
 Gaussian covers decide the background's colour. In directions without such pixels it becomes the images' typical colour,
 the best guess for what no image shows."""
+SURFACE_TERMS = ("flat", "normals", "geometry", "patches")
+"""Terms of the steps with ``model.surface=planar`` (``train/surfaces/terms.py``); 0 before their stage."""
 CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_scale", "consistency_opacity")
 """Terms of the steps with a teacher."""
 
@@ -26,7 +28,8 @@ def image_terms(config: Config) -> tuple[str, ...]:
     """Names of the terms that every step has with these settings; those of a teacher are not included."""
     behind = ("background",) if config.model.background != "fixed" else ()
     depth = ("depth",) if config.loss.depth else ()
-    return IMAGE_TERMS + behind + depth
+    surface = SURFACE_TERMS if config.model.surface == "planar" else ()
+    return IMAGE_TERMS + behind + depth + surface
 
 
 def loss_terms(
@@ -37,7 +40,7 @@ def loss_terms(
     config: Config,
     behind: Float[Tensor, "3 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """All terms of one view but ``depth``, each times its weight.
+    """All terms of one view but ``depth`` and those of surfaces, each times its weight.
 
     Args:
         image: The render, after colour correction.

@@ -22,6 +22,7 @@ from momentum_gs.train.decoders.choice import Decoders
 from momentum_gs.train.growth.anchors import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
+from momentum_gs.train.surfaces.terms import SurfaceTerms
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class StepInputs:
     """The part of a view that a block trains on; None: all of it."""
     depths: SparseDepths | None = None
     """Target depths of the images; None without ``loss.depth``."""
+    surfaces: SurfaceTerms | None = None
+    """Terms on depth and normals; None without ``model.surface``."""
 
 
 @dataclass
@@ -94,12 +97,17 @@ def train_step(
             view = render_view(
                 block.model, decoders.student_of(block), posed, inputs.background,
                 teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
+                surface=inputs.surfaces is not None and inputs.surfaces.draws(block.step, config),
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
             if inputs.depths is not None:
                 depth = depth_loss(view.output, inputs.depths.of(camera, window))
                 terms["depth"] = config.loss.depth * target.share * depth
+            if inputs.surfaces is not None:
+                terms |= inputs.surfaces.terms(
+                    view, block, decoders.student_of(block), posed, target, window, config, corrections.poses.cameras
+                )
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))
