@@ -117,6 +117,9 @@ class ModelConfig:
     """What a pixel shows where no Gaussian covers it. ``fixed``: black, or white with ``scene.white_background`` [MGS];
     ``constant``: one learned colour, shared by all blocks like the decoder [ours]; ``directional``: a learned colour
     that depends on the viewing direction, spherical harmonics of degree 2, also shared [ours]."""
+    surface: Literal["none", "planar"] = "none"
+    """``planar``: Gaussians become flat and lie on the surface, for meshes and depth maps; the settings of ``surface``
+    say how (docs/surfaces.md) [PGSR, ours]. ``none``: images alone decide [MGS, 3DGS]."""
     use_feature_bank: bool = _developers(False)
     """Blend the anchor's feature at three strides, with weights that depend on the view [SGS, off in MGS]."""
     add_opacity_dist: bool = _developers(False)
@@ -196,6 +199,38 @@ class LossConfig:
     def __post_init__(self) -> None:
         _check(0 <= self.dssim <= 1, "loss.dssim", self.dssim, "a number in [0, 1]")
         _check(self.depth >= 0, "loss.depth", self.depth, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceConfig:
+    """Loss terms of ``model.surface=planar``, in stages: colours and flat Gaussians from the start, then a view's depth
+    against its normals, then two views against each other. Clocks are shares of a block's steps."""
+
+    flatten: float = 100.0
+    """Weight of the mean smallest scale of the Gaussians, training units [PGSR]."""
+    normals: float = 0.015
+    """Weight of the difference between the normals of a view's depth map and its blended normals [PGSR]. 0: off."""
+    normals_from: float = 0.25
+    """Share of the steps after which that term begins [ours; PGSR: 0.23]."""
+    geometry: float = 0.03
+    """Weight of the distance in pixels by which surface points miss their pixel after the way to a neighbouring view's
+    surface and back [PGSR]. 0: off."""
+    patches: float = 0.15
+    """Weight of 1 - correlation between grey patches of the image and those of a neighbouring view's, warped by the
+    surface [PGSR]. 0: off."""
+    views_from: float = 0.4
+    """Share of the steps after which the terms of two views begin; each renders another view [ours; PGSR: 0.23]."""
+    neighbours: int = 8
+    """Neighbouring views of each view, the nearest that see enough of the same; a step draws one of them [PGSR]."""
+
+    def __post_init__(self) -> None:
+        for name in ("flatten", "normals", "geometry", "patches"):
+            value = getattr(self, name)
+            _check(value >= 0, f"surface.{name}", value, "at least 0")
+        for name in ("normals_from", "views_from"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"surface.{name}", value, "a share in [0, 1]")
+        _check(self.neighbours >= 1, "surface.neighbours", self.neighbours, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -665,6 +700,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    surface: SurfaceConfig = field(default_factory=SurfaceConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
@@ -711,8 +747,9 @@ class Config:
         if not self.distill.teachers:
             names = ("start", "lambda_kd", "structure", "grid", "counts", "labels_gb")
             gaussians += tuple(f"distill.{name}" for name in names)
+        surface = ("surface.",) if self.model.surface == "none" else ()
         # appearance.model itself always has an effect: with other corrections, or none, it is another experiment.
-        return gaussians + (("appearance.lr", "appearance.smooth") if self.appearance.model == "none" else ())
+        return gaussians + surface + (("appearance.lr", "appearance.smooth") if self.appearance.model == "none" else ())
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")

@@ -23,7 +23,8 @@ from momentum_gs.experiments.runner import Job, Stage, mark_done, stages_done
 from momentum_gs.experiments.scores import read_scores
 
 _NOT_OF_THE_EXPERIMENT = ("out", "device", "log", "store", "scene.path", "scene.offset", "scene.axes", "scene.cache_gb",
-                          "distill.labels_gb", "partition.coarse", "partition.file", "compress.", "aggregate.")  # fmt: skip
+                          "distill.labels_gb", "partition.coarse", "partition.file", "compress.",
+                          "aggregate.")  # fmt: skip
 """Settings and sections that do not change a run's result."""
 _SET_BY_SWEEPS = {"seed": "--seeds", "partition.coarse": "--coarse", "partition.file": "the partitions of the sweep",
                   "stage": "the stages of the sweep", "out": "-m"}  # fmt: skip

@@ -48,6 +48,8 @@ from momentum_gs.train.outcome import Outcome
 from momentum_gs.train.resume import begin, go_on, schedule_of
 from momentum_gs.train.sparse_depth import SparseDepths
 from momentum_gs.train.step import StepInputs, StepReport, train_step
+from momentum_gs.train.surfaces.neighbours import make_neighbours
+from momentum_gs.train.surfaces.terms import SurfaceTerms, images_ahead
 from momentum_gs.train.surroundings import Surroundings
 from momentum_gs.train.view_order import ViewOrder
 from momentum_gs.train.work import WorkMeter
@@ -131,6 +133,7 @@ class Training:
         # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
         self._clamp_to = None if self._plan.windows is not None else self._plan.cell_of
         self._surroundings = Surroundings(config, self._plan, self._store, comm, device)
+        self._neighbours = make_neighbours(config, scene, self._plan.train)
         self._capped: set[int] = set()
         if first is not None:
             self._init_blocks(first)
@@ -192,8 +195,11 @@ class Training:
         round_ = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
         show = partial(self._order.show, views=views)
-        window, student = self._surroundings.window, self._student
-        inputs = StepInputs(self._config, self._comm, self._background, show, window, self._depths, student)
+        surfaces = None if self._neighbours is None else SurfaceTerms(self._neighbours, views, self._background)
+        window, depths = self._surroundings.window, self._depths
+        inputs = StepInputs(
+            self._config, self._comm, self._background, show, window, depths, self._student, surfaces
+        )
         active = self._surroundings.activate(round_, self._step == round_.first_step)
         self._decoders.begin_round(round_.blocks)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
@@ -204,7 +210,7 @@ class Training:
                 inputs, end = replace(inputs, config=self._config), self.schedule.total
                 continue
             ahead = range(min(PREFETCH_STEPS, end - self._step))
-            views.prefetch([self._order.expected(b.block, b.step + i, views.bad).name for i in ahead for b in active])
+            views.prefetch(images_ahead(self._order, active, ahead, views.bad, surfaces, self._config))
             weights = self._scores.weights()
             report = train_step(
                 inputs, self._decoders, active, round_.blocks, weights, round_.decoder_live, self._corrections

@@ -22,6 +22,8 @@ KD_TERMS = ("kd_l1", "kd_dssim")
 """Terms of a student of other models."""
 STRUCTURE = "structure"
 """Term of the steps that compare its Gaussians' positions with the first teacher's."""
+SURFACE_TERMS = ("flat", "normals", "geometry", "patches")
+"""Terms of the steps with ``model.surface=planar`` (``train/surfaces/terms.py``); 0 before their stage."""
 CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_scale", "consistency_opacity")
 """Terms of the steps with a teacher."""
 
@@ -31,7 +33,8 @@ def image_terms(config: Config) -> tuple[str, ...]:
     behind = ("background",) if config.model.background != "fixed" else ()
     depth = ("depth",) if config.loss.depth else ()
     student = (*KD_TERMS, STRUCTURE) if config.distill.teachers else ()
-    return IMAGE_TERMS + behind + depth + student
+    surface = SURFACE_TERMS if config.model.surface == "planar" else ()
+    return IMAGE_TERMS + behind + depth + student + surface
 
 
 def loss_terms(
@@ -42,7 +45,7 @@ def loss_terms(
     config: Config,
     behind: Float[Tensor, "3 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """All terms of one view but ``depth``, each times its weight.
+    """All terms of one view but ``depth`` and those of surfaces, each times its weight.
 
     Args:
         image: The render, after colour correction.

@@ -24,6 +24,7 @@ from momentum_gs.train.growth.anchors import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.optim import move_rows
 from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
+from momentum_gs.train.surfaces.terms import SurfaceTerms
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class StepInputs:
     """Target depths of the images; None without ``loss.depth``."""
     student: Student | None = None
     """What a student learns from other models; None: it is none."""
+    surfaces: SurfaceTerms | None = None
+    """Terms on depth and normals; None without ``model.surface``."""
 
 
 @dataclass
@@ -99,6 +102,7 @@ def train_step(
                 block.model, decoders.student_of(block), posed, inputs.background,
                 teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
                 block.opacity_factors(config),
+                inputs.surfaces is not None and inputs.surfaces.draws(block.step, config),
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
@@ -107,6 +111,10 @@ def train_step(
                 terms["depth"] = config.loss.depth * target.share * depth
             if inputs.student is not None:
                 terms |= inputs.student.terms(block, camera, view.output.image, target, window)
+            if inputs.surfaces is not None:
+                terms |= inputs.surfaces.terms(
+                    view, block, decoders.student_of(block), posed, target, window, config, corrections.poses.cameras
+                )
             torch.stack(list(terms.values())).sum().mul(weights[block.block]).backward()
             if decoder_live:
                 decoders.take_gradient(block, blocks.index(block.block))
