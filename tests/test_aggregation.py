@@ -13,7 +13,7 @@ from momentum_gs.aggregate.combine import combine, faded, mean_surface, regions,
 from momentum_gs.aggregate.compress import compress
 from momentum_gs.aggregate.send import aggregate_inbox, border_images
 from momentum_gs.aggregate.upload import MANIFEST, MODEL, read_upload, receive, write_upload
-from momentum_gs.aggregate.wire import DC_STEP, REST_STEP, SCALE_STEP, decode, encode
+from momentum_gs.aggregate.wire import HARMONIC_STEP, SCALE_STEP, decode, encode
 from momentum_gs.bake.refine import surface_terms
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import CompressConfig, Config
@@ -90,9 +90,9 @@ def test_what_is_decoded_is_within_half_a_step(degree: int) -> None:
     extent = float((was["position"].amax(0) - was["position"].amin(0)).max())
     assert (was["position"] - now["position"]).abs().max() <= extent * 2**-16
     assert (was["log_scale"] - now["log_scale"]).abs().max() <= SCALE_STEP / 2 + 1e-6
-    assert (was["sh_dc"] - now["sh_dc"]).abs().max() <= DC_STEP / 2 + 1e-6
+    assert (was["sh_dc"] - now["sh_dc"]).abs().max() <= HARMONIC_STEP / 2 + 1e-6
     if degree:
-        assert (was["sh_rest"] - now["sh_rest"]).abs().max() <= REST_STEP / 2 + 1e-6
+        assert (was["sh_rest"] - now["sh_rest"]).abs().max() <= HARMONIC_STEP / 2 + 1e-6
     assert (was["opacity"].sigmoid() - now["opacity"].sigmoid()).abs().max() <= 1 / 512 + 1e-6
     turned = quat_to_matrix(was["rotation"]) @ quat_to_matrix(now["rotation"]).transpose(1, 2)
     cosine = (turned.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2

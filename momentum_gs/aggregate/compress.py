@@ -84,7 +84,7 @@ def compress(
     cuts = 0
     while cuts < _MOST_CUTS and (settings.max_loss_db is not None if most is None else len(data) > most):
         share = CUT if most is None else min(max(most / len(data), CUT), 0.98)
-        smaller = _cut(best, cameras, share)
+        smaller = cut(best, cameras, share)
         smaller = refine(smaller, teaching, settings.steps, seed=seed + cuts)
         tried = encode(smaller)
         if most is None and not quality(sent(tried)) >= least:
@@ -99,7 +99,7 @@ def compress(
     })  # fmt: skip
 
 
-def _cut(splats: Splats, cameras: Sequence[Camera], share: float) -> Splats:
+def cut(splats: Splats, cameras: Sequence[Camera], share: float) -> Splats:
     """The share of the Gaussians that contribute most, in their order, without those that contribute nothing."""
     total = importance(splats, Harmonics(splats.sh_degree), cameras)
     count = min(max(1, int(share * len(splats))), int((total > 0).sum()))

@@ -1,9 +1,9 @@
 """Explicit Gaussians as few bytes: quantized, sorted along a space-filling curve, and compressed.
 
 Logarithmic scales have steps of 1/16, rotations are their smallest three components in 10 bits, and opacities have 8
-bits, as in SPZ (Niantic). Harmonics are finer: its steps of 1/16 and 1/8 cost 0.5 dB (docs/aggregation.md). Positions
-are whole numbers of a grid, sorted along the Morton curve and stored as the differences of their places on it. All
-numbers are split into planes of bytes, so that the upper bytes, which are mostly zero, compress to nothing.
+bits, as in SPZ (Niantic). Harmonics are finer, as its steps of 1/16 and 1/8 cost 0.5 dB (docs/aggregation.md).
+Positions are whole numbers of a grid, sorted along the Morton curve and stored as the differences of their places on
+it. All numbers are split into planes of bytes, so that the upper bytes, which are mostly zero, compress to nothing.
 
 A file is one .xz stream with its SHA-256: a truncated or changed file cannot be read.
 """
@@ -29,8 +29,9 @@ _MOST_BITS = 21
 """Per axis; three of them fit into the 63 bits of a place on the curve. Outliers widen the grid's step if need be."""
 _MOST_ROWS = 1 << 28
 """A forged count must not make the reader allocate more."""
-SCALE_STEP, DC_STEP, REST_STEP = 1 / 16, 1 / 64, 1 / 32
-"""Of logarithmic scales, of the first harmonic, and of the others."""
+SCALE_STEP, HARMONIC_STEP = 1 / 16, 1 / 64
+"""Of logarithmic scales and of harmonics. Of degree 3, harmonics take half of the file; in steps of 1/32 they take a
+fifth less of it and cost ten times as much quality (docs/aggregation.md)."""
 _ROTATION_LEVELS = 511
 _ALPHA_LEVELS = 256
 _HALF = math.sqrt(0.5)
@@ -99,17 +100,17 @@ def decode(data: bytes, where: Path | str) -> Splats:
             raise ValueError(f"{len(content)} of {wanted} bytes")
     except (lzma.LZMAError, ValueError, KeyError, TypeError, EOFError, OverflowError) as error:
         raise UserError(f"{where}: truncated or changed ({error}), {again}") from error
-    return _splats(content, n, degree, step, low, widths)
+    return _splats(content, n, step, low, widths)
 
 
-def _splats(content: bytes, n: int, degree: int, step: float, low: Tensor, widths: tuple[int, ...]) -> Splats:
+def _splats(content: bytes, n: int, step: float, low: Tensor, widths: tuple[int, ...]) -> Splats:
     ends = np.cumsum([n * width for width in widths])
     parts = [content[end - n * width : end] for end, width in zip(ends, widths, strict=True)]
     places = torch.from_numpy(_joined(parts[0], n, 8).view("<i8")[:, 0].copy()).cumsum(0)
     position = (deinterleave(places) + low).double() * step
     largest = torch.from_numpy(_joined(parts[2], n, 1)[:, 0].astype(np.int64))
     alpha = torch.from_numpy(_joined(parts[4], n, 1).astype(np.float32))
-    harmonics = _correlated(_unzigzag(parts[5], n).view(n, -1, 3)).float() * _steps(degree)[:, None]
+    harmonics = _correlated(_unzigzag(parts[5], n).view(n, -1, 3)).float() * HARMONIC_STEP
     return Splats(
         position=position.float(),
         sh_dc=harmonics[:, :1].contiguous(),
@@ -139,15 +140,9 @@ def _grid_step(position: Float[Tensor, "n 3"]) -> float:
     return float(2.0**exponent)
 
 
-def _steps(degree: int) -> Float[Tensor, "k"]:
-    """Step of each harmonic."""
-    return torch.tensor([DC_STEP] + [REST_STEP] * ((degree + 1) ** 2 - 1))
-
-
 def _harmonic_levels(rows: dict[str, Tensor], order: Tensor) -> Float[Tensor, "n k 3"]:
     harmonics = torch.cat([rows["sh_dc"], rows["sh_rest"]], dim=1)[order]
-    degree = math.isqrt(harmonics.shape[1]) - 1
-    return (harmonics / _steps(degree)[:, None]).round().clamp(-8000, 8000)
+    return (harmonics / HARMONIC_STEP).round().clamp(-8000, 8000)
 
 
 def _decorrelated(levels: Float[Tensor, "n k 3"]) -> Float[Tensor, "n k3"]:
