@@ -196,10 +196,8 @@ class Training:
         self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
         show = partial(self._order.show, views=views)
         surfaces = None if self._neighbours is None else SurfaceTerms(self._neighbours, views, self._background)
-        window, depths = self._surroundings.window, self._depths
-        inputs = StepInputs(
-            self._config, self._comm, self._background, show, window, depths, self._student, surfaces
-        )
+        window, student = self._surroundings.window, self._student
+        inputs = StepInputs(self._config, self._comm, self._background, show, window, self._depths, student, surfaces)
         active = self._surroundings.activate(round_, self._step == round_.first_step)
         self._decoders.begin_round(round_.blocks)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])
