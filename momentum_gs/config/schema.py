@@ -163,7 +163,8 @@ class OptimConfig:
     over ``lr_steps`` [ours]. Meant for ``scene.unit: auto`` (docs/poses.md). Null: poses stay as given [MGS]."""
     sparse_adam: bool = False
     """Whether a step moves only the anchors or Gaussians in view and leaves the moments of the others as they are
-    [Taming 3DGS]; false: all move on by their moments [MGS]."""
+    [Taming 3DGS]; false: all move on by their moments [MGS]. Rates should then be higher, by about the root of the
+    number of views from one that shows an anchor to the next (docs/lab_log.md)."""
     feature_lr: float = _developers(0.0075)
     """Learning rate of the anchors' features [MGS]."""
     opacity_mlp_lr: tuple[float, float] = _developers((0.002, 2e-5))

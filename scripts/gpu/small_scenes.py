@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "submodules" / "diff-gaussian-ra
 
 
 def draw(device: str, dtype: torch.dtype) -> None:
-    """The rasterizer and spherical harmonics."""
-    from diff_gaussian_rasterization import rasterize, spherical_harmonics
+    """The rasterizer with all of its gradients, spherical harmonics, and Adam on some rows."""
+    from diff_gaussian_rasterization import adam_update, rasterize, spherical_harmonics
     from rasterizer_scenes import make_scene
 
     views = [
@@ -38,12 +38,15 @@ def draw(device: str, dtype: torch.dtype) -> None:
         given = scene | view
         given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
         leaves = {k: v.requires_grad_() for k, v in given.items() if isinstance(v, torch.Tensor) and k != "tiles"}
-        out = rasterize(**given)
+        leaves["means2d"] = torch.zeros(150, 4, dtype=dtype, device=device, requires_grad=True)
+        out = rasterize(**(given | {"means2d": leaves["means2d"]}), antialiasing="window" in view)
         loss = out.image.square().sum() + out.depth.sum() + out.alpha.sum()
         torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sh = torch.randn(150, 16, 3, dtype=dtype, device=device, requires_grad=True)
     dirs = torch.randn(150, 3, dtype=dtype, device=device, requires_grad=True)
     torch.autograd.grad(spherical_harmonics(3, dirs, sh).sum(), [dirs, sh])
+    rows = [[torch.rand(150, *shape, dtype=dtype, device=device) for shape in ((3,), (15, 3), ())] for _ in range(4)]
+    adam_update(*rows, lrs=[0.1, 0.2, 0.3], steps=[1, 2, 3], visible=torch.rand(150, device=device) < 0.5)
 
 
 def others(device: str, dtype: torch.dtype) -> None:

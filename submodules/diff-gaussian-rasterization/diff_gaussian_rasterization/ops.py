@@ -109,8 +109,10 @@ def rasterize(
         width: image width in pixels.
         height: image height in pixels.
         background: [C] colour.
-        means2d: [G,3] values unused; after the backward pass its ``grad[:, :2]`` is the gradient by the projected means
-            in NDC units (the pixel gradient times width/2, height/2), which densification in 3DGS codebases uses.
+        means2d: [G,2], [G,3] or [G,4], values unused; after the backward pass its ``grad[:, :2]`` is the gradient by
+            the projected means in NDC units (the pixel gradient times width/2, height/2), which densification in 3DGS
+            codebases uses. With four columns, ``grad[:, 2:]`` is the sum of the absolute values of what each pixel adds
+            to that gradient (AbsGS), at the cost of another pass.
         scale_modifier: factor on ``scales``.
         near: camera z up to which Gaussians are culled; not negative.
         window: (x, y, width, height) of the part to draw, in pixels of the image; anywhere inside of it. The camera,
@@ -138,16 +140,16 @@ def rasterize(
         raise ValueError(f"rasterize: colors has shape {list(colors.shape)}, expected [G, C] with G={count} from means")
     _check_dtype(colors, "colors", means)
     _check(background, "background", (colors.shape[1],), "[C]", means, f"C={colors.shape[1]} from colors")
-    if means2d is not None:
-        _check(means2d, "means2d", (count, 3), "[G, 3]", means)
+    screen, absolute = _split(means2d, count, width, height, means)
     part = _check_window(window, width, height)
     _check_tiles(tiles, part or (0, 0, width, height), means)
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, means2d, *camera, part)
+    screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, screen, *camera, part)
     if antialiasing:
         opacities = _ops.antialias(conics, opacities)
+    splats = (screen_means, conics, depths, radii, opacities, colors)
     image, alpha, depth = _ops.composite(
-        screen_means, conics, depths, radii, opacities, colors, background, int(width), int(height), part, tiles
+        *splats, background, int(width), int(height), part, tiles, absolute
     )[:3]
     return Rasterization(image, alpha, depth, radii)
 
@@ -229,6 +231,23 @@ def _check(
         source = source or f"G={shape[0]} from means"
         raise ValueError(f"rasterize: {name} has shape {list(tensor.shape)}, expected {letters} with {source}{note}")
     _check_dtype(tensor, name, means)
+
+
+def _split(
+    means2d: Tensor | None, count: int, width: int, height: int, means: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """What receives the gradient of the projected means [G,3], in NDC, and what the absolute one [G,2], in pixels."""
+    if means2d is None:
+        return None, None
+    columns = means2d.shape[-1] if means2d.ndim == 2 and means2d.shape[-1] in (2, 4) else 3
+    _check(means2d, "means2d", (count, columns), "[G, 3] (or [G, 2], [G, 4])", means)
+    if columns == 3:
+        return means2d, None
+    screen = torch.nn.functional.pad(means2d[:, :2], (0, 1))
+    if columns == 2:
+        return screen, None
+    absolute = torch.stack([0.5 * width * means2d[:, 2], 0.5 * height * means2d[:, 3]], 1)
+    return screen, absolute
 
 
 def _check_window(window: Window | None, width: int, height: int) -> list[int] | None:
@@ -339,7 +358,7 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
 
 
 def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *_, window, tiles = inputs
+    *_, window, tiles, _absolute = inputs
     ctx.save_for_backward(*output, tiles)
     ctx.gaussians = inputs[0].shape[0]
     ctx.corner = (0, 0) if window is None else (window[0], window[1])
@@ -349,13 +368,16 @@ def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _composite_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(grad is None for grad in grads[:3]):
-        return (None,) * 11
+        return (None,) * 12
     *drawn, tiles = ctx.saved_tensors
     means2d, conics, depths, opacities, colors, background = _ops.composite_backward(
         *grads[:3], *drawn, ctx.gaussians, *ctx.corner, tiles
     )
     ready = (means2d, conics, depths if grads[2] is not None else None, None, opacities, colors, background)
-    return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), *(None,) * 4)
+    absolute = None
+    if ctx.needs_input_grad[11:] == (True,):  # an argument at its default is left out at the end
+        absolute = _ops.absolute_gradient(*grads[:3], *drawn, ctx.gaussians, *ctx.corner, tiles)
+    return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), *(None,) * 4, absolute)
 
 
 def _antialias_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -431,6 +453,7 @@ def _register() -> None:
         height: int,
         window: list[int] | None = None,
         tiles: Tensor | None = None,
+        absolute: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         if window is not None:
             width, height = window[2:]
@@ -462,6 +485,10 @@ def _register() -> None:
             image.new_empty(n, c),
             image.new_empty(c),
         )
+
+    @_shapes_of("absolute_gradient")
+    def _(gi: Any, ga: Any, gd: Any, image: Tensor, *rest: Any) -> Tensor:
+        return image.new_empty(rest[7], 2)
 
     @_shapes_of("antialias")
     def _(conics: Tensor, opacities: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ csrc/common: t = R m + p is the mean in the camera, K the 2x2 screen covariance,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,19 @@ def project_reference(
     return means2d, k, z, torch.where(visible, radius, 0).to(torch.int32)
 
 
+class _PixelCenters(torch.autograd.Function):
+    """A copy [g,P,2] of the centers [g,2] for each pixel. The second argument receives the sum over pixels of the
+    absolute values of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, centers: Tensor, absolute: Tensor, pixels: int) -> Tensor:
+        return centers[:, None].expand(-1, pixels, -1).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grads[0].sum(1), grads[0].abs().sum(1), None
+
+
 def compensation_reference(k: Tensor) -> Tensor:
     """Factors [G,1] that keep what Gaussians give the image, of screen covariances [G,2,2] with the low-pass filter."""
     narrow = k - LOW_PASS * torch.eye(2, dtype=k.dtype, device=k.device)
@@ -130,9 +144,12 @@ def rasterize_reference(
         assert scales is not None and quats is not None
         cov = covariance_of(scales * scale_modifier, quats)
     centers, k, z, radii = project_reference(means, cov, world_view, fx, fy, cx, cy, width, height, near, window)
+    absolute = torch.zeros_like(centers)
     if means2d is not None:
         # NDC ranges over two units across the image.
-        centers = centers + means2d[:, :2] * means2d.new_tensor([0.5 * width, 0.5 * height])
+        half = means2d.new_tensor([0.5 * width, 0.5 * height])
+        centers = centers + means2d[:, :2] * half
+        absolute = means2d[:, 2:] * half if means2d.shape[1] == 4 else absolute
 
     order = torch.nonzero(radii > 0)[:, 0]
     order = order[torch.argsort(z[order], stable=True)]
@@ -145,7 +162,7 @@ def rasterize_reference(
     pixel_xs = torch.arange(left, left + columns, dtype=means.dtype, device=means.device) + 0.5
     ys, xs = torch.meshgrid(pixel_ys, pixel_xs, indexing="ij")
     pixels = torch.stack([xs.reshape(-1), ys.reshape(-1)], -1)
-    d = pixels[None] - centers[order, None]
+    d = pixels[None] - _PixelCenters.apply(centers[order], absolute[order], len(pixels))
     power = -0.5 * torch.einsum("gpi,gij,gpj->gp", d, conic, d)
     alpha = (opacities[order] * torch.exp(power)).clamp_max(MAX_ALPHA)
     alpha = torch.where(alpha >= MIN_ALPHA, alpha, 0)

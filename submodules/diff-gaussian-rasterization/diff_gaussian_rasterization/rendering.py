@@ -10,7 +10,7 @@ from diff_gaussian_rasterization.reference import LOW_PASS
 
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 _LACKING: dict[str, tuple[Any, ...]] = {
-    "sparse_grad": (False,), "distributed": (False,), "absgrad": (False,), "segmented": (False,), "with_ut": (False,),
+    "sparse_grad": (False,), "distributed": (False,), "segmented": (False,), "with_ut": (False,),
     "with_eval3d": (False,), "camera_model": ("pinhole",), "tile_size": (16,), "eps2d": (LOW_PASS,),
     "radial_coeffs": (None,), "tangential_coeffs": (None,), "thin_prism_coeffs": (None,), "ftheta_coeffs": (None,),
     "rolling_shutter": (None, "GLOBAL"), "viewmats_rs": (None,),
@@ -70,7 +70,8 @@ def rasterization(
         render_mode: ``RGB``; ``D``: the sum of weight times camera z; ``ED``: that over alpha; ``RGB+D``, ``RGB+ED``:
             the depth as last channel.
         sparse_grad: False.
-        absgrad: False.
+        absgrad: whether the backward pass also gives ``means2d`` of ``meta`` an attribute ``absgrad``: the sum over
+            pixels of the absolute values of their gradients, at the cost of another pass.
         rasterize_mode: ``classic``, or ``antialiased``: opacities make up for the widened footprints.
         channel_chunk: any; there is no bound on the channels here.
         distributed: False.
@@ -88,7 +89,7 @@ def rasterization(
     Raises:
         ValueError: an option that is not supported, or a shape, dtype or device that does not fit, by name.
     """
-    chosen = {"sparse_grad": sparse_grad, "distributed": distributed, "absgrad": absgrad, "segmented": segmented,
+    chosen = {"sparse_grad": sparse_grad, "distributed": distributed, "segmented": segmented,
               "camera_model": camera_model, "tile_size": tile_size, "eps2d": eps2d, **options}  # fmt: skip
     _refuse(chosen, render_mode, rasterize_mode)
     cameras = len(viewmats)
@@ -114,15 +115,28 @@ def rasterization(
         rows = {name: row[visible] for name, row in rows.items()}
         meta |= {"camera_ids": visible[0], "gaussian_ids": visible[1]}
         means2d = torch.zeros_like(means2d).index_put(visible, rows["means2d"])
+    absolute = _absolute(rows["means2d"], means2d, visible if packed else None) if absgrad else None
     values = None if render_mode in ("D", "ED") else _colors(means, colors, viewmats, sh_degree, backgrounds)
     images, alphas = [], []
     for i in range(cameras):
         features, background = (means[:, :1], means.new_zeros(1)) if values is None else values[i]
         splats = (means2d[i], conics[i], depths[i], radii[i], drawn[i])
-        image, alpha, depth = ops._ops.composite(*splats, features, background, *size, None, None)[:3]
+        own = None if absolute is None else absolute[i]
+        image, alpha, depth = ops._ops.composite(*splats, features, background, *size, None, None, own)[:3]
         images.append(_mode(render_mode, image, alpha, depth))
         alphas.append(alpha)
     return torch.stack(images).permute(0, 2, 3, 1), torch.stack(alphas)[..., None], meta | rows
+
+
+def _absolute(means2d: Tensor, dense: Tensor, visible: tuple[Tensor, ...] | None) -> Tensor:
+    """Zeros [N,G,2] whose gradient becomes ``means2d.absgrad``, in the rows of ``means2d``."""
+    zeros = torch.zeros_like(dense, requires_grad=True)
+
+    def keep(grad: Tensor) -> None:
+        means2d.absgrad = grad if visible is None else grad[visible]  # type: ignore[attr-defined]
+
+    zeros.register_hook(keep)
+    return zeros
 
 
 def _mode(mode: str, image: Tensor, alpha: Tensor, depth: Tensor) -> Tensor:

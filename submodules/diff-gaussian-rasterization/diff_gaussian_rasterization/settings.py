@@ -64,7 +64,8 @@ class GaussianRasterizer(nn.Module):
 
         Args:
             means3D: [G,3].
-            means2D: [G,2] or [G,3] leaf, values unused; ``grad[:, :2]`` is in NDC units.
+            means2D: [G,2], [G,3] or [G,4] leaf, values unused; ``grad[:, :2]`` is in NDC units, ``grad[:, 2:4]`` the
+                sum of absolute values over pixels.
             opacities: [G,1] or [G].
             shs: [G,K,3] spherical harmonics, or
             colors_precomp: [G,C].
@@ -95,7 +96,7 @@ class GaussianRasterizer(nn.Module):
             quats=_given(rotations),
             cov3d=_given(cov3D_precomp),
             background=background,
-            means2d=_three_columns(_given(means2D)),
+            means2d=_given(means2D),
             antialiasing=bool(newer and settings.antialiasing),
             **_camera(settings),
         )
@@ -157,15 +158,6 @@ def in_front(positions: Tensor, viewmatrix: Tensor) -> Tensor:
 def _given(tensor: Tensor | None) -> Tensor | None:
     """None also for the placeholder that 3DGS codebases use, an empty tensor of one dimension."""
     return None if tensor is None or (tensor.ndim == 1 and tensor.numel() == 0) else tensor
-
-
-def _three_columns(means2d: Tensor | None) -> Tensor | None:
-    """The tensor that receives the gradient of the projected means, as ``rasterize`` takes it."""
-    if means2d is None or means2d.ndim != 2 or means2d.shape[1] == 3:
-        return means2d
-    if means2d.shape[1] == 2:
-        return nn.functional.pad(means2d, (0, 1))
-    return means2d
 
 
 def _camera(settings: GaussianRasterizationSettings) -> dict[str, Any]:

@@ -90,6 +90,22 @@ def test_gradients_and_those_of_the_projected_means(packed: bool) -> None:
     assert leaves["viewmats"].grad.any() and leaves["backgrounds"].grad.any()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_absgrad_is_that_of_four_columns(packed: bool) -> None:
+    scenes, call = two_views()
+    leaf = call["means"].clone().requires_grad_()
+    renders, _, meta = rasterization(**(call | {"means": leaf}), packed=packed, absgrad=True)
+    renders.square().sum().backward()
+    for i, scene in enumerate(scenes):
+        screen = torch.zeros(60, 4, dtype=torch.float64, requires_grad=True)
+        rasterize(**scene, means2d=screen).image.square().sum().backward()
+        expected = screen.grad[:, 2:] / torch.tensor([25.0, 18.5])  # from NDC to pixels
+        rows = (meta["camera_ids"] == i) if packed else i
+        if packed:
+            expected = expected[meta["gaussian_ids"][rows]]
+        torch.testing.assert_close(meta["means2d"].absgrad[rows], expected)
+
+
 def test_harmonics_covariances_and_colors_of_each_camera() -> None:
     scenes, call = two_views()
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +138,6 @@ def test_culling_by_depth_and_radius() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"absgrad": True}, "absgrad=True is not supported, expected False"),
         ({"sparse_grad": True}, "sparse_grad=True is not supported"),
         ({"distributed": True}, "distributed=True is not supported"),
         ({"camera_model": "fisheye"}, "camera_model='fisheye' is not supported, expected 'pinhole'"),

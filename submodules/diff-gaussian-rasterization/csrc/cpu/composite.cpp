@@ -86,7 +86,8 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cpu(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
-    const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const OptTensor& tiles) {
+    const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const OptTensor& tiles,
+    const OptTensor& absolute) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
   const Window part = window_of(window, width, height);
   check_tiles(tiles, part.width, part.height, means2d);
@@ -158,9 +159,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cp
   return {out.means2d, out.conics, out.depths, out.opacities, out.colors, out.background};
 }
 
+Tensor absolute_gradient_cpu(const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image,
+                             const Tensor& alpha, const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start,
+                             const Tensor& tile_start, const Tensor& lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
+  const Window window = window_of_image(image, left, top);
+  const TileGrid grid(window);
+  const Tensor ids = order.contiguous(), starts = pair_start.contiguous(), firsts = tile_start.contiguous(), both = lists.contiguous();
+  const OptTensor gi = contiguous(grad_image), ga = contiguous(grad_alpha), gd = contiguous(grad_depth), mask = contiguous(tiles);
+  const Tensor colors = image.contiguous(), opacity = alpha.contiguous(), distance = depth.contiguous(), rows_of = records.contiguous();
+  Tensor out;
+  on_scalar(image, [&](auto tag) {
+    using S = decltype(tag);
+    check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, tile_start, lists, gaussians,
+                   grid.count(), record_stride<S>(image.size(0) + 1));
+    check_tiles(tiles, window.width, window.height, image);
+    check_lists(ids, starts, firsts, both, gaussians);
+    const std::vector<uint8_t> squares = squares_of_tiles(mask, grid);
+    const int64_t pairs = both.size(1);
+    const int32_t *all = both.const_data_ptr<int32_t>(), *start = starts.const_data_ptr<int32_t>(), *id = ids.const_data_ptr<int32_t>();
+    const DrawLists<S> walked{rows_of.const_data_ptr<S>(), rows_of.size(1), firsts.const_data_ptr<int32_t>(), all, mask ? squares.data() : nullptr};
+    const auto data = [](const OptTensor& t) { return t ? t->const_data_ptr<S>() : nullptr; };
+    Tensor pair_rows = at::zeros({pairs, 2}, image.options());
+    S* rows = pair_rows.data_ptr<S>();
+    const CanvasGrads<S> grads{window, image.size(0), colors.const_data_ptr<S>(), opacity.const_data_ptr<S>(), distance.const_data_ptr<S>(),
+                               data(gi), data(ga), data(gd), rows, nullptr};
+    const auto& kernel = kernels().of(S{});
+    parallel_items(grid.count(), [&](int64_t tile) { kernel.absolute(walked, grads, tile); });
+    out = at::zeros({gaussians, 2}, image.options());
+    S* sums = out.data_ptr<S>();
+    for (int64_t rank = 0; rank < ids.size(0); ++rank)
+      for (int64_t pair = start[rank]; pair < start[rank + 1]; ++pair)
+        for (int k = 0; k < 2; ++k) sums[2 * id[rank] + k] += rows[2 * all[pairs + pair] + k];
+  });
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(diff_gaussian_rasterization, CPU, m) {
+  m.impl("absolute_gradient", &absolute_gradient_cpu);
   m.impl("composite", &composite_cpu);
   m.impl("composite_backward", &composite_backward_cpu);
 }

@@ -95,6 +95,8 @@ template <class S> struct KernelsOf {
                      int32_t* count_of_rank);
   void (*draw)(const DrawLists<S>&, const Canvas<S>&, int64_t tile);
   void (*draw_vjp)(const DrawLists<S>&, const CanvasGrads<S>&, int64_t tile);
+  // Writes pair_grads, rows of two.
+  void (*absolute)(const DrawLists<S>&, const CanvasGrads<S>&, int64_t tile);
   void (*sum_pairs)(const DrawLists<S>&, const PairSums<S>&, int64_t begin, int64_t end);
   void (*sh)(int degree, const S* dirs, const S* sh, int64_t coefficients, int64_t channels, int64_t begin, int64_t end, S* out);
   void (*sh_vjp)(int degree, const S* grad, const S* dirs, const S* sh, int64_t coefficients, int64_t channels, int64_t begin, int64_t end,

@@ -158,16 +158,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
     const int size = end - from < kSize ? int(end - from) : kSize;
     for (int at = threadIdx.x; at < size * kRow; at += kThreads) {
       const int i = at / kRow, k = at % kRow;
+      const int64_t number = numbers[from + i];
       S total = 0;
       for (int w = 0; w < kWarps; ++w)
         if (warp_hits[w] >> i & 1) total += warp_sums[w][i][k];
-      rows[numbers[from + i] * int64_t(kRow) + k] = total;
+      if (number < pairs) rows[number * kRow + k] = total;
     }
   }
   // Behind the last Gaussian that any pixel took; the last tile's block also the pairs of no tile that end the lists.
   const int64_t behind = blockIdx.x + 1 == gridDim.x ? pairs : int64_t(end);
   for (int64_t at = int64_t(from < end ? from : end) * kRow + threadIdx.x; at < behind * kRow; at += kThreads)
-    rows[numbers[at / kRow] * int64_t(kRow) + at % kRow] = 0;
+    if (const int64_t number = numbers[at / kRow]; number < pairs) rows[number * kRow + at % kRow] = 0;
 }
 
 template <class S> struct GaussianGrads { S *means2d, *conics, *depths, *opacities, *colors; };  // depths may be null
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t rank = thread_index() / kWarp;
   if (rank >= visible) return;
   const int lane = threadIdx.x % kWarp, column = lane % kColumns, half = lane / kColumns;
-  const int64_t begin = pair_start[rank], end = pair_start[rank + 1], g = order[rank];
+  const int64_t begin = pair_start[rank], behind = pair_start[rank + 1], end = behind < pairs ? behind : pairs, g = order[rank];
   S moment = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     S total = 0;

@@ -347,27 +347,33 @@ template <class S> void draw(const DrawLists<S>& lists, const Canvas<S>& out, in
   });
 }
 
+// A tile's planes of gradients, and in `rest` <gradient, pixel>: what is still to come, in front of the first Gaussian.
+// `value`: a plane that is not yet in use. Planes without a gradient are left as they are.
+template <class S>
+void load_gradients(const CanvasGrads<S>& in, const TileGrid& grid, const Region& region, S* value, S* rest, S* grads, S* alpha_grads) {
+  const int64_t c = in.channels, pixels = grid.height * grid.width;
+  const auto take = [&](const S* gradient, const S* image, S* plane) DGR_LAMBDA {
+    load_plane(gradient, grid, region, plane);
+    load_plane(image, grid, region, value);
+    for (int i = 0; i < kTilePixels; ++i) rest[i] += plane[i] * value[i];
+  };
+  if (in.g_image)
+    for (int64_t k = 0; k < c; ++k) take(in.g_image + k * pixels, in.image + k * pixels, grads + k * kPlane);
+  if (in.g_depth) take(in.g_depth, in.depth, grads + c * kPlane);
+  if (in.g_alpha) take(in.g_alpha, in.alpha, alpha_grads);
+}
+
 template <class S> void draw_vjp(const DrawLists<S>& lists, const CanvasGrads<S>& in, int64_t tile) {
   const TileGrid grid(in.window);
   // Depth is the last feature: without a gradient it is left off the end.
-  const int64_t c = in.channels, features = c + (in.g_depth ? 1 : 0), row_size = pair_row(int(features)), pixels = grid.height * grid.width;
+  const int64_t c = in.channels, features = c + (in.g_depth ? 1 : 0), row_size = pair_row(int(features));
   on_channels(features, [&](auto tag) DGR_LAMBDA {
     constexpr int C = decltype(tag)::value;
     Scratch<S> scratch((3 + features) * kPlane + row_size * kLanes);
     S *t = scratch.data(), *rest = t + kPlane, *grads = rest + kPlane, *alpha_grads = grads + features * kPlane;
     V<S>* sums = reinterpret_cast<V<S>*>(alpha_grads + kPlane);
     const Region region(grid, tile, lists.squares);
-    // <gradient, pixel>: what is still to come, in front of the first Gaussian.
-    const auto take = [&](const S* gradient, const S* image, S* plane) DGR_LAMBDA {
-      S* value = t;  // not yet in use
-      load_plane(gradient, grid, region, plane);
-      load_plane(image, grid, region, value);
-      for (int i = 0; i < kTilePixels; ++i) rest[i] += plane[i] * value[i];
-    };
-    if (in.g_image)
-      for (int64_t k = 0; k < c; ++k) take(in.g_image + k * pixels, in.image + k * pixels, grads + k * kPlane);
-    if (in.g_depth) take(in.g_depth, in.depth, grads + c * kPlane);
-    if (in.g_alpha) take(in.g_alpha, in.alpha, alpha_grads);
+    load_gradients(in, grid, region, t, rest, grads, alpha_grads);
     load_plane(in.alpha, grid, region, t);
     for (int64_t k = 0; k < c; ++k) {
       S total = 0;

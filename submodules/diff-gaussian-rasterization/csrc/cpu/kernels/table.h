@@ -1,4 +1,5 @@
 // The table of the kernels under the name DGR_TABLE.
+#include "absolute.h"
 #include "adam.h"
 #include "draw.h"
 #include "project.h"
@@ -8,10 +9,10 @@ namespace dgr {
 
 extern const Kernels DGR_TABLE;
 constexpr Kernels DGR_TABLE{
-    {project_all<float>, project_vjp_all<float>, write_records<float>, list_tiles<float>, draw<float>, draw_vjp<float>, sum_pairs<float>,
+    {project_all<float>, project_vjp_all<float>, write_records<float>, list_tiles<float>, draw<float>, draw_vjp<float>, absolute_tile<float>, sum_pairs<float>,
      sh_all<float>, sh_vjp_all<float>, adam_all<float>},
     {project_all<double>, project_vjp_all<double>, write_records<double>, list_tiles<double>, draw<double>, draw_vjp<double>,
-     sum_pairs<double>, sh_all<double>, sh_vjp_all<double>, adam_all<double>},
+     absolute_tile<double>, sum_pairs<double>, sh_all<double>, sh_vjp_all<double>, adam_all<double>},
 };
 
 }  // namespace dgr
