@@ -16,6 +16,7 @@ EXTENSIONS = {
     "diff-gaussian-rasterization": "diff_gaussian_rasterization",
     "simple-knn": "simple_knn",
     "fused-ssim": "fused_ssim",
+    "anchor-decode": "anchor_decode",
 }
 RESULT = "RESULT "
 """How the programs in this folder begin the line with their figures, as JSON."""

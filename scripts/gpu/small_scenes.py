@@ -14,11 +14,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
+    "anchor_decode": "anchor-decode",
     "diff_gaussian_rasterization": "diff-gaussian-rasterization",
     "fused_ssim": "fused-ssim",
     "simple_knn": "simple-knn",
 }
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "submodules" / "diff-gaussian-rasterization" / "tests")]
+FOLDERS = ("diff-gaussian-rasterization", "anchor-decode")
+sys.path[:0] = [str(ROOT / "tests"), *(str(ROOT / "submodules" / folder / "tests") for folder in FOLDERS)]
 
 
 def draw(device: str, dtype: torch.dtype) -> None:
@@ -60,6 +62,17 @@ def others(device: str, dtype: torch.dtype) -> None:
     distCUDA2(torch.randn(700, 3, generator=generator, dtype=dtype).to(device))
 
 
+def decoders(device: str, dtype: torch.dtype) -> None:
+    """Anchors: several tiles, a teacher, a feature bank, an anchor that is broken."""
+    from anchor_decode import decode
+    from decoders import LAYOUTS, scene, values_and_gradients
+
+    for layout in LAYOUTS[:3]:
+        given = scene(90, 70, layout, dtype)
+        given["position"][int(given["visible"][7])] = float("nan")
+        values_and_gradients(decode, {name: tensor.to(device) for name, tensor in given.items()}, layout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--emulated", action="store_true")
@@ -67,8 +80,9 @@ def main() -> None:
     device = "cpu" if args.emulated else "cuda"
     with ExitStack() as emulated:
         if args.emulated:
+            import anchor_decode  # noqa: F401  (loads the operators)
             import cuda_emulator
-            import diff_gaussian_rasterization  # noqa: F401  (loads the operators)
+            import diff_gaussian_rasterization  # noqa: F401
             import fused_ssim  # noqa: F401
             import simple_knn._C  # noqa: F401
 
@@ -78,6 +92,7 @@ def main() -> None:
         for dtype in (torch.float32,) if args.emulated else (torch.float32, torch.float64):
             draw(device, dtype)
             others(device, dtype)
+            decoders(device, dtype)
     if device == "cuda":
         torch.cuda.synchronize()
     print("RESULT", json.dumps({"kernels": "ran"}))
