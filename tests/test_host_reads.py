@@ -18,7 +18,8 @@ from momentum_gs.config.schema import Config
 from momentum_gs.train import loop
 
 VIEW = {"rasterize.py:visible_anchors nonzero": 1, "expand.py:_spawn nonzero": 1}
-"""What a view of a block reads: the numbers of anchors in view, and of the Gaussians that they decode to."""
+"""What a view of a block reads at most: the numbers of anchors in view, and of the Gaussians that they decode to. An
+operator that decodes reads the second within itself."""
 
 
 def reads_of_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
@@ -45,10 +46,10 @@ def test_a_step_reads_two_numbers_for_each_view(tmp_path: Path, monkeypatch: pyt
     steps = reads_of_steps(make_config(scene, tmp_path / "out", *growth), monkeypatch)
     assert len(steps) == 120
     twice = Counter({place: 2 * count for place, count in VIEW.items()})  # of the two active blocks
-    usual = [reads == twice for reads in steps]
+    usual = [reads <= twice and reads["rasterize.py:visible_anchors nonzero"] == 2 for reads in steps]
     # All but the steps that grow; sparse Adam also reads its counts of steps when a round of 15 begins.
     expected = 116 - (len(steps) // 15 if sparse else 0)
-    assert sum(usual) >= expected, [dict(reads) for reads in steps if reads != twice]
+    assert sum(usual) >= expected, [dict(reads) for reads in steps if not reads <= twice]
 
 
 @pytest.mark.slow
