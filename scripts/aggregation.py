@@ -21,6 +21,7 @@ import cv2
 import torch
 from torch import Tensor
 
+from momentum_gs.aggregate import wire
 from momentum_gs.aggregate.combine import combine
 from momentum_gs.aggregate.compress import CUT, cut
 from momentum_gs.aggregate.send import border_images
@@ -139,6 +140,17 @@ class Bench:
         self.score(label, done, sent, time.perf_counter() - begun)
 
 
+    def coding(self) -> None:
+        """One block, coded with other steps of the harmonics."""
+        usual = wire.HARMONIC_STEP
+        for step in (1 / 16, 1 / 32, usual):
+            wire.HARMONIC_STEP = step
+            data = encode(self.single)
+            label = f"harmonics in steps of 1/{1 / step:.0f}, {len(data) / len(self.single):.1f} bytes each"
+            self.score(label, decode(data, "sent"), len(data))
+        wire.HARMONIC_STEP = usual
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -148,10 +160,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learn-at", type=int, nargs="*", default=[0, 2], help="cuts at which the union is trained")
     parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--coding", action="store_true", help="only the single block, coded")
     args = parser.parse_args()
     bench = Bench(args.out, args.one)
     print("| | Gaussians | MB sent | PSNR | near borders | depth there, % | s |\n|---|---|---|---|---|---|---|")
     bench.score("one block", bench.single)
+    if args.coding:
+        bench.coding()
+        return
     bench.score("cropped, as trained", bench.cropped(bench.models))
     for cuts in range(args.cuts + 1):
         uploads = bench.sent(cuts, args.cut_steps, 0)

@@ -1,6 +1,7 @@
 """Compression, sending and aggregation of block models: what is sent, and what must hold whatever arrives."""
 
 import json
+import lzma
 import shutil
 from pathlib import Path
 
@@ -122,6 +123,13 @@ def test_a_truncated_or_changed_file_is_one_error() -> None:
         with pytest.raises(UserError, match="truncated or changed") as caught:
             decode(changed, "model.xz")
         assert "\n" not in str(caught.value)
+
+
+def test_a_forged_count_is_refused() -> None:
+    header = {"format": "momentum-gs gaussians 1", "count": 10**9, "sh_degree": 3, "step": 1.0, "low": [0, 0, 0]}
+    data = lzma.compress(json.dumps(header).encode() + b"\n" + bytes(10**6), check=lzma.CHECK_SHA256)
+    with pytest.raises(UserError, match="1000000000 Gaussians"):
+        decode(data, "x")
 
 
 def test_gaussians_that_are_not_finite_are_not_encoded() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from momentum_gs.model.io import load_model
 GAUSSIANS = ["model.primitive=gaussians", "teacher.enabled=false", "blocks.boundary_finetuning=false",
              "blocks.offset_clamping=false", "loss.volume=0", "weighting.enabled=false"]  # fmt: skip
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,30 @@ def test_a_device_that_dies_delays_nobody_and_is_added_later(
     assert model(tmp_path) == model(finished)
 
 
+def test_a_device_whose_model_could_not_be_compressed_is_not_trained_again(
+    finished: Path, scene: Path, tmp_path: Path
+) -> None:
+    def full(words: Sequence[str], log: Path) -> Ended:
+        if words[0] == "compress" and "/devices/3/" in words[1]:
+            log.write_text("momentum-gs: disk full\n")
+            return Ended(2, 1.0, 1.0)
+        return within(words, log)
+
+    config = config_of(scene, tmp_path)
+    simulation(config, full).run()
+    assert read_upload(tmp_path / "network" / "model").blocks == (0, 1, 2)
+    ply = tmp_path / "devices" / "3" / "run" / "point_cloud" / "iteration_8" / "point_cloud.ply"
+    before = ply.stat().st_mtime_ns
+    simulation(config).run()
+    assert ply.stat().st_mtime_ns == before and model(tmp_path) == model(finished)
+
+
+def test_other_settings_aggregate_again(finished: Path, scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    simulation(config_of(scene, tmp_path / "copy", "aggregate.steps=0")).run()
+    assert model(tmp_path / "copy") != model(finished)
+
+
 def test_a_truncated_upload_is_sent_again(finished: Path, scene: Path, tmp_path: Path) -> None:
     config = config_of(scene, tmp_path)
     simulation(config).run()
@@ -190,7 +216,6 @@ def test_tree_is_read_from_the_command_line() -> None:
         devices.tree("4")
 
 
-@pytest.mark.slow
 def test_processes_have_borders_of_their_own(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user would: every command in a process of its own, of which one is killed in the middle."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

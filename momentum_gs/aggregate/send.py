@@ -99,11 +99,10 @@ def aggregate_inbox(inbox: Path, folder: Path, config: Config, name: str) -> tup
         UserError: no intact upload is there.
     """
     uploads, lines = receive(inbox)
-    made_of = {"of": [upload.digest for upload in uploads]}
     if len(uploads) == 1:
         assert uploads[0].folder is not None
         copy_upload(uploads[0].folder, folder)
-        return {"models": 1, "gaussians": len(uploads[0].splats), **made_of}, lines
+        return {"models": 1, "gaussians": len(uploads[0].splats)}, lines
     done = combine(uploads, config, pick_device(config.device))
     by_name: dict[str, Camera] = {}
     images: dict[str, UInt8[Tensor, "3 h w"] | Path] = {}
@@ -112,7 +111,7 @@ def aggregate_inbox(inbox: Path, folder: Path, config: Config, name: str) -> tup
         images |= {view: path for view, path in upload.images.items() if view not in images}
     blocks = sorted(block for upload in uploads for block in upload.blocks)
     cameras = [by_name[view] for view in sorted(by_name)]
-    report = done.report | made_of | {"peak_bytes": peak_memory()}
+    report = done.report | {"of": made_of(uploads, config), "peak_bytes": peak_memory()}
     write_upload(folder, name, encode(done.splats), uploads[0].table, blocks, cameras, images, report)
     return report, lines
 
@@ -121,6 +120,14 @@ def _pixels(views: Views, camera: Camera) -> UInt8[Tensor, "3 h w"]:
     return to_uint8(views.target(camera.name).image).cpu()
 
 
-def received(upload: Upload) -> list[str]:
-    """Hashes of the models that an aggregated one was made of; of a model that was passed on, its own."""
-    return list(upload.report.get("of", [upload.digest]))
+def made_of(uploads: Sequence[Upload], config: Config) -> list[str]:
+    """What an aggregated model depends on: the hashes of what was received, and the settings."""
+    settings = f"steps={config.aggregate.steps} surface={config.aggregate.surface} seed={config.seed}"
+    return [*(upload.digest for upload in uploads), settings]
+
+
+def is_made_of(upload: Upload, uploads: Sequence[Upload], config: Config) -> bool:
+    """Whether a model was aggregated from these with these settings, or is the only one, passed on."""
+    if len(uploads) == 1:
+        return upload.digest == uploads[0].digest
+    return upload.report.get("of") == made_of(uploads, config)

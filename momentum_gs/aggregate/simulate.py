@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from momentum_gs.aggregate.device import device_config, write_device_scene
-from momentum_gs.aggregate.send import received
+from momentum_gs.aggregate.send import is_made_of
 from momentum_gs.aggregate.upload import copy_upload, read_upload, receive, sent_bytes
 from momentum_gs.config.load import dump_config
 from momentum_gs.config.run import out_folder
@@ -115,24 +115,36 @@ class Simulation:
             info(f"device {block}: its model is there")
             return
         if not _intact(folder / "upload"):
-            images = write_device_scene(folder / "scene", self._scene, self._table, block)
-            names = set(self._table.views[block])
-            own = device_config(self._config, folder / "scene", folder / "run")
-            (folder / "settings.yaml").write_text(dump_config(own), encoding="utf-8")
-            resume = ["--resume"] if checkpoints(folder / "run" / "checkpoint") else []
-            trained = self._process(f"device {block}", ["train", "-c", str(folder / "settings.yaml"), *resume], folder)
-            own_views = [sorted(names) if of == block else [] for of in range(self._table.n)]
-            replace(self._table, views=own_views, windows=None).save(folder / "run" / "partition.json")
+            trained = self._train(block, folder)
             words = ["compress", str(folder / "run"), "--block", str(block), "-o", str(folder / "upload")]
             sent = self._process(f"device {block}", words, folder)
             self.record["devices"][str(block)] = {
-                "views": len(names), "image_bytes": images, "train": vars(trained), "compress": vars(sent),
-                "train_peak_bytes": read_json(folder / "run" / "train.json").get("peak_memory_bytes"),
-                **read_upload(folder / "upload").report, "sent": sent_bytes(folder / "upload"),
+                **trained, "compress": vars(sent), **read_upload(folder / "upload").report,
+                "sent": sent_bytes(folder / "upload"),
             }  # fmt: skip
         inbox.parent.mkdir(parents=True, exist_ok=True)
         copy_upload(folder / "upload", inbox)
         info(f"device {block}: {sent_bytes(inbox):,} bytes -> {inbox}")
+
+    def _train(self, block: int, folder: Path) -> dict[str, Any]:
+        """Trains a device's block, unless that is done; returns what is recorded of it."""
+        recorded: dict[str, dict[str, Any]] = self.record.setdefault("trained", {})
+        if str(block) in recorded and (folder / "run" / "train.json").is_file():
+            return recorded[str(block)]
+        images = write_device_scene(folder / "scene", self._scene, self._table, block)
+        names = set(self._table.views[block])
+        own = device_config(self._config, folder / "scene", folder / "run")
+        (folder / "settings.yaml").write_text(dump_config(own), encoding="utf-8")
+        resume = ["--resume"] if checkpoints(folder / "run" / "checkpoint") else []
+        ended = self._process(f"device {block}", ["train", "-c", str(folder / "settings.yaml"), *resume], folder)
+        own_views = [sorted(names) if of == block else [] for of in range(self._table.n)]
+        replace(self._table, views=own_views, windows=None).save(folder / "run" / "partition.json")
+        peak = read_json(folder / "run" / "train.json").get("peak_memory_bytes")
+        recorded[str(block)] = {
+            "views": len(names), "image_bytes": images, "train": vars(ended), "train_peak_bytes": peak
+        }  # fmt: skip
+        self._save()
+        return recorded[str(block)]
 
     def _aggregate(self, edge: int | None, settings: Path) -> None:
         """Aggregates the models at an edge, or in the cloud (None), unless that was done with the same ones."""
@@ -143,7 +155,7 @@ class Simulation:
             raise UserError(f"{name}: no model has arrived, expected at least one; see the lines above")
         target.parent.mkdir(parents=True, exist_ok=True)
         uploads, _ = receive(inbox)
-        if _intact(target) and received(read_upload(target)) == [upload.digest for upload in uploads]:
+        if _intact(target) and is_made_of(read_upload(target), uploads, self._config):
             info(f"{name}: its model is there")
             return
         ended = self._process(name, ["aggregate", str(inbox), "-o", str(target), "-c", str(settings)], self._out)

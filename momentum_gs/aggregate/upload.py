@@ -52,7 +52,7 @@ class Upload:
     cameras: list[Camera]
     """Its views, in order of name."""
     digest: str
-    """SHA-256 of the model's file."""
+    """SHA-256 of the sizes and hashes of its files."""
     images: dict[str, Path] = field(default_factory=dict)
     """Files of the images that came with it, by name of the view."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -163,7 +163,8 @@ def read_upload(folder: Path) -> Upload:
         raise UserError(f"{folder / MANIFEST}: blocks {list(blocks)} of {table.n}, {_AGAIN}")
     return Upload(
         name, decode((folder / MODEL).read_bytes(), folder / MODEL), blocks, table,
-        [camera for camera, _ in read_views(folder / CAMERAS)], files[MODEL]["sha256"],
+        [camera for camera, _ in read_views(folder / CAMERAS)],
+        hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
         {image: folder / IMAGES / file for image, file in images.items()}, dict(manifest["report"]), folder,
     )  # fmt: skip
 
