@@ -372,7 +372,8 @@ class DistillConfig:
     second target; the first is also that of ``structure``. Empty: no student."""
     start: Literal["points", "teacher"] = "points"
     """What a student starts from: the scene's points, as in the paper, or the first teacher's Gaussians, which are
-    baked if it has anchors [ours]."""
+    baked if it has anchors [ours]. From there, all learning rates decay to a fiftieth over ``optim.lr_steps``, as when
+    baked Gaussians are refined."""
     lambda_kd: float = 1.0
     """Weight of the image loss against the teachers' mean render, lambda_kd [ours; the paper gives no value]."""
     structure: float = 1.0
@@ -386,8 +387,11 @@ class DistillConfig:
     itself, like the outer product in the authors' code [ours]."""
     gaussians: str | None = None
     """Number of Gaussians to keep at ``prune_at``, over all blocks: a number such as 500000 or 0.5M, or a share such as
-    20% of the Gaussians with which the first teacher draws the training views. They are drawn by the blending weight
-    that they have in the training views. Null: all."""
+    20% of the Gaussians with which the first teacher draws the training views. Null: all."""
+    pick: Literal["sample", "most"] = "sample"
+    """Which Gaussians are kept at ``prune_at``: drawn in proportion to their blending weights in the training views
+    [Mini-Splatting], or those with the largest weights, which suits students that have little time to recover
+    [ours]."""
     prune_at: int = 15_000
     """Step at which ``gaussians`` takes effect; densification has to end by then [Distilled-3DGS]."""
     keep: float = 0.99

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from momentum_gs.config.schema import Config
@@ -107,20 +107,27 @@ class Student:
         """Called after every step: prunes the blocks for which it is due (``prune_at``, ``keep_at``)."""
         if self._budget is None:
             return
-        settings, seed = self._config.distill, self._config.seed
+        settings = self._config.distill
         for state in active:
             if state.step == settings.prune_at:
                 weight, inside = self._importance(state), self._inside(state)
 
-                def draw(level: int, index: Tensor, block: int = state.block) -> Tensor:
-                    return keyed_uniform(index, seed, "importance", block)
-
-                kept = sample_by_importance(weight * inside, self._budget[state.block], draw)
+                kept = self._pick(weight * inside, self._budget[state.block], state.block)
                 # What the merge drops is thinned out like the rest; without it the block's views would have holes.
                 beside = round(int((~inside).sum()) * len(kept) / max(int(inside.sum()), 1))
-                self._keep(state, torch.cat([kept, sample_by_importance(weight * ~inside, beside, draw)]).sort().values)
+                self._keep(state, torch.cat([kept, self._pick(weight * ~inside, beside, state.block)]).sort().values)
             if state.step == settings.keep_at and settings.keep < 1:
                 self._keep(state, most_important(self._importance(state), settings.keep).nonzero()[:, 0])
+
+    def _pick(self, weight: Float[Tensor, "n"], count: int, block: int) -> Int[Tensor, "m"]:
+        """Ascending rows of a block, chosen by their weights (``distill.pick``)."""
+        if self._config.distill.pick == "most":
+            return weight.argsort(descending=True, stable=True)[: min(count, int((weight > 0).sum()))].sort().values
+
+        def draw(level: int, index: Tensor) -> Tensor:
+            return keyed_uniform(index, self._config.seed, "importance", block)
+
+        return sample_by_importance(weight, count, draw)
 
     def _importance(self, state: Block) -> Float[Tensor, "n"]:
         harmonics = Harmonics(sh_degree_at(state.step, self._config))
