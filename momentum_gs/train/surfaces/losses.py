@@ -1,7 +1,7 @@
 """Loss terms on the surface: flat Gaussians, one view's depth against its normals, and two views against each other.
 
 Notation: the view in training has depth and normals from its own render; the neighbour's are held fixed, as each view
-is in training in turn. Source: PGSR (arXiv 2406.06521), sections 3.3 and 3.4; what differs is in docs/surfaces.md.
+is in training at some step. Source: PGSR (arXiv 2406.06521), sections 3.3 and 3.4; what differs is in docs/surfaces.md.
 """
 
 from dataclasses import dataclass
