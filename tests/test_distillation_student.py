@@ -21,10 +21,8 @@ from momentum_gs.eval.results import read_json
 from momentum_gs.model.splat_io import load_splats
 from momentum_gs.model.splats import Harmonics
 from momentum_gs.render.view import decode_view, draw
-from momentum_gs.train.blocks.splat_block import SplatBlock
 from momentum_gs.train.distillation.teachers import PseudoLabels, Teacher, load_teachers, mean_render
 from momentum_gs.train.growth.importance import importance, most_important, sample_by_importance
-from momentum_gs.train.lr import LAST_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,20 +221,6 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line(
 def test_settings_that_make_no_sense_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(None, overrides)
-
-
-def test_a_student_of_its_teachers_gaussians_slows_down_in_all_its_rates() -> None:
-    common = ["distill.teachers=[a]", "model.primitive=gaussians", "optim.lr_steps=100"]
-    rates = {}
-    for start in ("points", "teacher"):
-        config = load_config(None, [*common, f"distill.start={start}"])
-        block = SplatBlock.of(0, random_splats(3), config, lr_scale=1.0)
-        block.step = 100
-        block.set_rates(config)
-        rates[start] = {group["name"]: group["lr"] for group in block.optimizer.param_groups}
-    assert rates["points"].keys() == rates["teacher"].keys()
-    for name, rate in rates["points"].items():
-        assert rates["teacher"][name] == pytest.approx(LAST_RATE * rate), name
 
 
 def test_numbers_of_gaussians_in_all_spellings() -> None:

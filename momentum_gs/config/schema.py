@@ -372,8 +372,7 @@ class DistillConfig:
     second target; the first is also that of ``structure``. Empty: no student."""
     start: Literal["points", "teacher"] = "points"
     """What a student starts from: the scene's points, as in the paper, or the first teacher's Gaussians, which are
-    baked if it has anchors [ours]. From there, all learning rates decay to a fiftieth over ``optim.lr_steps``, as when
-    baked Gaussians are refined."""
+    baked if it has anchors [ours]."""
     lambda_kd: float = 1.0
     """Weight of the image loss against the teachers' mean render, lambda_kd [ours; the paper gives no value]."""
     structure: float = 1.0

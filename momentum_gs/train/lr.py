@@ -3,9 +3,6 @@
 import math
 from collections.abc import Callable
 
-LAST_RATE = 0.02
-"""Learning rates of Gaussians that start from a trained model at the last step, relative to those of the first."""
-
 
 def exponential(initial: float, final: float, max_steps: int) -> Callable[[float | int], float]:
     """Step -> learning rate, which falls (or rises) exponentially from ``initial`` at 0 to ``final`` at ``max_steps``.

@@ -130,14 +130,9 @@ def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig,
 
 
 def set_splat_lr(
-    optimizer: Adam,
-    optim: OptimConfig,
-    config: GaussiansConfig,
-    block_step: float | int,
-    lr_scale: float,
-    factor: float = 1.0,
+    optimizer: Adam, optim: OptimConfig, config: GaussiansConfig, block_step: float | int, lr_scale: float
 ) -> None:
-    """Sets the splats' learning rates for the block step ``block_step``; ``factor`` multiplies all of them."""
+    """Sets the splats' learning rates for the block step ``block_step``."""
     rates = {
         "position": exponential(*config.position_lr, optim.lr_steps)(block_step) * lr_scale,
         "sh_dc": SH_LR,
@@ -146,7 +141,7 @@ def set_splat_lr(
         "log_scale": config.scaling_lr,
         "rotation": ROTATION_LR,
     }
-    _set(optimizer, {name: factor * rate for name, rate in rates.items()})
+    _set(optimizer, rates)
 
 
 def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | int) -> None:

@@ -19,7 +19,6 @@ from momentum_gs.train.distillation.dropout import dropout_rate, opacity_factors
 from momentum_gs.train.distillation.perturbation import perturb, perturbs
 from momentum_gs.train.growth.report import GrowthReport
 from momentum_gs.train.growth.splats import SplatStats, densify_and_prune, reset_opacity
-from momentum_gs.train.lr import LAST_RATE, exponential
 from momentum_gs.train.optim import set_splat_lr
 
 
@@ -50,8 +49,7 @@ class SplatBlock(Block):
 
     def set_rates(self, config: Config) -> None:
         """Sets the learning rates for the block's present step."""
-        factor = exponential(1.0, LAST_RATE, config.optim.lr_steps)(self.step) if config.starts_from_teacher else 1.0
-        set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale, factor)
+        set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale)
 
     def opacity_factors(self, config: Config) -> Float[Tensor, "n 1"] | None:
         """Those of dropout (``distill.dropout``) in the coming step."""
