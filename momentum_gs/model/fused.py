@@ -16,9 +16,9 @@ from momentum_gs.model.decoder_bank import Decoder, DecoderBank
 def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
     """Whether the operator decodes these anchors with these decoders: a student and perhaps a fixed teacher.
 
-    It has every option of a ``GaussianDecoder``, and a ``DecoderBank`` is as many calls. Not covered are tensors other
-    than float32 and float64 or of several dtypes or devices, devices that the operator was not built for, and gradients
-    of anchors' positions or of the camera's.
+    It has every option of a ``GaussianDecoder``, and a ``DecoderBank`` is as many calls. Not covered are subclasses,
+    tensors other than float32 and float64 or of several dtypes or devices, devices that the operator was not built for,
+    and gradients of anchors' positions or of the camera's.
     """
     like = anchors.position
     if not (like.is_cpu or like.is_cuda and anchor_decode.has_cuda()):
@@ -30,7 +30,8 @@ def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
     like_first = _members(decoders[0])[0].architecture
     tensors = [center, anchors.offset, anchors.feature, anchors.log_scale]
     for decoder in [one for several in decoders for one in _members(several)]:
-        if decoder.architecture != like_first:
+        # A subclass may decode otherwise.
+        if type(decoder) is not GaussianDecoder or decoder.architecture != like_first:
             return False
         tensors.append(next(decoder.opacity.parameters()))  # a module's tensors have one dtype and device
     return all(tensor.dtype == like.dtype and tensor.device == like.device for tensor in tensors)
