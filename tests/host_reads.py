@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[1] / "momentum_gs"
 READS = {
     "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2", "_unique",
     "unique_consecutive", "bincount", "_assert_async",
@@ -22,7 +22,7 @@ METHODS = ("tolist", "numpy", "cpu")
 
 
 class HostReads(TorchDispatchMode):
-    """Counts reads by their place in the repository; the rasterizer's own, of its count of pairs, is not among them."""
+    """Counts reads by their place in the package; the rasterizer's own, of its count of pairs, is not among them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -51,8 +51,7 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _count(self, what: str) -> None:
-        frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
-        own = [f for f in frames if not f.filename.startswith(str(ROOT / "tests"))]
+        own = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(PACKAGE)]
         place = f"{Path(own[-1].filename).name}:{own[-1].name}" if own else "outside"
         self.found[f"{place} {what}"] += 1
 

@@ -154,7 +154,7 @@ def test_ranks_do_not_change_the_model(scene: Path, tmp_path: Path) -> None:
 def test_gaussians_become_flat(scene: Path, tmp_path: Path) -> None:
     ratios = []
     for name, options in (("none", []), ("planar", PLANAR)):
-        train(make_config(scene, tmp_path / name, *GAUSSIANS, *options, "steps=200"))
+        train(make_config(scene, tmp_path / name, *GAUSSIANS, *options, "steps=100"))
         log_scale = model_of(tmp_path / name)["point_cloud_block0.log_scale"]
         ratios.append(float((log_scale.amin(dim=1) - log_scale.median(dim=1).values).exp().median()))
     assert ratios[1] < 0.7 * ratios[0]

@@ -243,7 +243,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
       constexpr int N = decltype(in_chunk)::value;
       const int chunks = chunks_of(features, N);
       const Lists<S> walked{data<S>(rows_of), stride, data<int32_t>(firsts), data<int32_t>(both)};
-      const Tensor rows = at::empty({chunks, pairs, kPairRow<N>}, image.options());
+      // Zeros, as the lists of a foreign caller may lack a pair, whose row then nobody writes.
+      const Tensor rows = at::zeros({chunks, pairs, kPairRow<N>}, image.options());
       const Tensor background_rows = at::empty({grid.count(), chunks * N}, image.options());
       launch(draw_vjp_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks)), walked, data<int32_t>(both) + pairs, pairs, grid,
              int(channels), int(features), PictureGrads<S>{data<S>(colors), data<S>(opacity), data<S>(distance)},
