@@ -160,6 +160,7 @@ def test_pruning_keeps_what_the_views_show_and_the_wanted_quality() -> None:
     assert len(kept) < len(splats) and kept.position.detach()[:, 0].max() < 50
 
 
+@pytest.mark.slow
 def test_the_file_has_at_most_the_wanted_bytes() -> None:
     splats, views = plane(0), cameras()
     images = _targets(splats, views)
@@ -289,6 +290,7 @@ def test_learning_changes_the_union_and_zero_steps_do_not(tmp_path: Path) -> Non
     assert any(not torch.equal(row, rows(taught.splats)[name]) for name, row in rows(plain.splats).items())
 
 
+@pytest.mark.slow
 def test_images_are_used_where_they_were_sent(tmp_path: Path) -> None:
     inbox = inbox_of(tmp_path / "inbox")
     white = {camera.name: torch.full((3, 36, 48), 255, dtype=torch.uint8) for camera in cameras()}

@@ -180,6 +180,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert [row["views"] for row in table.meta["coverage"]] == [len(names) for names in table.views]
 
 
+@pytest.mark.slow
 def test_without_a_coarse_model_by_visibility(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     command = ["partition", *BASE, str(scene), "-m", str(out), "partition.blocks=4", "partition.assign=visibility"]
@@ -200,6 +201,7 @@ def test_starved_blocks_are_joined_and_reported(tmp_path: Path, capsys: pytest.C
     assert printed.count("joined: ") == 2 and "x 1/2, y 2/2, z 1/1: 0 training view(s) and 0 sparse" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["partition.blocks", "blocks.n"])
 def test_blocks_by_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
@@ -221,6 +223,7 @@ def test_one_block_needs_no_coarse_model(tmp_path: Path) -> None:
     assert len(PartitionTable.load(out / "partition.json").views[0]) == 14
 
 
+@pytest.mark.slow
 def test_block_without_a_view_is_an_error_with_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     write_coarse(out / "coarse")

@@ -104,6 +104,7 @@ def test_contributions_in_files_are_those_in_memory(tmp_path: Path) -> None:
     assert len(here.views[-1].offset) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degree", [0, 3])
 def test_a_decoder_that_ignores_the_view_is_baked_exactly(degree: int) -> None:
     anchors, decoder = make_anchors(), make_decoder(view_dependent=False)
@@ -116,6 +117,7 @@ def test_a_decoder_that_ignores_the_view_is_baked_exactly(degree: int) -> None:
         assert float(difference.abs().mean()) < 1e-4
 
 
+@pytest.mark.slow
 def test_higher_degrees_are_closer_to_a_decoder_that_sees_directions() -> None:
     anchors, decoder = make_anchors(), make_decoder()
     errors = []
@@ -262,6 +264,7 @@ def _teaching(anchors: Anchors, decoder: GaussianDecoder) -> Teaching:
     return Teaching(anchors, decoder, cameras(), BLACK, lambda name: TargetImage(renders[name]))
 
 
+@pytest.mark.slow
 def test_refining_brings_the_bake_closer_to_the_model() -> None:
     anchors, decoder = make_anchors(), make_decoder()
     for name in HEADS:

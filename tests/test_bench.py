@@ -37,6 +37,7 @@ def test_raster_compares_with_the_reference_and_says_why_with_no_others(capsys: 
     assert torch.get_num_threads() == threads  # --threads is undone
 
 
+@pytest.mark.slow
 def test_raster_compares_with_an_installed_original(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

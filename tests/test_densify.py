@@ -76,7 +76,7 @@ def test_parity() -> None:
         assert torch.equal(row, figures[f"after_stat_{theirs}"]), name
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("voxel_size", [0.002, 0.03])
 @pytest.mark.parametrize("cap", [None, 0, 61, 75])
 def test_same_as_the_plain_loop(seed: int, voxel_size: float, cap: int | None) -> None:

@@ -124,6 +124,7 @@ print("bits", digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "steps"), [("cpu", 31), pytest.param("cuda", 300, marks=pytest.mark.gpu)])
 def test_two_runs_have_the_same_bits(tmp_path: Path, device: str, steps: int) -> None:
     scene = write_tiny_scene(tmp_path / "scene")

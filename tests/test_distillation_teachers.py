@@ -65,6 +65,7 @@ def test_dropout_keeps_the_expectation_of_every_opacity(rate: float) -> None:
     assert float((factors > 0).float().mean()) == pytest.approx(float(kept.mean()), abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_expectation_of_the_render_is_the_render_without_dropout() -> None:
     splats, camera = random_splats(40), nadir_camera("a.png", 0, 0)
     # The rasterizer has no alpha above 0.99, so none may reach that when it is divided by the probability.

@@ -77,6 +77,7 @@ def test_a_finding_of_an_error_reads_as_the_error(message: str) -> None:
 # Layouts.
 
 
+@pytest.mark.slow
 def test_train_and_val_folders(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = tmp_path / "both"
     for part in ("train", "val"):
@@ -143,6 +144,7 @@ def test_images_of_another_case_are_linked_into_place(scene: Path, capsys: pytes
     assert doctor(capsys, str(scene), *COARSE)[0] == 1, "without its folder the fix is undone"
 
 
+@pytest.mark.slow
 def test_missing_images_are_skipped_and_both_parts_get_the_same_fix(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +163,7 @@ def test_missing_images_are_skipped_and_both_parts_get_the_same_fix(
     assert doctor(capsys, str(both), "--fix", *settings, *COARSE)[1]["fixes"] == []
 
 
+@pytest.mark.slow
 def test_a_test_list_loses_the_names_that_are_not_there(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scene / "test_list.txt").write_text("003.png\nelsewhere.png\n007.png\n")
     before = contents(scene)
@@ -171,6 +174,7 @@ def test_a_test_list_loses_the_names_that_are_not_there(scene: Path, capsys: pyt
     assert [camera.name for camera in loaded.test] == ["003.png", "007.png"]
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_skipped_by_a_setting(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scene / "images" / "004.png").write_bytes(b"")
     status, record = doctor(capsys, str(scene), "--fix", *COARSE)
@@ -400,6 +404,7 @@ def test_with_windows_a_block_has_its_cell_and_a_step_its_share_of_the_pixels(sc
     assert expect(config, loaded, scale, None).pixels == 1
 
 
+@pytest.mark.slow
 def test_probe_measures_steps_and_keeps_nothing(scene: Path, tmp_path: Path) -> None:
     config = make_config(scene, tmp_path / "out")
     few, many = probe(config, load_scene(config.scene), (100, 5000), CPU)

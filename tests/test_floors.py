@@ -154,13 +154,16 @@ def source_files() -> list[Path]:
     return sorted(p for p in found if not {"build", "tests", ".venv"} & set(p.relative_to(ROOT).parts))
 
 
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Path -> syntax tree of every source file."""
+    paths = {file.relative_to(ROOT).as_posix(): file for file in source_files()}
+    return {path: ast.parse(file.read_text(encoding="utf-8"), filename=path) for path, file in paths.items()}
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_source_keeps_its_rules(rule: Rule) -> None:
-    found = []
-    for file in source_files():
-        path = file.relative_to(ROOT).as_posix()
-        tree = ast.parse(file.read_text(encoding="utf-8"), filename=path)
-        found += [f"{path}:{line} {what}" for line, what in rule(path, tree)]
+def test_the_source_keeps_its_rules(rule: Rule, trees: dict[str, ast.Module]) -> None:
+    found = [f"{path}:{line} {what}" for path, tree in trees.items() for line, what in rule(path, tree)]
     assert not found, "\n" + "\n".join(found)
 
 

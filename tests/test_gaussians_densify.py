@@ -80,6 +80,7 @@ def test_same_as_one_by_one(prune_large: bool) -> None:
     assert not any(row.any() for row in zeroed.rows().values()) and len(zeroed.denom) == len(edited)
 
 
+@pytest.mark.slow
 def test_positions_of_children_are_drawn_from_their_parent() -> None:
     n = 40_000
     one = random_splats(1, degree=0)

@@ -41,6 +41,7 @@ def test_a_cpu_without_avx2_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> 
         kernels.cpu_kernels()
 
 
+@pytest.mark.slow
 def test_a_package_of_the_same_name_is_recognised(tmp_path: Path) -> None:
     printed = with_package(tmp_path, {"_C.py": "def distCUDA2(points): ..."})
     assert f"kernels: simple_knn in {tmp_path / 'simple_knn'} comes from" in printed
@@ -48,11 +49,13 @@ def test_a_package_of_the_same_name_is_recognised(tmp_path: Path) -> None:
     assert f"bash {ROOT / 'scripts' / 'setup.sh'}" in printed
 
 
+@pytest.mark.slow
 def test_a_package_laid_over_ours_is_recognised(tmp_path: Path) -> None:
     """The files of our package remain, but the module that is imported registers no operator."""
     assert "expected the package that momentum-gs brings" in with_package(tmp_path, {"_C.py": "", "reference.py": ""})
 
 
+@pytest.mark.slow
 def test_a_library_of_another_torch_names_both(tmp_path: Path) -> None:
     broken = "raise OSError('_kernels.so: undefined symbol: _ZN3c10')"
     printed = with_package(tmp_path, {"_C.py": broken, "reference.py": ""})
@@ -60,6 +63,7 @@ def test_a_library_of_another_torch_names_both(tmp_path: Path) -> None:
     assert f"found torch {torch.__version__}; run: bash " in printed
 
 
+@pytest.mark.slow
 def test_a_library_of_another_minor_version_is_not_loaded(tmp_path: Path) -> None:
     record = '{"torch": "2.5.1+cu124"}'
     printed = with_package(tmp_path, {"_C.py": "1 / 0", "reference.py": "", "built.json": record})

@@ -46,6 +46,7 @@ def indices(tree: LodTree, cut: Splats) -> list[int]:
     return [place[tuple(row)] for row in cut.position.tolist()]
 
 
+@pytest.mark.slow
 @given(n=st.integers(1, 40), seed=st.integers(0, 20), budget=st.integers(1, 50))
 @settings(max_examples=30, deadline=None)
 def test_a_cut_shows_every_leaf_once(n: int, seed: int, budget: int) -> None:

@@ -42,6 +42,7 @@ class DecoderAt:
         pass
 
 
+@pytest.mark.slow
 def test_the_decoder_of_block_0_is_saved_and_resumed(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path / "whole", *OFFICIAL)
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)

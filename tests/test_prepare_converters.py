@@ -291,6 +291,7 @@ def test_published_masks_become_the_views_of_blocks(tmp_path: Path) -> None:
         read_camera_masks(tmp_path / "masks.npy", ["a"], 1)
 
 
+@pytest.mark.slow
 def test_a_partition_can_be_the_published_one(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     names = [f"{i:03d}.png" for i in range(16)]

@@ -286,6 +286,7 @@ def test_auto_matches_by_gps_where_there_is_any() -> None:
     assert resolve("sequential", names, everywhere) == "sequential"
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_retrieval_finds_the_images_of_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six images each of two places, whose names alternate: the five most similar ones are those of the same place."""

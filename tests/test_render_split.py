@@ -179,6 +179,7 @@ def test_render_then_eval_gives_one_table(run: tuple[Path, Scene], capsys: pytes
     assert 0 < merged["border"]["share"] < 0.5
 
 
+@pytest.mark.slow
 def test_cells_of_another_partition_assign_the_pixels_to_blocks(run: tuple[Path, Scene], tmp_path: Path) -> None:
     out, scene = run
     assert main(["render", str(out)]) == 0

@@ -158,6 +158,7 @@ def test_images_are_small(whole: Path) -> None:
         assert pixels.shape == (round(40 * IMAGE_WIDTH / 1000), IMAGE_WIDTH, 3)
 
 
+@pytest.mark.slow
 def test_texts_tables_curves_and_map(whole: Path) -> None:
     page = report(whole)
     text = " ".join(page.texts)

@@ -29,6 +29,7 @@ def test_the_sparse_histogram_is_the_dense_one(counts: Counts, grid: int) -> Non
         assert torch.allclose(found, wanted, atol=1e-12), (found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", SOFT)
 def test_gradcheck_and_the_gradient_of_the_reference(counts: Counts) -> None:
     teacher = cloud(30, 1)
@@ -93,6 +94,7 @@ def test_marginals_cannot_tell_a_diagonal_from_its_mirror_image() -> None:
     assert float(structure_loss(rising, falling, 32)) > 0.9
 
 
+@pytest.mark.slow
 def test_gradient_steps_bring_the_clouds_together() -> None:
     teacher = cloud(400, 0)
     points = (teacher + 0.05 * cloud(400, 1)).requires_grad_()

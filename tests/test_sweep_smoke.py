@@ -43,7 +43,11 @@ def request(path: Path, *words: str) -> Request:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("config", ["demo", "caliterra", "ablations/city", "ablations/caliterra", "scenes/building"])
+@pytest.mark.parametrize(
+    "config",
+    ["demo", *(pytest.param(name, marks=pytest.mark.slow)
+               for name in ("caliterra", "ablations/city", "ablations/caliterra", "scenes/building"))],
+)  # fmt: skip
 def test_every_row_is_a_different_experiment_with_equal_steps(path: Path, config: str) -> None:
     asked = request(path, "-c", str(ROOT / f"configs/{config}.yaml"))
     sweep = load_sweep(path)

@@ -128,6 +128,7 @@ def unproject(camera: Camera, depth: Tensor) -> Tensor:
     return torch.stack([x, y, z], dim=-1).reshape(-1, 3) @ camera.rotation + camera.center
 
 
+@pytest.mark.slow
 def test_depth_of_one_view_lands_on_the_surface_of_another(scene: Path, model: ColmapModel) -> None:
     compared = 0
     for a, b in zip(model.cameras[:7], model.cameras[1:8], strict=True):

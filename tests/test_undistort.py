@@ -184,6 +184,7 @@ def write_bent_scene(root: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Len
     return lens
 
 
+@pytest.mark.slow
 def test_a_distorted_scene_is_refused_or_undistorted_on_request(tmp_path: Path) -> None:
     lens = write_bent_scene(tmp_path)
     config = SceneConfig(path=str(tmp_path), resolution=1.0, test_every=0)
@@ -201,6 +202,7 @@ def test_a_distorted_scene_is_refused_or_undistorted_on_request(tmp_path: Path) 
     assert all(path.is_relative_to(tmp_path / "undistorted" / "images") for path in scene.image_paths.values())
 
 
+@pytest.mark.slow
 def test_smaller_copies_and_divisors_give_the_same_view(tmp_path: Path) -> None:
     write_bent_scene(tmp_path / "whole")
     write_bent_scene(tmp_path / "half", size=(WIDTH // 2, HEIGHT // 2))
@@ -213,6 +215,7 @@ def test_smaller_copies_and_divisors_give_the_same_view(tmp_path: Path) -> None:
     assert abs(half.cx - whole.cx / 2) <= 1 and (tmp_path / "elsewhere" / "images").is_dir()
 
 
+@pytest.mark.slow
 def test_masks_are_undistorted_with_their_images(tmp_path: Path) -> None:
     lens = write_bent_scene(tmp_path)
     # The mask, of half the image's size, ignores what is right of x/z = 0.2.

@@ -253,6 +253,7 @@ def start_training(folder: Path, *overrides: str) -> tuple[Training, LiveWriter]
     return training, LiveWriter(folder / "out")
 
 
+@pytest.mark.slow
 def test_a_watched_training_shows_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("EVERY", "_ASK_EVERY"):
         monkeypatch.setattr(f"momentum_gs.viewer.live.{name}", 0.0)
@@ -279,6 +280,7 @@ def test_a_watched_training_shows_all_blocks(tmp_path: Path, monkeypatch: pytest
         reader.load()
 
 
+@pytest.mark.slow
 def test_a_training_that_nobody_watches_writes_nothing(tmp_path: Path) -> None:
     training, writer = start_training(tmp_path, "steps=30")
     folder = tmp_path / "out" / "live"
@@ -288,6 +290,7 @@ def test_a_training_that_nobody_watches_writes_nothing(tmp_path: Path) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_watching_changes_no_bit_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("momentum_gs.viewer.live.EVERY", 0.0)
     models = []

@@ -382,6 +382,7 @@ def test_an_image_that_is_read_in_time_is_not_called_slow(scene: Scene, capsys: 
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @NO_FIFO
 def test_a_read_that_blocks_stops_neither_close_nor_exit(tmp_path: Path) -> None:
     """In a process of its own, which must end although one of its threads never does."""

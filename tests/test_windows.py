@@ -169,6 +169,7 @@ def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_
         plan_blocks(scene, replace(table, windows=None), windows=True)
 
 
+@pytest.mark.slow
 def test_the_merge_keeps_every_anchor_and_renders_what_was_trained(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, *ON, "steps=45")
     train(config)

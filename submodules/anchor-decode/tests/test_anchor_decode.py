@@ -24,6 +24,7 @@ def test_equals_the_reference_in_double(
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_more_anchors_than_groups_of_one_unit() -> None:
     layout = Layout(8, 2, 8)
     given = scene(20_000, 18_000, layout)

@@ -51,6 +51,7 @@ def test_callers_at_the_same_time_get_what_each_gets_alone() -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

@@ -89,6 +89,7 @@ def test_refusals_say_what_is_missing() -> None:
         choice(V4, "v5")
 
 
+@pytest.mark.slow
 def test_an_unknown_variant_is_refused_by_the_first_call() -> None:
     environment = {**os.environ, "MOMENTUM_GS_CPU": "fastest", "PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", CALL, os.devnull], env=environment, capture_output=True, text=True)
