@@ -17,6 +17,7 @@ from momentum_gs.experiments.choose import (
     FINEST_SPACING,
     SEEN_BY,
     USEFUL,
+    WINDOWS_WORK,
     Facts,
     Goal,
     Machine,
@@ -137,6 +138,11 @@ def test_time_decides_on_resolution_and_steps() -> None:
     choice = choose_resolution(SURVEY, ROOM, goal, None)
     assert choice.value == 400
     assert choose_steps(SURVEY, choice.value, goal, 1).value == 600
+    # Two blocks share the time; with windows, they and a coarse model do.
+    assert choose_steps(SURVEY, choice.value, goal, 2).value == 300
+    ample = Goal(steps_within=lambda resolution: 8000)
+    assert choose_steps(SURVEY, choice.value, ample, 8).value == 1000
+    assert choose_steps(SURVEY, choice.value, ample, 8, windows=True).value == int(8000 / (1 + WINDOWS_WORK))
 
 
 def test_one_block_where_it_fits_and_more_where_it_does_not(scene: Scene) -> None:
@@ -153,12 +159,22 @@ def test_a_given_bound_replaces_that_of_the_memory(scene: Scene) -> None:
     assert chosen(scene, config, ROOM, ("partition.blocks",))["partition.blocks"] >= 2
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_several_blocks_have_windows_if_a_coarse_model_fits(scene: Scene, fits: bool) -> None:
+    anchors = len(torch.unique(scene.points.xyz.div(0.3).round(), dim=0))
+    bound = anchors if fits else anchors - 1
+    config = load_config(None, ["model.voxel_size=0.3", "partition.blocks=2", f"anchors.max_per_block={bound}"])
+    assert chosen(scene, config, ROOM, ("blocks.windows",)) == {"blocks.windows": fits}
+    one = replace(config, partition=replace(config.partition, blocks=1))
+    assert chosen(scene, one, ROOM, ("blocks.windows",)) == {}
+
+
 def test_given_settings_are_kept_and_the_others_follow_them(scene: Scene) -> None:
     free = chosen(scene, OPEN)
-    assert set(free) == set(CHOSEN)
+    assert set(free) == set(CHOSEN) - {"blocks.windows"}  # there is one block
     given = load_config(None, ["scene.resolution=2", "partition.blocks=auto"])
     rest = chosen(scene, given, auto=tuple(key for key in CHOSEN if key != "scene.resolution"))
-    assert set(rest) == set(CHOSEN) - {"scene.resolution"}
+    assert set(rest) == set(free) - {"scene.resolution"}
     assert rest["model.voxel_size"] == pytest.approx(2 * free["model.voxel_size"], rel=1e-3)
     assert chosen(scene, OPEN, auto=()) == {}
 

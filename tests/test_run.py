@@ -173,9 +173,10 @@ def test_more_blocks_are_cut_trained_and_merged(
             shown.append("closed")
 
     monkeypatch.setattr(momentum_gs.cli.run, "watchers", lambda folder, port: [Viewer(folder, port)])
-    settings = ["-c", "own", "-c", "modes/windows", *FAST, "partition.blocks=2", "blocks.active=1", "blocks.interval=5"]
+    settings = [*FAST, "partition.blocks=2", "blocks.active=1", "blocks.interval=5"]
     assert cli.main(["run", str(city), str(out), "--view", "8080", *settings]) == 0
     assert load_run_config(out).blocks.windows and load_run_config(out).growth.until == 24  # 80 % of 30 steps
+    assert "blocks.windows" in {choice["key"] for choice in state_of(out)["choices"]}
     stages = ["start", "doctor", "coarse", "partition", "blocks", "merge", "render", "eval", "report"]
     assert shown.pop() == "closed" and shown and all("partition" in before for before in shown)
     assert list(state_of(out)["stages"]) == stages

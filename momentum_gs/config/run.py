@@ -10,6 +10,8 @@ from momentum_gs.core.errors import UserError
 
 OWN_FILE = "own"
 """Name of the shipped settings for a user's own images."""
+WINDOWS_FILE = "modes/windows"
+"""Name of the shipped settings of several blocks that train on what they keep."""
 
 
 def absolute_paths(config: Config) -> Config:

@@ -15,13 +15,13 @@ from momentum_gs.core.geometry import in_view
 from momentum_gs.data.images import target_size
 from momentum_gs.data.scene import Scene
 from momentum_gs.doctor.poses import survey
-from momentum_gs.model.init import median_spacing
+from momentum_gs.model.init import median_spacing, voxelize
 from momentum_gs.partition.budget import GROWTH, blocks_within
 from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor, max_anchors
 
 Quality = Literal["draft", "normal", "high"]
 
-CHOSEN = ("scene.resolution", "model.voxel_size", "partition.blocks", "steps")
+CHOSEN = ("scene.resolution", "model.voxel_size", "partition.blocks", "blocks.windows", "steps")
 """Settings that are chosen here if they are ``auto``, in this order: later choices depend on earlier ones."""
 
 REFERENCE_STEPS, REFERENCE_VIEWS, REFERENCE_PIXELS = 1500, 66, 500 * 375
@@ -46,6 +46,8 @@ pixels as otherwise constrain each."""
 DEVICE_SHARE = 0.5
 """Share of the device's memory for the anchors of a block; the activations of a view, images and the decoder take the
 rest."""
+WINDOWS_WORK = 1.2
+"""Time of a step of all blocks with windows, in steps of the whole scene as one block (the coarse stage)."""
 HOST_SHARE = 0.5
 """Share of the machine's memory for decoded images."""
 VIEW_BYTES = 500
@@ -62,12 +64,15 @@ class Choice:
     """The value chosen for a setting that was ``auto``."""
 
     key: str
-    value: int | float
+    value: int | float | bool
     reason: str
     """A sentence without its full stop."""
 
     def __str__(self) -> str:
-        value = f"{self.value:.4g}" if isinstance(self.value, float) else f"{self.value:,}"
+        if isinstance(self.value, bool):
+            value = str(self.value).lower()
+        else:
+            value = f"{self.value:.4g}" if isinstance(self.value, float) else f"{self.value:,}"
         return f"{self.key} = {value}: {self.reason}"
 
 
@@ -169,13 +174,17 @@ def choose(
         choices.append(choose_voxel(facts, resolution))
         config = replace(config, model=replace(config.model, voxel_size=float(choices[-1].value)))
     n = math.prod(config.partition.dim) if config.partition.dim else config.partition.blocks
-    if n == "auto" and ("steps" in auto or "partition.blocks" in auto):
+    if n == "auto" and not {"steps", "partition.blocks", "blocks.windows"}.isdisjoint(auto):
         blocks = choose_blocks(config, scene, machine)
         n = int(blocks.value)
         choices += [blocks] if "partition.blocks" in auto else []
+    windows = config.blocks.windows
+    if "blocks.windows" in auto and n != 1:
+        choices.append(choose_windows(config, scene, machine))
+        windows = bool(choices[-1].value)
     if "steps" in auto:
         assert n != "auto"
-        choices.append(choose_steps(facts, resolution, goal, n))
+        choices.append(choose_steps(facts, resolution, goal, n, windows))
     return choices
 
 
@@ -241,11 +250,12 @@ def choose_voxel(facts: Facts, resolution: float | int) -> Choice:
     return Choice("model.voxel_size", float(f"{voxel:.4g}"), why)
 
 
-def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int) -> Choice:
+def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int, windows: bool = False) -> Choice:
     """The number of steps for the images and the quality asked for, or as many as the time allows."""
     w, h = target_size(facts.width, facts.height, resolution)
     if goal.steps_within is not None:
-        steps = max(MIN_STEPS, goal.steps_within(resolution) // blocks)
+        parts = 1 + WINDOWS_WORK if windows and blocks > 1 else blocks
+        steps = max(MIN_STEPS, int(goal.steps_within(resolution) / parts))
         return Choice("steps", steps, "as many as the time allows, by the measured time of a step")
     share, _ = QUALITIES[goal.quality]
     # Each view trains about two blocks.
@@ -262,12 +272,28 @@ def _rounded(steps: float) -> int:
     return round(steps / unit) * unit
 
 
+def anchors_within(config: Config, machine: Machine) -> int:
+    """Most anchors of a block: the bound that the settings give, otherwise what the device's share holds."""
+    own = max_anchors(config.anchors, config.model)
+    return int(DEVICE_SHARE * machine.device_bytes) // bytes_per_anchor(config.model) if own is None else own
+
+
+def choose_windows(config: Config, scene: Scene, machine: Machine) -> Choice:
+    """Several blocks train on what they keep, if a coarse model of the whole scene fits into the device's memory, where
+    its growth may be cut short."""
+    limit, points = anchors_within(config, machine), scene.points.xyz
+    start = len(voxelize(points, config.model.voxel_size or median_spacing(points)))
+    if start > limit:
+        return Choice("blocks.windows", False, f"a coarse model begins with {start:,} anchors, and {limit:,} fit")
+    return Choice("blocks.windows", True, "each block trains on the pixels of its cell, after a coarse model of the "
+                  "whole scene; the settings of modes/windows")  # fmt: skip
+
+
 def choose_blocks(config: Config, scene: Scene, machine: Machine) -> Choice:
     """One block if it fits into the device's memory, otherwise the fewest that do."""
     each = bytes_per_anchor(config.model)
     share = int(DEVICE_SHARE * machine.device_bytes)
-    own = max_anchors(config.anchors, config.model)
-    limit = share // each if own is None else own
+    own, limit = max_anchors(config.anchors, config.model), anchors_within(config, machine)
     n, largest = blocks_within(limit, scene.train, scene.points.xyz, config)
     bound = (
         f"the {share / 2**30:.1f} GiB that are {DEVICE_SHARE:.0%} of the device's memory"

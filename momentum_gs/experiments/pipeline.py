@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from momentum_gs.config.load import load_settings
-from momentum_gs.config.run import OWN_FILE
+from momentum_gs.config.run import OWN_FILE, WINDOWS_FILE
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import launched
 from momentum_gs.core.device import pick_device, print_device
@@ -15,8 +15,8 @@ from momentum_gs.core.log import info, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.doctor.look import look
-from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality
-from momentum_gs.experiments.resolve import Choosing
+from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality, anchors_within
+from momentum_gs.experiments.resolve import Choosing, this_machine
 from momentum_gs.experiments.run_state import RunState
 from momentum_gs.experiments.run_time import Times
 from momentum_gs.experiments.training import train
@@ -28,6 +28,8 @@ from momentum_gs.train.pace import Pace
 
 SET_BY_RUN = ("stage", "out", "scene.path")
 """Settings that follow from the command line."""
+SET_WITH_WINDOWS = ("blocks.windows", "blocks.from_coarse", "partition.assign")
+"""If any of these is given, ``run`` does not choose whether several blocks train with windows."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Pipeline:
                 info(f"chosen   {choice}")
         except UserError as error:
             refusal = error  # The doctor may explain it better.
-        config = choosing.config(state.choices)
+        config = self._config("coarse", self._out)
         findings = look(config, quick=self._request.minutes is not None)
         for finding in findings:
             info(f"{finding.severity:<8} {finding}")
@@ -147,7 +149,11 @@ class Pipeline:
         size = [] if request.resolution is None else [f"scene.resolution={request.resolution}"]
         values = (stage, out, self._scene)
         ours = [f"{key}={json.dumps(str(value))}" for key, value in zip(SET_BY_RUN, values, strict=True)]
-        return Choosing(load_settings(request.files or [OWN_FILE], [*size, *request.overrides, *ours]), blocks=True)
+        chosen = any(choice.key == "blocks.windows" and choice.value for choice in self._state.choices)
+        files = request.files or (OWN_FILE, WINDOWS_FILE)[: 1 + chosen]
+        given = request.files or any(words.split("=")[0] in SET_WITH_WINDOWS for words in request.overrides)
+        settings = load_settings(files, [*size, *request.overrides, *ours])
+        return Choosing(settings, blocks=True, windows=not given)
 
     def _config(self, stage: str, out: Path) -> Config:
         return self._choosing(stage, out).config(self._state.choices)
@@ -203,7 +209,10 @@ class Pipeline:
             raise KeyboardInterrupt
 
     def _coarse(self) -> None:
-        self._fit(self._config("coarse", self._out / "coarse"))
+        config = self._config("coarse", self._out / "coarse")
+        # Perhaps there are several blocks because one does not fit: the coarse model then stops growing at what does.
+        limit = anchors_within(config, this_machine(config))
+        self._fit(replace(config, anchors=replace(config.anchors, max_per_block=limit)))
 
     def _partition(self) -> None:
         config = self._config("blocks", self._out)

@@ -63,16 +63,28 @@ def resolve(
     return choosing.config(choices), choices
 
 
+def this_machine(config: Config) -> Machine:
+    """The memory of this machine and of the device to train on."""
+    return Machine(total_memory(), total_device_memory(pick_device(config.device)))
+
+
 class Choosing:
     """Settings of which some may be ``auto``, and the choice of these."""
 
-    def __init__(self, settings: Settings, *, blocks: bool = False) -> None:
-        """``blocks``: also choose ``partition.blocks``, which otherwise stays ``auto`` until the scene is cut."""
+    def __init__(self, settings: Settings, *, blocks: bool = False, windows: bool = False) -> None:
+        """
+        Args:
+            settings: From all sources.
+            blocks: Also choose ``partition.blocks``, which otherwise stays ``auto`` until the scene is cut.
+            windows: Also choose ``blocks.windows``. ``config`` leaves it to the caller to take the settings that go
+                with it.
+        """
         self._settings = settings
         self.provisional = self.config(())
         """The settings with stand-ins, with which the scene can be loaded."""
         open_blocks = blocks and self.provisional.partition.blocks == "auto"
-        self.auto = (*settings.auto, *(["partition.blocks"] if open_blocks else []))
+        further = {"partition.blocks": open_blocks, "blocks.windows": windows}
+        self.auto = (*settings.auto, *(key for key, wanted in further.items() if wanted))
         """Names of the settings to choose."""
 
     def choose(self, goal: Callable[[Config, Scene, Facts], Goal]) -> list[Choice]:
@@ -89,9 +101,8 @@ class Choosing:
             return []
         with contextlib.redirect_stdout(io.StringIO()):  # Loading the scene for training prints the same again.
             scene = load_scene(replace(config.scene, resolution=1.0))
-        facts, device = measure(scene), pick_device(config.device)
-        machine = Machine(total_memory(), total_device_memory(device))
-        return choose(self.auto, config, scene, facts, machine, goal(config, scene, facts))
+        facts = measure(scene)
+        return choose(self.auto, config, scene, facts, this_machine(config), goal(config, scene, facts))
 
     def config(self, choices: Sequence[Choice]) -> Config:
         """The settings with the given choices, and with stand-ins for ``auto`` settings not among them."""
