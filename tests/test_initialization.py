@@ -100,6 +100,18 @@ def test_blocks_start_from_the_coarse_models_rows(
     assert training._decoders.updates == 0 and not any(name.startswith("adam.") for name in tensors)
 
 
+def test_per_block_decoders_start_from_the_coarse_models(scene_folder: Path, coarse: Path, tmp_path: Path) -> None:
+    mode = ["blocks.decoder=per_block", "blocks.boundary_finetuning=false", "blocks.decoder_freeze_rounds=0"]
+    settings = ("blocks.from_coarse=true", "weighting.enabled=false", "teacher.enabled=false", *mode)
+    config = make_config(scene_folder, tmp_path, *settings, f"partition.coarse={coarse}")
+    training, (_, decoder) = started(config), coarse_model(coarse)
+    for block in range(len(training._plan)):
+        state = unpack(training._store.packed(block), config, CPU)
+        assert state.own is not None
+        for name, value in decoder.state_dict().items():
+            assert torch.equal(state.own.module.state_dict()[name], value), name
+
+
 @pytest.mark.slow
 def test_a_run_is_resumed_without_the_coarse_model(scene_folder: Path, coarse: Path, tmp_path: Path) -> None:
     whole, broken, copied = tmp_path / "whole", tmp_path / "broken", tmp_path / "coarse"

@@ -522,8 +522,8 @@ class BlocksConfig:
     of the scene [MGS]."""
     from_coarse: bool = False
     """Start a block from those anchors of the coarse model that its cameras see (with ``windows``: those in its cell
-    that any camera sees), and the shared decoder from the coarse model's [ours]; false: from points and random weights
-    [MGS]. For Gaussians, see ``gaussians.from_coarse``."""
+    that any camera sees), and the shared decoder, or that of each block, from the coarse model's [ours]; false: from
+    points and random weights [MGS]. For Gaussians, see ``gaussians.from_coarse``."""
     windows: bool = False
     """A block trains only the pixels that its own cell makes up, amid the other blocks' anchors as they were when the
     round began, held fixed; so no block repeats another's work and the merge drops nothing [ours; MGS: false]."""
@@ -779,7 +779,6 @@ class Config:
             _check(not self.teacher.enabled, "teacher.enabled", True, f"false {why}")
             _check(not self.blocks.boundary_finetuning, "blocks.boundary_finetuning", True, f"false {why}")
             _check(not self.blocks.windows, "blocks.windows", True, f"false {why}")
-            _check(not self.blocks.from_coarse, "blocks.from_coarse", True, f"false {why}")
             freeze = self.blocks.decoder_freeze_rounds
             _check(freeze == 0, "blocks.decoder_freeze_rounds", freeze, f"0 {why}")
             _check(self.model.background == "fixed", "model.background", self.model.background, f"fixed {why}")

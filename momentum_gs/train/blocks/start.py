@@ -59,7 +59,10 @@ class FirstBlocks:
             if isinstance(model, Splats):
                 return SplatBlock.from_splats(block, model, cameras, config, device)
             voxel = config.model.voxel_size or median_spacing(self._scene.points.xyz)
-            return AnchorBlock.from_anchors(block, model, voxel, cameras, config, device)
+            state = AnchorBlock.from_anchors(block, model, voxel, cameras, config, device)
+            if state.own is not None and self.decoder is not None:
+                state.own.module.load_state_dict(self.decoder.state_dict())
+            return state
         points = initial_points(self._scene, cameras, config)
         if not any(bool(in_view(points.xyz, camera).any()) for camera in cameras):
             raise UserError(
