@@ -13,16 +13,21 @@ from tiny_scene import nadir_camera, write_tiny_scene
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config, load_config
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import pixel_directions
 from momentum_gs.core.image import to_uint8
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import Camera
 from momentum_gs.data.scene import load_scene
 from momentum_gs.eval.results import read_json
-from momentum_gs.model.splat_io import load_splats
+from momentum_gs.model.background import Background
+from momentum_gs.model.io import BACKGROUND_FILE, load_model, model_file, model_folder, save_background
+from momentum_gs.model.splat_io import load_splats, save_splats
 from momentum_gs.model.splats import Harmonics
-from momentum_gs.render.view import decode_view, draw
+from momentum_gs.render.view import background_of, decode_view, draw, learned_background, render_view
+from momentum_gs.train.blocks.splat_block import SplatBlock
 from momentum_gs.train.distillation.teachers import PseudoLabels, Teacher, load_teachers, mean_render
 from momentum_gs.train.growth.importance import importance, most_important, sample_by_importance
+from momentum_gs.train.optim import LAST_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,7 +89,7 @@ def teachers(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folders = []
-    for name, settings in (("gaussians", TEACHER), ("anchors", ("steps=30",))):
+    for name, settings in (("gaussians", TEACHER), ("anchors", ("steps=30", "model.background=constant"))):
         out = tmp_path_factory.mktemp(name)
         write_table(make_config(scene_folder, out))
         words = [*SETTINGS, *settings]
@@ -230,6 +235,36 @@ def test_numbers_of_gaussians_in_all_spellings() -> None:
     assert load_config(None).distill.count(7) is None
 
 
+def test_a_learned_background_is_behind_splats_wherever_they_are_read(tmp_path: Path) -> None:
+    splats, view, background = random_splats(30), nadir_camera("a.png", 0, 0), Background(2)
+    torch.nn.init.normal_(background.sh, generator=torch.Generator().manual_seed(0))
+    save_splats(tmp_path / "point_cloud.ply", splats)
+    assert learned_background(load_model(tmp_path / "point_cloud.ply")[1], view, torch.zeros(3)) is None
+    save_background(tmp_path, background)
+    model, harmonics = load_model(tmp_path / "point_cloud.ply")
+    with torch.no_grad():
+        found = render_view(model, harmonics, view, torch.zeros(3)).output
+        black = draw(decode_view(model, harmonics, view).gaussians, view, torch.zeros(3)).image
+        behind = background(pixel_directions(view, torch.zeros(3))).T.view_as(black)
+        torch.testing.assert_close(found.image, black + (1 - found.alpha) * behind)
+    (tmp_path / BACKGROUND_FILE).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="not a learned background"):
+        load_model(tmp_path / "point_cloud.ply")
+
+
+def test_all_rates_fall_where_a_student_starts_from_its_teacher() -> None:
+    def rates(step: int, *overrides: str) -> dict[str, float]:
+        config = load_config(["distill/student"], ["steps=100", "distill.teachers=[a]", *overrides])
+        block = SplatBlock.from_splats(0, random_splats(3), [nadir_camera("a.png", 0, 0)], config, CPU)
+        block.step = step
+        block.set_rates(config)
+        return {group["name"]: group["lr"] for group in block.optimizer.param_groups}
+
+    points, teacher = rates(100), rates(100, "distill.start=teacher")
+    assert teacher == pytest.approx({name: LAST_RATE * rate for name, rate in points.items()})
+    assert rates(0, "distill.start=teacher") == rates(0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["points", "teacher"])
 def test_the_command_makes_a_run_like_any_other_and_continues(
@@ -245,6 +280,8 @@ def test_the_command_makes_a_run_like_any_other_and_continues(
     assert (out / "report.html").is_file() and (out / "partition.json").is_file()
     scores = read_json(out / "teachers.json")
     assert len(scores["teachers"]) == 2 and scores["fused"]["PSNR"] > 5
+    background, learned = (background_of(load_model(model_file(model_folder(run)))[1]) for run in (out, teachers[1]))
+    assert background is not None and learned is not None and torch.equal(background.sh, learned.sh)
     config = load_config(out / "config.yaml")
     assert config.distill.teachers == (str(teachers[1]), str(teachers[0])) and config.model.primitive == "gaussians"
     capsys.readouterr()

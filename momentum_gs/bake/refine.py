@@ -24,10 +24,7 @@ from momentum_gs.render.surface import CHANNELS, Surface, take_planes, with_plan
 from momentum_gs.render.view import decode_view, draw, learned_background
 from momentum_gs.train.losses import reconstruction
 from momentum_gs.train.lr import exponential
-from momentum_gs.train.optim import ROTATION_LR, SH_LR, SH_REST_SHARE
-
-LAST_RATE = 0.02
-"""Learning rates at the last step, relative to those of the first."""
+from momentum_gs.train.optim import LAST_RATE, ROTATION_LR, SH_LR, SH_REST_SHARE
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_a
 from momentum_gs.train.checkpoint import checkpoints
 from momentum_gs.train.distillation.teachers import load_teachers
 
-SETTINGS = "distill/student"
+SETTINGS = "distill/compact"
 """Name of the shipped settings of a student."""
 
 

@@ -6,12 +6,12 @@ import torch
 
 from momentum_gs.bake.baking import bake
 from momentum_gs.config.schema import Config
-from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import psnr, ssim, to_uint8
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.eval.results import write_json
+from momentum_gs.formats.write import with_degree
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.start import FirstBlocks
@@ -35,7 +35,7 @@ class TeacherStart:
         self._first: FirstBlocks | None = None
 
     def __call__(self, block: int) -> Block:
-        """Raises UserError where the teacher does not fit (``load_teachers``), or has too few harmonics."""
+        """Raises UserError where the teacher does not fit (``load_teachers``)."""
         if self._first is None:
             plan = plan_blocks(self._scene, self._table, self._config.blocks.windows)
             start = Initialization(self._splats(), None)
@@ -49,12 +49,7 @@ class TeacherStart:
         (teacher,) = load_teachers(config.distill.teachers[:1], self._scene, ours, self._device)
         if isinstance(teacher.decoder, Harmonics):
             assert isinstance(teacher.model, Splats)
-            if teacher.model.sh_degree != degree:
-                raise UserError(
-                    f"{teacher.name}: spherical harmonics of degree {teacher.model.sh_degree}, expected "
-                    f"gaussians.sh_degree = {degree}; set it to the teacher's degree, or distill.start=points"
-                )
-            return teacher.model.to("cpu")
+            return with_degree(teacher.model, degree).to("cpu")
         assert not isinstance(teacher.model, Splats)
         return bake(teacher.model, teacher.decoder, self._scene.train, sh_degree=degree).to("cpu")
 

@@ -34,12 +34,11 @@ from momentum_gs.export.placement import Placement, placement
 from momentum_gs.export.price import Original, export_renderer, original_renderer, scores
 from momentum_gs.formats.read import read_splats
 from momentum_gs.model.appearance import load_appearance
-from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.lod import LOD_FILE
 from momentum_gs.model.poses import load_poses
 from momentum_gs.model.splats import Harmonics, Splats
-from momentum_gs.render.view import learned_background
+from momentum_gs.render.view import background_of, learned_background
 
 PAGE = ".html"
 """Suffix of the static page (docs/static_page.md)."""
@@ -284,7 +283,7 @@ def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> None:
 
 def _record(run: _Run, file: Path, options: Options, count: int, degree: int) -> dict[str, Any]:
     model, decoder = run.original.model, run.original.decoder
-    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
+    learned = background_of(decoder)
     return {
         "file": file.name,
         "bytes": file.stat().st_size,

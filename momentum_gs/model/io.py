@@ -2,11 +2,13 @@
 
 Next to the heads is ``decoder.safetensors``, from which the decoder is loaded: the weights, with the architecture in
 the metadata. Per-block decoders are in ``decoder_block<i>/``, and each vertex of the merged PLY holds its block.
-Explicit Gaussians are a PLY alone (``splat_io.py``). All files are written atomically.
+Explicit Gaussians are a PLY (``splat_io.py``), and ``background.safetensors`` if they have a learned background. All
+files are written atomically.
 Source: save_ply, load_ply_sparse_gaussian and save_mlp_checkpoints of Scaffold-GS, scene/gaussian_model.py.
 """
 
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import HEADS, GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
 from momentum_gs.model.ply import chunks, columns, number_names, read_vertices, write_vertices
@@ -28,6 +31,8 @@ from momentum_gs.model.splat_io import load_splats, save_splats
 from momentum_gs.model.splats import Harmonics, Model, Splats
 
 DECODER_FILE = "decoder.safetensors"
+BACKGROUND_FILE = "background.safetensors"
+"""Beside explicit Gaussians that have a learned background."""
 BLOCK_PROPERTY = "block"
 """Property of a vertex, int32: the block whose decoder decodes the anchor."""
 
@@ -125,7 +130,7 @@ def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
     """
     if _holds_splats(ply):
         splats = load_splats(ply)
-        return splats, Harmonics(splats.sh_degree)
+        return splats, Harmonics(splats.sh_degree, load_background(ply.parent))
     anchors = load_ply(ply)
     own = block_decoder_folder(ply.parent, int(ply.stem.removeprefix(_BLOCK))) if ply.stem.startswith(_BLOCK) else None
     if own is not None and own.is_dir():
@@ -139,6 +144,32 @@ def load_model(ply: Path) -> tuple[Model, Decoder | Harmonics]:
     n = int(block.max()) + 1 if len(block) else 1
     decoders = [load_decoder(block_decoder_folder(ply.parent, b)) for b in range(n)]
     return anchors, DecoderBank(decoders, block)
+
+
+def save_background(folder: Path, background: Background) -> None:
+    """Write ``background.safetensors`` into an existing model folder of explicit Gaussians."""
+    with replacing(folder / BACKGROUND_FILE) as temporary:
+        temporary.write_bytes(save({"sh": background.sh.detach().cpu().contiguous()}))
+
+
+def load_background(folder: Path) -> Background | None:
+    """The learned background of explicit Gaussians, on the CPU; None without a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / BACKGROUND_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            sh = file.get_tensor("sh")
+        background = Background(math.isqrt(len(sh)) - 1)
+        background.load_state_dict({"sh": sh})
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a learned background ({first_line}); train again") from error
+    return background
 
 
 def _holds_splats(ply: Path) -> bool:

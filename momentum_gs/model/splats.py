@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.background import Background
 from momentum_gs.model.row_model import RowModel, initial_rows
 
 SH_CONSTANT = 0.5 / math.sqrt(math.pi)
@@ -71,9 +72,15 @@ Model = Anchors | Splats
 
 
 class Harmonics(nn.Module):
-    """Takes the place of a decoder for splats: holds the degree up to which their colours are evaluated."""
+    """Takes the place of a decoder for splats: holds the degree up to which their colours are evaluated, and what is
+    behind them."""
 
-    def __init__(self, degree: int) -> None:
-        """``degree``: 0 to 3, at most that of the splats."""
+    def __init__(self, degree: int, background: Background | None = None) -> None:
+        """
+        Args:
+            degree: 0 to 3, at most that of the splats.
+            background: A learned one, which a student takes over from its teacher; None: there is none.
+        """
         super().__init__()
         self.degree = degree
+        self.background = background

@@ -13,6 +13,7 @@ from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.core.window import Window
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.appearance import AppearanceTable
+from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
@@ -109,10 +110,15 @@ def render_view(
     return ViewRender(output, decoded, targets, behind, found)
 
 
+def background_of(decoder: Decoder | Harmonics) -> Background | None:
+    """The learned background of a model; None without one."""
+    return decoder.background if isinstance(decoder, GaussianDecoder | Harmonics) else None
+
+
 def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
     """The decoder's learned background as the camera sees it, with the dtype and device of ``like``; None without
     one."""
-    learned = decoder.background if isinstance(decoder, GaussianDecoder) else None
+    learned = background_of(decoder)
     if learned is None:
         return None
     if learned.degree == 0:  # One colour, whatever the direction.

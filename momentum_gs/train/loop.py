@@ -121,7 +121,9 @@ class Training:
         clock_scale = self.schedule.block_steps_per_update()
         first = (start or FirstBlocks(scene, self._plan, config, device)) if saved is None else None
         decoder = first.decoder if isinstance(first, FirstBlocks) else None
-        self._decoders = make_decoders(config, device, clock_scale, decoder)
+        self._student = make_student(config, scene, self._plan, self._folder / f"labels/rank{comm.rank}", device)
+        behind = None if self._student is None else self._student.background
+        self._decoders = make_decoders(config, device, clock_scale, decoder, behind)
         self._corrections = make_corrections(config, scene, device, clock_scale, fresh=saved is None)
         self._scores = ScoreTable(n, config.weighting)
         folder = Path(config.store.folder or self._folder / "store") / f"rank{comm.rank}"
@@ -129,7 +131,6 @@ class Training:
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
-        self._student = make_student(config, scene, self._plan, self._folder / f"labels/rank{comm.rank}", device)
         # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
         self._clamp_to = None if self._plan.windows is not None else self._plan.cell_of
         self._surroundings = Surroundings(config, self._plan, self._store, comm, device)

@@ -8,11 +8,12 @@ import torch
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.data.partition_table import PartitionTable
-from momentum_gs.model.io import block_decoder_folder, save_decoder, save_model
+from momentum_gs.model.io import block_decoder_folder, save_background, save_decoder, save_model
 from momentum_gs.train.blocks.packed import block_kind, unpack
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.corrections.tables import Corrections
 from momentum_gs.train.decoders.choice import Decoders
+from momentum_gs.train.decoders.none import NoDecoder
 from momentum_gs.train.decoders.per_block import PerBlockDecoders
 from momentum_gs.train.decoders.shared import SharedDecoder
 
@@ -52,6 +53,8 @@ def write_model(
     if comm.rank == 0:
         if isinstance(decoders, SharedDecoder):
             save_decoder(folder, decoders.saved)
+        if isinstance(decoders, NoDecoder) and decoders.background is not None:
+            save_background(folder, decoders.background)
         corrections.save(folder)
         if table is not None:
             table.save(folder / "partition.json")

@@ -25,6 +25,8 @@ SH_LR, SH_REST_SHARE = 0.0025, 20
 [3DGS]."""
 ROTATION_LR = 0.001
 """Learning rate of the splats' rotations [3DGS]."""
+LAST_RATE = 0.02
+"""Learning rates at the last step, relative to those of the first, where trained Gaussians are trained further."""
 FEATURE_BANK_LR = 0.01, 1e-5
 """First and last learning rate of the decoder's feature bank [SGS]."""
 
@@ -130,9 +132,12 @@ def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig,
 
 
 def set_splat_lr(
-    optimizer: Adam, optim: OptimConfig, config: GaussiansConfig, block_step: float | int, lr_scale: float
-) -> None:
-    """Sets the splats' learning rates for the block step ``block_step``."""
+    optimizer: Adam, optim: OptimConfig, config: GaussiansConfig, block_step: float | int, lr_scale: float,
+    last: float = 1.0,
+) -> None:  # fmt: skip
+    """Sets the splats' learning rates for the block step ``block_step``; ``last`` is what they are multiplied by at
+    ``optim.lr_steps``, and less so before."""
+    factor = exponential(1.0, last, optim.lr_steps)(block_step)
     rates = {
         "position": exponential(*config.position_lr, optim.lr_steps)(block_step) * lr_scale,
         "sh_dc": SH_LR,
@@ -141,7 +146,7 @@ def set_splat_lr(
         "log_scale": config.scaling_lr,
         "rotation": ROTATION_LR,
     }
-    _set(optimizer, rates)
+    _set(optimizer, {name: factor * rate for name, rate in rates.items()})
 
 
 def set_decoder_lr(optimizer: Adam, config: OptimConfig, decoder_step: float | int) -> None:

@@ -105,7 +105,8 @@ def train_step(
                 inputs.surfaces is not None and inputs.surfaces.draws(block.step, config),
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
-            terms = loss_terms(image, target, view.decoded, view.targets, config, view.behind)
+            learned = view.behind if config.model.background != "fixed" else None  # A student's is fixed.
+            terms = loss_terms(image, target, view.decoded, view.targets, config, learned)
             if inputs.depths is not None:
                 depth = depth_loss(view.output, inputs.depths.of(camera, window))
                 terms["depth"] = config.loss.depth * target.share * depth

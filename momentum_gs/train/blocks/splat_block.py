@@ -19,7 +19,7 @@ from momentum_gs.train.distillation.dropout import dropout_rate, opacity_factors
 from momentum_gs.train.distillation.perturbation import perturb, perturbs
 from momentum_gs.train.growth.report import GrowthReport
 from momentum_gs.train.growth.splats import SplatStats, densify_and_prune, reset_opacity
-from momentum_gs.train.optim import set_splat_lr
+from momentum_gs.train.optim import LAST_RATE, set_splat_lr
 
 
 @dataclass
@@ -48,8 +48,9 @@ class SplatBlock(Block):
         return cls.of(block, splats.to(device), config, lr_scale=lr_scale_of(cameras, config))
 
     def set_rates(self, config: Config) -> None:
-        """Sets the learning rates for the block's present step."""
-        set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale)
+        """Sets the learning rates for the block's present step; where it starts from a teacher, all of them fall."""
+        last = LAST_RATE if config.starts_from_teacher else 1.0
+        set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale, last)
 
     def opacity_factors(self, config: Config) -> Float[Tensor, "n 1"] | None:
         """Those of dropout (``distill.dropout``) in the coming step."""

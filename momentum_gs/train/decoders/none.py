@@ -6,23 +6,26 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
+from momentum_gs.model.background import Background
 from momentum_gs.model.splats import Harmonics
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.splat_block import sh_degree_at
 
 
 class NoDecoder:
-    """Gives the degree of spherical harmonics at which a block is rendered; learns, sends and saves nothing."""
+    """Gives the degree of spherical harmonics at which a block is rendered, and the background; learns and sends
+    nothing."""
 
     teacher = None
     updates = 0
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, background: Background | None = None) -> None:
+        """``background``: that of a student's first teacher, which stays as it is; None: there is no learned one."""
+        self._config, self.background = config, background
 
     def student_of(self, block: Block) -> Harmonics:
         """The spherical harmonics with which a block is rendered at its present step."""
-        return Harmonics(sh_degree_at(block.step, self._config))
+        return Harmonics(sh_degree_at(block.step, self._config), self.background)
 
     def begin_round(self, blocks: Sequence[int]) -> None:
         """Does nothing."""

@@ -18,6 +18,7 @@ from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.core.window import Window
 from momentum_gs.data.scene import Scene
 from momentum_gs.model.splats import Harmonics
+from momentum_gs.render.view import background_of
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.splat_block import sh_degree_at
 from momentum_gs.train.blocks.views import BlockPlan
@@ -48,6 +49,9 @@ class Student:
             raise UserError(f"distill: gaussians is {settings.gaussians}, expected a number: there are no teachers")
         self._config, self._plan = config, plan
         teachers = load_teachers(settings.teachers, scene, scene.frame.recorded(config.scene), device)
+        learned = background_of(teachers[0].decoder) if teachers else None
+        self.background = None if learned is None else learned.requires_grad_(False)
+        """The first teacher's learned background, which is behind the student; None without one."""
         wants_labels = bool(teachers) and settings.lambda_kd > 0
         self._labels = PseudoLabels(teachers, folder, int(settings.labels_gb * 2**30)) if wants_labels else None
         wants_places = settings.gaussians is not None or (bool(teachers) and settings.structure > 0)
