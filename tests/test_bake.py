@@ -18,8 +18,11 @@ from momentum_gs.bake.contributions import FAINT, contributions
 from momentum_gs.bake.fit import fit, means_of
 from momentum_gs.bake.refine import Teaching, others, refine
 from momentum_gs.bake.row_adam import BETAS, EPS, RowAdam
+from momentum_gs.bake.shell import background_shell, reach_of
+from momentum_gs.core.geometry import pixel_directions
 from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import HEADS, DecoderOutput, GaussianDecoder
 from momentum_gs.model.harmonics import bands, basis, rotation_of_harmonics
 from momentum_gs.model.splats import Harmonics, Splats
@@ -314,3 +317,29 @@ def test_splats_in_view_are_those_with_a_radius() -> None:
     gaussians = decode_view(splats, Harmonics(3), camera).gaussians
     radii = rasterize(gaussians, camera, BLACK).radii
     assert torch.equal(visible_splats(splats, camera), radii.nonzero()[:, 0])
+
+
+@pytest.mark.parametrize(("degree", "bound"), [(0, 0.08), (2, 0.05)])
+def test_a_shell_shows_the_background_in_every_direction_from_every_place(degree: int, bound: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    background = Background(2).requires_grad_(False)
+    background.sh.data = 0.1 * torch.randn(9, 3, generator=rng)
+    shell = background_shell(background, torch.tensor([3.0, 0.0, 1.0]).double(), 5.0, sh_degree=degree)
+    for _ in range(6):
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=rng, dtype=torch.float64)).Q
+        turn = turn * torch.linalg.det(turn)
+        center = torch.tensor([3.0, 0.0, 1.0]).double() + 5 * (torch.rand(3, generator=rng).double() - 0.5)
+        camera = Camera("a", 48, 36, 40.0, 40.0, 24.0, 18.0, turn, -turn @ center)
+        output = draw(decode_view(shell, Harmonics(degree), camera).gaussians, camera, BLACK)
+        wanted = background(pixel_directions(camera, BLACK)).T.view(3, 36, 48)
+        assert bool((output.alpha > 0.985).all())
+        assert bool(((output.image - wanted).abs() < bound).all())
+
+
+def test_single_gaussians_far_away_do_not_decide_how_far_a_scene_reaches() -> None:
+    seen_from = cameras()
+    places = torch.tensor([[0.0, 0, 0], [9.0, 0, 0], [5000.0, 0, 0]])
+    middle, reach = reach_of(places, torch.tensor([1e4, 1e3, 1.0]), seen_from)
+    assert reach == pytest.approx(float((torch.tensor([9.0, 0, 0]) - middle).norm()))
+    _, nearer = reach_of(torch.zeros(1, 3), torch.ones(1), seen_from)
+    assert nearer >= max(float((camera.center - middle).norm()) for camera in seen_from)

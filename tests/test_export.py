@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tiny_scene import nadir_camera, write_tiny_scene
 
 import momentum_gs.export.run as export_run
 from momentum_gs.bake.baking import bake
+from momentum_gs.bake.shell import COUNT
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config
 from momentum_gs.config.run import load_run_config
@@ -25,7 +27,8 @@ from momentum_gs.export.files import PART, read_parts, write_parts
 from momentum_gs.export.placement import FAR, Placement, placement
 from momentum_gs.formats.converter import find_converter
 from momentum_gs.formats.read import read_splats
-from momentum_gs.model.io import load_model, model_folder, save_splats
+from momentum_gs.model.background import Background
+from momentum_gs.model.io import load_decoder, load_model, model_folder, save_decoder, save_splats
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_image
 
@@ -182,6 +185,36 @@ def test_crops_and_blocks_hold_the_gaussians_inside(run: Path) -> None:
 def test_the_number_of_gaussians_has_a_bound(run: Path) -> None:
     splats, record = export(run, "few.ply", "--max-gaussians", "300")
     assert len(splats) == record["gaussians"] == 300
+
+
+def test_a_learned_background_is_seen_where_nothing_is_behind_the_file(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("export", "checkpoint"))
+    decoder = load_decoder(model_folder(out))
+    decoder.background = Background(2)
+    decoder.architecture["background_degree"] = 2
+    decoder.background.sh.data = torch.rand(9, 3, generator=torch.Generator().manual_seed(0)) - 0.3
+    save_decoder(model_folder(out), decoder)
+
+    splats, record = export(out, "behind.ply", "--lod", "--sh", "2")
+    assert record["background_gaussians"] == COUNT and len(splats) == record["gaussians"] + COUNT
+    assert record["export_on_black"]["PSNR"] == pytest.approx(record["export"]["PSNR"], abs=0.1)
+    level = read_splats(out / "export" / "behind.lod3.ply")
+    assert record["gaussians"] // 16 < len(level) - COUNT <= record["gaussians"] // 8
+    for name, rows in level.rows().items():
+        torch.testing.assert_close(rows[-COUNT:], splats.rows()[name][-COUNT:], rtol=1e-4, atol=1e-4)
+    assert record["lod"][0]["PSNR"] == pytest.approx(record["export"]["PSNR"], abs=0.1)
+
+    plain, bare = export(out, "bare.ply", "--sh", "2", "--no-background")
+    assert len(plain) == record["gaussians"] and bare["background_gaussians"] == 0
+    assert bare["export"]["PSNR"] == pytest.approx(record["export"]["PSNR"], abs=0.1)
+    assert bare["export_on_black"]["PSNR"] < record["export_on_black"]["PSNR"] - 1
+    part, cut = export(out, "part.ply", "--sh", "0", "--blocks", "0")
+    assert len(part) == cut["gaussians"] and cut["background_gaussians"] == 0 and cut["export_on_black"] is None
+    few, _ = export(out, "few.ply", "--sh", "0", "--max-gaussians", "300")
+    assert len(few) == 300
+    _, small = export(out, "small.spz", "--sh", "2")
+    assert small["export_on_black"]["PSNR"] == pytest.approx(record["export_on_black"]["PSNR"], abs=0.2)
 
 
 def test_explicit_gaussians_are_exported_as_they_are(run: Path, tmp_path: Path) -> None:

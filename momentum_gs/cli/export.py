@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-gaussians", type=int, metavar="N", help="only the N Gaussians that contribute most to the images")
     add("--lod", action="store_true", help="also write levels of detail, for 'momentum-gs render OUT --budget N' and "
         "for viewers that stream; a PLY only")  # fmt: skip
+    add("--no-background", action="store_true", help="leave out the far Gaussians that show a learned background; "
+        "parts (--crop, --blocks) and pages have none")  # fmt: skip
     add("--y-up", action="store_true", help="rotate the scene so that y points up, as web viewers expect")
     add("--georeference", action="store_true",
         help="also write the scene's place on the Earth (scene.json) to FILE.json")  # fmt: skip
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
         y_up=args.y_up,
         georeference=args.georeference,
         lod=args.lod,
+        shell=not args.no_background,
     )
     print_device(args.device)
     device = pick_device(args.device)
@@ -112,13 +115,18 @@ def _table(record: dict[str, Any]) -> str:
     """The price in a few lines."""
     names = list(record["model"])
     lines = [f"{record['views']} {record['split']} views  " + "".join(f"{name:>15}" for name in names)]
-    for title, row in (("model", "model"), ("file", "export"), ("lost", "lost")):
+    rows = [("model", "model"), ("file", "export"), ("lost", "lost"), ("file on black", "export_on_black")]
+    for title, row in rows:
+        if record[row] is None:
+            continue
         lines.append(f"  {title:<15}" + "".join(f"{record[row][name]:15.3f}" for name in names))
     size, seconds = record["bytes"] / 2**20, record["seconds"]["export"]
     lines.append(
         f"{record['gaussians']:,} Gaussians of {record['offsets']:,} offsets, {size:.1f} MiB, {seconds:.0f} s, "
         f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    if record["background_gaussians"]:
+        lines.append(f"and {record['background_gaussians']:,} far Gaussians that show the background")
     lines += [
         f"  at most {level['budget']:,} Gaussians in a view: PSNR {level['PSNR']:.3f}, SSIM {level['SSIM']:.4f}, "
         f"{level['views_per_second']:.1f} views/s"

@@ -30,7 +30,7 @@ Score = Callable[[Callable[[Camera], Tensor]], dict[str, float]]
 
 def export_lod(
     lod_file: Path, file: Path, splats: Splats, where: Placement, cameras: Sequence[Camera], original: Original,
-    score: Score,
+    score: Score, shell: Splats,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Builds and writes levels of detail, and measures what they cost.
 
@@ -46,6 +46,7 @@ def export_lod(
         cameras: The training cameras.
         original: The model before the bake; its background is behind all renders.
         score: Scores renders of the held-out views.
+        shell: Gaussians that show the background, or none; each file has them, the tree has not.
 
     Returns:
         A record for the whole model and for each share of it: the budget of Gaussians in a view, scores, and views per
@@ -56,7 +57,8 @@ def export_lod(
     levels = [file]
     for number, share in enumerate(SHARES, start=1):
         levels.append(file.with_name(f"{file.stem}.lod{number}.ply"))
-        save_splats(levels[-1], where.placed(tree.level(max(1, tree.leaves // share))))
+        level = Splats.cat([tree.level(max(1, tree.leaves // share)), shell])
+        save_splats(levels[-1], where.placed(level))
     _stream(file.with_name(f"{file.stem}_lod") / "lod-meta.json", levels)
     tree = tree.to(original.background.device)
     in_view = max(len(tree.for_view(camera, tree.leaves)) for camera in cameras)

@@ -1,5 +1,6 @@
 """Moves Gaussians from training coordinates to those of an exported file, and back."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.core.errors import UserError
 from momentum_gs.data.frame import normalized_frame
 from momentum_gs.data.scene import Scene
 from momentum_gs.model.similarity import transformed
@@ -77,3 +79,23 @@ def placement(scene: Scene, *, y_up: bool = False) -> Placement:
         to_scene[:3, 3] = offset
     shift = torch.zeros(3, dtype=torch.float64) if is_far else from_scene @ offset
     return Placement(from_scene @ frame.rotation.T, frame.unit, shift, to_scene)
+
+
+def georeference(scene: Scene) -> dict[str, Any]:
+    """The place on the Earth and the unit that ``momentum-gs prepare`` recorded.
+
+    Raises:
+        UserError: it recorded none.
+    """
+    path = scene.path / "scene.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"export: cannot read the georeference in {path} ({error}); leave out --georeference"
+        ) from error
+    if not isinstance(record, dict) or not record.get("georeference"):
+        raise UserError(
+            f"{path}: no georeference, expected one from GPS positions of the images; leave out --georeference"
+        )
+    return {"origin": record["georeference"], "unit_metres": record.get("unit_metres"), "up": record.get("up")}

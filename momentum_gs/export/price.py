@@ -72,19 +72,23 @@ def original_renderer(original: Original) -> Callable[[Camera], Tensor]:
 
 
 def export_renderer(
-    file: Path, where: Placement, original: Original, covered: Bool[Tensor, "nk"] | None, whole: Splats | None = None
-) -> Callable[[Camera], Tensor]:
+    file: Path, where: Placement, original: Original, covered: Bool[Tensor, "nk"] | None, whole: Splats | None = None,
+    *, on_black: bool = False,
+) -> Callable[[Camera], Tensor]:  # fmt: skip
     """Renders the Gaussians of an exported file, read back, in [0, 1].
 
     Args:
         file: The file.
         where: Its coordinates.
-        original: Its background is behind them, since most formats hold none.
+        original: Its background is behind them, unless ``on_black``.
         covered: Offsets of the model that the file stands for, on the model's device; the others' Gaussians are drawn
             with those of the file, so that a crop is compared with the same part of the model. None: all.
         whole: The file's Gaussians in training units; None: they are read from the file.
+        on_black: Nothing is behind them, as in viewers that know no background.
     """
-    device = original.background.device
+    device, background = original.background.device, original.background
+    if on_black:
+        background = torch.zeros_like(background)
     if whole is None and not (format_of(file) == ".ply" and file.stat().st_size > WHOLE):
         whole = where.back(read_splats(file)).to(device)
 
@@ -96,8 +100,8 @@ def export_renderer(
         around: Gaussians | None = None
         if covered is not None:
             around = others(decode_view(original.model, original.decoder, camera), covered, original.model.n_offsets)
-        behind = learned_background(original.decoder, camera, original.background)
+        behind = None if on_black else learned_background(original.decoder, camera, background)
         gaussians = decode_splats(splats, Harmonics(splats.sh_degree), camera).gaussians
-        return draw(gaussians, camera, original.background, behind, None, around).image.clamp(0, 1)
+        return draw(gaussians, camera, background, behind, None, around).image.clamp(0, 1)
 
     return render

@@ -1,10 +1,11 @@
 """Exports the model of a run as explicit Gaussians, and measures what that costs."""
 
-import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from momentum_gs.bake.baking import bake_parts, choose
 from momentum_gs.bake.contributions import Contributions, contributions
 from momentum_gs.bake.fit import means_of
 from momentum_gs.bake.refine import Teaching, refine
+from momentum_gs.bake.shell import COUNT, background_shell, reach_of
 from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import device_use
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.log import info
 from momentum_gs.core.types import Camera
 from momentum_gs.data.frame import normalized_frame
 from momentum_gs.data.partition_table import PartitionTable
@@ -30,8 +33,10 @@ from momentum_gs.eval.results import read_json, write_json
 from momentum_gs.export.files import write_parts
 from momentum_gs.export.html.page import write_page
 from momentum_gs.export.lod import export_lod
-from momentum_gs.export.placement import Placement, placement
+from momentum_gs.export.placement import Placement, georeference, placement
 from momentum_gs.export.price import Original, export_renderer, original_renderer, scores
+from momentum_gs.formats.kinds import format_of
+from momentum_gs.formats.packed import SPZ_LARGEST
 from momentum_gs.formats.read import read_splats
 from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.io import load_model, model_file, model_folder
@@ -46,6 +51,8 @@ REFINED = 1 << 20
 """Gaussians that are refined at a time: 0.7 GB of values and Adam's moments at degree 3."""
 _UNSPILLED = 1 << 26
 """Pixels of all training views together from which contributions are kept in files instead of in memory."""
+_SHELL_SHARE = 10
+"""With ``max_gaussians``, a background takes no more than a tenth of them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class Options:
     """Record the scene's place on the Earth."""
     lod: bool = False
     """Also write levels of detail (``export_lod``)."""
+    shell: bool = True
+    """Write a learned background as far Gaussians around the scene (``bake/shell.py``), where the file is a whole
+    model."""
 
     def __post_init__(self) -> None:
         if self.lod and (self.crop is not None or self.blocks is not None):
@@ -119,29 +129,33 @@ def export_run(
     """
     started = time.perf_counter()
     run = _load(out, iteration, scene_path, device)
-    about = _georeference(run.scene) if options.georeference else None
+    about = georeference(run.scene) if options.georeference else None
     where = placement(run.scene, y_up=options.y_up)
     inside = _inside(run, options)
     file.parent.mkdir(parents=True, exist_ok=True)
     with Views(run.scene, int(run.config.scene.cache_gb * 1e9), device) as views:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export.") as spill:
             seen = contributions(run.original.model, run.original.decoder, run.cameras, _spill(run, Path(spill)))
-            chosen = choose(seen, options.max_gaussians, inside)
+            degree = _degree(run, options)
+            shell = _shell(run, file, options, seen, degree, where)
+            most = options.max_gaussians
+            chosen = choose(seen, most if most is None or shell is None else most - len(shell), inside)
             if len(chosen) == 0:
                 raise UserError("export: no Gaussian is left, expected some in the crop; correct --crop or --blocks")
-            degree = _degree(run, options)
             parts = _parts(run, options, seen, chosen, inside, views, degree)
             shown = None
             if file.suffix == PAGE:
                 shown = Splats.cat(list(parts))
                 _write_page(file, out, run, shown)
             else:
-                write_parts(file, (where.placed(part) for part in parts), len(chosen), degree)
+                behind = [] if shell is None else [shell]
+                count = len(chosen) + sum(map(len, behind))
+                write_parts(file, (where.placed(part) for part in chain(parts, behind)), count, degree)
         baked = time.perf_counter()
-        record = _record(run, file, options, len(chosen), degree) | {"coordinates": where.record()}
+        record = _record(run, file, options, len(chosen), degree, shell) | {"coordinates": where.record()}
         record |= _price(run, file, where, inside, views, lpips, shown)
         if options.lod:
-            record["lod"] = _lod(run, out, file, where, views)
+            record["lod"] = _lod(run, out, file, where, views, len(chosen))
     record["seconds"] = {"export": baked - started, "scores": time.perf_counter() - baked}
     record |= {"georeference": about, **device_use(device)}
     write_json(json_file(file), record)
@@ -173,6 +187,25 @@ def _load(out: Path, iteration: int, scene_path: str | None, device: torch.devic
 def _spill(run: _Run, folder: Path) -> Path | None:
     pixels = sum(camera.width * camera.height for camera in run.cameras)
     return folder if pixels > _UNSPILLED else None
+
+
+def _shell(
+    run: _Run, file: Path, options: Options, seen: Contributions, degree: int, where: Placement
+) -> Splats | None:
+    """The Gaussians that show the learned background; None without one, and where they would be in the way."""
+    learned, model = background_of(run.original.decoder), run.original.model
+    is_part = options.crop is not None or options.blocks is not None
+    if not options.shell or learned is None or is_part or file.suffix == PAGE:
+        return None  # A page draws the colour itself; parts are joined with others.
+    if options.max_gaussians is not None and options.max_gaussians < _SHELL_SHARE * COUNT:
+        info(f"export: at most {options.max_gaussians} Gaussians, so none of them show the background")
+        return None
+    weight = seen.total.view(len(model), -1).sum(dim=1)
+    shell = background_shell(learned, *reach_of(model.position, weight, run.cameras), sh_degree=degree)
+    if format_of(file) == ".spz" and float(shell.log_scale.detach().max()) + math.log(where.unit) > SPZ_LARGEST:
+        info("export: the scene is too large for an .spz with Gaussians that show the background; it has none")
+        return None
+    return shell
 
 
 def _inside(run: _Run, options: Options) -> Bool[Tensor, "nk"] | None:
@@ -281,9 +314,11 @@ def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> None:
     )  # fmt: skip
 
 
-def _record(run: _Run, file: Path, options: Options, count: int, degree: int) -> dict[str, Any]:
-    model, decoder = run.original.model, run.original.decoder
-    learned = background_of(decoder)
+def _record(
+    run: _Run, file: Path, options: Options, count: int, degree: int, shell: Splats | None
+) -> dict[str, Any]:
+    learned = background_of(run.original.decoder)
+    model = run.original.model
     return {
         "file": file.name,
         "bytes": file.stat().st_size,
@@ -292,7 +327,8 @@ def _record(run: _Run, file: Path, options: Options, count: int, degree: int) ->
         "offsets": run.n_offsets,
         "options": {**asdict(options), "sh_degree": degree},
         "training_views": len(run.cameras),
-        # No format holds it: a viewer has to be given the colour.
+        # Beside those above, and behind them; without any, a viewer has to be given the colour.
+        "background_gaussians": 0 if shell is None else len(shell),
         "background": run.original.background.tolist() if learned is None else None,
         "background_harmonics": None if learned is None else learned.sh.tolist(),
     }
@@ -302,16 +338,24 @@ def _price(
     run: _Run, file: Path, where: Placement, inside: Bool[Tensor, "nk"] | None, views: Views, lpips: Lpips | None,
     shown: Splats | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The scores of the model and of the file, on the held-out views or, without any, on the training views."""
+    """The scores of the model and of the file, on the held-out views or, without any, on the training views.
+
+    The file is drawn over the background of the model and, where that is not black, over black, as viewers do that were
+    not given it.
+    """
     split, cameras = ("test", run.scene.test) if run.scene.test else ("train", run.cameras)
     covered = None if inside is None else inside.to(run.original.background.device)
     model = scores(cameras, views, original_renderer(run.original), lpips)
     export = scores(cameras, views, export_renderer(file, where, run.original, covered, shown), lpips)
+    alone = None
+    if covered is None and (background_of(run.original.decoder) is not None or bool(run.original.background.any())):
+        alone = scores(cameras, views, export_renderer(file, where, run.original, None, shown, on_black=True), lpips)
     return {
         "split": split,
         "views": len(cameras),
         "model": model,
         "export": export,
+        "export_on_black": alone,
         "lost": {name: model[name] - export[name] for name in model},
         # Outside of a crop, the trained model itself is rendered.
         "scored_with_model_outside_crop": covered is not None,
@@ -320,27 +364,15 @@ def _price(
     }
 
 
-def _lod(run: _Run, out: Path, file: Path, where: Placement, views: Views) -> list[dict[str, Any]]:
-    """Levels of detail of the file, and their scores on the held-out views or, without any, on the training views."""
+def _lod(
+    run: _Run, out: Path, file: Path, where: Placement, views: Views, count: int
+) -> list[dict[str, Any]]:
+    """Levels of detail of the file's first ``count`` Gaussians, and their scores on the held-out views or, without any,
+    on the training views. The Gaussians that follow show the background."""
 
     def score(render: Callable[[Camera], Tensor]) -> dict[str, float]:
         return scores(run.scene.test or run.cameras, views, render, None)
 
-    splats = where.back(read_splats(file))
-    return export_lod(out / LOD_FILE, file, splats, where, run.cameras, run.original, score)
-
-
-def _georeference(scene: Scene) -> dict[str, Any]:
-    """The place on the Earth and the unit that ``momentum-gs prepare`` recorded."""
-    path = scene.path / "scene.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"export: cannot read the georeference in {path} ({error}); leave out --georeference"
-        ) from error
-    if not isinstance(record, dict) or not record.get("georeference"):
-        raise UserError(
-            f"{path}: no georeference, expected one from GPS positions of the images; leave out --georeference"
-        )
-    return {"origin": record["georeference"], "unit_metres": record.get("unit_metres"), "up": record.get("up")}
+    read = where.back(read_splats(file))
+    splats, shell = (read.subset(rows) for rows in torch.arange(len(read)).tensor_split([count]))
+    return export_lod(out / LOD_FILE, file, splats, where, run.cameras, run.original, score, shell)

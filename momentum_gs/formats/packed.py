@@ -26,6 +26,8 @@ _MOST_FRACTION = 20
 """Fraction bits beyond which SPZ gains nothing: float32 itself has no more for positions of some units."""
 _LEAST_FRACTION = 5
 """Fewest fraction bits of an SPZ file that is written: with fewer, positions would be off by more than 1/64 unit."""
+SPZ_LARGEST = 255 / 16 - 10
+"""Logarithm of the largest size that SPZ stores: 380 units."""
 _SH_BYTES = {0: 0, 1: 9, 2: 24, 3: 45}
 _SLACK = 1 << 20
 """Bytes that may follow the Gaussians in an SPZ file (extensions)."""

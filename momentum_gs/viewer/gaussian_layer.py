@@ -6,8 +6,10 @@ import torch
 import viser
 
 from momentum_gs.bake.baking import bake
+from momentum_gs.bake.shell import background_shell, reach_of
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
+from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.splats import SH_CONSTANT, Harmonics, Splats
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.shown import Shown
@@ -44,7 +46,8 @@ class GaussianLayer:
 
 
 def baked(shown: Shown, cameras: Sequence[Camera]) -> Splats:
-    """A model as explicit Gaussians with colours of degree 0, from a part of the cameras and small images."""
+    """A model as explicit Gaussians with colours of degree 0, from a part of the cameras and small images; a learned
+    background as a shell."""
     if isinstance(shown.model, Splats):
         return shown.model
     assert not isinstance(shown.decoder, Harmonics), "anchors have a decoder"
@@ -54,7 +57,12 @@ def baked(shown: Shown, cameras: Sequence[Camera]) -> Splats:
         camera.resized(max(1, round(camera.width * share)), max(1, round(camera.height * share)))
         for camera, share in zip(chosen, shares, strict=True)
     ]
-    return bake(shown.model, shown.decoder, small, sh_degree=0)
+    splats = bake(shown.model, shown.decoder, small, sh_degree=0)
+    learned = shown.decoder.background if isinstance(shown.decoder, GaussianDecoder) else None
+    if learned is None:
+        return splats
+    around = background_shell(learned, *reach_of(splats.position, torch.ones(len(splats)), cameras))
+    return Splats.cat([splats, around])
 
 
 @torch.no_grad()
