@@ -1,4 +1,4 @@
-"""A learned background as Gaussians: a sphere far around the scene, which every viewer draws."""
+"""A learned background as Gaussians: part of a sphere far around the scene, which every viewer draws."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ from torch import Tensor
 
 from momentum_gs.core.types import Camera
 from momentum_gs.model.background import Background
+from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.harmonics import basis
-from momentum_gs.model.splats import SH_CONSTANT, Splats
+from momentum_gs.model.splats import SH_CONSTANT, Harmonics, Model, Splats
+from momentum_gs.render.blending import blending_weights
+from momentum_gs.render.view import decode_view
 
 COUNT = 2048
 """Gaussians of a shell: neighbours are 4.5 degrees apart, over which a background of degree 2 hardly changes."""
@@ -22,6 +25,12 @@ OPACITY = 0.99
 FAR = 4.0
 """Radius, relative to the reach of the scene. Gaussians are drawn in the order of their depth along the camera's axis,
 not of their distance: at the corner of a wide image, that of the shell is half of its radius."""
+SHOWN = 0.01
+"""Smallest weight, relative to one covered pixel, with which a Gaussian of the sphere counts as shown in an image."""
+BESIDE = math.radians(10)
+"""Gaussians this close to a shown one are kept too, for views that no training image has."""
+_MOST_VIEWS = 128
+"""Size of the sample of cameras in which the sphere is looked for; images overlap."""
 _WITHIN = 0.999
 """Share of all contributions within reach: single Gaussians, which lie anywhere, do not decide it."""
 
@@ -84,6 +93,33 @@ def background_shell(
         rotation=like.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
         opacity=like.new_full((count, 1), math.log(OPACITY / (1 - OPACITY))),
     ).as_leaves()
+
+
+def shown_part(
+    shell: Splats, model: Model, decoder: Decoder | Harmonics, cameras: Sequence[Camera]
+) -> Splats:
+    """The part of a sphere that images show behind the model, and what is close to that; the rest would only hide the
+    scene from viewers that look at it from outside. A survey that looks down leaves a bowl.
+
+    Args:
+        shell: What ``background_shell`` returns.
+        model: N anchors or splats, on the shell's device.
+        decoder: Their decoder.
+        cameras: Of the training views.
+
+    Returns:
+        Rows of ``shell``, perhaps none.
+    """
+    harmonics, shown = Harmonics(shell.sh_degree), torch.zeros(len(shell), dtype=torch.bool)
+    for camera in cameras[:: -(-len(cameras) // _MOST_VIEWS)]:
+        with torch.no_grad():
+            behind, before = decode_view(shell, harmonics, camera), decode_view(model, decoder, camera)
+        rows = behind.visible[behind.kept]
+        shown[rows.cpu()] |= blending_weights(behind.gaussians, camera, before.gaussians).cpu() > SHOWN
+    position = shell.position.detach().cpu().double()
+    direction = torch.nn.functional.normalize(position - position.mean(dim=0), dim=1)
+    near = direction @ direction[shown].T > math.cos(BESIDE)
+    return shell.subset(near.any(dim=1).to(shell.position.device))
 
 
 def _spread(count: int) -> Float[Tensor, "n 3"]:

@@ -17,7 +17,7 @@ from momentum_gs.bake.baking import bake_parts, choose
 from momentum_gs.bake.contributions import Contributions, contributions
 from momentum_gs.bake.fit import means_of
 from momentum_gs.bake.refine import Teaching, refine
-from momentum_gs.bake.shell import COUNT, background_shell, reach_of
+from momentum_gs.bake.shell import COUNT, background_shell, reach_of, shown_part
 from momentum_gs.config.run import load_run_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.device import device_use
@@ -205,7 +205,7 @@ def _shell(
     if format_of(file) == ".spz" and float(shell.log_scale.detach().max()) + math.log(where.unit) > SPZ_LARGEST:
         info("export: the scene is too large for an .spz with Gaussians that show the background; it has none")
         return None
-    return shell
+    return shown_part(shell, model, run.original.decoder, run.cameras)
 
 
 def _inside(run: _Run, options: Options) -> Bool[Tensor, "nk"] | None:

@@ -6,7 +6,7 @@ import torch
 import viser
 
 from momentum_gs.bake.baking import bake
-from momentum_gs.bake.shell import background_shell, reach_of
+from momentum_gs.bake.shell import background_shell, reach_of, shown_part
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
 from momentum_gs.model.decoder import GaussianDecoder
@@ -62,7 +62,7 @@ def baked(shown: Shown, cameras: Sequence[Camera]) -> Splats:
     if learned is None:
         return splats
     around = background_shell(learned, *reach_of(splats.position, torch.ones(len(splats)), cameras))
-    return Splats.cat([splats, around])
+    return Splats.cat([splats, shown_part(around, splats, Harmonics(0), small)])
 
 
 @torch.no_grad()
