@@ -17,7 +17,7 @@ from momentum_gs.experiments.choose import (
     FINEST_SPACING,
     SEEN_BY,
     USEFUL,
-    WINDOWS_WORK,
+    WINDOW_STEP,
     Facts,
     Goal,
     Machine,
@@ -142,7 +142,7 @@ def test_time_decides_on_resolution_and_steps() -> None:
     assert choose_steps(SURVEY, choice.value, goal, 2).value == 300
     ample = Goal(steps_within=lambda resolution: 8000)
     assert choose_steps(SURVEY, choice.value, ample, 8).value == 1000
-    assert choose_steps(SURVEY, choice.value, ample, 8, windows=True).value == int(8000 / (1 + WINDOWS_WORK))
+    assert choose_steps(SURVEY, choice.value, ample, 8, windows=True).value == int(8000 / (1 + 8 * WINDOW_STEP))
 
 
 def test_one_block_where_it_fits_and_more_where_it_does_not(scene: Scene) -> None:

@@ -46,8 +46,9 @@ pixels as otherwise constrain each."""
 DEVICE_SHARE = 0.5
 """Share of the device's memory for the anchors of a block; the activations of a view, images and the decoder take the
 rest."""
-WINDOWS_WORK = 1.2
-"""Time of a step of all blocks with windows, in steps of the whole scene as one block (the coarse stage)."""
+WINDOW_STEP = 0.7
+"""Time of a step of a block with windows, in steps of the coarse model. Measured in CPU time: 0.63 and 0.87 with four
+blocks, 0.46 and 0.63 with eight (docs/lab_log.md, "Division at equal work")."""
 HOST_SHARE = 0.5
 """Share of the machine's memory for decoded images."""
 VIEW_BYTES = 500
@@ -254,7 +255,7 @@ def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int,
     """The number of steps for the images and the quality asked for, or as many as the time allows."""
     w, h = target_size(facts.width, facts.height, resolution)
     if goal.steps_within is not None:
-        parts = 1 + WINDOWS_WORK if windows and blocks > 1 else blocks
+        parts = 1 + WINDOW_STEP * blocks if windows and blocks > 1 else blocks
         steps = max(MIN_STEPS, int(goal.steps_within(resolution) / parts))
         return Choice("steps", steps, "as many as the time allows, by the measured time of a step")
     share, _ = QUALITIES[goal.quality]
