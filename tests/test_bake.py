@@ -14,7 +14,7 @@ from torch import Tensor
 import momentum_gs.bake.fit as fitting
 from momentum_gs.bake.baking import bake, bake_parts, choose
 from momentum_gs.bake.between import Between
-from momentum_gs.bake.contributions import FAINT, contributions
+from momentum_gs.bake.contributions import FAINT, contributions, row_errors
 from momentum_gs.bake.fit import fit, means_of
 from momentum_gs.bake.refine import Teaching, others, refine
 from momentum_gs.bake.row_adam import BETAS, EPS, RowAdam
@@ -26,7 +26,7 @@ from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import HEADS, DecoderOutput, GaussianDecoder
 from momentum_gs.model.harmonics import bands, basis, rotation_of_harmonics
 from momentum_gs.model.splats import Harmonics, Splats
-from momentum_gs.render.blending import blending_weights
+from momentum_gs.render.blending import blending_sums, blending_weights
 from momentum_gs.render.rasterize import rasterize, spherical_harmonics, visible_splats
 from momentum_gs.render.view import decode_view, draw, render_image
 
@@ -105,6 +105,44 @@ def test_contributions_in_files_are_those_in_memory(tmp_path: Path) -> None:
             assert torch.equal(a, b)
         assert bool((one.weight > FAINT).all())
     assert len(here.views[-1].offset) == 0
+
+
+def test_what_masks_hide_does_not_contribute() -> None:
+    """A Gaussian that only hidden pixels show is not exported, and refining does not put others in its place."""
+    anchors, decoder, camera = make_anchors(), make_decoder(), cameras()[0]
+    mask = torch.ones(1, camera.height, camera.width)
+    mask[:, :, : camera.width // 2] = 0
+    whole = contributions(anchors, decoder, [camera])
+    half = contributions(anchors, decoder, [camera], counts=lambda _: mask)
+    other = contributions(anchors, decoder, [camera], counts=lambda _: 1 - mask)
+    torch.testing.assert_close(half.total + other.total, whole.total, rtol=1e-4, atol=3 * FAINT)
+    hidden = (half.total == 0) & (whole.total > 0)
+    assert bool(hidden.any()) and not bool(hidden[choose(half)].any())
+    decoded = decode_view(anchors, decoder, camera)
+    whole_image, image = (rasterize(g, camera, BLACK).image for g in (decoded.gaussians, others(decoded, hidden, K)))
+    torch.testing.assert_close(image * mask, whole_image * mask, rtol=0, atol=0.01)
+    splats = fit(anchors, decoder, [camera], half, choose(half), 0)
+    target = TargetImage(whole_image.detach(), mask)
+    teaching = Teaching(anchors, decoder, [camera], BLACK, lambda _: target, left_out=half.total == 0)
+    found = image_of(refine(splats, teaching, 6), camera)
+    error, gap = ((drawn - image).abs() * (1 - mask) for drawn in (found, whole_image))
+    assert float(error.detach().mean()) < 0.3 * float(gap.detach().mean())
+
+
+def test_errors_are_of_the_rows_that_are_seen_there() -> None:
+    """With an error of 0.5 in a square of each image, the errors of the rows sum to that of the images."""
+    anchors, decoder, there = make_anchors(), make_decoder(), cameras()[:3]
+    error = torch.zeros(1, there[0].height, there[0].width)
+    error[:, 12:20, 16:24] = 0.5
+    pixels = torch.cat([torch.ones_like(error), error])
+    *_, found = row_errors(anchors, decoder, there, BLACK, lambda camera, _: None if camera is there[1] else pixels)
+    seen = ~found.mean.isnan()
+    assert found.views == 2 and 0 < int(seen.sum()) < len(seen)
+    assert float(found.mean[seen].min()) == 0 and 0 < float(found.mean[seen].max()) <= 0.5 + 1e-6
+    weight = contributions(anchors, decoder, there[::2]).total.view(len(seen), -1).sum(dim=1)
+    decoded = [decode_view(anchors, decoder, camera).gaussians for camera in there[::2]]
+    wanted = sum(float(blending_sums(g, camera, error).sum()) for g, camera in zip(decoded, there[::2], strict=True))
+    assert float((found.mean.nan_to_num() * weight).sum()) == pytest.approx(wanted, rel=0.02)
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -35,7 +37,16 @@ from momentum_gs.viewer.camera_path import KeyFrame, along, fly_through, load_pa
 from momentum_gs.viewer.cells import outlines
 from momentum_gs.viewer.crop import CropBox
 from momentum_gs.viewer.gate import COOKIE, Gate, Request, parse_request, verdict
-from momentum_gs.viewer.image_renderer import BLOCK, COLOR, MODES, NOTHING, beside, render
+from momentum_gs.viewer.image_renderer import (
+    BLOCK,
+    COLOR,
+    ERROR_HELD_OUT,
+    MODES,
+    NOTHING,
+    beside,
+    range_of,
+    render,
+)
 from momentum_gs.viewer.live import LiveReader, LiveWriter
 from momentum_gs.viewer.models import EXPORT, Models
 from momentum_gs.viewer.run import BLOCKS, ViewerRun, open_run
@@ -175,6 +186,27 @@ def test_contributions_sum_to_the_alpha_of_the_view(run: ViewerRun) -> None:
         decoded = decode_view(shown.model, shown.decoder, view)
         alpha = draw(decoded.gaussians, view, BLACK).alpha
     assert float(blending_weights(decoded.gaussians, view).sum()) == pytest.approx(float(alpha.sum()), rel=1e-4)
+
+
+def test_errors_of_a_state_are_measured_in_the_background(run: ViewerRun) -> None:
+    models, (label,) = Models([run]), [state.label for state in run.states()]
+    measured = models.errors(0, label, ERROR_HELD_OUT)
+    assert models.errors(0, label, ERROR_HELD_OUT) is measured
+    *_, found = models.measure_errors(0, label, ERROR_HELD_OUT)
+    for thread in threading.enumerate():
+        if thread.name == "errors":
+            thread.join()
+    assert measured.found is not None and measured.found.views == measured.views == len(run.held_out)
+    assert torch.equal(measured.found.mean.nan_to_num(), found.mean.nan_to_num())
+    limits, view = range_of(found.mean), nadir_camera("x", 0.5, -0.5)
+    assert 0 <= limits[0] < limits[1] <= 1
+    shown = replace(models.get(0, label), error=found.mean)
+    image, grey = (render(shown, view, BLACK, ERROR_HELD_OUT, error_range=r).rgb for r in (limits, None))
+    assert np.ptp(image.astype(int), axis=2).max() > 100 and np.ptp(grey.astype(int), axis=2).max() <= 1
+    part = shown.without(frozenset({0}))
+    assert part.error is not None and len(part.error) == len(part.model)
+    with pytest.raises(UserError, match="no images of held-out views.*-s"):
+        Models([replace(run, views=None)]).measure_errors(0, label, ERROR_HELD_OUT)
 
 
 def test_blocks_before_the_merge_are_all_blocks(run: ViewerRun, out: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from momentum_gs.bake.contributions import Contributions, contributions
+from momentum_gs.bake.contributions import Contributions, Counts, contributions
 from momentum_gs.bake.fit import fit
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera
@@ -26,6 +26,7 @@ def bake(
     sh_degree: int = 3,
     max_gaussians: int | None = None,
     spill: Path | None = None,
+    counts: Counts | None = None,
 ) -> Splats:
     """Explicit Gaussians that look like the anchors and their decoder from these cameras and near them.
 
@@ -38,11 +39,12 @@ def bake(
         sh_degree: Degree of the colours' spherical harmonics, 0 to 3.
         max_gaussians: Keep at most this many, those that contribute most; None: all.
         spill: A folder for contributions (``contributions``), which are otherwise kept in memory.
+        counts: Weighs the pixels, by the mask of each image; None: all count.
 
     Returns:
         Leaves on the device of the model, in training units; render them with ``Harmonics(sh_degree)``.
     """
-    seen = contributions(model, decoder, cameras, spill)
+    seen = contributions(model, decoder, cameras, spill, counts)
     chosen = choose(seen, max_gaussians)
     parts = [part for _, part in bake_parts(model, decoder, cameras, seen, chosen, sh_degree=sh_degree)]
     return Splats.cat(parts)

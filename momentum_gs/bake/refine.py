@@ -44,6 +44,9 @@ class Teaching:
     loss: LossConfig = field(default_factory=LossConfig)
     rates: GaussiansConfig = field(default_factory=GaussiansConfig)
     """Learning rates of 3DGS."""
+    left_out: Bool[Tensor, "nk"] | None = None
+    """Offsets of the model that are not drawn for targets, on the model's device, since only pixels that masks hide
+    show them; None: all are."""
 
 
 def refine(
@@ -66,12 +69,15 @@ def refine(
 
     def lesson(kind: int, camera: Camera) -> Lesson:
         decoded = decode_view(teaching.model, teaching.decoder, camera)
+        gaussians, out, k = decoded.gaussians, teaching.left_out, teaching.model.n_offsets
+        if out is not None:
+            gaussians = others(decoded, out, k)
         behind = learned_background(teaching.decoder, camera, teaching.background)
-        around = None if hidden is None else others(decoded, hidden, teaching.model.n_offsets)
+        around = None if hidden is None else others(decoded, hidden if out is None else hidden | out, k)
         target = teaching.target(camera.name) if kind == 0 else None
         if target is not None:
             return Lesson(target, behind, around, teaching.appearance)
-        return Lesson(TargetImage(draw(decoded.gaussians, camera, teaching.background, behind).image), behind, around)
+        return Lesson(TargetImage(draw(gaussians, camera, teaching.background, behind).image), behind, around)
 
     rates = first_rates(teaching.cameras, teaching.rates)
     return learn(splats, teaching.cameras, lesson, steps, teaching.background, rates, teaching.loss, seed=seed)

@@ -135,7 +135,7 @@ def export_run(
     file.parent.mkdir(parents=True, exist_ok=True)
     with Views(run.scene, int(run.config.scene.cache_gb * 1e9), device) as views:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export.") as spill:
-            seen = contributions(run.original.model, run.original.decoder, run.cameras, _spill(run, Path(spill)))
+            seen = _seen(run, views, Path(spill))
             degree = _degree(run, options)
             shell = _shell(run, file, options, seen, degree, where)
             most = options.max_gaussians
@@ -184,9 +184,16 @@ def _load(out: Path, iteration: int, scene_path: str | None, device: torch.devic
     return _Run(config, folder, scene, cameras, original)
 
 
-def _spill(run: _Run, folder: Path) -> Path | None:
+def _seen(run: _Run, views: Views, folder: Path) -> Contributions:
+    """What each offset contributes to the pixels of the training views that count, as in training."""
     pixels = sum(camera.width * camera.height for camera in run.cameras)
-    return folder if pixels > _UNSPILLED else None
+    spill = folder if pixels > _UNSPILLED else None
+
+    def counts(camera: Camera) -> Tensor | None:
+        target = views.target_or_skip(camera.name) if camera.name in run.scene.mask_paths else None
+        return None if target is None else target.mask
+
+    return contributions(run.original.model, run.original.decoder, run.cameras, spill, counts)
 
 
 def _shell(
@@ -279,6 +286,7 @@ def _parts(
         load_appearance(run.folder),
         run.config.loss,
         run.config.gaussians,
+        (seen.total == 0).to(model.position.device) if run.scene.mask_paths else None,
     )
     for part in chosen.split(REFINED):
         splats = Splats.cat(

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import viser
 
+from momentum_gs.viewer.colors import heat
 from momentum_gs.viewer.crop import CropBox
 from momentum_gs.viewer.image_renderer import MODES
 from momentum_gs.viewer.run import ViewerRun
@@ -82,6 +84,8 @@ class Controls:
             self._state = gui.add_dropdown("State", (NOTHING,), hint="saved models of the run")
             self._renderer = gui.add_dropdown("Renderer", RENDERERS)
             self._mode = gui.add_dropdown("Colors", MODES)
+            self._scale = gui.add_image(np.tile(heat(np.linspace(0, 1, 256)), (12, 1, 1)), visible=False)
+            self._legend = gui.add_markdown("", visible=False)
             self._beside = gui.add_dropdown("Beside", (NOTHING,), hint="another state, right of a line")
             self._split = gui.add_slider("Line", 0.0, 1.0, 0.01, 0.5, visible=False)
             self._status = gui.add_markdown("")
@@ -126,6 +130,16 @@ class Controls:
     @status.setter
     def status(self, text: str) -> None:
         self._status.content = text
+
+    @property
+    def legend(self) -> str:
+        """What the colours mean; empty: what they mean needs no words."""
+        return str(self._legend.content)
+
+    @legend.setter
+    def legend(self, text: str) -> None:
+        self._legend.content = text
+        self._legend.visible = self._scale.visible = bool(text)
 
     def show_run(self, run: ViewerRun, states: Sequence[str], chosen: str) -> None:
         """Offers the states and views of a run."""

@@ -10,7 +10,7 @@ from momentum_gs.bake.shell import background_shell, reach_of, shown_part
 from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.model.splats import SH_CONSTANT, Harmonics, Splats
+from momentum_gs.model.splats import SH_CONSTANT, Harmonics, Model, Splats
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.shown import Shown
 from momentum_gs.viewer.upright import Upright
@@ -27,15 +27,15 @@ class GaussianLayer:
     def __init__(self, scene: viser.SceneApi) -> None:
         self._scene = scene
         self._handle: viser.GaussianSplatHandle | None = None
-        self._sent: Shown | None = None
+        self._sent: Model | None = None
 
     def show(self, shown: Shown, run: ViewerRun) -> None:
         """Shows a model."""
-        if self._sent is not shown:
+        if self._sent is not shown.model:
             if self._handle is not None:
                 self._handle.remove()
             self._handle = add_gaussians(self._scene, baked(shown, run.cameras), run.upright)
-            self._sent = shown
+            self._sent = shown.model
         if self._handle is not None:
             self._handle.visible = True
 

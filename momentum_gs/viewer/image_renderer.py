@@ -1,4 +1,5 @@
-"""Renders a model for the viewer: the exact image, or a map of depth, opacity, blocks, anchors or contributions."""
+"""Renders a model for the viewer: the exact image, or a map of depth, opacity, blocks, anchors, contributions or
+errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from momentum_gs.viewer.shown import Shown
 COLOR, DEPTH, ALPHA, BLOCK, BLOCK_PSNR, ANCHOR_SIZE, CONTRIBUTION = (
     "color", "depth", "alpha", "block", "block PSNR", "anchor size", "contribution"
 )  # fmt: skip
-MODES = (COLOR, DEPTH, ALPHA, BLOCK, BLOCK_PSNR, ANCHOR_SIZE, CONTRIBUTION)
+ERROR_HELD_OUT, ERROR_TRAINING = ERRORS = ("error, held-out views", "error, training views")
+"""Modes that need ``Shown.error``."""
+MODES = (COLOR, DEPTH, ALPHA, BLOCK, BLOCK_PSNR, ANCHOR_SIZE, CONTRIBUTION, *ERRORS)
 NOTHING = 1e9
 """Depth of a pixel that shows nothing, viewer units: behind everything."""
 _SOLID = 0.5
@@ -39,7 +42,7 @@ class Image:
 @torch.no_grad()
 def render(
     shown: Shown, camera: Camera, background: Float[Tensor, "3"], mode: str = COLOR,
-    block_psnr: Mapping[int, float] | None = None,
+    block_psnr: Mapping[int, float] | None = None, error_range: tuple[float, float] | None = None,
 ) -> Image:  # fmt: skip
     """Renders one view.
 
@@ -49,9 +52,13 @@ def render(
         background: Colour behind everything, on the device; in [0, 1].
         mode: One of ``MODES``.
         block_psnr: Block -> dB, for ``BLOCK_PSNR``.
+        error_range: Errors that are blue and red (``range_of``), for ``ERRORS``; None: all is grey.
     """
     decoded = decode_view(shown.model, shown.decoder, camera)
-    if mode not in (COLOR, DEPTH, ALPHA):
+    if mode in ERRORS:
+        colors = _error_colors(shown, error_range)[rows_of(shown, decoded).cpu()]
+        decoded = replace(decoded, gaussians=replace(decoded.gaussians, colors=colors.to(background)))
+    elif mode not in (COLOR, DEPTH, ALPHA):
         colors = _colors(shown, decoded, camera, mode, dict(block_psnr or {}))
         decoded = replace(decoded, gaussians=replace(decoded.gaussians, colors=colors.to(background)))
     behind = learned_background(shown.decoder, camera, background) if mode == COLOR else None
@@ -97,6 +104,25 @@ def _colors(
     else:
         values = _spread(blending_weights(decoded.gaussians, camera).clamp_min(1e-6).log())
     return torch.from_numpy(heat(values.cpu().numpy())).to(rows.device) / 255
+
+
+def range_of(values: Float[Tensor, "n"]) -> tuple[float, float]:
+    """The 2nd and the 98th percentile of the values that are not NaN; zeros without any."""
+    known = values[~values.isnan()].sort().values
+    last = len(known) - 1
+    return (float(known[int(0.02 * last)]), float(known[int(0.98 * last)])) if len(known) else (0.0, 0.0)
+
+
+def _error_colors(shown: Shown, limits: tuple[float, float] | None) -> Float[Tensor, "n 3"]:
+    """Colours of the rows: grey where nothing is known."""
+    colors = (torch.tensor(GREY) / 255).repeat(len(shown.model), 1)
+    if shown.error is not None and limits is not None:
+        low, high = limits
+        values = shown.error.cpu()
+        known = ~values.isnan()
+        shares = (values[known] - low) / max(high - low, 1e-9)
+        colors[known] = torch.from_numpy(heat(shares.numpy())).float() / 255
+    return colors
 
 
 def _spread(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

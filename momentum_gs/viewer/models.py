@@ -1,13 +1,19 @@
-"""Models in memory: loaded once for all browsers, the least recently used dropped first."""
+"""Models in memory: loaded once for all browsers, the least recently used dropped first; and what their errors are."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from momentum_gs.bake.contributions import RowErrors, row_errors
 from momentum_gs.core.device import pick_device
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.types import Camera
+from momentum_gs.viewer.image_renderer import ERROR_HELD_OUT
 from momentum_gs.viewer.live import LiveReader
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.shown import Shown
@@ -18,6 +24,21 @@ EXPORT = "export"
 """The only state of an exported file."""
 _KEPT = 3
 """Models held at a time: two that are compared, and one more."""
+ERROR_VIEWS = 48
+"""Most views that errors are measured in, evenly spaced: 6 s of one core at 395x297 pixels, with 77,000 anchors."""
+ERROR_SIDE = 640
+"""Longer side of the images that are compared, in pixels; larger ones are averaged."""
+
+
+@dataclass
+class Measured:
+    """Errors of one state, as far as they are known."""
+
+    found: RowErrors | None = None
+    views: int = 0
+    """Views that will be compared."""
+    why: str = ""
+    """Why there are none."""
 
 
 class Models:
@@ -31,6 +52,7 @@ class Models:
         self._readers = tuple(LiveReader(run.path) for run in self.runs)
         self._live_steps: list[int | None] = [None] * len(self.runs)
         self._held: OrderedDict[tuple[int, str], Shown] = OrderedDict()
+        self._measured: OrderedDict[tuple[int, str, str], Measured] = OrderedDict()
 
     def device(self, run: int) -> torch.device:
         """Where a run's model is rendered."""
@@ -102,3 +124,78 @@ class Models:
             if state.label == label:
                 return self.runs[run].load(state)
         raise UserError(f"view: {self.runs[run].path} has no '{label}' any more; choose another state")
+
+    def errors(self, run: int, label: str, mode: str) -> Measured:
+        """The errors of a state, which a thread measures once they are asked for.
+
+        Args:
+            run: Number of the run.
+            label: Its state.
+            mode: One of ``image_renderer.ERRORS``.
+        """
+        key = (run, label, mode)
+        with self._lock:
+            if key in self._measured:
+                self._measured.move_to_end(key)
+                return self._measured[key]
+            measured = self._measured[key] = Measured()
+            while len(self._measured) > _KEPT:
+                self._measured.popitem(last=False)
+        threading.Thread(target=self._measure, args=(key, measured), name="errors", daemon=True).start()
+        return measured
+
+    def _measure(self, key: tuple[int, str, str], measured: Measured) -> None:
+        run, _, mode = key
+        try:
+            measured.views = len(self.error_views(run, mode))
+            steps = self.measure_errors(*key)
+            while self._measured.get(key) is measured:  # Otherwise, others were asked for meanwhile.
+                with self.rendering:
+                    found = next(steps, None)
+                if found is None:
+                    return
+                measured.found = found
+        except UserError as error:
+            measured.why = str(error)
+
+    def error_views(self, run: int, mode: str) -> list[Camera]:
+        """The views in which a mode measures errors: at most ``ERROR_VIEWS``, no larger than ``ERROR_SIDE``."""
+        viewed = self.runs[run]
+        there = [c for c in viewed.cameras if (c.name in viewed.held_out) == (mode == ERROR_HELD_OUT)]
+        if viewed.views is None or not there:
+            kind = mode.partition(", ")[2]
+            raise UserError(f"view: {viewed.path} has no images of {kind}, expected some; name the scene with -s")
+        count = min(len(there), ERROR_VIEWS)
+        return [_reduced(there[i * len(there) // count]) for i in range(count)]
+
+    def measure_errors(self, run: int, label: str, mode: str) -> Iterator[RowErrors]:
+        """Measures the errors of a state in one view after the other.
+
+        Raises:
+            UserError: there are no such views, or as ``get``.
+        """
+        if label == LIVE:
+            raise UserError("view: errors are measured of saved states, found a training; choose a saved state")
+        viewed, device = self.runs[run], self.device(run)
+        shown, cameras = self.get(run, label), self.error_views(run, mode)
+
+        def compare(camera: Camera, render: Tensor) -> Tensor | None:
+            assert viewed.views is not None
+            if viewed.appearance is not None and camera.name not in viewed.held_out:
+                render = viewed.appearance.correct(render.cpu(), camera.name)
+            try:
+                target = viewed.views.target(camera.name)
+            except UserError:
+                return None
+            size = (camera.height, camera.width)
+            mask = torch.ones_like(target.image[:1]) if target.mask is None else target.mask
+            truth, counts = F.interpolate(torch.cat([target.image, mask])[None], size, mode="area")[0].split((3, 1))
+            error = (render.cpu().clamp(0, 1) - truth).abs().mean(dim=0, keepdim=True)
+            return torch.cat([counts, error]).to(device)
+
+        return row_errors(shown.model, shown.decoder, cameras, self.background(run), compare)
+
+
+def _reduced(camera: Camera) -> Camera:
+    share = min(1.0, ERROR_SIDE / max(camera.width, camera.height))
+    return camera.resized(max(1, round(camera.width * share)), max(1, round(camera.height * share)))

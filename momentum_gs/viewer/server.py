@@ -109,6 +109,8 @@ class ViewerServer:
                     known[run] = labels
                     for session in self.sessions:
                         session.take_news(run)
+            for session in self.sessions:
+                session.take_errors()
 
     def _connected(self, client: viser.ClientHandle) -> None:
         session = Session(client, self.models)

@@ -1,6 +1,8 @@
 """One browser: what it has chosen, and what it is shown for that."""
 
 import threading
+from copy import copy
+from dataclasses import replace
 
 import cv2
 import torch
@@ -17,9 +19,9 @@ from momentum_gs.viewer.controls import AUTOMATIC, BROWSER, NOTHING, SHOWN_AT_FI
 from momentum_gs.viewer.crop import CropBox, box_of
 from momentum_gs.viewer.fly import fly_home, fly_to, stand_upright
 from momentum_gs.viewer.gaussian_layer import GaussianLayer
-from momentum_gs.viewer.image_renderer import COLOR, Image, beside, render
+from momentum_gs.viewer.image_renderer import COLOR, ERRORS, Image, beside, range_of, render
 from momentum_gs.viewer.image_stream import ImageStream
-from momentum_gs.viewer.models import LIVE, Models
+from momentum_gs.viewer.models import LIVE, Measured, Models
 from momentum_gs.viewer.run import ViewerRun
 from momentum_gs.viewer.scene_layers import LAYERS, SceneLayers
 from momentum_gs.viewer.shown import Shown
@@ -35,6 +37,8 @@ class Session:
         self._number = 0
         self._label = self._newest = NOTHING
         self._mode, self._renderer = COLOR, AUTOMATIC
+        self._errors_seen: list[Measured] = []
+        self._error_range: tuple[float, float] | None = None
         self._in_browser = False
         self._beside: tuple[int, str] | None = None
         self._split = 0.5
@@ -108,8 +112,19 @@ class Session:
 
     def choose_mode(self, mode: str) -> None:
         """Colours the model in another way."""
-        self._mode = mode
-        self._update()
+        with self._lock:
+            self._mode, self._errors_seen = mode, []
+            self._filter()
+
+    def take_errors(self) -> None:
+        """Shows the errors that have been measured meanwhile, if they are what is shown."""
+        if self._mode in ERRORS and self._label != NOTHING:
+            with self._lock:
+                states = [(self._number, self._label), *([] if self._beside is None else [self._beside])]
+                found = [copy(self._models.errors(*state, self._mode)) for state in states]
+                if found != self._errors_seen:
+                    self._errors_seen = found
+                    self._filter()
 
     def choose_beside(self, name: str, split: float) -> None:
         """Shows another state of any run right of a line."""
@@ -191,7 +206,7 @@ class Session:
             return
         camera = self.run.upright.camera(state.wxyz, state.position, state.fov, state.image_width, state.image_height)
         with self._models.rendering:
-            image = render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+            image = self._image(shown, camera, self._number)
         png = cv2.imencode(".png", cv2.cvtColor(image.rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
         self._client.send_file_download(f"{self.run.path.stem}.png", png)
 
@@ -226,9 +241,32 @@ class Session:
 
     def _filter(self) -> None:
         if self._whole is not None:
-            shown = self._whole.without(self._hidden)
+            self._controls.legend = self._find_errors() if self._mode in ERRORS else ""
+            whole = replace(self._whole, error=self._errors(self._number, self._label))
+            shown = (self._whole if whole.error is None else whole).without(self._hidden)
             self._shown = shown if self._box is None else self._box.crop(shown, self.run)
         self._update()
+
+    def _find_errors(self) -> str:
+        """Sets the range of the errors that are shown; returns what the colours mean."""
+        measured = self._models.errors(self._number, self._label, self._mode)
+        if measured.why or measured.found is None:
+            self._error_range = None
+            return measured.why or "Errors are being measured ..."
+        low, high = self._error_range = range_of(measured.found.mean)
+        kind = self._mode.partition(", ")[2]
+        return (
+            f"Mean error where a part is seen in {measured.found.views} of {measured.views} {kind}, of a range of 1: "
+            f"blue {low:.3f}, red {high:.3f}; grey: not seen."
+        )
+
+    def _errors(self, number: int, label: str) -> Tensor | None:
+        found = self._models.errors(number, label, self._mode).found if self._mode in ERRORS else None
+        return None if found is None else found.mean
+
+    def _image(self, shown: Shown, camera: Camera, number: int) -> Image:
+        psnr = self._models.runs[number].block_psnr
+        return render(shown, camera, self._models.background(number), self._mode, psnr, self._error_range)
 
     def _update(self) -> None:
         """Shows the choices in the browser."""
@@ -244,7 +282,7 @@ class Session:
         if shown is None or self._in_browser:
             return None
         with self._models.rendering:
-            image = render(shown, camera, self._models.background(self._number), self._mode, self.run.block_psnr)
+            image = self._image(shown, camera, self._number)
             if self._beside is not None:
                 image = beside(image, self._draw_other(camera, *self._beside), self._split)
         if self._renderer == AUTOMATIC and self._stream.is_too_slow:
@@ -256,8 +294,8 @@ class Session:
         """A state of any run, from the same place of the viewer."""
         run, pose = self._models.runs[number], self.run.upright.pose(camera)
         moved = run.upright.camera(pose.wxyz, pose.position, vertical_fov(camera), camera.width, camera.height)
-        other = self._models.get(number, label)
-        return render(other, moved, self._models.background(number), self._mode, run.block_psnr)
+        other = replace(self._models.get(number, label), error=self._errors(number, label))
+        return self._image(other, moved, number)
 
     def _render_view(self, camera: Camera) -> Float[Tensor, "3 h w"]:
         if self._shown is None:

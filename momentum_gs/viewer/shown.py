@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
@@ -19,6 +19,8 @@ class Shown:
     decoder: Decoder | Harmonics
     block: Int[Tensor, "n"]
     """Block of every row; 0 where the run has no blocks."""
+    error: Float[Tensor, "n"] | None = None
+    """Mean error of the images where each row is seen (``bake.contributions.RowErrors``); NaN where it is not."""
 
     def to(self, device: torch.device) -> "Shown":
         """The same on another device."""
@@ -29,7 +31,8 @@ class Shown:
         decoder = self.decoder
         if isinstance(decoder, DecoderBank):
             decoder = DecoderBank([*decoder.decoders], decoder.block[keep])
-        return replace(self, model=self.model.subset(keep), decoder=decoder, block=self.block[keep])
+        error = None if self.error is None else self.error[keep]
+        return replace(self, model=self.model.subset(keep), decoder=decoder, block=self.block[keep], error=error)
 
     def without(self, hidden: frozenset[int]) -> "Shown":
         """All rows but those of the hidden blocks."""

@@ -1,14 +1,15 @@
 """Renders a camera path into a video file."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.core.log import progress
+from momentum_gs.core.log import info, progress
 from momentum_gs.viewer.camera_path import KeyFrame, along
-from momentum_gs.viewer.image_renderer import COLOR, render
+from momentum_gs.viewer.image_renderer import COLOR, ERRORS, range_of, render
 from momentum_gs.viewer.models import Models
 
 _CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
@@ -39,6 +40,11 @@ def write_video(
         raise UserError(f"{file}: suffix {file.suffix!r}, expected {', '.join(_CODECS)}; rename it with -o")
     run, shown = models.runs[0], models.get(0, label)
     background = models.background(0)
+    limits = None
+    if mode in ERRORS:
+        *_, errors = progress(models.measure_errors(0, label, mode), desc="errors")
+        shown, limits = replace(shown, error=errors.mean), range_of(errors.mean)
+        info(f"video: mean error in {errors.views} views, of a range of 1: blue {limits[0]:.3f}, red {limits[1]:.3f}")
     file.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*codec), fps, size)
     if not writer.isOpened():
@@ -48,7 +54,7 @@ def write_video(
         with progress(len(poses), "video") as bar:
             for pose in poses:
                 camera = run.upright.camera(pose.wxyz, pose.position, pose.fov, *size)
-                image = render(shown, camera, background, mode, run.block_psnr)
+                image = render(shown, camera, background, mode, run.block_psnr, limits)
                 writer.write(cv2.cvtColor(image.rgb, cv2.COLOR_RGB2BGR))
                 bar.update()
     finally:
