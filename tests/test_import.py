@@ -223,6 +223,44 @@ def test_a_model_in_the_official_layout_comes_back_bit_for_bit(tmp_path: Path, f
     assert foreign.settings["model.use_feature_bank"] == flags.get("use_feature_bank", False)
 
 
+def unite(inner: Path, decoder: GaussianDecoder, codes: Tensor | None = None) -> Path:
+    """Replaces the archives by the one file of the official mode 'unite'."""
+    heads = {name: getattr(decoder, name) for name in HEADS}
+    if decoder.feature_bank is not None:
+        heads["feature_bank"] = decoder.feature_bank
+    found = {f"{name}_mlp": head.state_dict() for name, head in heads.items()}
+    for archive in inner.glob("*_mlp.pt"):
+        archive.unlink()
+    if codes is not None:
+        found["appearance"] = Codes(codes).state_dict()
+    torch.save(found, inner / "checkpoints.pth")
+    return inner / "checkpoints.pth"
+
+
+@pytest.mark.parametrize("flags", FLAGS[-1:])
+def test_one_file_with_all_heads_is_read_without_running_it(tmp_path: Path, flags: dict[str, bool]) -> None:
+    decoder = random_decoder(**flags)
+    inner = save_official(tmp_path, small_anchors(), decoder) / "point_cloud/iteration_30000"
+    file = unite(inner, decoder)
+    foreign = read_foreign(tmp_path)
+    assert foreign.decoder is not None and foreign.decoder.architecture == decoder.architecture
+    for name, value in decoder.state_dict().items():
+        assert torch.equal(foreign.decoder.state_dict()[name], value)
+    found = torch.load(file, weights_only=True)
+    found["opacity_mlp"]["4.weight"] = torch.zeros(4, 4)
+    torch.save(found, file)
+    with pytest.raises(UserError, match="checkpoints.pth: opacity_mlp holds 0.weight, .*expected heads of two linear"):
+        read_foreign(tmp_path)
+    del found["opacity_mlp"]
+    torch.save(found, file)
+    with pytest.raises(UserError, match="no state dicts of opacity_mlp, cov_mlp, color_mlp"):
+        read_foreign(tmp_path)
+    for content in (CALL, b"", b"PK"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="not readable without running .* mode='split'"):
+            read_foreign(tmp_path)
+
+
 class Codes(nn.Module):
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -249,6 +287,11 @@ def test_an_appearance_code_becomes_part_of_the_bias(tmp_path: Path, chosen: int
     code = codes.mean(dim=0) if chosen is None else codes[chosen]
     expected = color(torch.cat([feature, direction, code.expand(7, -1)], dim=1))
     torch.testing.assert_close(decoder(feature, direction, torch.ones(7, 1)).color.flatten(1), expected)
+    united = random_decoder()
+    united.color = color
+    unite(inner, united, codes)
+    again, count = read_official_decoder(inner, 8, 4, chosen)
+    assert count == 5 and torch.equal(again.color[0].bias, decoder.color[0].bias)
     with pytest.raises(UserError, match="5 appearance codes, expected --appearance from 0 to 4"):
         read_official_decoder(inner, 8, 4, 5)
 

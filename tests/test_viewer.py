@@ -49,18 +49,19 @@ from momentum_gs.viewer.image_renderer import (
 )
 from momentum_gs.viewer.live import LiveReader, LiveWriter
 from momentum_gs.viewer.models import EXPORT, Models
-from momentum_gs.viewer.run import BLOCKS, ViewerRun, open_run
+from momentum_gs.viewer.run import BLOCKS, CHECKPOINT, ViewerRun, open_run
 from momentum_gs.viewer.shown import Shown
 from momentum_gs.viewer.upright import UP_AXES, Upright, quaternion, upright_cloud
 
 BLACK = torch.zeros(3)
+SHORT = ("steps=20", "growth.until=10", "log.checkpoint_every=25")
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run of four blocks, not merged."""
     folder = tmp_path_factory.mktemp("viewer")
-    config = make_config(write_tiny_scene(folder / "scene"), folder / "out", "steps=20", "growth.until=10")
+    config = make_config(write_tiny_scene(folder / "scene"), folder / "out", *SHORT)
     table = write_table(config)
     Training(config, load_scene(config.scene), table, LocalComm(), torch.device("cpu")).run(Observers())
     (folder / "out" / "config.yaml").write_text(dump_config(config))
@@ -189,7 +190,7 @@ def test_contributions_sum_to_the_alpha_of_the_view(run: ViewerRun) -> None:
 
 
 def test_errors_of_a_state_are_measured_in_the_background(run: ViewerRun) -> None:
-    models, (label,) = Models([run]), [state.label for state in run.states()]
+    models, label = Models([run]), run.states()[-1].label
     measured = models.errors(0, label, ERROR_HELD_OUT)
     assert models.errors(0, label, ERROR_HELD_OUT) is measured
     *_, found = models.measure_errors(0, label, ERROR_HELD_OUT)
@@ -209,8 +210,35 @@ def test_errors_of_a_state_are_measured_in_the_background(run: ViewerRun) -> Non
         Models([replace(run, views=None)]).measure_errors(0, label, ERROR_HELD_OUT)
 
 
+def test_checkpoints_are_states_of_the_timeline(run: ViewerRun, out: Path) -> None:
+    """In the order of time; the last one is the model that was saved; one that is removed meanwhile is one line."""
+    *_, earlier, last, saved = run.states()
+    assert [state.kind for state in (earlier, last, saved)] == [CHECKPOINT, CHECKPOINT, BLOCKS]
+    assert earlier.step < last.step == 40 and last.label == "step 40, checkpoint"
+    found, wanted = run.load(last), run.load(saved)
+    assert torch.equal(found.block, wanted.block)
+    for name, rows in found.model.rows().items():
+        assert torch.equal(rows, wanted.model.rows()[name]), name
+    view = nadir_camera("x", 0.5, -0.5)
+    assert np.array_equal(render(found, view, BLACK).rgb, render(wanted, view, BLACK).rgb)
+    models, folder = Models([run]), out / "checkpoint"
+    moved = (folder / f"step_{earlier.step}").rename(folder / "away")
+    with pytest.raises(UserError, match=f"step_{earlier.step}: damaged or removed.*choose another state"):
+        run.load(earlier)
+    with pytest.raises(UserError, match="any more; choose another state"):
+        models.get(0, earlier.label)
+    moved.rename(folder / f"step_{earlier.step}")
+    block = folder / f"step_{earlier.step}" / "block_1.safetensors"
+    whole = block.read_bytes()
+    block.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="block_1.safetensors has .* bytes, expected"):
+        models.get(0, earlier.label)
+    block.write_bytes(whole)
+    assert len(models.get(0, earlier.label).model) > 0
+
+
 def test_blocks_before_the_merge_are_all_blocks(run: ViewerRun, out: Path) -> None:
-    assert [state.kind for state in run.states()] == [BLOCKS]
+    assert run.states()[-1].kind == BLOCKS
     shown = shown_of(run)
     assert shown.blocks == [0, 1, 2, 3]
     folder = model_folder(out)

@@ -27,12 +27,13 @@ from momentum_gs.train.loop import Training
 viser = pytest.importorskip("viser", reason="viser is not installed")
 
 from momentum_gs.viewer.controls import BROWSER, SERVER  # noqa: E402 (needs viser)
-from momentum_gs.viewer.image_renderer import DEPTH, render  # noqa: E402
+from momentum_gs.viewer.image_renderer import COLOR, DEPTH, ERROR_TRAINING, render  # noqa: E402
 from momentum_gs.viewer.live import LiveWriter  # noqa: E402
 from momentum_gs.viewer.run import open_run  # noqa: E402
 from momentum_gs.viewer.server import ViewerServer  # noqa: E402
 
 pytestmark = pytest.mark.slow
+EVERY = "log.checkpoint_every=60"
 WIDTH, HEIGHT = 640, 480
 """Small, as the browser draws in software."""
 
@@ -41,7 +42,7 @@ WIDTH, HEIGHT = 640, 480
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained, merged and scored run of four blocks."""
     folder = tmp_path_factory.mktemp("viewer")
-    config = make_config(write_tiny_scene(folder / "scene"), folder / "out", "steps=40", "growth.until=30")
+    config = make_config(write_tiny_scene(folder / "scene"), folder / "out", "steps=40", "growth.until=30", EVERY)
     table = write_table(config)
     Training(config, load_scene(config.scene), table, LocalComm(), torch.device("cpu")).run(Observers())
     (folder / "out" / "config.yaml").write_text(dump_config(config))
@@ -166,6 +167,30 @@ def test_a_click_on_a_frustum_flies_there_and_shows_the_image(served: tuple[View
     assert page.locator("img").count() >= 2  # Image and render, and the error.
     session.show_layer("cameras", False)
     session.go_home()
+
+
+def test_the_timeline_and_the_errors_of_a_state(served: tuple[ViewerServer, Any]) -> None:
+    server, page = served
+    session, labels = server.sessions[0], server.models.labels(0)
+    newest = labels[-1]
+    page.get_by_text("Timeline").first.wait_for()
+    session.choose_state(labels[0])
+    page.get_by_text(re.compile(r"anchors, on cpu")).first.wait_for()
+    page.locator(f"input[value='{labels[0]}']").first.wait_for(state="attached")
+    session.choose_mode(ERROR_TRAINING)
+    page.get_by_text(re.compile(r"is seen in \d+ of \d+ training views")).first.wait_for()
+    # A checkpoint that is removed meanwhile is one line; what is shown stays, and so does the viewer.
+    session.choose_mode(COLOR)
+    session.choose_state(newest)
+    assert labels[:2] == ["step 60, checkpoint", "step 80, checkpoint"]
+    folder = session.run.path / "checkpoint" / "step_80"
+    away = folder.rename(folder.with_name("away"))
+    session.choose_state(labels[1])
+    page.get_by_text(re.compile("any more; choose another state")).first.wait_for()
+    session.take_news(0)
+    away.rename(folder)
+    session.choose_state(newest)
+    assert np.abs(left_half(settled(page)) - left_half(expected(server))).mean() < 0.03
 
 
 def test_two_browsers_do_not_disturb_each_other(served: tuple[ViewerServer, Any], browser: Any) -> None:

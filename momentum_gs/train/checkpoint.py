@@ -20,16 +20,20 @@ from safetensors.torch import load_file
 from momentum_gs.config.load import config_to_dict, flat_settings
 from momentum_gs.config.renamed import current_settings
 from momentum_gs.config.schema import Config
-from momentum_gs.core.comm import Comm
+from momentum_gs.core.comm import Comm, LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
+from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.decoder_bank import Decoder
+from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.train.blocks.block import Block
-from momentum_gs.train.blocks.file import FileRecord, enough_space, write_block, write_tensors
-from momentum_gs.train.blocks.packed import pack
+from momentum_gs.train.blocks.file import FileRecord, enough_space, read_part, write_block, write_tensors
+from momentum_gs.train.blocks.packed import ROWS, block_kind, pack
 from momentum_gs.train.blocks.scores import ScoreTable
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.corrections.tables import Corrections
 from momentum_gs.train.decoders.choice import Decoders
+from momentum_gs.train.decoders.learner import fresh_decoder
 
 FORMAT = 2
 # Settings that may differ between the run that wrote a checkpoint and the one that resumes it: they change where
@@ -39,6 +43,8 @@ FREE = (
     "partition.file", "partition.coarse", "distill.labels_gb", "compress.", "aggregate.",
 )  # fmt: skip
 _DECODER, _STATE = "decoder.safetensors", "state.json"
+_STUDENT = "student."
+"""Prefix of the weights that render, among those of a decoder in training (``DecoderLearner.to_tensors``)."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,57 @@ def find_checkpoint(folder: Path, comm: Comm) -> Checkpoint:
             return checkpoint
     names = ", ".join(path.name for _, path in found)
     raise UserError(f"{folder}: every checkpoint is damaged ({names}); restore one, or train anew without --resume")
+
+
+def block_steps(path: Path) -> int | None:
+    """The most block steps that any block has done in a checkpoint; None if it is gone or cannot be read.
+
+    Its other files are not validated.
+    """
+    try:
+        state = json.loads((path / _STATE).read_text())
+        return max(int(step) for step in state["block_steps"]) if state["format"] == FORMAT else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_models(path: Path, config: Config) -> list[tuple[Model, Decoder | Harmonics]]:
+    """The model of each block as a checkpoint holds it, with the decoder that renders it, on the CPU.
+
+    Args:
+        path: ``<out>/checkpoint/step_<N>``; every file is validated.
+        config: Settings of the run.
+
+    Raises:
+        UserError: the checkpoint is damaged, or has been removed.
+    """
+    checkpoint, why = _read(path, LocalComm())
+    if checkpoint is None:
+        raise UserError(f"{path}: damaged or removed ({why}), expected a checkpoint; choose another state")
+    kind = block_kind(config).MODEL
+    found: list[tuple[Model, Decoder | Harmonics]] = []
+    shared = _decoder(read_part(path / _DECODER, _STUDENT), config)
+    for block in range(len(checkpoint.progress.block_steps)):
+        file = path / _block_name(block)
+        model = kind.from_rows(read_part(file, ROWS))
+        if isinstance(model, Splats):
+            found.append((model, Harmonics(model.sh_degree)))
+            continue
+        decoder = shared or _decoder(read_part(file, f"decoder.{_STUDENT}"), config)
+        if decoder is None:
+            raise UserError(f"{file}: no decoder, neither here nor in {_DECODER}; choose another state")
+        found.append((model, decoder))
+    return found
+
+
+def _decoder(tensors: dict[str, torch.Tensor], config: Config) -> GaussianDecoder | None:
+    """A decoder with these weights; None without any. The global random number generator is not advanced."""
+    if not tensors:
+        return None
+    with torch.device("meta"):
+        decoder = fresh_decoder(config.model)
+    decoder.load_state_dict(tensors, assign=True)
+    return decoder.requires_grad_(False)
 
 
 def _read(path: Path, comm: Comm) -> tuple[Checkpoint | None, str | None]:

@@ -81,7 +81,8 @@ class Controls:
         names = tuple(run.name for run in runs)
         with gui.add_folder("Model"):
             self._run = gui.add_dropdown("Run", names, visible=len(runs) > 1, hint="key N: the next run")
-            self._state = gui.add_dropdown("State", (NOTHING,), hint="saved models of the run")
+            self._state = gui.add_dropdown("State", (NOTHING,), hint="checkpoints and saved models of the run")
+            self._time = gui.add_slider("Timeline", 0, 1, 1, 0, visible=False, hint="the states in order of time")
             self._renderer = gui.add_dropdown("Renderer", RENDERERS)
             self._mode = gui.add_dropdown("Colors", MODES)
             self._scale = gui.add_image(np.tile(heat(np.linspace(0, 1, 256)), (12, 1, 1)), visible=False)
@@ -118,6 +119,7 @@ class Controls:
         _on_choice(self._split, lambda _: self._choose_beside())
         _on_choice(self._run, actions.choose_run)
         _on_choice(self._state, actions.choose_state)
+        _on_choice(self._time, self._choose_time)
         _on_choice(self._renderer, actions.choose_renderer)
         _on_choice(self._mode, actions.choose_mode)
         _on_choice(self._camera, actions.choose_camera)
@@ -148,9 +150,21 @@ class Controls:
         self.show_states(states, chosen)
 
     def show_states(self, states: Sequence[str], chosen: str) -> None:
-        """Offers these states; they change while a run trains."""
-        self._state.options = tuple(states) or (NOTHING,)
+        """Offers these states; they change while a run trains. One that is shown and gone meanwhile comes first."""
+        options = tuple(states) if chosen in states else (chosen, *states)
+        self._time.visible = len(options) > 1
+        self._time.max = max(1, len(options) - 1)
+        self._state.options = options
+        self.show_state(chosen)
+
+    def show_state(self, chosen: str) -> None:
+        """Which of the states is shown."""
         _assign(self._state, chosen)
+        _assign(self._time, self._state.options.index(chosen))
+
+    def _choose_time(self, place: int) -> None:
+        if place < len(self._state.options):
+            self._actions.choose_state(self._state.options[place])
 
     def show_beside(self, names: Sequence[str]) -> None:
         """Offers these states to stand beside the one that is shown."""

@@ -24,10 +24,13 @@ from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.poses import load_poses
 from momentum_gs.model.splats import Harmonics
+from momentum_gs.train.checkpoint import block_steps, checkpoints, read_models
 from momentum_gs.viewer.shown import Shown, join
 from momentum_gs.viewer.upright import Upright, upright_cloud, upright_run
 
-MERGED, BLOCKS = "merged", "blocks before the merge"
+MERGED, BLOCKS, CHECKPOINT = "merged", "blocks before the merge", "checkpoint"
+_IN_TIME = (CHECKPOINT, BLOCKS, MERGED)
+"""The order in which they are written."""
 _CACHE_BYTES = 256 << 20
 """Of target images: a few dozen are looked at in turn, and a decode takes a tenth of a second."""
 
@@ -37,12 +40,17 @@ class State:
     """A saved model of a run."""
 
     iteration: int
+    """Block steps."""
     kind: str
-    """``MERGED`` or ``BLOCKS``."""
+    """``MERGED``, ``BLOCKS`` or ``CHECKPOINT``."""
+    step: int = 0
+    """Global steps of a checkpoint."""
 
     @property
     def label(self) -> str:
         """As shown to the user."""
+        if self.kind == CHECKPOINT:
+            return f"step {self.step}, checkpoint"
         return f"iteration {self.iteration}, {self.kind}"
 
 
@@ -74,8 +82,10 @@ class ViewerRun:
         return self.path.name if self.path.suffix else f"{self.path.parent.name}/{self.path.name}"
 
     def states(self) -> list[State]:
-        """The saved models, the newest and merged one last; looked up anew, as training writes further ones."""
-        found = []
+        """Checkpoints and saved models in the order in which they were written; looked up anew, as training writes
+        further ones and removes old checkpoints."""
+        saved = [(step, block_steps(folder)) for step, folder in checkpoints(self.path / "checkpoint")]
+        found = [State(done, CHECKPOINT, step) for step, done in saved if done is not None]
         for folder in (self.path / "point_cloud").glob("iteration_*"):
             number = folder.name.removeprefix("iteration_")
             if not number.isdecimal():
@@ -84,17 +94,20 @@ class ViewerRun:
                 found.append(State(int(number), BLOCKS))
             if (folder / "point_cloud.ply").exists():
                 found.append(State(int(number), MERGED))
-        return sorted(found, key=lambda state: (state.iteration, state.kind == MERGED))
+        return sorted(found, key=lambda state: (state.iteration, _IN_TIME.index(state.kind), state.step))
 
     def load(self, state: State | None) -> Shown:
         """The model of a state, on the CPU; of an export (None) its only one.
 
         Raises:
-            UserError: as ``load_model``.
+            UserError: as ``load_model`` and ``read_models``.
         """
         if state is None:
             splats = read_splats(self.path)
             return Shown(splats, Harmonics(splats.sh_degree), torch.zeros(len(splats), dtype=torch.long))
+        if state.kind == CHECKPOINT:
+            models = read_models(self.path / "checkpoint" / f"step_{state.step}", load_run_config(self.path))
+            return join([Shown(m, d, torch.full((len(m),), block)) for block, (m, d) in enumerate(models)])
         folder = model_folder(self.path, state.iteration)
         if state.kind == MERGED:
             model, decoder = load_model(model_file(folder))

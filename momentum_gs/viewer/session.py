@@ -35,7 +35,7 @@ class Session:
         self._client, self._models = client, models
         self._lock = threading.RLock()  # viser calls from several threads.
         self._number = 0
-        self._label = self._newest = NOTHING
+        self._label = self._newest = self._wanted = NOTHING
         self._mode, self._renderer = COLOR, AUTOMATIC
         self._errors_seen: list[Measured] = []
         self._error_range: tuple[float, float] | None = None
@@ -92,10 +92,13 @@ class Session:
             self._show_newest()
 
     def choose_state(self, label: str) -> None:
-        """Shows another state of the run."""
+        """Shows another state of the run. While one loads, only the last of those chosen meanwhile will be loaded."""
+        self._wanted = label
         with self._lock:
-            self._label = label
-            self._load()
+            if label == self._wanted:
+                self._label = label
+                self._controls.show_state(label)
+                self._load()
 
     def take_news(self, number: int) -> None:
         """A run has newer states. Who looks at its newest one is shown the new one; hidden blocks stay hidden."""

@@ -109,6 +109,13 @@ def read_rows(path: Path, names: Collection[str]) -> dict[str, Tensor]:
         return {name: file.get_tensor(there[ROWS + name]).clone() for name in names}
 
 
+def read_part(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with ``prefix``, by the rest of it; the rest of the file is not read."""
+    with _opened(path) as file:
+        there = {current_name(name): name for name in file.keys()}  # noqa: SIM118
+        return {k.removeprefix(prefix): file.get_tensor(v).clone() for k, v in there.items() if k.startswith(prefix)}
+
+
 def link(source: Path, target: Path) -> Path | None:
     """Hard-links ``source`` as ``target``; None if that is not possible there (e.g. on another file system)."""
     try:
