@@ -221,6 +221,7 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line(
         (["distill.teachers=[a]", "model.primitive=anchors"], "gaussians with distill.teachers"),
         (["distill.gaussians=1k", "model.primitive=gaussians", "gaussians.until=16000"], "gaussians.until"),
         (["distill.keep=0"], "a share in"),
+        (["distill.pick=merge"], "sample or most"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(overrides: list[str], message: str) -> None:
@@ -273,7 +274,7 @@ def test_the_command_makes_a_run_like_any_other_and_continues(
     """From the anchors' run first: its settings and its partition are the student's."""
     out = tmp_path / "student"
     words = ["distill", str(teachers[1]), str(teachers[0]), "-m", str(out), "--gaussians", "300", "steps=20"]
-    words += [f"distill.start={start}", "gaussians.sh_degree=1"]
+    words += ["gaussians.sh_degree=1", *(["-c", "distill/student"] if start == "points" else [])]
     assert main(words) == 0
     results = read_json(out / "results.json")["ours_20"]
     assert 0 < results["protocol"]["gaussians"] <= 300 and results["PSNR"] > 5

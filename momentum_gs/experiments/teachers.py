@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from momentum_gs.bake.baking import bake
+from momentum_gs.bake.lod import build_lod
 from momentum_gs.config.schema import Config
 from momentum_gs.core.image import psnr, ssim, to_uint8
 from momentum_gs.data.partition_table import PartitionTable
@@ -38,9 +39,17 @@ class TeacherStart:
         """Raises UserError where the teacher does not fit (``load_teachers``)."""
         if self._first is None:
             plan = plan_blocks(self._scene, self._table, self._config.blocks.windows)
-            start = Initialization(self._splats(), None)
+            start = Initialization(self._merged(self._splats()), None)
             self._first = FirstBlocks(self._scene, plan, self._config, self._device, start)
         return self._first(block)
+
+    def _merged(self, splats: Splats) -> Splats:
+        """As many as the student may have, if that is where merging takes it (``distill.pick=merge``)."""
+        distill = self._config.distill
+        count = distill.count(len(splats)) if distill.pick == "merge" else None
+        if count is None or count >= len(splats):
+            return splats
+        return build_lod(splats, self._scene.train, coarsest=count / len(splats)).level(count)
 
     def _splats(self) -> Splats:
         """The teacher's Gaussians on the CPU; of anchors, all that contribute to a training view."""

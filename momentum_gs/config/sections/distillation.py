@@ -51,10 +51,11 @@ class DistillConfig:
     gaussians: str | None = None
     """Number of Gaussians to keep at ``prune_at``, over all blocks: a number such as 500000 or 0.5M, or a share such as
     20% of the Gaussians with which the first teacher draws the training views. Null: all."""
-    pick: Literal["sample", "most"] = "sample"
-    """Which Gaussians are kept at ``prune_at``: drawn in proportion to their blending weights in the training views
-    [Mini-Splatting], or those with the largest weights, which suits students that have little time to recover
-    [ours]."""
+    pick: Literal["sample", "most", "merge"] = "sample"
+    """How ``gaussians`` is reached. ``sample``: those kept at ``prune_at`` are drawn in proportion to their blending
+    weights in the training views [Mini-Splatting]; ``most``: they are those with the largest weights, which suits
+    students that have little time to recover. ``merge``: with ``start=teacher``, the least different of the teacher's
+    are merged in pairs before the first step [ours]."""
     prune_at: int = 15_000
     """Step at which ``gaussians`` takes effect; densification has to end by then [Distilled-3DGS]."""
     keep: float = 0.99
@@ -74,6 +75,8 @@ class DistillConfig:
         for name in ("lambda_kd", "structure", "labels_gb"):
             check(getattr(self, name) >= 0, f"distill.{name}", getattr(self, name), "at least 0")
         check(0 < self.keep <= 1, "distill.keep", self.keep, "a share in (0, 1]")
+        if self.pick == "merge":
+            check(self.start == "teacher", "distill.pick", "merge", "sample or most with distill.start=points")
         if self.gaussians is not None:
             check(_COUNT.fullmatch(self.gaussians) is not None, "distill.gaussians", self.gaussians,
                    "a number such as 500000 or 0.5M, or a share such as 20%")

@@ -113,7 +113,7 @@ class Student:
             return
         settings = self._config.distill
         for state in active:
-            if state.step == settings.prune_at:
+            if state.step == settings.prune_at and settings.pick != "merge":
                 weight, inside = self._importance(state), self._inside(state)
 
                 kept = self._pick(weight * inside, self._budget[state.block], state.block)
