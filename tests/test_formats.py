@@ -188,6 +188,16 @@ def test_spz_keeps_as_many_bits_of_a_position_as_fit(tmp_path: Path) -> None:
         write_splats(tmp_path / "a.spz", plausible(50, 0, extent=1e6))
 
 
+def test_no_harmonics_stay_none_in_the_mean(tmp_path: Path) -> None:
+    """A compressed PLY has steps of 1/32 around zero, and no zero: one sign for all would colour a whole scene."""
+    splats = random_splats(500, 3)
+    splats.sh_rest.data.zero_()
+    write_splats(tmp_path / "a.compressed.ply", splats)
+    found = read_splats(tmp_path / "a.compressed.ply").sh_rest.detach()
+    assert float(found.abs().max()) <= 1 / 64 + 1e-6
+    assert float(found.mean(dim=0).abs().max()) < 5 / 64 / 500**0.5
+
+
 def test_neighbours_in_space_share_the_bounds_of_a_compressed_file(tmp_path: Path) -> None:
     splats = plausible(20_000, 0, extent=100.0)
     write_splats(tmp_path / "a.compressed.ply", splats)

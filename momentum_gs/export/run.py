@@ -349,15 +349,16 @@ def _price(
     """The scores of the model and of the file, on the held-out views or, without any, on the training views.
 
     The file is drawn over the background of the model and, where that is not black, over black, as viewers do that were
-    not given it.
+    not given it (a page is).
     """
     split, cameras = ("test", run.scene.test) if run.scene.test else ("train", run.cameras)
     covered = None if inside is None else inside.to(run.original.background.device)
     model = scores(cameras, views, original_renderer(run.original), lpips)
     export = scores(cameras, views, export_renderer(file, where, run.original, covered, shown), lpips)
     alone = None
-    if covered is None and (background_of(run.original.decoder) is not None or bool(run.original.background.any())):
-        alone = scores(cameras, views, export_renderer(file, where, run.original, None, shown, on_black=True), lpips)
+    has_background = background_of(run.original.decoder) is not None or bool(run.original.background.any())
+    if covered is None and shown is None and has_background:
+        alone = scores(cameras, views, export_renderer(file, where, run.original, None, on_black=True), lpips)
     return {
         "split": split,
         "views": len(cameras),

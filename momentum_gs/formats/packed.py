@@ -19,6 +19,8 @@ from momentum_gs.model.splats import Splats
 
 _CHUNK = 256
 """Gaussians of a compressed PLY that share bounds."""
+_TINY = 1e-6
+"""A number that the compressed PLY rounds to the step above zero, or below."""
 _MAGIC, _GZIP = b"NGSP", b"\x1f\x8b"
 _POSITION_BITS = 24
 """SPZ stores positions as signed fixed-point numbers of this length."""
@@ -51,9 +53,21 @@ def write_compressed_ply(path: Path, splats: Splats) -> None:
     """Writes Gaussians in Morton order, as 256 neighbours in the file share the bounds of their quantization."""
     package = gsply(path)
     order = morton(splats.position.detach(), torch.zeros(3)).argsort()
-    data = _packed(package, splats.subset(order))
+    splats = splats.subset(order)
+    data = _packed(package, Splats.from_rows({**splats.rows(), "sh_rest": _signed(splats.sh_rest)}))
     with replacing(path) as temporary:
         temporary.write_bytes(package.compress_to_bytes(data))
+
+
+@torch.no_grad()
+def _signed(values: Tensor) -> Tensor:
+    """Harmonics with zeros of either sign, at random: the format has no zero, but 1/64 and -1/64. If all were read as
+    1/64, Gaussians without view-dependent colours would all be too bright in the same directions."""
+    zero = values == 0
+    up = torch.rand(int(zero.sum()), generator=torch.Generator().manual_seed(0)) < 0.5
+    signed = values.detach().clone()
+    signed[zero] = torch.where(up, _TINY, -_TINY).to(values)
+    return signed
 
 
 def read_compressed_ply(path: Path) -> Splats:
