@@ -158,12 +158,16 @@ template <class S> void draw(const DrawLists<S>& lists, const Canvas<S>& out, in
     S *t = scratch.data(), *plane = t + kPlane, *patches = plane + kPlane;
     const Region region(grid, tile, lists.squares);
     start_transmittance(region, t);
-    to_patches(t, patches, stride);
-    draw_tile<S, C>(lists, Centers<S>(grid, region), tile, int(features), patches);
-    from_patches(patches, stride, t);
+    const bool empty = lists.tile_start[tile] == lists.tile_start[tile + 1];
+    if (!empty) {
+      to_patches(t, patches, stride);
+      draw_tile<S, C>(lists, Centers<S>(grid, region), tile, int(features), patches);
+      from_patches(patches, stride, t);
+    }
     for (int i = 0; i < kTilePixels; ++i) t[i] = std::abs(t[i]);
     for (int64_t k = 0; k < features; ++k) {
-      from_patches(patches + (1 + k) * kPatch, stride, plane);
+      if (empty) std::fill_n(plane, kTilePixels, S(0));
+      else from_patches(patches + (1 + k) * kPatch, stride, plane);
       if (k < c)
         for (int i = 0; i < kTilePixels; ++i) plane[i] += out.background[k] * t[i];
       store_plane(plane, grid, region, k < c ? out.image + k * pixels : out.depth);

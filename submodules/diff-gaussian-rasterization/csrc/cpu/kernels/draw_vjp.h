@@ -80,6 +80,7 @@ template <class S> void draw_vjp(const DrawLists<S>& lists, const CanvasGrads<S>
       for (int i = 0; i < kTilePixels; ++i) total += grads[k * kPlane + i] * (S(1) - t[i]);
       in.background[tile * c + k] = total;
     }
+    if (lists.tile_start[tile] == lists.tile_start[tile + 1]) return;
     start_transmittance(region, t);
     for (int64_t k = 0; k < planes; ++k) to_patches(t + k * kPlane, patches + k * kPatch, int(planes) * kPatch);
     (in.g_alpha ? draw_tile_vjp<S, C, true> : draw_tile_vjp<S, C, false>)(lists, Centers<S>(grid, region), tile, int(features), patches,

@@ -109,9 +109,9 @@ DGR_HD Vec<float, 16> at_most(Vec<float, 16> x, Vec<float, 16> limit) {
 }
 #endif
 
-// A single rounding, written out: the compiler would be free to fuse another product of the expression instead, in one
-// kernel and not in the other.
-template <class S, int N> DGR_HD Vec<S, N> fused(Vec<S, N> a, Vec<S, N> b, Vec<S, N> c) {
+// a b + c with a single rounding, written out: in a longer expression the compiler would be free to fuse another product
+// instead, in one kernel and not in the other.
+template <class S, int N> DGR_HD Vec<S, N> fused_here(Vec<S, N> a, Vec<S, N> b, Vec<S, N> c) {
   using Native [[maybe_unused]] = typename Vec<S, N>::Native;
 #if defined(DGR_AVX2)
   if constexpr (std::is_same_v<S, float> && N == 8) return (Native)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v);
@@ -122,6 +122,9 @@ template <class S, int N> DGR_HD Vec<S, N> fused(Vec<S, N> a, Vec<S, N> b, Vec<S
   for (int i = 0; i < N; ++i) a.v[i] = std::fma(S(a.v[i]), S(b.v[i]), S(c.v[i]));
   return a;
 }
+#if defined(DGR_AVX512)
+DGR_HD Vec<float, 16> fused(Vec<float, 16> a, Vec<float, 16> b, Vec<float, 16> c) { return fused_here(a, b, c); }
+#endif
 
 // In float an approximate reciprocal and a Newton step where the CPU has the instruction, relative error below 2e-7: a
 // division takes as long as everything else at a pixel.
@@ -262,7 +265,7 @@ template <class V, int M> DGR_HD Group<V, M> power_of_two(const Group<V, M>& a) 
 }
 template <class V, int M> DGR_HD Group<V, M> fused(const Group<V, M>& a, const Group<V, M>& b, const Group<V, M>& c) {
   using R = Group<V, M>;
-  DGR_EACH(R, fused(a.v[i], b.v[i], c.v[i]));
+  DGR_EACH(R, fused_here(a.v[i], b.v[i], c.v[i]));
 }
 template <class V, int M> DGR_HD GroupMask<V, M> operator>(const Group<V, M>& a, const Group<V, M>& b) { return b < a; }
 template <class V, int M> DGR_HD bool any(const GroupMask<V, M>& mask) {
@@ -299,6 +302,43 @@ template <class V, int M> DGR_HD void add(V& sum, const Group<V, M>& a) {
 template <class V> DGR_HD void add_product(V& sum, V a, V b) { sum = sum + a * b; }
 template <class V, int M> DGR_HD void add_product(V& sum, const Group<V, M>& a, const Group<V, M>& b) {
   for (int i = 0; i < M; ++i) sum = sum + a.v[i] * b.v[i];
+}
+
+// Between C vectors of N numbers as they lie in memory, N rows of C, and one vector for each column: without going
+// through memory, where a vector would wait for the numbers that were just stored. Each step takes from one more vector.
+template <int C, int N, int Column, int From, size_t... Lane>
+DGR_HD auto take_column(typename NativeOf<float, N>::Native taken, typename NativeOf<float, N>::Native from, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(taken, from, (int(Lane) * C + Column) / N == From ? N + (int(Lane) * C + Column) % N : int(Lane)...);
+}
+template <int C, int N, int Column, int From = 0> DGR_HD void column_of(const Vec<float, N>* flat, Vec<float, N>& out) {
+  if constexpr (From < C) {
+    out.v = take_column<C, N, Column, From>(out.v, flat[From].v, std::make_index_sequence<N>());
+    column_of<C, N, Column, From + 1>(flat, out);
+  }
+}
+template <int C, int N, int Column = 0> DGR_HD void columns_of(const Vec<float, N>* flat, Vec<float, N>* out) {
+  if constexpr (Column < C) {
+    out[Column] = flat[0];
+    column_of<C, N, Column>(flat, out[Column]);
+    columns_of<C, N, Column + 1>(flat, out);
+  }
+}
+template <int C, int N, int Part, int Column, size_t... Lane>
+DGR_HD auto put_column(typename NativeOf<float, N>::Native put, typename NativeOf<float, N>::Native from, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(put, from, (Part * N + int(Lane)) % C == Column ? N + (Part * N + int(Lane)) / C : int(Lane)...);
+}
+template <int C, int N, int Part, int Column = 0> DGR_HD void part_of(const Vec<float, N>* columns, Vec<float, N>& out) {
+  if constexpr (Column < C) {
+    out.v = put_column<C, N, Part, Column>(out.v, columns[Column].v, std::make_index_sequence<N>());
+    part_of<C, N, Part, Column + 1>(columns, out);
+  }
+}
+template <int C, int N, int Part = 0> DGR_HD void parts_of(const Vec<float, N>* columns, Vec<float, N>* out) {
+  if constexpr (Part < C) {
+    out[Part] = columns[0];
+    part_of<C, N, Part>(columns, out[Part]);
+    parts_of<C, N, Part + 1>(columns, out);
+  }
 }
 
 }  // namespace DGR_VARIANT
