@@ -25,14 +25,14 @@ template <int W, int H> struct Tiling {
 // Positions are those of the image, whatever the window: a pixel's distance to the mean is then rounded once, and has
 // the same bits in every window.
 // The footprint is the ellipse alpha >= 1/255. At height dy from its centre it covers
-// x + slope dy +- sqrt(width2 - bend dy^2), for |dy| <= half_height.
+// x + slope dy +- sqrt(width2 - bend dy^2), for |dy| <= half_height; in all rows together, x +- half_width.
 // Aligned so that four scalars load at once: rows of records are whole multiples of 16 bytes.
 template <class S> struct alignas(16) Record {
   S x, y;
   S a, b, c, log_opacity;  // of the exponent, see blend.h
   S slope, width2, bend, half_height;
   S peak;  // dy at which the footprint reaches farthest to the right; -peak: to the left
-  S pad;
+  S half_width;
 
   DGR_HD const S* features() const { return reinterpret_cast<const S*>(this + 1); }
   DGR_HD S* features() { return reinterpret_cast<S*>(this + 1); }
@@ -69,9 +69,9 @@ template <class S> DGR_HD void make_record(const S* mean, const S* conic, S opac
   r.half_height = std::sqrt(product(k, a) / det) + S(kSlackPixels);
   // d/d dy [slope dy + sqrt(width2 - bend dy^2)] = 0
   r.peak = product(r.slope, std::sqrt(r.width2 / product(r.bend, r.bend + product(r.slope, r.slope))));
-  r.pad = 0;
+  r.half_width = std::sqrt(product(k, c) / det) + S(kSlackPixels);
   // x - x is not zero for NaN and Inf, so neither is the sum.
-  if (!((r.x - r.x) + (r.y - r.y) + (r.half_height - r.half_height) + (r.width2 - r.width2) + (r.bend - r.bend) + (r.peak - r.peak) == 0))
+  if (!((r.x - r.x) + (r.y - r.y) + (r.half_height - r.half_height) + (r.half_width - r.half_width) + (r.width2 - r.width2) + (r.bend - r.bend) + (r.peak - r.peak) == 0))
     make_empty(r);
 }
 

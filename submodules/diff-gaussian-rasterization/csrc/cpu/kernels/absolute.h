@@ -1,7 +1,7 @@
 // Absolute gradients of the projected means: pixel by pixel, since a sum of absolute values has no moments.
 #pragma once
 
-#include "draw.h"
+#include "draw_vjp.h"
 
 namespace dgr {
 inline namespace DGR_VARIANT {

@@ -1,164 +1,44 @@
-// Driver of common/blend.h: tiles in parallel, a vector of pixels of one row at a time.
+// Driver of common/blend.h: tiles in parallel, a patch of pixels at a time (patches.h).
 //
-// The planes of a tile (transmittance, channels) stay in cache, and its list is read front to back. For each Gaussian
-// the exact span of every pixel row becomes a list of vectors ("cells"), which one flat loop processes. Gradients of a
-// (tile, Gaussian) pair go to the pair's own row of a buffer, in the order of the tile's list (one stream: scattered
-// stores would stall the walk); a second pass gathers and adds the rows of each Gaussian in order. So nothing is
-// shared, and results have the same bits for any number of threads.
+// The patches of a tile (transmittance, channels) stay in cache, and its list is read front to back.
 #pragma once
 
-#include "../../common/blend.h"
-#include "../kernels.h"
-#include "simd.h"
-#include "standard.h"
-#include "tiles.h"
+#include "patches.h"
 
 namespace dgr {
 inline namespace DGR_VARIANT {
 namespace {
 
-// From one plane of a tile to the next: not a power of two, or the planes would share their cache sets.
-constexpr int kPlane = kTilePixels + 16;
-// Cells that go through the formulas together.
-constexpr int kStep = 4;
-constexpr int kCellsPerRow = kTileWidth / kLanes;
-constexpr int kLaneBits = 3;
-// Cells start at multiples of this. Whole vectors would take a tenth more cells, single pixels more split cache lines.
-constexpr int kCellAlign = 4;
-static_assert(1 << kLaneBits == kLanes && kTileHeight + kLanes <= 64 && kTileWidth % kLanes == 0);
-// Number of Gaussians after which finished rows and tiles are looked for, to skip them.
-constexpr int kLivenessStride = 16;
+// Gaussians whose patches are found together, as the loop over the patches of one would wait for them; after each batch,
+// finished patches and tiles are looked for, to skip them.
+constexpr int kBatch = 16;
 // Number of records that are prefetched.
 constexpr int kPrefetch = 4;
 // Number of rows of gradients that are prefetched when they are added.
 constexpr int kPrefetchRows = 16;
 
-using Ints = NativeOf<float, kLanes>::Bits;
-constexpr Ints kLane = {0, 1, 2, 3, 4, 5, 6, 7};
-template <class S> DGR_HD Ints ints(V<S> a) { return __builtin_convertvector(a.v, Ints); }
-template <class S> DGR_HD Ints ints(Mask<S, kLanes> a) { return __builtin_convertvector(a.m, Ints); }
-
-struct Region {
-  int64_t x, y;       // of the tile in the window
-  int width, height;  // of the tile inside the window
-  int squares;        // that are drawn, a bit each
-
-  Region(const TileGrid& grid, int64_t tile, const uint8_t* squares_of_tile)
-      : x(tile % grid.columns * kTileWidth),
-        y(tile / grid.columns * kTileHeight),
-        width(int(std::min<int64_t>(kTileWidth, grid.width - x))),
-        height(int(std::min<int64_t>(kTileHeight, grid.height - y))),
-        squares(squares_of_tile ? squares_of_tile[tile] : kAllSquares) {}
-};
-
-// Where a tile lies in the image: its corner, and the centres of its pixels. They are exact, so that what is computed
-// at a pixel does not depend on the window. A group of rows may start anywhere in the tile.
-template <class S> struct Centers {
-  S left, top;
-  alignas(64) S columns[kTileWidth], rows[kTileHeight + kLanes];
-
-  Centers(const TileGrid& grid, const Region& region) : left(S(grid.left + region.x)), top(S(grid.top + region.y)) {
-    for (int i = 0; i < kTileWidth; ++i) columns[i] = left + (S(i) + S(0.5));
-    for (int i = 0; i < kTileHeight + kLanes; ++i) rows[i] = top + (S(i) + S(0.5));
-  }
-};
-
-// What a Gaussian covers of a tile: the cells (offsets of vectors in the tile's planes), row by row, and its terms in
-// every row that has one. Sized for the full tile and for what `pack` may write past it; the terms of
-// cells in the padding are finite.
-template <class S> struct Cover {
-  Centers<S> centers;
-  int count;
-  uint32_t cells[kTileHeight * kCellsPerRow + kLanes];
-  S dy[kTileHeight + kLanes] = {}, linear[kTileHeight + kLanes] = {}, constant[kTileHeight + kLanes] = {};
-};
-
-// Bit r of `live`: row r has unfinished pixels.
-template <class S> DGR_HD void cover(const Record<S>& r, uint64_t live, Cover<S>& out) {
-  const Centers<S>& centers = out.centers;
-  out.count = 0;
-  // The centre of the footprint from the corner of the tile. Rounded, unlike dy: only which cells to try depends on it.
-  const S x = r.x - centers.left, y = r.y - centers.top;
-  const S top = std::max(y - r.half_height, S(0)), bottom = std::min(y + r.half_height, S(kTileHeight));
-  if (!(top < bottom)) return;
-  const int last_row = std::min(int(bottom), kTileHeight - 1);
-  uint32_t* next = out.cells;
-  for (int base = int(top); base <= last_row; base += kLanes) {
-    const V<S> dy = V<S>::load(centers.rows + base) - V<S>(r.y);
-    const RowTerms<V<S>> terms = row_terms(V<S>(r.log_opacity), V<S>(r.b), V<S>(r.c), dy);
-    dy.store(out.dy + base);
-    terms.linear.store(out.linear + base);
-    terms.constant.store(out.constant + base);
-    const V<S> square = V<S>(r.width2) - V<S>(r.bend) * dy * dy;
-    const V<S> half = root(at_least(square, V<S>(S(0)))) + V<S>(S(kSlackPixels));
-    const V<S> middle = V<S>(x - S(0.5)) + V<S>(r.slope) * dy;
-    const V<S> left = at_most(at_least(middle - half, V<S>(S(0))), V<S>(S(kTileWidth)));
-    const V<S> right = at_most(at_least(middle + half, V<S>(S(-1))), V<S>(S(kTileWidth - 1)));
-    // ceil(left) for left >= 0 and floor(right) for right >= -1, up to the slack.
-    const Ints first = ints(left + V<S>(S(0.999))), last = ints(right + V<S>(S(1))) - 1;
-    const Ints meets = (last >= first) & ints(square > V<S>(S(-kSlackPixels) * r.width2));
-    const Ints is_live = -((Ints{} + int32_t(live >> base)) >> kLane & 1);
-    // The cells of a row start at its span, a little to the left for alignment, or further where they would leave the
-    // tile.
-    const Ints aligned = first & -kCellAlign;
-    const Ints count = ((last - aligned + kLanes) >> kLaneBits) & meets & is_live;
-    const Ints room = kTileWidth - kLanes * count;
-    const Ints start = (aligned < room ? aligned : room) + (base + kLane) * kTileWidth;
-    for (int k = 0; k < kCellsPerRow; ++k) next += pack(start + k * kLanes, count > k, next);
-  }
-  out.count = int(next - out.cells);
-  // Filled up to whole steps with cells in the padding behind the planes, where every pixel is finished.
-  for (int i = 0; i < kStep - 1; ++i) next[i] = kTilePixels;
-}
-
-// Pixels outside the window, in squares that are not drawn, and on the pad of the plane count as finished.
-template <class S> void start_transmittance(const Region& region, S* t) {
-  for (int row = 0; row < kTileHeight; ++row)
-    for (int column = 0; column < kTileWidth; ++column)
-      t[row * kTileWidth + column] = row < region.height && column < region.width ? S(1) : S(-1);
-  for (int square = 0; square < kSquaresAcross * kSquaresDown; ++square) {
-    if (region.squares >> square & 1) continue;
-    S* corner = t + square / kSquaresAcross * kSquare * kTileWidth + square % kSquaresAcross * kSquare;
-    for (int row = 0; row < kSquare; ++row) std::fill_n(corner + row * kTileWidth, kSquare, S(-1));
-  }
-  std::fill(t + kTilePixels, t + kPlane, S(-1));
-}
-
-template <class S> uint64_t live_rows(const S* t) {
-  uint64_t live = 0;
-  for (int row = 0; row < kTileHeight; ++row) {
-    V<S> best = V<S>::load(t + row * kTileWidth);
-    for (int k = 1; k < kCellsPerRow; ++k) {
-      const V<S> next = V<S>::load(t + row * kTileWidth + k * kLanes);
-      best = select(next > best, next, best);
-    }
-    bool any = false;
-    for (int lane = 0; lane < kLanes; ++lane) any |= best[lane] > S(0);
-    live |= uint64_t(any) << row;
-  }
-  return live;
-}
-
 template <class S> DGR_HD const Record<S>& record_at(const DrawLists<S>& lists, int64_t rank) {
   return *reinterpret_cast<const Record<S>*>(lists.records + rank * lists.stride);
 }
 
-// Reads the list of a tile: draw(record, cover, position) for each Gaussian until the tile is finished.
-// Returns the position behind the last Gaussian drawn.
+// Reads the list of a tile: draw(record, covered patches, position) for each Gaussian until the tile is finished.
+// `patches`: those of the tile, `stride` scalars apart. Returns the position behind the last Gaussian drawn.
 template <class S, class Draw>
-DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, const S* t, const Draw& draw) {
-  Cover<S> covered{centers};
+DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, const S* patches, int stride, const Draw& draw) {
   const int32_t begin = lists.tile_start[tile], end = lists.tile_start[tile + 1];
-  uint64_t live = 0;
-  for (int32_t i = begin; i < end; ++i) {
-    if ((i - begin) % kLivenessStride == 0 && !(live = live_rows(t))) return i;
-    if (i + kPrefetch < end) {
-      const char* ahead = reinterpret_cast<const char*>(&record_at(lists, lists.ranks[i + kPrefetch]));
-      for (int64_t byte = 0; byte < lists.stride * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(ahead + byte);
+  uint64_t words[kBatch];
+  for (int32_t first = begin; first < end; first += kBatch) {
+    const uint64_t live = unfinished(patches, stride);
+    if (!live) return first;
+    const int32_t last = std::min(end, first + kBatch);
+    for (int32_t i = first; i < last; ++i) {
+      if (i + kPrefetch < end) {
+        const char* ahead = reinterpret_cast<const char*>(&record_at(lists, lists.ranks[i + kPrefetch]));
+        for (int64_t byte = 0; byte < lists.stride * int64_t(sizeof(S)); byte += 64) __builtin_prefetch(ahead + byte);
+      }
+      words[i - first] = covered(record_at(lists, lists.ranks[i]), centers) & live;
     }
-    const Record<S>& record = record_at(lists, lists.ranks[i]);
-    cover(record, live, covered);
-    draw(record, covered, i);
+    for (int32_t i = first; i < last; ++i) draw(record_at(lists, lists.ranks[i]), words[i - first], i);
   }
   return end;
 }
@@ -166,104 +46,32 @@ DGR_HD int32_t walk(const DrawLists<S>& lists, const Centers<S>& centers, int64_
 // Channels known when compiling (C > 0) stay in registers; C = 0 reads the number from `runtime`.
 template <int C> DGR_HD constexpr int channels(int runtime) { return C > 0 ? C : runtime; }
 
-// kStep cells of a Gaussian at once: loads and stores of their places in a plane.
-template <class S> using Cells = Group<V<S>, kStep>;
+// A Gaussian at the pixels of a patch: their distances to its mean, and alpha.
+template <class S> struct AtPatch {
+  Wide<S> dx, dy;
+  Opacity<Wide<S>> opacity;
 
-template <class S> DGR_HD Cells<S> load_cells(const S* plane, const uint32_t* at) {
-  Cells<S> r;
-  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>::load(plane + at[i]);
-  return r;
-}
-template <class S> DGR_HD void store_cells(const Cells<S>& cells, S* plane, const uint32_t* at) {
-  for (int i = 0; i < kStep; ++i) cells.v[i].store(plane + at[i]);
-}
-template <class S> DGR_HD Cells<S> of_rows(const S* table, const uint32_t* at) {
-  Cells<S> r;
-  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>(table[at[i] / kTileWidth]);
-  return r;
-}
-template <class S> DGR_HD Cells<S> of_columns(const S* table, const uint32_t* at) {
-  Cells<S> r;
-  for (int i = 0; i < kStep; ++i) r.v[i] = V<S>::load(table + at[i] % kTileWidth);
-  return r;
-}
+  DGR_HD AtPatch(const Record<S>& r, const Centers<S>& centers, int p)
+      : dx(load<Wide<S>>(centers.columns + p % kAcross * kPatch) - Wide<S>(r.x)),
+        dy(load<Wide<S>>(centers.rows + p / kAcross * kPatch) - Wide<S>(r.y)),
+        opacity(opacity_at(exponent(Wide<S>(r.a), row_terms(Wide<S>(r.log_opacity), Wide<S>(r.b), Wide<S>(r.c), dy), dx))) {}
+};
 
-template <class S, int C>
-void draw_tile(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* planes) {
-  walk(lists, centers, tile, t, [=](const Record<S>& r, const Cover<S>& cover, int64_t) DGR_LAMBDA {
-    const int n = channels<C>(runtime);
+// The planes of a patch: transmittance, then features.
+template <class S, int C> void draw_tile(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* patches) {
+  using W = Wide<S>;
+  const int n = channels<C>(runtime), stride = (1 + n) * kPatch;
+  walk(lists, centers, tile, patches, stride, [&](const Record<S>& r, uint64_t covered, int64_t) DGR_LAMBDA {
     const S* features = r.features();
-    const Cells<S> a{V<S>(r.a)}, x{V<S>(r.x)};
-    for (int k = 0; k < cover.count; k += kStep) {
-      const uint32_t* at = cover.cells + k;
-      const Cells<S> dx = of_columns(cover.centers.columns, at) - x;
-      Cells<S> trans = load_cells(t, at);
-      const Cells<S> weight = blend(opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx)), trans);
-      store_cells(trans, t, at);
-      for (int f = 0; f < n; ++f) {
-        S* plane = planes + f * kPlane;
-        store_cells(load_cells(plane, at) + weight * Cells<S>(V<S>(features[f])), plane, at);
-      }
+    for (; covered; covered &= covered - 1) {
+      const int p = __builtin_ctzll(covered);
+      S* patch = patches + p * stride;
+      W t = load<W>(patch);
+      const W weight = blend(AtPatch<S>(r, centers, p).opacity, t);
+      store(t, patch);
+      for (int f = 1; f <= n; ++f) store(load<W>(patch + f * kPatch) + weight * W(features[f - 1]), patch + f * kPatch);
     }
   });
-}
-
-// A: there is a gradient of alpha.
-template <class S, int C, bool A>
-void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* t, S* rest, const S* grads,
-                   V<S>* runtime_sums, S* pair_grads) {
-  const int32_t drawn = walk(lists, centers, tile, t, [=](const Record<S>& r, const Cover<S>& cover, int64_t position) DGR_LAMBDA {
-    const int n = channels<C>(runtime);
-    const S *alpha_grads = grads + n * kPlane, *features = r.features();
-    const V<S> zero(S(0));
-    const Cells<S> a{V<S>(r.a)}, x{V<S>(r.x)};
-    V<S> local[C > 0 ? pair_row(C) : 1];
-    V<S>* sums = C > 0 ? local : runtime_sums;
-    for (int i = 0; i < pair_row(n); ++i) sums[i] = zero;
-    for (int k = 0; k < cover.count; k += kStep) {
-      const uint32_t* at = cover.cells + k;
-      const Cells<S> dx = of_columns(cover.centers.columns, at) - x;
-      Cells<S> weight, trans = load_cells(t, at), left = load_cells(rest, at);
-      const Opacity<Cells<S>> opacity = opacity_at(exponent(a, {of_rows(cover.linear, at), of_rows(cover.constant, at)}, dx));
-      Cells<S> color_grad = A ? load_cells(alpha_grads, at) : Cells<S>(zero);
-      for (int f = 0; f < n; ++f) color_grad = color_grad + load_cells(grads + f * kPlane, at) * Cells<S>(V<S>(features[f]));
-      const Cells<S> v = blend_vjp(opacity, color_grad, trans, left, weight);
-      store_cells(trans, t, at);
-      store_cells(left, rest, at);
-      const Cells<S> dy = of_rows(cover.dy, at), vdx = v * dx, vdy = v * dy;
-      for (int i = 0; i < kStep; ++i) {
-        sums[0] = sums[0] + v.v[i];
-        sums[1] = sums[1] + vdx.v[i];
-        sums[2] = sums[2] + vdy.v[i];
-        sums[3] = sums[3] + vdx.v[i] * dx.v[i];
-        sums[4] = sums[4] + vdx.v[i] * dy.v[i];
-        sums[5] = sums[5] + vdy.v[i] * dy.v[i];
-        for (int f = 0; f < n; ++f) sums[kMoments + f] = sums[kMoments + f] + weight.v[i] * V<S>::load(grads + f * kPlane + at[i]);
-      }
-    }
-    for (int i = 0; i < pair_row(n); i += 4) sum_lanes(sums + i, pair_grads + position * pair_row(n) + i);
-  });
-  const int row_size = pair_row(channels<C>(runtime));
-  std::fill(pair_grads + drawn * row_size, pair_grads + lists.tile_start[tile + 1] * row_size, S(0));
-}
-
-// Copies between a tile's plane and its place in the window's images; whole rows at a size that the compiler knows.
-template <class S> void copy_row(const S* from, int width, S* to) {
-  if (width == kTileWidth) std::memcpy(to, from, kTileWidth * sizeof(S));
-  else std::copy_n(from, width, to);
-}
-
-template <class S> void load_plane(const S* image, const TileGrid& grid, const Region& region, S* plane) {
-  for (int row = 0; row < kTileHeight; ++row) {
-    const int width = row < region.height ? region.width : 0;
-    copy_row(image + (region.y + row) * grid.width + region.x, width, plane + row * kTileWidth);
-    std::fill(plane + row * kTileWidth + width, plane + (row + 1) * kTileWidth, S(0));
-  }
-}
-
-template <class S> void store_plane(const S* plane, const TileGrid& grid, const Region& region, S* image) {
-  for (int row = 0; row < region.height; ++row)
-    copy_row(plane + row * kTileWidth, region.width, image + (region.y + row) * grid.width + region.x);
 }
 
 // Calls f with the number of channels as a compile-time constant where that is faster.
@@ -275,16 +83,6 @@ template <class F> void on_channels(int64_t n, const F& f) {
     default: return f(std::integral_constant<int, 0>{});
   }
 }
-
-// Planes start on a cache line.
-template <class S> class Scratch {
- public:
-  explicit Scratch(int64_t n) : storage_(n + 64 / sizeof(S)) {}
-  S* data() { return reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(storage_.data()) + 63) / 64 * 64); }
-
- private:
-  std::vector<S> storage_;
-};
 
 template <class S> void write_records(const Splats<S>& in, int64_t begin, int64_t end, S* records, int64_t stride) {
   const int64_t c = in.channels, features = c + 1;
@@ -307,20 +105,45 @@ template <class S> void write_records(const Splats<S>& in, int64_t begin, int64_
   }
 }
 
+// The tiles that the box around a footprint meets, inclusive. The footprint meets all of them if they are one row or one
+// column, as it touches every side of its box.
+template <class S> struct Box {
+  int left, right, top, bottom;
+
+  DGR_HD Box(const Record<S>& r, const TileGrid& grid) {
+    // From the first pixel whose centre is inside to the last; a margin of kSlackPixels is in the sizes.
+    const S x = r.x - S(grid.left) - S(0.5), y = r.y - S(grid.top) - S(0.5);
+    left = int(at_most(at_least(x - r.half_width + S(1), S(0)), S(grid.width))) / kTileWidth;
+    right = round_to_tile(x + r.half_width, S(grid.width - 1), kTileWidth);
+    top = int(at_most(at_least(y - r.half_height + S(1), S(0)), S(grid.height))) / kTileHeight;
+    bottom = round_to_tile(y + r.half_height, S(grid.height - 1), kTileHeight);
+  }
+  DGR_HD bool is_line() const { return (left == right) | (top == bottom); }
+
+ private:
+  static DGR_HD int round_to_tile(S last, S most, int side) { return last >= 0 ? int(at_most(last, most)) / side : -1; }
+};
+
 template <class S>
 void list_tiles(const DrawLists<S>& lists, const Window& window, int64_t begin, int64_t end, std::vector<int32_t>& tiles,
                 int32_t* count_of_tile, int32_t* count_of_rank) {
   const TileGrid grid(window);
+  const auto list = [&](int64_t row, int64_t first, int64_t last) DGR_LAMBDA {
+    for (int64_t column = first; column <= last; ++column) {
+      const int32_t tile = int32_t(row * grid.columns + column);
+      if (lists.squares && !lists.squares[tile]) continue;
+      tiles.push_back(tile);
+      ++count_of_tile[tile];
+    }
+  };
   for (int64_t rank = begin; rank < end; ++rank) {
     const size_t before = tiles.size();
-    visit_tiles(record_at(lists, rank), grid, [&](int64_t row, int64_t first, int64_t last) DGR_LAMBDA {
-      for (int64_t column = first; column <= last; ++column) {
-        const int32_t tile = int32_t(row * grid.columns + column);
-        if (lists.squares && !lists.squares[tile]) continue;
-        tiles.push_back(tile);
-        ++count_of_tile[tile];
-      }
-    });
+    const Record<S>& r = record_at(lists, rank);
+    if (rank + kPrefetchRows < end) __builtin_prefetch(&record_at(lists, rank + kPrefetchRows));
+    const Box<S> box(r, grid);
+    if (!box.is_line()) visit_tiles(r, grid, list);
+    else if (r.half_height >= 0)
+      for (int row = box.top; row <= box.bottom; ++row) list(row, box.left, box.right);
     count_of_rank[rank] = int32_t(tiles.size() - before);
   }
 }
@@ -330,89 +153,28 @@ template <class S> void draw(const DrawLists<S>& lists, const Canvas<S>& out, in
   const int64_t c = out.channels, features = c + 1, pixels = grid.height * grid.width;
   on_channels(features, [&](auto tag) DGR_LAMBDA {
     constexpr int C = decltype(tag)::value;
-    Scratch<S> scratch((1 + features) * kPlane);
-    S *t = scratch.data(), *planes = t + kPlane;
+    const int stride = int(1 + features) * kPatch;
+    Scratch<S> scratch(2 * kPlane + (1 + features) * kTilePixels);
+    S *t = scratch.data(), *plane = t + kPlane, *patches = plane + kPlane;
     const Region region(grid, tile, lists.squares);
     start_transmittance(region, t);
-    draw_tile<S, C>(lists, Centers<S>(grid, region), tile, int(features), t, planes);
-    for (int i = 0; i < kTilePixels; ++i) t[i] = std::abs(t[i]);
-    for (int64_t k = 0; k < c; ++k) {
-      S* plane = planes + k * kPlane;
-      for (int i = 0; i < kTilePixels; ++i) plane[i] += out.background[k] * t[i];
-      store_plane(plane, grid, region, out.image + k * pixels);
+    const bool empty = lists.tile_start[tile] == lists.tile_start[tile + 1];
+    if (!empty) {
+      to_patches(t, patches, stride);
+      draw_tile<S, C>(lists, Centers<S>(grid, region), tile, int(features), patches);
+      from_patches(patches, stride, t);
     }
-    store_plane(planes + c * kPlane, grid, region, out.depth);
+    for (int i = 0; i < kTilePixels; ++i) t[i] = std::abs(t[i]);
+    for (int64_t k = 0; k < features; ++k) {
+      if (empty) std::fill_n(plane, kTilePixels, S(0));
+      else from_patches(patches + (1 + k) * kPatch, stride, plane);
+      if (k < c)
+        for (int i = 0; i < kTilePixels; ++i) plane[i] += out.background[k] * t[i];
+      store_plane(plane, grid, region, k < c ? out.image + k * pixels : out.depth);
+    }
     for (int i = 0; i < kTilePixels; ++i) t[i] = S(1) - t[i];
     store_plane(t, grid, region, out.alpha);
   });
-}
-
-// A tile's planes of gradients, and in `rest` <gradient, pixel>: what is still to come, in front of the first Gaussian.
-// `value`: a plane that is not yet in use. Planes without a gradient are left as they are.
-template <class S>
-void load_gradients(const CanvasGrads<S>& in, const TileGrid& grid, const Region& region, S* value, S* rest, S* grads, S* alpha_grads) {
-  const int64_t c = in.channels, pixels = grid.height * grid.width;
-  const auto take = [&](const S* gradient, const S* image, S* plane) DGR_LAMBDA {
-    load_plane(gradient, grid, region, plane);
-    load_plane(image, grid, region, value);
-    for (int i = 0; i < kTilePixels; ++i) rest[i] += plane[i] * value[i];
-  };
-  if (in.g_image)
-    for (int64_t k = 0; k < c; ++k) take(in.g_image + k * pixels, in.image + k * pixels, grads + k * kPlane);
-  if (in.g_depth) take(in.g_depth, in.depth, grads + c * kPlane);
-  if (in.g_alpha) take(in.g_alpha, in.alpha, alpha_grads);
-}
-
-template <class S> void draw_vjp(const DrawLists<S>& lists, const CanvasGrads<S>& in, int64_t tile) {
-  const TileGrid grid(in.window);
-  // Depth is the last feature: without a gradient it is left off the end.
-  const int64_t c = in.channels, features = c + (in.g_depth ? 1 : 0), row_size = pair_row(int(features));
-  on_channels(features, [&](auto tag) DGR_LAMBDA {
-    constexpr int C = decltype(tag)::value;
-    Scratch<S> scratch((3 + features) * kPlane + row_size * kLanes);
-    S *t = scratch.data(), *rest = t + kPlane, *grads = rest + kPlane, *alpha_grads = grads + features * kPlane;
-    V<S>* sums = reinterpret_cast<V<S>*>(alpha_grads + kPlane);
-    const Region region(grid, tile, lists.squares);
-    load_gradients(in, grid, region, t, rest, grads, alpha_grads);
-    load_plane(in.alpha, grid, region, t);
-    for (int64_t k = 0; k < c; ++k) {
-      S total = 0;
-      for (int i = 0; i < kTilePixels; ++i) total += grads[k * kPlane + i] * (S(1) - t[i]);
-      in.background[tile * c + k] = total;
-    }
-    start_transmittance(region, t);
-    (in.g_alpha ? draw_tile_vjp<S, C, true> : draw_tile_vjp<S, C, false>)(lists, Centers<S>(grid, region), tile, int(features), t, rest, grads, sums,
-                                                                           in.pair_grads);
-  });
-}
-
-template <class S> void sum_pairs(const DrawLists<S>& lists, const PairSums<S>& in, int64_t begin, int64_t end) {
-  const int64_t c = in.channels, row_size = pair_row(int(c + (in.depths ? 1 : 0)));
-  std::vector<S> total(row_size);
-  for (int64_t rank = begin; rank < end; ++rank) {
-    std::fill(total.begin(), total.end(), S(0));
-    for (int64_t pair = in.pair_start[rank]; pair < in.pair_start[rank + 1]; ++pair) {
-      if (pair + kPrefetchRows < in.pair_start[end]) {
-        const S* ahead = in.pair_grads + in.places[pair + kPrefetchRows] * row_size;
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + row_size - 1);
-      }
-      const S* row = in.pair_grads + in.places[pair] * row_size;
-      for (int64_t k = 0; k < row_size; ++k) total[k] += row[k];
-    }
-    const Record<S>& r = record_at(lists, rank);
-    const int64_t g = in.ids[rank];
-    // Back from the base-2 exponent: the conic is (-2 a, -b, -2 c) ln 2, and dx = pixel - mean.
-    const S ca = S(-2 * kLn2) * r.a, cb = S(-kLn2) * r.b, cc = S(-2 * kLn2) * r.c;
-    in.means2d[2 * g] = ca * total[1] + cb * total[2];
-    in.means2d[2 * g + 1] = cb * total[1] + cc * total[2];
-    in.conics[3 * g] = S(-0.5) * total[3];
-    in.conics[3 * g + 1] = -total[4];
-    in.conics[3 * g + 2] = S(-0.5) * total[5];
-    in.opacities[g] = total[0] / std::exp2(r.log_opacity);
-    std::copy_n(total.data() + kMoments, c, in.colors + g * c);
-    if (in.depths) in.depths[g] = total[kMoments + c];
-  }
 }
 
 }  // namespace

@@ -12,6 +12,13 @@ namespace {
 
 // Rows of C scalars. The last, partial vector repeats its last row: loads stay inside, stores skip the copies.
 template <class S, int C> DGR_HD void load_rows(const S* data, int64_t first, int64_t count, V<S>* out) {
+  if constexpr (std::is_same_v<S, float> && C <= 4) {
+    if (count == kLanes) {
+      V<S> flat[C];
+      for (int c = 0; c < C; ++c) flat[c] = V<S>::load(data + first * C + c * kLanes);
+      return columns_of<C>(flat, out);
+    }
+  }
   S lanes[C][kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     const S* row = data + (first + std::min<int64_t>(lane, count - 1)) * C;
@@ -21,6 +28,14 @@ template <class S, int C> DGR_HD void load_rows(const S* data, int64_t first, in
 }
 
 template <class S, int C> DGR_HD void store_rows(S* data, int64_t first, int64_t count, const V<S>* in) {
+  if constexpr (std::is_same_v<S, float> && C <= 4) {
+    if (count == kLanes) {
+      V<S> flat[C];
+      parts_of<C>(in, flat);
+      for (int c = 0; c < C; ++c) flat[c].store(data + first * C + c * kLanes);
+      return;
+    }
+  }
   for (int lane = 0; lane < count; ++lane)
     for (int c = 0; c < C; ++c) data[(first + lane) * C + c] = in[c].v[lane];
 }
@@ -79,7 +94,12 @@ template <class S> void project_all(const View& view, const World<S>& world, int
     const auto visible = project(camera, load3(shapes.means, g, count), shapes.covariances(g, count), out);
     const V<S> zero(S(0));
     const V<S> radius = select(visible, out.radius, zero);
-    for (int lane = 0; lane < count; ++lane) rows.radii[g + lane] = int32_t(radius[lane]);
+    if (count == kLanes) {
+      const auto whole = __builtin_convertvector(radius.v, typename NativeOf<float, kLanes>::Bits);
+      std::memcpy(rows.radii + g, &whole, sizeof(whole));
+    } else {
+      for (int lane = 0; lane < count; ++lane) rows.radii[g + lane] = int32_t(radius[lane]);
+    }
     if (!rows.means2d) continue;
     const V<S> xy[2] = {select(visible, out.x, zero), select(visible, out.y, zero)};
     const V<S> abc[3] = {select(visible, out.a, zero), select(visible, out.b, zero), select(visible, out.c, zero)};
@@ -96,14 +116,12 @@ void project_vjp_all(const View& pose, const World<S>& world, int64_t begin, int
   const Shapes<S> shapes{world};
   for (int64_t g = begin; g < end; g += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, end - g);
-    V<S> radius;
-    bool any = false;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int32_t r = lane < count ? grads.radii[g + lane] : 0;
-      radius.v[lane] = S(r);
-      any |= r > 0;
-    }
-    const V<S> zero(S(0));
+    typename NativeOf<float, kLanes>::Bits radii = {};
+    if (count == kLanes) std::memcpy(&radii, grads.radii + g, sizeof(radii));
+    else
+      for (int lane = 0; lane < count; ++lane) radii[lane] = grads.radii[g + lane];
+    const V<S> radius = __builtin_convertvector(radii, typename V<S>::Native), zero(S(0));
+    const bool any = dgr::any(radius > zero);
     V<S> gm[3] = {zero, zero, zero}, gs[3] = {zero, zero, zero}, gq[4] = {zero, zero, zero, zero}, gc[6] = {zero, zero, zero, zero, zero, zero};
     if (any) {
       const Vec3<V<S>> m = load3(shapes.means, g, count);

@@ -62,6 +62,26 @@ template <class S, int N> DGR_HD Vec<S, N> select(Mask<S, N> mask, Vec<S, N> a, 
   return mask.m ? a.v : b.v;
 }
 
+#if defined(DGR_AVX512)
+// GCC makes vectors of integers of these comparisons, where the CPU has registers for masks.
+template <> struct Mask<float, 16> {
+  __mmask16 m;
+  friend DGR_HD Mask operator&(Mask a, Mask b) { return {__mmask16(a.m & b.m)}; }
+};
+DGR_HD Mask<float, 16> operator<(Vec<float, 16> a, Vec<float, 16> b) { return {_mm512_cmp_ps_mask((__m512)a.v, (__m512)b.v, _CMP_LT_OQ)}; }
+DGR_HD Mask<float, 16> operator>(Vec<float, 16> a, Vec<float, 16> b) { return b < a; }
+DGR_HD Mask<float, 16> operator>=(Vec<float, 16> a, Vec<float, 16> b) { return {_mm512_cmp_ps_mask((__m512)a.v, (__m512)b.v, _CMP_GE_OQ)}; }
+DGR_HD Vec<float, 16> select(Mask<float, 16> mask, Vec<float, 16> a, Vec<float, 16> b) {
+  return Vec<float, 16>::Native(_mm512_mask_blend_ps(mask.m, (__m512)b.v, (__m512)a.v));
+}
+DGR_HD bool any(Mask<float, 16> mask) { return mask.m != 0; }
+#endif
+template <class S, int N> DGR_HD bool any(Mask<S, N> mask) {
+  bool set = false;
+  for (int i = 0; i < N; ++i) set |= mask.m[i] != 0;
+  return set;
+}
+
 template <class S, int N> DGR_HD Vec<S, N> magnitude(Vec<S, N> a) {
   using B = typename Vec<S, N>::NativeBits;
   return (typename Vec<S, N>::Native)((B)a.v & ~((B)(Vec<S, N>(S(-0.0)).v)));
@@ -75,6 +95,37 @@ template <class S, int N> DGR_HD Vec<S, N> root(Vec<S, N> a) {
   return a;
 }
 
+#if defined(DGR_AVX2)
+// Single instructions, with the same result for NaN: the second operand.
+DGR_HD Vec<float, 8> at_least(Vec<float, 8> x, Vec<float, 8> limit) { return Vec<float, 8>::Native(_mm256_max_ps((__m256)x.v, (__m256)limit.v)); }
+DGR_HD Vec<float, 8> at_most(Vec<float, 8> x, Vec<float, 8> limit) { return Vec<float, 8>::Native(_mm256_min_ps((__m256)x.v, (__m256)limit.v)); }
+#endif
+#if defined(DGR_AVX512)
+DGR_HD Vec<float, 16> at_least(Vec<float, 16> x, Vec<float, 16> limit) {
+  return Vec<float, 16>::Native(_mm512_maskz_max_ps(0xffff, (__m512)x.v, (__m512)limit.v));
+}
+DGR_HD Vec<float, 16> at_most(Vec<float, 16> x, Vec<float, 16> limit) {
+  return Vec<float, 16>::Native(_mm512_maskz_min_ps(0xffff, (__m512)x.v, (__m512)limit.v));
+}
+#endif
+
+// a b + c with a single rounding, written out: in a longer expression the compiler would be free to fuse another product
+// instead, in one kernel and not in the other.
+template <class S, int N> DGR_HD Vec<S, N> fused_here(Vec<S, N> a, Vec<S, N> b, Vec<S, N> c) {
+  using Native [[maybe_unused]] = typename Vec<S, N>::Native;
+#if defined(DGR_AVX2)
+  if constexpr (std::is_same_v<S, float> && N == 8) return (Native)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v);
+#endif
+#if defined(DGR_AVX512)
+  if constexpr (std::is_same_v<S, float> && N == 16) return (Native)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v);
+#endif
+  for (int i = 0; i < N; ++i) a.v[i] = std::fma(S(a.v[i]), S(b.v[i]), S(c.v[i]));
+  return a;
+}
+#if defined(DGR_AVX512)
+DGR_HD Vec<float, 16> fused(Vec<float, 16> a, Vec<float, 16> b, Vec<float, 16> c) { return fused_here(a, b, c); }
+#endif
+
 // In float an approximate reciprocal and a Newton step where the CPU has the instruction, relative error below 2e-7: a
 // division takes as long as everything else at a pixel.
 template <class S, int N> DGR_HD Vec<S, N> reciprocal(Vec<S, N> a) {
@@ -85,6 +136,12 @@ template <class S, int N> DGR_HD Vec<S, N> reciprocal(Vec<S, N> a) {
 #else
     const Vec<S, N> r = (typename Vec<S, N>::Native)_mm256_rcp_ps((__m256)a.v);
 #endif
+    return r + r * (Vec<S, N>(S(1)) - a * r);
+  }
+#endif
+#if defined(DGR_AVX512)
+  if constexpr (std::is_same_v<S, float> && N == 16) {
+    const Vec<S, N> r = (typename Vec<S, N>::Native)_mm512_maskz_rcp14_ps(0xffff, (__m512)a.v);
     return r + r * (Vec<S, N>(S(1)) - a * r);
   }
 #endif
@@ -124,44 +181,25 @@ template <int N> DGR_HD Vec<double, N> power_of_two(Vec<double, N> x) {
   return x;
 }
 
-#if defined(DGR_AVX2) && !defined(DGR_AVX512)
-// For every mask of 8 lanes the indices of the lanes that are set, packed, one byte each.
-struct PackTable {
-  uint64_t lanes[256] = {};
-  constexpr PackTable() {
-    for (int mask = 0; mask < 256; ++mask)
-      for (int lane = 0, packed = 0; lane < 8; ++lane)
-        if (mask >> lane & 1) lanes[mask] |= uint64_t(lane) << 8 * packed++;
-  }
-};
-constexpr PackTable kPackTable;
-#endif
-
-// Writes the values of the lanes where `keep` is -1 and not 0, packed; returns their number. May write N values.
-DGR_HD int pack(NativeOf<float, 8>::Bits values, NativeOf<float, 8>::Bits keep, uint32_t* out) {
-#if defined(DGR_AVX512)
-  const __mmask8 mask = _mm256_movepi32_mask((__m256i)keep);
-  const __m256i packed = _mm256_maskz_compress_epi32(mask, (__m256i)values);
-#elif defined(DGR_AVX2)
-  const unsigned mask = unsigned(_mm256_movemask_ps((__m256)keep));
-  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(kPackTable.lanes[mask])));
-  const __m256i packed = _mm256_permutevar8x32_epi32((__m256i)values, lanes);
-#endif
-#if defined(DGR_AVX2)
-  std::memcpy(out, &packed, sizeof(packed));
-  return __builtin_popcount(mask);
-#else
-  uint32_t* next = out;
-  for (int i = 0; i < 8; ++i) {
-    *next = uint32_t(values[i]);
-    next -= keep[i];
-  }
-  return int(next - out);
-#endif
+// The low byte of each of 8 lanes.
+DGR_HD uint64_t bytes(NativeOf<float, 8>::Bits lanes) {
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
+  const Bytes low = __builtin_convertvector(lanes, Bytes);
+  uint64_t word;
+  std::memcpy(&word, &low, sizeof(word));
+  return word;
 }
 
 // The sums of the lanes of four vectors.
 template <class S, int N> DGR_HD void sum_lanes(const Vec<S, N>* v, S* out) {
+#if defined(DGR_AVX512)
+  if constexpr (std::is_same_v<S, float> && N == 16) {
+    Vec<float, 8> halves[4];
+    for (int k = 0; k < 4; ++k)
+      halves[k] = Vec<float, 8>::Native(_mm512_maskz_extractf32x8_ps(0xff, (__m512)v[k].v, 0)) + Vec<float, 8>::Native(_mm512_maskz_extractf32x8_ps(0xff, (__m512)v[k].v, 1));
+    return sum_lanes(halves, out);
+  }
+#endif
 #if defined(DGR_AVX2)
   if constexpr (std::is_same_v<S, float> && N == 8) {
     const __m256 both = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[0].v, (__m256)v[1].v), _mm256_hadd_ps((__m256)v[2].v, (__m256)v[3].v));
@@ -225,7 +263,83 @@ template <class V, int M> DGR_HD Group<V, M> power_of_two(const Group<V, M>& a) 
   using R = Group<V, M>;
   DGR_EACH(R, power_of_two(a.v[i]));
 }
+template <class V, int M> DGR_HD Group<V, M> fused(const Group<V, M>& a, const Group<V, M>& b, const Group<V, M>& c) {
+  using R = Group<V, M>;
+  DGR_EACH(R, fused_here(a.v[i], b.v[i], c.v[i]));
+}
+template <class V, int M> DGR_HD GroupMask<V, M> operator>(const Group<V, M>& a, const Group<V, M>& b) { return b < a; }
+template <class V, int M> DGR_HD bool any(const GroupMask<V, M>& mask) {
+  bool set = false;
+  for (int i = 0; i < M; ++i) set |= any(mask.v[i]);
+  return set;
+}
+template <class V, int M> DGR_HD Group<V, M> at_most(const Group<V, M>& x, const Group<V, M>& limit) {
+  using R = Group<V, M>;
+  DGR_EACH(R, at_most(x.v[i], limit.v[i]));
+}
 #undef DGR_EACH
+
+// Loads, stores and sums alike for a vector and for a group: a group's vectors are added to one, in order.
+template <class S, int N> DGR_HD void load_to(Vec<S, N>& to, const S* p) { to = Vec<S, N>::load(p); }
+template <class S, int N, int M> DGR_HD void load_to(Group<Vec<S, N>, M>& to, const S* p) {
+  for (int i = 0; i < M; ++i) to.v[i] = Vec<S, N>::load(p + i * N);
+}
+template <class W, class S> DGR_HD W load(const S* p) {
+  W r;
+  load_to(r, p);
+  return r;
+}
+template <class S, int N> DGR_HD void store(Vec<S, N> a, S* p) { a.store(p); }
+template <class S, int N, int M> DGR_HD void store(const Group<Vec<S, N>, M>& a, S* p) {
+  for (int i = 0; i < M; ++i) a.v[i].store(p + i * N);
+}
+template <class S, int N> DGR_HD Vec<S, N> summand(Vec<S, N> a) { return a; }
+template <class V, int M> DGR_HD V summand(const Group<V, M>& a) { return a.v[0]; }
+template <class V> DGR_HD void add(V& sum, V a) { sum = sum + a; }
+template <class V, int M> DGR_HD void add(V& sum, const Group<V, M>& a) {
+  for (int i = 0; i < M; ++i) sum = sum + a.v[i];
+}
+template <class V> DGR_HD void add_product(V& sum, V a, V b) { sum = sum + a * b; }
+template <class V, int M> DGR_HD void add_product(V& sum, const Group<V, M>& a, const Group<V, M>& b) {
+  for (int i = 0; i < M; ++i) sum = sum + a.v[i] * b.v[i];
+}
+
+// Between C vectors of N numbers as they lie in memory, N rows of C, and one vector for each column: without going
+// through memory, where a vector would wait for the numbers that were just stored. Each step takes from one more vector.
+template <int C, int N, int Column, int From, size_t... Lane>
+DGR_HD auto take_column(typename NativeOf<float, N>::Native taken, typename NativeOf<float, N>::Native from, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(taken, from, (int(Lane) * C + Column) / N == From ? N + (int(Lane) * C + Column) % N : int(Lane)...);
+}
+template <int C, int N, int Column, int From = 0> DGR_HD void column_of(const Vec<float, N>* flat, Vec<float, N>& out) {
+  if constexpr (From < C) {
+    out.v = take_column<C, N, Column, From>(out.v, flat[From].v, std::make_index_sequence<N>());
+    column_of<C, N, Column, From + 1>(flat, out);
+  }
+}
+template <int C, int N, int Column = 0> DGR_HD void columns_of(const Vec<float, N>* flat, Vec<float, N>* out) {
+  if constexpr (Column < C) {
+    out[Column] = flat[0];
+    column_of<C, N, Column>(flat, out[Column]);
+    columns_of<C, N, Column + 1>(flat, out);
+  }
+}
+template <int C, int N, int Part, int Column, size_t... Lane>
+DGR_HD auto put_column(typename NativeOf<float, N>::Native put, typename NativeOf<float, N>::Native from, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(put, from, (Part * N + int(Lane)) % C == Column ? N + (Part * N + int(Lane)) / C : int(Lane)...);
+}
+template <int C, int N, int Part, int Column = 0> DGR_HD void part_of(const Vec<float, N>* columns, Vec<float, N>& out) {
+  if constexpr (Column < C) {
+    out.v = put_column<C, N, Part, Column>(out.v, columns[Column].v, std::make_index_sequence<N>());
+    part_of<C, N, Part, Column + 1>(columns, out);
+  }
+}
+template <int C, int N, int Part = 0> DGR_HD void parts_of(const Vec<float, N>* columns, Vec<float, N>* out) {
+  if constexpr (Part < C) {
+    out[Part] = columns[0];
+    part_of<C, N, Part>(columns, out[Part]);
+    parts_of<C, N, Part + 1>(columns, out);
+  }
+}
 
 }  // namespace DGR_VARIANT
 }  // namespace dgr

@@ -1,7 +1,7 @@
 // The table of the kernels under the name DGR_TABLE.
 #include "absolute.h"
 #include "adam.h"
-#include "draw.h"
+#include "draw_vjp.h"
 #include "project.h"
 #include "sh.h"
 
