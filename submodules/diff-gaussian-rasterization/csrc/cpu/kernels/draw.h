@@ -11,9 +11,9 @@ namespace {
 
 // Gaussians whose patches are found together, as the loop over the patches of one would wait for them; after each batch,
 // finished patches and tiles are looked for, to skip them.
-constexpr int kBatch = 16;
+constexpr int kBatch = 32;
 // Number of records that are prefetched.
-constexpr int kPrefetch = 4;
+constexpr int kPrefetch = 16;
 // Number of rows of gradients that are prefetched when they are added.
 constexpr int kPrefetchRows = 16;
 

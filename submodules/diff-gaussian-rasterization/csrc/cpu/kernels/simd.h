@@ -194,10 +194,15 @@ DGR_HD uint64_t bytes(NativeOf<float, 8>::Bits lanes) {
 template <class S, int N> DGR_HD void sum_lanes(const Vec<S, N>* v, S* out) {
 #if defined(DGR_AVX512)
   if constexpr (std::is_same_v<S, float> && N == 16) {
-    Vec<float, 8> halves[4];
-    for (int k = 0; k < 4; ++k)
-      halves[k] = Vec<float, 8>::Native(_mm512_maskz_extractf32x8_ps(0xff, (__m512)v[k].v, 0)) + Vec<float, 8>::Native(_mm512_maskz_extractf32x8_ps(0xff, (__m512)v[k].v, 1));
-    return sum_lanes(halves, out);
+    const auto halves = [](__m512 a, __m512 b) DGR_LAMBDA {
+      return _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, a, b), _mm512_maskz_unpackhi_ps(0xffff, a, b));
+    };
+    // In every 128 bits two sums of two lanes of v[0] and v[1] (v[2] and v[3]), then a sum of four of each.
+    const __m512 low = halves((__m512)v[0].v, (__m512)v[1].v), high = halves((__m512)v[2].v, (__m512)v[3].v);
+    const __m512 quarters = _mm512_add_ps(_mm512_maskz_shuffle_ps(0xffff, low, high, 0x44), _mm512_maskz_shuffle_ps(0xffff, low, high, 0xee));
+    const __m256 both = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, quarters, 0), _mm512_maskz_extractf32x8_ps(0xff, quarters, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+    return;
   }
 #endif
 #if defined(DGR_AVX2)
