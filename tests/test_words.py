@@ -12,7 +12,6 @@ RETIRED = {
     r"photographs?\b": "image",
     r"pictur(es?|ed)\b": "image",
     r"(in|by) turns\b|\b(each|every|last|first|own|next) turn\b": "round",
-    r"(?<!depth )(?<!normal )(?<!pose_)priors?\b(?! to\b)": "initialization",
     r"resting|at rest\b": "inactive, offloaded",
     r"(the|3DGS) family|family's": "3DGS codebases",
     r"(is|are|was|were|been|be|has|have) said\b": "printed, reported",
@@ -27,7 +26,7 @@ RETIRED = {
 }
 ALLOWED = {
     # Names in old files and in other programs.
-    "anchor_demon", "read_all_pose_priors", "gaussians.prior", "blocks.confine",
+    "anchor_demon", "blocks.confine",
 }  # fmt: skip
 
 

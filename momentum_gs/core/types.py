@@ -63,6 +63,10 @@ class TargetImage:
     ignored ones, pixels of weight 0 are shown to their neighbours' SSIM."""
     share: Float[Tensor, ""] | float = 1.0
     """Of the whole view's loss: pixels that count here, as a share of all that count."""
+    depth_prior: Float[Tensor, "h w"] | None = None
+    """An estimator's depth or inverse depth in any unit, NaN where unknown; None: there is none."""
+    normal_prior: Float[Tensor, "3 h w"] | None = None
+    """An estimator's unit normals in camera axes, 0 where unknown; None: there are none."""
 
     @property
     def counts(self) -> Float[Tensor, "1 h w"] | None:

@@ -64,11 +64,12 @@ class Window:
     def target(self, whole: TargetImage) -> TargetImage:
         """The rectangle's part of a view's image, with the weights of its pixels."""
         image = self.crop(whole.image)
+        depth, normal = (None if p is None else self.crop(p) for p in (whole.depth_prior, whole.normal_prior))
         if whole.mask is None:
-            return TargetImage(image, None, self.weights, self.share)
+            return TargetImage(image, None, self.weights, self.share, depth, normal)
         mask = self.crop(whole.mask)
         share = (mask * self.weights).sum() / whole.mask.sum().clamp_min(1)
-        return TargetImage(image, mask, self.weights, share)
+        return TargetImage(image, mask, self.weights, share, depth, normal)
 
 
 def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | None:

@@ -4,7 +4,7 @@ The mask of ``a/1.jpg`` is ``a/1.jpg.png`` (as in COLMAP), ``a/1.png`` or ``a/1.
 of an image without a mask count.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -27,14 +27,28 @@ def find_masks(folder: Path, names: Collection[str]) -> tuple[dict[str, Path], l
         folder: The mask folder; it need not exist.
         names: Image names of the scene.
     """
+    return find_beside(folder, names, lambda name: (f"{name}.png", str(PurePosixPath(name).with_suffix(".png")), name))
+
+
+def find_beside(
+    folder: Path, names: Collection[str], forms: Callable[[str], Sequence[str]]
+) -> tuple[dict[str, Path], list[str]]:
+    """The files in a folder that belong to images, by image name, and those that belong to none.
+
+    Only names of files that are in the folder are found, whatever an image's name says.
+
+    Args:
+        folder: It need not exist.
+        names: Image names of the scene.
+        forms: Image name -> names that its file may have below the folder, best first.
+    """
     if not folder.is_dir():
         return {}, []
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     found: dict[str, Path] = {}
     used = set()
     for name in names:
-        candidates = (f"{name}.png", str(PurePosixPath(name).with_suffix(".png")), name)
-        chosen = next((candidate for candidate in candidates if candidate in there), None)
+        chosen = next((candidate for candidate in forms(name) if candidate in there), None)
         if chosen is not None:
             found[name] = folder / chosen
             used.add(chosen)

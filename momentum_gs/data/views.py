@@ -20,6 +20,7 @@ from momentum_gs.core.log import warn
 from momentum_gs.core.types import TargetImage
 from momentum_gs.data.images import read_image
 from momentum_gs.data.masks import read_mask
+from momentum_gs.data.priors import Priors
 from momentum_gs.data.scene import Scene
 
 # Decoding one image takes as long as several training steps on a GPU, so a few threads keep up; more only use memory.
@@ -36,14 +37,24 @@ class Views:
     open.
     """
 
-    def __init__(self, scene: Scene, cache_bytes: int, device: torch.device, *, skip_bad: bool = False) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        cache_bytes: int,
+        device: torch.device,
+        *,
+        skip_bad: bool = False,
+        priors: Priors | None = None,
+    ) -> None:
         """Starts the decoding threads.
 
         Args:
             cache_bytes: Upper bound on cached bytes of host memory; 0: nothing is cached.
             device: Device of the returned images.
             skip_bad: Whether ``target_or_skip`` skips images that cannot be read (``scene.bad_images``).
+            priors: Maps that images come with (``TargetImage``), read and cached with their pixels.
         """
+        self._priors = priors or Priors({}, {}, inverse=True)
         self._scene, self._bound, self._device, self._skip_bad = scene, cache_bytes, device, skip_bad
         self.bad: dict[str, str] = {}
         """Name -> reason for the images that were skipped; an image that can be read later is removed."""
@@ -81,7 +92,7 @@ class Views:
         return self.target(name).image
 
     def target(self, name: str) -> TargetImage:
-        """One image, RGB in [0, 1], and its mask, if it has one; new tensors on the device.
+        """One image, RGB in [0, 1], and its mask and priors, if it has them; new tensors on the device.
 
         Warns once about an image that takes longer than ``SLOW_SECONDS``.
 
@@ -99,7 +110,9 @@ class Views:
                 pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
         pixels = to_device(pixels, self._device)
         image = pixels[:3].float().div_(255)
-        return TargetImage(image, pixels[3:].float() if len(pixels) > 3 else None)
+        mask = pixels[3:4].float() if name in self._scene.mask_paths else None
+        depth, normal = self._priors.take(name, pixels[3 if mask is None else 4 :])
+        return TargetImage(image, mask, depth_prior=depth, normal_prior=normal)
 
     def target_or_skip(self, name: str) -> TargetImage | None:
         """``target``; with ``skip_bad``, None for an image that cannot be read, which gets one warning and an entry in
@@ -197,11 +210,15 @@ class Views:
         return pixels
 
     def _decode(self, name: str) -> Tensor:
-        """[3,H,W], or [4,H,W] with the mask as the last channel."""
+        """[C,H,W]: three channels, then the mask, then the bytes of priors, if there are any."""
         width, height = self._sizes[name]
         pixels = read_image(self._scene.image_paths[name], width, height, self._scene.white_background)
         mask = self._scene.mask_paths.get(name)
-        return pixels if mask is None else torch.cat([pixels, read_mask(mask, width, height)])
+        if mask is not None:
+            pixels = torch.cat([pixels, read_mask(mask, width, height)])
+        if self._priors.bytes_per_pixel(name):
+            pixels = torch.cat([pixels, self._priors.read(name, width, height)])
+        return pixels
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
@@ -227,7 +244,8 @@ class Views:
 
     def _bytes(self, name: str) -> int:
         width, height = self._sizes[name]
-        return (4 if name in self._scene.mask_paths else 3) * width * height
+        channels = (4 if name in self._scene.mask_paths else 3) + self._priors.bytes_per_pixel(name)
+        return channels * width * height
 
     def _make_room(self, size: int, spare: Collection[str] = ()) -> bool:
         """Evicts the oldest images until ``size`` bytes fit, or none if they cannot fit. The caller holds the lock."""

@@ -15,6 +15,7 @@ from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
 from momentum_gs.core.window import Window
 from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.priors import find_priors
 from momentum_gs.data.scene import Scene
 from momentum_gs.data.views import Views
 from momentum_gs.model.appearance import AppearanceTable
@@ -131,6 +132,7 @@ class Training:
         self._order = ViewOrder(self._plan.train, config.seed)
         self._background = torch.full((3,), 1.0 if config.scene.white_background else 0.0, device=device)
         self._depths = SparseDepths(scene, device) if config.loss.depth else None
+        self._priors = find_priors(config, scene)
         # With windows nothing is dropped at the merge, so Gaussians may cross the border of their cell.
         self._clamp_to = None if self._plan.windows is not None else self._plan.cell_of
         self._surroundings = Surroundings(config, self._plan, self._store, comm, device)
@@ -168,10 +170,10 @@ class Training:
         """
         self._observers = observers
         self._stop, self._saved_at = stop, time.perf_counter()
-        cache = int(self._config.scene.cache_gb * 2**30)
+        cache, skip_bad = int(self._config.scene.cache_gb * 2**30), self._config.scene.bad_images == "skip"
         ending: Ending = None
         try:
-            with Views(self._scene, cache, self._device, skip_bad=self._config.scene.bad_images == "skip") as views:
+            with Views(self._scene, cache, self._device, skip_bad=skip_bad, priors=self._priors) as views:
                 for index in range(len(self.schedule)):
                     # Also draw the next round: its blocks are fetched while this one trains.
                     self.schedule.draw(index + 1, self._scores.weights())

@@ -31,10 +31,10 @@ CONSISTENCY_TERMS = ("consistency_color", "consistency_rotation", "consistency_s
 def image_terms(config: Config) -> tuple[str, ...]:
     """Names of the terms with these settings; those of the momentum teacher are not included."""
     behind = ("background",) if config.model.background != "fixed" else ()
-    depth = ("depth",) if config.loss.depth else ()
+    given = tuple(name for name in ("depth", "depth_prior", "normal_prior") if getattr(config.loss, name))
     student = (*KD_TERMS, STRUCTURE) if config.distill.teachers else ()
     surface = SURFACE_TERMS if config.model.surface == "planar" else ()
-    return IMAGE_TERMS + behind + depth + student + surface
+    return IMAGE_TERMS + behind + given + student + surface
 
 
 def loss_terms(
@@ -45,7 +45,7 @@ def loss_terms(
     config: Config,
     behind: Float[Tensor, "3 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """All terms of one view but ``depth`` and those of surfaces, each times its weight.
+    """All terms of one view but those of depth, normals and surfaces, each times its weight.
 
     Args:
         image: The render, after colour correction.

@@ -23,6 +23,7 @@ from momentum_gs.train.distillation.student import Student
 from momentum_gs.train.growth.anchors import GrowthReport
 from momentum_gs.train.losses import loss_terms
 from momentum_gs.train.optim import move_rows
+from momentum_gs.train.priors import draws_surface, prior_terms
 from momentum_gs.train.sparse_depth import SparseDepths, depth_loss
 from momentum_gs.train.surfaces.terms import SurfaceTerms
 
@@ -102,7 +103,7 @@ def train_step(
                 block.model, decoders.student_of(block), posed, inputs.background,
                 teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
                 block.opacity_factors(config),
-                inputs.surfaces is not None and inputs.surfaces.draws(block.step, config),
+                draws_surface(config) or (inputs.surfaces is not None and inputs.surfaces.draws(block.step, config)),
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             learned = view.behind if config.model.background != "fixed" else None  # A student's is fixed.
@@ -110,6 +111,8 @@ def train_step(
             if inputs.depths is not None:
                 depth = depth_loss(view.output, inputs.depths.of(camera, window))
                 terms["depth"] = config.loss.depth * target.share * depth
+            if config.loss.depth_prior or config.loss.normal_prior:
+                terms |= prior_terms(view, posed, target, config)
             if inputs.student is not None:
                 terms |= inputs.student.terms(block, camera, view.output.image, target, window)
             if inputs.surfaces is not None:

@@ -65,10 +65,17 @@ class LossConfig:
     depth: float = 0.0
     """Weight of the mean relative error of the rendered inverse depth at the sparse points that an image observes; each
     point counts by its reprojection error and track length. Needs a COLMAP model with tracks [ours]. 0: off."""
+    depth_prior: float = 0.0
+    """Weight of the mean relative error of the rendered depth against the maps in ``scene.depths``, each scaled and
+    shifted to the render (docs/surfaces.md) [ours]. 0: they are not read."""
+    normal_prior: float = 0.0
+    """Weight of the mean 1 - cosine between the rendered normals and the maps in ``scene.normals`` [ours]. 0: they are
+    not read."""
 
     def __post_init__(self) -> None:
         check(0 <= self.dssim <= 1, "loss.dssim", self.dssim, "a number in [0, 1]")
-        check(self.depth >= 0, "loss.depth", self.depth, "at least 0")
+        for name in ("depth", "depth_prior", "normal_prior"):
+            check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

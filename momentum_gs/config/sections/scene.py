@@ -37,6 +37,13 @@ class SceneConfig:
     masks: str = "masks"
     """Folder in the scene with a mask for each image, ``<image name>.png``; black pixels are ignored in the loss, in
     scores and in growth. Empty: no masks are used [ours]."""
+    depths: str = "depths"
+    """Folder beside the image folder with a depth map for each image, for ``loss.depth_prior`` [3DGS: ``-d``]."""
+    depths_hold: Literal["inverse", "depth"] = "inverse"
+    """What those maps hold, in any unit and with any shift: ``inverse`` depth, larger where nearer, as Depth Anything
+    writes it [3DGS], or ``depth``, larger where farther, as metric estimators write it [ours]."""
+    normals: str = "normals"
+    """Folder beside the image folder with a normal map for each image, for ``loss.normal_prior`` [ours]."""
     undistort: bool = False
     """Undistort images of cameras with lens distortion into ``undistort_folder``; without this, such a scene is an
     error [ours]."""
