@@ -43,7 +43,7 @@ from momentum_gs.train.events import (
     StepDone,
     TrainingState,
 )
-from momentum_gs.train.losses import CONSISTENCY_TERMS, image_terms
+from momentum_gs.train.losses import gather_losses, reported_terms
 from momentum_gs.train.model_files import write_model
 from momentum_gs.train.outcome import Outcome
 from momentum_gs.train.resume import begin, go_on, schedule_of
@@ -284,7 +284,9 @@ class Training:
                     )
         done = StepDone(self._step, self.schedule.total, self.seconds)
         if self._due(self._config.log.every):
-            losses, anchors = self._gather(report, active, round_)
+            sizes = {state.block: len(state.model) for state in active}
+            terms = reported_terms(self._config, round_.decoder_live)
+            losses, anchors = gather_losses(report.losses, sizes, round_.blocks, terms, self._comm)
             done = replace(done, losses=losses, anchors=anchors, pixels=self._meter.pixels)
         self._observers.on_event(done)
 
@@ -299,27 +301,6 @@ class Training:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
-
-    def _gather(
-        self, report: StepReport, active: Sequence[Block], round_: Round
-    ) -> tuple[dict[int, dict[str, float]], dict[int, int]]:
-        """Losses and anchor counts of all ranks' blocks, by block; one small all-reduce."""
-        terms = self._term_names(round_)
-        table = torch.zeros(len(round_.blocks), len(terms) + 1, dtype=torch.float64)
-        for state in active:
-            row = round_.blocks.index(state.block)
-            losses = report.losses[state.block]
-            # Before ``teacher.start`` there are no consistency terms; they are reported as zero.
-            table[row] = torch.tensor([*(float(losses.get(name, 0)) for name in terms), len(state.model)])
-        self._comm.all_reduce_sum_(table)
-        rows = dict(zip(round_.blocks, table.tolist(), strict=True))
-        losses_by_block = {block: dict(zip(terms, row, strict=False)) for block, row in rows.items()}
-        return losses_by_block, {block: int(row[-1]) for block, row in rows.items()}
-
-    def _term_names(self, round_: Round) -> tuple[str, ...]:
-        teacher = round_.decoder_live and self._config.teacher.enabled and self._config.stage == "blocks"
-        terms = image_terms(self._config)
-        return terms + CONSISTENCY_TERMS if teacher else terms
 
     def _measure(self, active: Sequence[Block], round_: Round, views: Views) -> None:
         """Scores the blocks whose measurement is due on their training views (eq. 7); all ranks take part."""

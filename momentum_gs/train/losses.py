@@ -3,11 +3,15 @@
 Terms that are means over Gaussians are zero, not NaN, for a view without Gaussians, and remain differentiable.
 """
 
+from collections.abc import Mapping, Sequence
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from momentum_gs.config.schema import Config, LossConfig
+from momentum_gs.core.comm import Comm
 from momentum_gs.core.image import l1, ssim
 from momentum_gs.core.types import TargetImage
 from momentum_gs.model.expand import Decoded, TeacherTargets
@@ -102,3 +106,38 @@ def consistency(decoded: Decoded, targets: TeacherTargets) -> dict[str, Float[Te
 def _mse(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared error; zero for empty tensors, for which torch's mean is NaN."""
     return F.mse_loss(a, b, reduction="sum") / max(a.numel(), 1)
+
+
+def reported_terms(config: Config, decoder_live: bool) -> tuple[str, ...]:
+    """Names of the terms that a step's losses have."""
+    teacher = decoder_live and config.teacher.enabled and config.stage == "blocks"
+    return image_terms(config) + CONSISTENCY_TERMS if teacher else image_terms(config)
+
+
+def gather_losses(
+    losses: Mapping[int, Mapping[str, Tensor]],
+    sizes: Mapping[int, int],
+    blocks: Sequence[int],
+    terms: Sequence[str],
+    comm: Comm,
+) -> tuple[dict[int, dict[str, float]], dict[int, int]]:
+    """Losses and sizes of all ranks' blocks, by block; one small all-reduce.
+
+    Args:
+        losses: Block of this rank -> term -> scalar; a missing term, as those of the teacher before
+            ``teacher.start``, counts as 0.
+        sizes: Block of this rank -> number of its anchors or splats.
+        blocks: Active blocks of all ranks.
+        terms: ``reported_terms``.
+        comm: Of the run; all ranks call.
+    """
+    table = torch.zeros(len(blocks), len(terms) + 1, dtype=torch.float64)
+    for block, size in sizes.items():
+        row = [*(float(losses[block].get(name, 0)) for name in terms), size]
+        table[blocks.index(block)] = torch.tensor(row, dtype=torch.float64)
+    comm.all_reduce_sum_(table)
+    rows = dict(zip(blocks, table.tolist(), strict=True))
+    return (
+        {block: dict(zip(terms, row, strict=False)) for block, row in rows.items()},
+        {block: int(row[-1]) for block, row in rows.items()},
+    )
