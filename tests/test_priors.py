@@ -186,7 +186,7 @@ def test_priors_come_with_their_image_through_its_cache(
         window = window_of(torch.arange(1024).view(32, 32) % 32 < 9, scene.train[0], CPU)
         assert window is not None
         part = window.target(target)
-        assert part.depth_prior is not None and torch.equal(part.depth_prior, window.crop(target.depth_prior))
+        assert part.depth_prior is not None and torch.equal(part.depth_prior, window.crop(torch.from_numpy(depth)))
     with Views(scene, 0, CPU) as views:
         assert torch.equal(views.target("a/1.jpg").image, target.image)
     with pytest.raises(UserError, match="loss.depth_prior: no training image has a map in .*/none .it has no files"):
@@ -212,7 +212,7 @@ def write_synthetic_priors(scene: Path) -> Path:
     """Depths that fall to the right, as of a plane that rises, and normals of a plane from above."""
     for image in (scene / "images").iterdir():
         save(scene / "depths" / f"{image.stem}.npy", np.tile(np.linspace(5, 3, 24, dtype=np.float32), (18, 1)))
-        save(scene / "normals" / f"{image.stem}.npy", np.tile(np.float32([0, 0, -1]), (18, 24, 1)))
+        save(scene / "normals" / f"{image.stem}.npy", np.tile(np.array([0, 0, -1], np.float32), (18, 24, 1)))
     return scene
 
 
