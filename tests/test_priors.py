@@ -11,12 +11,19 @@ from tiny_run import assert_same_bits, interrupt, make_config, model_of, train
 from tiny_scene import nadir_camera, write_tiny_scene
 
 from momentum_gs.config.load import load_config
+from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.window import window_of
 from momentum_gs.data.priors import find_priors, read_depth, read_normals
 from momentum_gs.data.scene import load_scene
+from momentum_gs.data.synthetic.scene import CitySettings, write_city
+from momentum_gs.data.synthetic.scene import read_depth as read_true_depth
 from momentum_gs.data.views import Views
-from momentum_gs.render.surface import Surface
+from momentum_gs.model.io import load_model
+from momentum_gs.render.surface import Surface, expected_depth
+from momentum_gs.render.view import render_view
+from momentum_gs.train.events import Observers
+from momentum_gs.train.loop import Training
 from momentum_gs.train.priors import depth_error, fitted, normal_error
 
 CPU = torch.device("cpu")
@@ -186,7 +193,7 @@ def test_priors_come_with_their_image_through_its_cache(
         window = window_of(torch.arange(1024).view(32, 32) % 32 < 9, scene.train[0], CPU)
         assert window is not None
         part = window.target(target)
-        assert part.depth_prior is not None and torch.equal(part.depth_prior, window.crop(target.depth_prior))
+        assert part.depth_prior is not None and torch.equal(part.depth_prior, window.crop(torch.from_numpy(depth)))
     with Views(scene, 0, CPU) as views:
         assert torch.equal(views.target("a/1.jpg").image, target.image)
     with pytest.raises(UserError, match="loss.depth_prior: no training image has a map in .*/none .it has no files"):
@@ -212,7 +219,7 @@ def write_synthetic_priors(scene: Path) -> Path:
     """Depths that fall to the right, as of a plane that rises, and normals of a plane from above."""
     for image in (scene / "images").iterdir():
         save(scene / "depths" / f"{image.stem}.npy", np.tile(np.linspace(5, 3, 24, dtype=np.float32), (18, 1)))
-        save(scene / "normals" / f"{image.stem}.npy", np.tile(np.float32([0, 0, -1]), (18, 24, 1)))
+        save(scene / "normals" / f"{image.stem}.npy", np.tile(np.array([0, 0, -1], np.float32), (18, 24, 1)))
     return scene
 
 
@@ -235,6 +242,28 @@ def test_without_weights_nothing_is_read_and_with_them_training_goes_on(tmp_path
     found = model_of(tmp_path / "c")
     assert all(value.isfinite().all() for value in found.values())
     assert any(not torch.equal(value, plain[name]) for name, value in found.items())
+
+
+def test_true_depths_of_a_city_make_the_trained_depth_better(tmp_path: Path) -> None:
+    city = tmp_path / "city"
+    write_city(city, CitySettings(blocks_x=1, blocks_y=1, views=16, width=64, height=48))
+    errors = []
+    for weight in (0, 0.5):
+        settings = [f"scene.path={city}", f"out={tmp_path / str(weight)}", f"loss.depth_prior={weight}", "stage=coarse",
+                    "steps=150", "scene.depths_hold=depth", "scene.resolution=1", "log.tensorboard=false", GAUSSIANS[0],
+                    "teacher.enabled=false"]  # fmt: skip
+        config = load_config(None, settings)
+        scene = load_scene(config.scene)
+        Training(config, scene, None, LocalComm(), CPU).run(Observers())
+        model, harmonics = load_model(next((tmp_path / str(weight)).glob("point_cloud/iteration_*/*.ply")))
+        misses = []
+        for camera in scene.train[::3]:
+            with torch.no_grad():
+                depth = expected_depth(render_view(model, harmonics, camera, torch.zeros(3)).output)
+            truth = read_true_depth(city, camera.name)
+            misses.append(((depth - truth).abs() / truth)[(truth > 0) & (depth > 0)].median())
+        errors.append(float(torch.stack(misses).mean()))
+    assert errors[1] < 0.97 * errors[0], errors
 
 
 @pytest.mark.slow
