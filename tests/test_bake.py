@@ -186,6 +186,7 @@ class KnownColors(GaussianDecoder):
         return DecoderOutput(torch.full((n, K), 0.4), cov, color[:, None].expand(n, K, 3))
 
 
+@pytest.mark.slow
 def test_the_fit_recovers_known_harmonics_and_rotations(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = torch.Generator().manual_seed(0)
     sh = torch.randn(16, 3, generator=rng) * 0.1
@@ -248,6 +249,7 @@ def test_those_that_contribute_most_are_kept() -> None:
     assert len(bake(anchors, decoder, cameras(), max_gaussians=50)) == 50
 
 
+@pytest.mark.slow
 def test_parts_give_what_one_part_gives() -> None:
     anchors, decoder = make_anchors(), make_decoder()
     seen = contributions(anchors, decoder, cameras())

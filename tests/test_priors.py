@@ -228,6 +228,7 @@ GAUSSIANS = ["model.primitive=gaussians", "teacher.enabled=false", "blocks.bound
              "blocks.offset_clamping=false", "gaussians.from_coarse=false"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_without_weights_nothing_is_read_and_with_them_training_goes_on(tmp_path: Path) -> None:
     scene = write_tiny_scene(tmp_path / "scene")
     train(make_config(scene, tmp_path / "a", "steps=2", "blocks.interval=1"))
@@ -244,6 +245,7 @@ def test_without_weights_nothing_is_read_and_with_them_training_goes_on(tmp_path
     assert any(not torch.equal(value, plain[name]) for name, value in found.items())
 
 
+@pytest.mark.slow
 def test_true_depths_of_a_city_make_the_trained_depth_better(tmp_path: Path) -> None:
     city = tmp_path / "city"
     write_city(city, CitySettings(blocks_x=1, blocks_y=1, views=16, width=64, height=48))

@@ -199,6 +199,7 @@ def test_cells_of_another_partition_assign_the_pixels_to_blocks(run: tuple[Path,
         main(["render", str(out), "--cells", str(other), "--blocks"])
 
 
+@pytest.mark.slow
 def test_blocks_are_scored_over_the_covered_pixels_of_the_merged_model(run: tuple[Path, Scene]) -> None:
     out, _ = run
     assert main(["render", str(out), "--covered"]) == 0
