@@ -242,6 +242,7 @@ def test_the_aggregation_of_one_model_is_that_model(tmp_path: Path) -> None:
     assert_equal(combine(uploads, config(), CPU).splats, uploads[0].splats)
 
 
+@pytest.mark.slow
 def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
     first, second = inbox_of(tmp_path / "a"), inbox_of(tmp_path / "b", (3, 1, 0, 2), "sender")
     for name, inbox in (("x", first), ("y", second)):
@@ -303,6 +304,7 @@ def test_images_are_used_where_they_were_sent(tmp_path: Path) -> None:
     assert shown[1] > shown[0] + 0.01
 
 
+@pytest.mark.slow
 def test_depth_and_normals_are_learned_too(tmp_path: Path) -> None:
     uploads, _ = receive(inbox_of(tmp_path / "inbox"))
     plain, both = (combine(uploads, config(f"aggregate.surface={weight}"), CPU).splats for weight in (0, 1))

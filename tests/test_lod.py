@@ -58,6 +58,7 @@ def test_a_cut_shows_every_leaf_once(n: int, seed: int, budget: int) -> None:
     assert sorted(below) == list(range(n)), "one root, so every budget can be kept"
 
 
+@pytest.mark.slow
 def test_children_come_first_and_errors_grow_towards_the_roots() -> None:
     tree = build_lod(cloud(300), [CAMERA])
     child = (tree.parent >= 0).nonzero()[:, 0]
@@ -67,6 +68,7 @@ def test_children_come_first_and_errors_grow_towards_the_roots() -> None:
     assert (tree.parent[tree.root] == -1).all()
 
 
+@pytest.mark.slow
 def test_a_budget_of_all_gaussians_is_the_model() -> None:
     splats = cloud(200)
     tree = build_lod(splats, [CAMERA])
@@ -117,6 +119,7 @@ def test_merging_keeps_the_mean_of_a_mixture() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_view_spends_its_budget_on_what_is_near() -> None:
     near, far = cloud(200, 1), cloud(200, 2)
     far = replace(far, position=far.position + torch.tensor([0.0, 0, 60]))

@@ -231,6 +231,7 @@ def test_models_of_either_kind_give_maps(primitive: str, trained: Callable[[str]
     assert "PSNR_covered" not in read_json(out / "results.json")["ours_10"]
 
 
+@pytest.mark.slow
 def test_runs_compare_over_the_maps_of_one(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = scored(out, "--covered")
     other = Path(shutil.copytree(out, out.parent / "other"))
