@@ -34,6 +34,7 @@ from momentum_gs.core.geometry import box_in_any_view, uncontract
 from momentum_gs.core.log import info
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
+from momentum_gs.core.window import RASTER, pack_owned
 from momentum_gs.data.images import write_png
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
@@ -83,7 +84,9 @@ def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
             )
             paths[name] = folder / name
     views = [[camera.name for camera in cameras[b * VIEWS : (b + 1) * VIEWS]] for b in range(empty.n)]
-    table = PartitionTable(aabb, empty.dim, empty.rotation, views)
+    # With blocks.windows: a block owns all of its views, amid what they show of its neighbours.
+    owned = pack_owned(torch.ones(RASTER, RASTER, dtype=torch.bool))
+    table = PartitionTable(aabb, empty.dim, empty.rotation, views, windows=[[owned] * VIEWS] * empty.n)
     points = PointCloud(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.uint8))
     return Scene(folder, cameras, [], points, paths), table
 
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=2, help="steps of a round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=110, help="rounds to run (default %(default)s)")
     parser.add_argument("--checkpoint-rounds", type=int, default=16, help="rounds between checkpoints")
+    parser.add_argument("--windows", action="store_true", help="blocks.windows=true, which is not predicted")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything; must not exist")
     args = parser.parse_args()
     args.work.mkdir(parents=True)
@@ -203,6 +207,7 @@ def main() -> None:
         "blocks.schedule=permutation", f"store.ram_gb={args.ram_gb}", "device=cpu", "weighting.enabled=false",
         f"log.checkpoint_every={args.checkpoint_rounds * args.interval}", "log.checkpoint_minutes=0",
         "log.keep_checkpoints=1", "log.link_checkpoints=true", f"out={args.work / 'city'}",
+        f"blocks.windows={str(args.windows).lower()}",
     ]  # fmt: skip
     config = load_config(None, settings)
     parts = measure(args, settings, args.work)
