@@ -165,6 +165,7 @@ def model_of_a_wall(tmp_path: Path) -> tuple[Path, list[Camera]]:
     return tmp_path / "point_cloud.ply", ABOVE
 
 
+@pytest.mark.slow
 def test_mesh_of_a_model_lies_on_its_surface_and_continues_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

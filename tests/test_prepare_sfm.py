@@ -374,6 +374,7 @@ def test_images_of_a_second_scene_are_left_out_and_named(
     assert record["not_registered"] == others.split(", ")
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_three_images_make_a_scene_and_unrelated_ones_none(
     tmp_path: Path, flight: tuple[Path, dict[str, Camera]], capsys: pytest.CaptureFixture[str]

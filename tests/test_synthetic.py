@@ -157,6 +157,7 @@ def test_depth_of_one_view_lands_on_the_surface_of_another(scene: Path, model: C
     assert compared >= 3
 
 
+@pytest.mark.slow
 def test_sparse_points_lie_on_surfaces_within_their_noise(model: ColmapModel, city: City) -> None:
     normals, offsets = half_spaces(city)
 

@@ -34,6 +34,7 @@ def seen_through(lens: Lens) -> np.ndarray:
     return np.nan_to_num(waves(rays)).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", BENT)
 def test_the_undistorted_image_is_that_of_a_pinhole(model: str) -> None:
     lens = lens_of(model)
