@@ -269,6 +269,7 @@ def test_true_depths_of_a_city_make_the_trained_depth_better(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", [["blocks.windows=true"], GAUSSIANS], ids=["windows", "gaussians"])
 def test_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, options: list[str]) -> None:
     scene = write_synthetic_priors(write_tiny_scene(tmp_path / "scene"))

@@ -133,6 +133,7 @@ def test_without_weights_not_one_bit_changes(scene: Path, tmp_path: Path, kind: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", [["blocks.windows=true"], GAUSSIANS], ids=["windows", "gaussians"])
 def test_interrupted_run_goes_on_to_the_same_bits(scene: Path, tmp_path: Path, options: list[str]) -> None:
     options = [*options, *PLANAR, "log.checkpoint_every=50"]
