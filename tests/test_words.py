@@ -12,6 +12,7 @@ RETIRED = {
     r"photographs?\b": "image",
     r"pictur(es?|ed)\b": "image",
     r"(in|by) turns\b|\b(each|every|last|first|own|next) turn\b": "round",
+    r"(coarse|initial|gaussians\.)[ .]?prior\b": "initialization",  # depth and normal priors keep their name
     r"resting|at rest\b": "inactive, offloaded",
     r"(the|3DGS) family|family's": "3DGS codebases",
     r"(is|are|was|were|been|be|has|have) said\b": "printed, reported",
@@ -26,7 +27,7 @@ RETIRED = {
 }
 ALLOWED = {
     # Names in old files and in other programs.
-    "anchor_demon", "blocks.confine",
+    "anchor_demon", "gaussians.prior", "blocks.confine",
 }  # fmt: skip
 
 

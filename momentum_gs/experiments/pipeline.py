@@ -150,7 +150,7 @@ class Pipeline:
         values = (stage, out, self._scene)
         ours = [f"{key}={json.dumps(str(value))}" for key, value in zip(SET_BY_RUN, values, strict=True)]
         chosen = any(choice.key == "blocks.windows" and choice.value for choice in self._state.choices)
-        files = request.files or (OWN_FILE, WINDOWS_FILE)[: 1 + chosen]
+        files = request.files or ((OWN_FILE, WINDOWS_FILE) if chosen else (OWN_FILE,))
         given = request.files or any(words.split("=")[0] in SET_WITH_WINDOWS for words in request.overrides)
         settings = load_settings(files, [*size, *request.overrides, *ours])
         return Choosing(settings, blocks=True, windows=not given)
