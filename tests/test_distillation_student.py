@@ -55,13 +55,13 @@ def test_importance_is_the_coverage_of_the_images() -> None:
 
 def test_sampling_is_in_proportion_to_importance_and_never_takes_what_has_none() -> None:
     weight = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
-    draws = 4000
+    draws = 1000
     taken = torch.zeros(5)
     for seed in range(draws):
         rows = sample_by_importance(weight, 1, lambda level, index, s=seed: keyed_uniform(index, s))
         assert len(rows) == 1
         taken[rows] += 1
-    assert torch.allclose(taken / draws, weight / weight.sum(), atol=0.025)
+    assert torch.allclose(taken / draws, weight / weight.sum(), atol=0.05)
     assert sample_by_importance(weight, 10, uniform).tolist() == [1, 2, 3, 4]
     assert len(sample_by_importance(weight, 0, uniform)) == 0
     # The draw of a row depends on its number alone.

@@ -54,7 +54,7 @@ def test_the_clocks_are_the_papers_at_its_length_and_shares_of_any_other() -> No
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
 def test_dropout_keeps_the_expectation_of_every_opacity(rate: float) -> None:
     opacity = torch.rand(50, 1, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
-    draws = 4000
+    draws = 1000
     factors = torch.stack([opacity_factors(opacity, rate, keyed("test", step)) for step in range(draws)])
     shown = factors * opacity
     assert float(shown.max()) <= 1 + 1e-6

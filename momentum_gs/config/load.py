@@ -56,7 +56,7 @@ schema includes ``auto`` are resolved where they are used.)"""
 _SHARE = re.compile(r"\d+(?:\.\d+)?%")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads plain data only; a duplicate key is an error instead of a silent choice."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
