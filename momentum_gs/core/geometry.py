@@ -15,6 +15,8 @@ from torch import Tensor
 from momentum_gs.core.types import Camera
 
 Aabb = Shaped[Tensor, "6"] | Sequence[float | int]
+_PAIRS = 2**17
+"""Points times cameras that are looked at together: their five numbers each stay in the cache."""
 
 
 def contract(points: Float[Tensor, "n 3"], aabb: Aabb) -> Float[Tensor, "n 3"]:
@@ -122,15 +124,43 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
     return inside.all(dim=1) & (depth > near)
 
 
-def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera]) -> Bool[Tensor, "n"]:
-    """Which points fall into at least one of the images."""
+def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera], near: float = 0.2) -> Bool[Tensor, "n"]:
+    """Which points fall into at least one of the images: ``in_view`` for many cameras, in float64, up to rounding.
+
+    A point is in view if it is on the inner side of the five planes that bound the view. Several cameras are asked at
+    once, and only about the points that none before them sees.
+    """
     seen = torch.zeros(len(points), dtype=torch.bool)
-    left = torch.arange(len(points))
-    for camera in cameras:
-        found = in_view(points[left], camera)
+    if not cameras:
+        return seen
+    origin = cameras[0].center.double()  # Keeps precision where the scene lies far from the origin.
+    sides, offsets = _sides(cameras, near, origin)
+    left, near_by = torch.arange(len(points)), points.double() - origin
+    begin = 0
+    while begin < len(cameras) and len(left):
+        end = begin + max(_PAIRS // len(left), 1)
+        beyond = sides[:, begin:end] @ near_by.T - offsets[:, begin:end, None]  # [5,C,N]
+        begin = end
+        inside = (beyond[:3].amin(dim=0) > 0) & (beyond[3:].amin(dim=0) >= 0)
+        found = inside.any(dim=0)
         seen[left[found]] = True
-        left = left[~found]
+        left, near_by = left[~found], near_by[~found]
     return seen
+
+
+def _sides(
+    cameras: Sequence[Camera], near: float, origin: Float[Tensor, "3"]
+) -> tuple[Float[Tensor, "5 c 3"], Float[Tensor, "5 c"]]:
+    """The planes that bound views, float64: inward normals, and what a point's product with them, from ``origin``, has
+    to exceed. In front, at the right, at the bottom, at the left, at the top; the last two belong to the view."""
+    x, y, depth = torch.stack([camera.rotation for camera in cameras]).double().unbind(1)
+    lens = [[camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height] for camera in cameras]
+    fx, fy, cx, cy, width, height = torch.tensor(lens, dtype=torch.float64)[:, :, None].unbind(1)
+    u, v = fx * x + cx * depth, fy * y + cy * depth
+    sides = torch.stack([depth, width * depth - u, height * depth - v, u, v])
+    offsets = (sides * (torch.stack([camera.center for camera in cameras]) - origin)).sum(dim=2)
+    offsets[0] += near
+    return sides, offsets
 
 
 def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: float = 0.2) -> bool:

@@ -7,6 +7,7 @@ import diff_gaussian_rasterization.ops as ops
 import torch
 import torch.nn.functional as F
 from diff_gaussian_rasterization.adam import adam_update
+from diff_gaussian_rasterization.ops import Around
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -32,15 +33,18 @@ def rasterize(
         background: [C] colour behind the Gaussians.
         window: Part of the image to render: it has the bits of that part of the whole image, except in tiles that the
             window leaves out. None: all of it.
-        around: Further Gaussians to render, which ``radii`` and ``screen_means`` do not cover.
+        around: Further Gaussians to render, which ``radii`` and ``screen_means`` do not cover, and which get gradients
+            only if their means require them.
 
     Returns:
         Image, alpha, depth and radii. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the
         projected means in NDC of the whole image.
     """
     screen_means = torch.zeros_like(gaussians.means, requires_grad=torch.is_grad_enabled())
-    means2d, everything = screen_means, gaussians
-    if around is not None:
+    means2d, everything, fixed = screen_means, gaussians, None
+    if around is not None and not around.means.requires_grad:
+        fixed = Around(around.means, around.opacities, around.colors, around.scales, around.quats)
+    elif around is not None:
         means2d = torch.cat([screen_means, torch.zeros_like(around.means)])
         pairs = ((getattr(gaussians, name), getattr(around, name)) for name in gaussians.__dataclass_fields__)
         everything = Gaussians(*(torch.cat(pair) for pair in pairs))
@@ -55,6 +59,7 @@ def rasterize(
         means2d=means2d,
         window=None if window is None else window.rectangle,
         tiles=None if window is None else window.tiles,
+        around=fixed,
         **_pinhole(camera, gaussians.means),
     )
     radii = drawn.radii[: len(gaussians)]

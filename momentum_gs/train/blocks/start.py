@@ -39,11 +39,11 @@ class FirstBlocks:
         Raises:
             UserError: the coarse model is missing or does not fit (``load_initialization``).
         """
-        if config.model.fill_points:
-            scene = replace(scene, points=fill_points(scene.points, scene.train, config.model.fill_points, config.seed))
-        self._scene, self._plan, self._config, self._device = scene, plan, config, device
         if initialization is None and config.starts_from_coarse:
             initialization = load_initialization(config)
+        if config.model.fill_points and (initialization is None or not config.model.voxel_size):
+            scene = replace(scene, points=fill_points(scene.points, scene.train, config.model.fill_points, config.seed))
+        self._scene, self._plan, self._config, self._device = scene, plan, config, device
         self._initialization = initialization
 
     @property

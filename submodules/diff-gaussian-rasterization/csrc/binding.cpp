@@ -18,16 +18,17 @@ TORCH_LIBRARY(diff_gaussian_rasterization, m) {
   // -> image [C,H,W], alpha [H,W], depth [H,W] of the window, and what the backward reads: records, order int32 [V],
   // pair_start int32 [V+1], tile_start int32 [tiles+1], lists int32 [2,P]. `width` and `height` are the image's. `tiles`
   // bool [ceil(H/16),ceil(W/16)]: the squares of 16x16 pixels, from the window's corner, that are drawn; none: all.
-  // `absolute` [G,2] only receives a gradient: what absolute_gradient returns.
+  // `absolute` [G,2] only receives a gradient: what absolute_gradient returns. The last `fixed` Gaussians get no gradients.
   m.def(
       "composite(Tensor means2d, Tensor conics, Tensor depths, Tensor radii, Tensor opacities, Tensor colors, Tensor background, "
-      "int width, int height, int[]? window=None, Tensor? tiles=None, Tensor? absolute=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // `left`, `top`: the window's corner.
+      "int width, int height, int[]? window=None, Tensor? tiles=None, Tensor? absolute=None, int fixed=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // `left`, `top`: the window's corner. Rows of the last `fixed` Gaussians are 0.
   m.def(
       "composite_backward(Tensor? grad_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor image, Tensor alpha, Tensor depth, "
-      "Tensor records, Tensor order, Tensor pair_start, Tensor tile_start, Tensor lists, int gaussians, int left=0, int top=0, Tensor? tiles=None) "
+      "Tensor records, Tensor order, Tensor pair_start, Tensor tile_start, Tensor lists, int gaussians, int left=0, int top=0, Tensor? tiles=None, int fixed=0) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // [G,2]: the sum over pixels of |what the pixel adds to the gradient of means2d|; arguments as for composite_backward.
+  // [G,2]: the sum over pixels of |what the pixel adds to the gradient of means2d|; arguments as for composite_backward,
+  // for all Gaussians.
   m.def(
       "absolute_gradient(Tensor? grad_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor image, Tensor alpha, Tensor depth, "
       "Tensor records, Tensor order, Tensor pair_start, Tensor tile_start, Tensor lists, int gaussians, int left=0, int top=0, Tensor? tiles=None) "

@@ -1,7 +1,14 @@
 """Tile-based rasterizer of 3D Gaussians with gradients."""
 
 from diff_gaussian_rasterization.adam import SparseGaussianAdam, adam_update
-from diff_gaussian_rasterization.ops import Rasterization, cpu_kernels, rasterize, spherical_harmonics, visible_radii
+from diff_gaussian_rasterization.ops import (
+    Around,
+    Rasterization,
+    cpu_kernels,
+    rasterize,
+    spherical_harmonics,
+    visible_radii,
+)
 from diff_gaussian_rasterization.rendering import rasterization
 from diff_gaussian_rasterization.settings import (
     GaussianRasterizationSettings,
@@ -10,6 +17,7 @@ from diff_gaussian_rasterization.settings import (
 )
 
 __all__ = [
+    "Around",
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "Rasterization",

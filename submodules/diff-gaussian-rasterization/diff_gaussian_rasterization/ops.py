@@ -53,6 +53,16 @@ def cpu_kernels() -> str:
     return _ops.cpu_kernels()
 
 
+class Around(NamedTuple):
+    """Gaussians that are drawn among others, and get no gradients; shapes as for ``rasterize``."""
+
+    means: Tensor
+    opacities: Tensor
+    colors: Tensor
+    scales: Tensor
+    quats: Tensor
+
+
 class Rasterization(NamedTuple):
     """One rasterized view."""
 
@@ -63,7 +73,7 @@ class Rasterization(NamedTuple):
     depth: Tensor
     """[H,W] sum of weight * camera z, not divided by alpha."""
     radii: Tensor
-    """int32 [G] radius on the screen in pixels (3 sigma, rounded up), 0 where culled."""
+    """int32 [G] radius on the screen in pixels (3 sigma, rounded up), 0 where culled; without those ``around``."""
 
 
 def rasterize(
@@ -88,6 +98,7 @@ def rasterize(
     window: Window | None = None,
     tiles: Tensor | None = None,
     antialiasing: bool = False,
+    around: Around | None = None,
 ) -> Rasterization:
     """Blends Gaussians front to back, over ``background``.
 
@@ -124,6 +135,8 @@ def rasterize(
             Gaussians that are small on the screen. True lowers opacities in return, so that a Gaussian gives the image
             as much as before: by sqrt(det(K - 0.3 I) / det K), at least 0.005, with K [2,2] the widened footprint
             (Mip-Splatting, eq. 9).
+        around: Further Gaussians, drawn as if they stood behind the others in every argument. They get no gradients,
+            which the backward pass need not compute.
 
     Returns:
         Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
@@ -143,13 +156,21 @@ def rasterize(
     screen, absolute = _split(means2d, count, width, height, means)
     part = _check_window(window, width, height)
     _check_tiles(tiles, part or (0, 0, width, height), means)
+    _check_around(around, means, colors)
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    screen_means, conics, depths, radii = _ops.project(means, scales, quats, cov3d, world_view, screen, *camera, part)
-    if antialiasing:
-        opacities = _ops.antialias(conics, opacities)
-    splats = (screen_means, conics, depths, radii, opacities, colors)
+    splats = _ops.project(means, scales, quats, cov3d, world_view, screen, *camera, part)
+    radii = splats[3]
+    splats = (*splats, _ops.antialias(splats[1], opacities) if antialiasing else opacities, colors)
+    fixed = 0
+    if around is not None and len(around.means):
+        fixed = len(around.means)
+        with torch.no_grad():
+            others = _ops.project(around.means, around.scales, around.quats, None, world_view, None, *camera, part)
+            behind = _ops.antialias(others[1], around.opacities) if antialiasing else around.opacities
+        splats = tuple(torch.cat(pair) for pair in zip(splats, (*others, behind, around.colors), strict=True))
+        absolute = None if absolute is None else torch.cat([absolute, absolute.new_zeros(fixed, 2)])
     image, alpha, depth = _ops.composite(
-        *splats, background, int(width), int(height), part, tiles, absolute
+        *splats, background, int(width), int(height), part, tiles, absolute, fixed
     )[:3]
     return Rasterization(image, alpha, depth, radii)
 
@@ -276,6 +297,15 @@ def _check_tiles(tiles: Tensor | None, window: Sequence[int], means: Tensor) -> 
         )
 
 
+def _check_around(around: Around | None, means: Tensor, colors: Tensor) -> None:
+    if around is None:
+        return
+    columns = {"means": 3, "opacities": 1, "colors": colors.shape[1], "scales": 3, "quats": 4}
+    for name, width in columns.items():
+        source = f"n={len(around.means)} from around.means"
+        _check(getattr(around, name), f"around.{name}", (len(around.means), width), f"[n, {width}]", means, source)
+
+
 def _check_gaussians(
     means: Tensor,
     scales: Tensor | None,
@@ -358,7 +388,7 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
 
 
 def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *_, window, tiles, _absolute = inputs
+    *_, window, tiles, _absolute, ctx.fixed = inputs
     ctx.save_for_backward(*output, tiles)
     ctx.gaussians = inputs[0].shape[0]
     ctx.corner = (0, 0) if window is None else (window[0], window[1])
@@ -368,16 +398,17 @@ def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _composite_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(grad is None for grad in grads[:3]):
-        return (None,) * 12
+        return (None,) * 13
     *drawn, tiles = ctx.saved_tensors
     means2d, conics, depths, opacities, colors, background = _ops.composite_backward(
-        *grads[:3], *drawn, ctx.gaussians, *ctx.corner, tiles
+        *grads[:3], *drawn, ctx.gaussians, *ctx.corner, tiles, ctx.fixed
     )
     ready = (means2d, conics, depths if grads[2] is not None else None, None, opacities, colors, background)
     absolute = None
-    if ctx.needs_input_grad[11:] == (True,):  # an argument at its default is left out at the end
+    if any(ctx.needs_input_grad[11:12]):  # arguments at their defaults are left out at the end
         absolute = _ops.absolute_gradient(*grads[:3], *drawn, ctx.gaussians, *ctx.corner, tiles)
-    return (*(g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True)), *(None,) * 4, absolute)
+    wanted = (g if n else None for g, n in zip(ready, ctx.needs_input_grad[:7], strict=True))
+    return (*wanted, *(None,) * 4, absolute, None)
 
 
 def _antialias_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -454,6 +485,7 @@ def _register() -> None:
         window: list[int] | None = None,
         tiles: Tensor | None = None,
         absolute: Tensor | None = None,
+        fixed: int = 0,
     ) -> tuple[Tensor, ...]:
         if window is not None:
             width, height = window[2:]

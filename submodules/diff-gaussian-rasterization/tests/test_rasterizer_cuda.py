@@ -65,7 +65,10 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def moved(scene: Scene, device: str) -> Scene:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in scene.items()}
+    there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in scene.items()}
+    if "around" in scene:
+        there["around"] = ops.Around(*(v.to(device) for v in scene["around"]))
+    return there
 
 
 def run(scene: Scene, device: str, outputs: str = "image alpha depth") -> dict[str, Tensor]:
@@ -171,6 +174,12 @@ def test_tiles_match_the_cpu(backend: Backend, dtype: torch.dtype, share: float)
     result = compare(backend, scene | {"window": (5, 1, 120, 95), "tiles": tiles})
     hidden = ~tiles.repeat_interleave(16, 0).repeat_interleave(16, 1)[:95, :120]
     assert torch.equal(result["image"][:, hidden], scene["background"][:, None].expand(3, int(hidden.sum())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussians_around_match_the_cpu(backend: Backend, dtype: torch.dtype) -> None:
+    scene, other = (make_scene(70, dtype=dtype, max_opacity=0.3, seed=seed) for seed in (0, 1))
+    compare(backend, scene | {"around": ops.Around(*(other[name] for name in ops.Around._fields))})
 
 
 def test_finished_pixels_take_no_more_gaussians(backend: Backend) -> None:

@@ -87,8 +87,9 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cpu(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
     const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const OptTensor& tiles,
-    const OptTensor& absolute) {
+    const OptTensor& absolute, int64_t fixed) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
+  check_fixed(fixed, means2d.size(0));
   const Window part = window_of(window, width, height);
   check_tiles(tiles, part.width, part.height, means2d);
   Composite out;
@@ -106,7 +107,8 @@ struct CompositeGrads {
 template <class S>
 CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image,
                              const Tensor& alpha, const Tensor& depth, const Tensor& record_rows, const Tensor& order, const Tensor& pair_start,
-                             const Tensor& tile_start, const Tensor& pair_lists, int64_t gaussians, const Window& window, const OptTensor& mask) {
+                             const Tensor& tile_start, const Tensor& pair_lists, int64_t gaussians, const Window& window, const OptTensor& mask,
+                             int64_t fixed) {
   const int64_t c = image.size(0), stride = record_rows.size(1);
   const TileGrid grid(window);
   const std::vector<uint8_t> squares = squares_of_tiles(mask, grid);
@@ -120,7 +122,8 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
   Tensor pair_rows = at::empty({pairs, pair_row(int(c + (grad_depth ? 1 : 0)))}, image.options());
   std::vector<S> background_rows(grid.count() * c, S(0));
   const CanvasGrads<S> grads{window, c, image.const_data_ptr<S>(), alpha.const_data_ptr<S>(), depth.const_data_ptr<S>(),
-                             data(grad_image), data(grad_alpha), data(grad_depth), pair_rows.data_ptr<S>(), background_rows.data()};
+                             data(grad_image), data(grad_alpha), data(grad_depth), pair_rows.data_ptr<S>(), background_rows.data(),
+                             fixed ? order.const_data_ptr<int32_t>() : nullptr, gaussians - fixed};
   parallel_items(grid.count(), [&](int64_t tile) { kernel.draw_vjp(lists, grads, tile); });
 
   CompositeGrads out;
@@ -132,7 +135,7 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
   out.background = at::zeros({c}, image.options());
   const PairSums<S> sums{order.const_data_ptr<int32_t>(), pair_start.const_data_ptr<int32_t>(), lists_data + pairs, pair_rows.data_ptr<S>(), c,
                          out.means2d.data_ptr<S>(), out.conics.data_ptr<S>(), out.opacities.data_ptr<S>(), out.colors.data_ptr<S>(),
-                         grad_depth ? out.depths.data_ptr<S>() : nullptr};
+                         grad_depth ? out.depths.data_ptr<S>() : nullptr, gaussians - fixed};
   Tasks(visible).run([&](int64_t, int64_t begin, int64_t end) { kernel.sum_pairs(lists, sums, begin, end); });
   S* d_back = out.background.data_ptr<S>();
   for (int64_t tile = 0; tile < grid.count(); ++tile)
@@ -143,7 +146,7 @@ CompositeGrads composite_vjp(const OptTensor& grad_image, const OptTensor& grad_
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cpu(
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start, const Tensor& lists,
-    int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
+    int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles, int64_t fixed) {
   const Window window = window_of_image(image, left, top);
   const Tensor ids = order.contiguous(), pairs = pair_start.contiguous(), starts = tile_start.contiguous(), both = lists.contiguous();
   CompositeGrads out;
@@ -153,8 +156,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cp
                    TileGrid(window).count(), record_stride<S>(image.size(0) + 1));
     check_tiles(tiles, window.width, window.height, image);
     check_lists(ids, pairs, starts, both, gaussians);
+    check_fixed(fixed, gaussians);
     out = composite_vjp<S>(contiguous(grad_image), contiguous(grad_alpha), contiguous(grad_depth), image.contiguous(), alpha.contiguous(),
-                           depth.contiguous(), records.contiguous(), ids, pairs, starts, both, gaussians, window, contiguous(tiles));
+                           depth.contiguous(), records.contiguous(), ids, pairs, starts, both, gaussians, window, contiguous(tiles), fixed);
   });
   return {out.means2d, out.conics, out.depths, out.opacities, out.colors, out.background};
 }
@@ -182,7 +186,7 @@ Tensor absolute_gradient_cpu(const OptTensor& grad_image, const OptTensor& grad_
     Tensor pair_rows = at::zeros({pairs, 2}, image.options());
     S* rows = pair_rows.data_ptr<S>();
     const CanvasGrads<S> grads{window, image.size(0), colors.const_data_ptr<S>(), opacity.const_data_ptr<S>(), distance.const_data_ptr<S>(),
-                               data(gi), data(ga), data(gd), rows, nullptr};
+                               data(gi), data(ga), data(gd), rows, nullptr, nullptr, 0};
     const auto& kernel = kernels().of(S{});
     parallel_items(grid.count(), [&](int64_t tile) { kernel.absolute(walked, grads, tile); });
     out = at::zeros({gaussians, 2}, image.options());

@@ -65,6 +65,8 @@ template <class S> struct CanvasGrads {
   const S *g_image, *g_alpha, *g_depth;  // null where there is none
   S* pair_grads;                         // a row for each place of the lists
   S* background;                         // [tiles, channels]
+  const int32_t* ids;                    // the Gaussian of each rank; null: all get gradients
+  int64_t moving;                        // those from this one on get none
 };
 
 // From the rows of the pairs to those of the Gaussians.
@@ -73,6 +75,7 @@ template <class S> struct PairSums {
   const S* pair_grads;
   int64_t channels;
   S *means2d, *conics, *opacities, *colors, *depths;  // depths: null if not wanted
+  int64_t moving;                                     // Gaussians from this one on get no gradients
 };
 
 // A tensor of a step of Adam: rows of `columns` entries. `visible`: which rows are moved; null: all.

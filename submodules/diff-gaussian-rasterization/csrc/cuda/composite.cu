@@ -70,8 +70,9 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cuda(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
     const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const std::optional<Tensor>& tiles,
-    const std::optional<Tensor>& absolute) {
+    const std::optional<Tensor>& absolute, int64_t fixed) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
+  check_fixed(fixed, means2d.size(0));
   const Grid grid(window_of(window, width, height));
   check_tiles(tiles, grid.width, grid.height, means2d);
   const c10::cuda::CUDAGuard guard(means2d.device());

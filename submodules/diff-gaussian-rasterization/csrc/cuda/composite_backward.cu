@@ -173,16 +173,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
 
 template <class S> struct GaussianGrads { S *means2d, *conics, *depths, *opacities, *colors; };  // depths may be null
 
-// A warp a rank: sixteen lanes for the columns of a row, two rows at a time.
+// A warp a rank: sixteen lanes for the columns of a row, two rows at a time. Gaussians from `moving` on get no gradients.
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads)
     sum_pairs(const S* __restrict__ rows, int64_t pairs, int chunks, const S* __restrict__ records, int64_t stride,
-              const int32_t* __restrict__ order, const int32_t* __restrict__ pair_start, int64_t visible, int channels,
+              const int32_t* __restrict__ order, const int32_t* __restrict__ pair_start, int64_t visible, int64_t moving, int channels,
               GaussianGrads<S> out) {
   constexpr int kRow = kPairRow<N>, kColumns = kWarp / 2;
   static_assert(kRow <= kColumns);
   const int64_t rank = thread_index() / kWarp;
-  if (rank >= visible) return;
+  if (rank >= visible || order[rank] >= moving) return;  // all lanes of the warp
   const int lane = threadIdx.x % kWarp, column = lane % kColumns, half = lane / kColumns;
   const int64_t begin = pair_start[rank], behind = pair_start[rank + 1], end = behind < pairs ? behind : pairs, g = order[rank];
   S moment = 0;
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cuda(
     const OptTensor& grad_image, const OptTensor& grad_alpha, const OptTensor& grad_depth, const Tensor& image, const Tensor& alpha,
     const Tensor& depth, const Tensor& records, const Tensor& order, const Tensor& pair_start, const Tensor& tile_start,
-    const Tensor& lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles) {
+    const Tensor& lists, int64_t gaussians, int64_t left, int64_t top, const OptTensor& tiles, int64_t fixed) {
   const Grid grid(window_of_image(image, left, top));
   check_tiles(tiles, image.size(2), image.size(1), image);  // those that are not drawn have empty lists
   const c10::cuda::CUDAGuard guard(image.device());
@@ -228,6 +228,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
   on_scalar(image, [&](auto tag) { stride = record_stride<decltype(tag)>(channels + 1); });
   check_composed(grad_image, grad_alpha, grad_depth, image, alpha, depth, records, order, pair_start, tile_start, lists, gaussians,
                  grid.count(), stride);
+  check_fixed(fixed, gaussians);
   // Depth is the last feature: without a gradient it is left off the end.
   const int64_t features = channels + (grad_depth ? 1 : 0);
   const Tensor colors = image.contiguous(), opacity = alpha.contiguous(), distance = depth.contiguous(), rows_of = records.contiguous();
@@ -250,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
              int(channels), int(features), PictureGrads<S>{data<S>(colors), data<S>(opacity), data<S>(distance)},
              PictureGrads<S>{in(gi), in(ga), in(gd)}, data<S>(rows), data<S>(background_rows));
       launch(sum_pairs<S, N>, blocks_of(visible * kWarp), data<S>(rows), pairs, chunks, data<S>(rows_of), stride, data<int32_t>(ids),
-             data<int32_t>(starts), visible, int(channels),
+             data<int32_t>(starts), visible, gaussians - fixed, int(channels),
              GaussianGrads<S>{data<S>(d_means), data<S>(d_conics), data<S>(d_depths), data<S>(d_opacities), data<S>(d_colors)});
       Tensor sums = at::empty({chunks * N}, image.options());
       launch(sum_columns<S, S>, dim3(unsigned(chunks * N)), data<S>(background_rows), grid.count(), data<S>(sums));

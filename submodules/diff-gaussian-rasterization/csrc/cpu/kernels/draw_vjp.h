@@ -14,13 +14,35 @@ namespace {
 // What a Gaussian's pixels are added up in, and how.
 template <class S> using Sum = decltype(summand(Wide<S>()));
 
+// Takes a Gaussian with n features at a patch, which it updates: returns the gradient of ln alpha, and its weight.
+template <class S, bool A> DGR_HD Wide<S> take(const AtPatch<S>& at, const S* features, int n, S* patch, Wide<S>& weight) {
+  using W = Wide<S>;
+  const S* grads = patch + 2 * kPatch;
+  W t = load<W>(patch), rest = load<W>(patch + kPatch);
+  W color_grad = A ? load<W>(grads + n * kPatch) : W(S(0));
+  for (int f = 0; f < n; ++f) color_grad = color_grad + load<W>(grads + f * kPatch) * W(features[f]);
+  const W v = blend_vjp(at.opacity, color_grad, t, rest, weight);
+  store(t, patch);
+  store(rest, patch + kPatch);
+  return v;
+}
+
 // A: there is a gradient of alpha. The planes of a patch: transmittance, `rest`, gradients of the features and of alpha.
 template <class S, int C, bool A>
-void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* patches, Sum<S>* runtime_sums, S* pair_grads) {
+void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t tile, int runtime, S* patches, Sum<S>* runtime_sums,
+                   const CanvasGrads<S>& in) {
   using W = Wide<S>;
   const int n = channels<C>(runtime), stride = (2 + n + A) * kPatch, row_size = pair_row(n);
   const int32_t drawn = walk(lists, centers, tile, patches, stride, [&](const Record<S>& r, uint64_t covered, int64_t position) DGR_LAMBDA {
     const S* features = r.features();
+    if (in.ids && in.ids[lists.ranks[position]] >= in.moving) {
+      W weight;
+      for (; covered; covered &= covered - 1) {
+        const int p = __builtin_ctzll(covered);
+        take<S, A>(AtPatch<S>(r, centers, p), features, n, patches + p * stride, weight);
+      }
+      return;
+    }
     Sum<S> local[C > 0 ? pair_row(C) : 1];
     Sum<S>* sums = C > 0 ? local : runtime_sums;
     for (int i = 0; i < row_size; ++i) sums[i] = Sum<S>(S(0));
@@ -28,12 +50,8 @@ void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t
       const int p = __builtin_ctzll(covered);
       S *patch = patches + p * stride, *grads = patch + 2 * kPatch;
       const AtPatch<S> at(r, centers, p);
-      W weight, t = load<W>(patch), rest = load<W>(patch + kPatch);
-      W color_grad = A ? load<W>(grads + n * kPatch) : W(S(0));
-      for (int f = 0; f < n; ++f) color_grad = color_grad + load<W>(grads + f * kPatch) * W(features[f]);
-      const W v = blend_vjp(at.opacity, color_grad, t, rest, weight);
-      store(t, patch);
-      store(rest, patch + kPatch);
+      W weight;
+      const W v = take<S, A>(at, features, n, patch, weight);
       const W vdx = v * at.dx, vdy = v * at.dy;
       add(sums[0], v);
       add(sums[1], vdx);
@@ -43,9 +61,9 @@ void draw_tile_vjp(const DrawLists<S>& lists, const Centers<S>& centers, int64_t
       add_product(sums[5], vdy, at.dy);
       for (int f = 0; f < n; ++f) add_product(sums[kMoments + f], weight, load<W>(grads + f * kPatch));
     }
-    for (int i = 0; i < row_size; i += 4) sum_lanes(sums + i, pair_grads + position * row_size + i);
+    for (int i = 0; i < row_size; i += 4) sum_lanes(sums + i, in.pair_grads + position * row_size + i);
   });
-  std::fill(pair_grads + drawn * row_size, pair_grads + lists.tile_start[tile + 1] * row_size, S(0));
+  std::fill(in.pair_grads + drawn * row_size, in.pair_grads + lists.tile_start[tile + 1] * row_size, S(0));
 }
 
 // A tile's planes of gradients, and in `rest` <gradient, pixel>: what is still to come, in front of the first Gaussian.
@@ -84,7 +102,7 @@ template <class S> void draw_vjp(const DrawLists<S>& lists, const CanvasGrads<S>
     start_transmittance(region, t);
     for (int64_t k = 0; k < planes; ++k) to_patches(t + k * kPlane, patches + k * kPatch, int(planes) * kPatch);
     (in.g_alpha ? draw_tile_vjp<S, C, true> : draw_tile_vjp<S, C, false>)(lists, Centers<S>(grid, region), tile, int(features), patches,
-                                                                           reinterpret_cast<Sum<S>*>(sums.data()), in.pair_grads);
+                                                                           reinterpret_cast<Sum<S>*>(sums.data()), in);
   });
 }
 
@@ -101,6 +119,7 @@ template <class S, int C> void sum_pairs_of(const DrawLists<S>& lists, const Pai
       __builtin_prefetch(in.opacities + ahead, 1);
       __builtin_prefetch(in.colors + c * ahead, 1);
     }
+    if (in.ids[rank] >= in.moving) continue;
     std::fill(total, total + row_size, S(0));
     for (int64_t pair = in.pair_start[rank]; pair < in.pair_start[rank + 1]; ++pair) {
       if (pair + kPrefetchRows < in.pair_start[end]) {
