@@ -110,7 +110,6 @@ def test_visible_anchors_are_those_that_touch_the_image() -> None:
 def test_windows_see_fewer_anchors() -> None:
     anchors, view = random_anchors(500), camera(distance=2.0)
     window = Window(0, 0, torch.ones(18, 24), torch.ones(2, 2, dtype=torch.bool), 0.0, (48, 36))
-    assert window.reach == (0, 0, 27, 20)
     whole, part = visible_anchors(anchors, view), visible_anchors(anchors, view, window)
     assert set(part.tolist()) < set(whole.tolist())
     assert visible_anchors(anchors, view, replace(window, weights=torch.ones(36, 48))).equal(whole)

@@ -16,8 +16,6 @@ RASTER = 32
 """Squares along either side of an image: ownership is known to 3 % of its width, for 128 bytes a view and block."""
 MARGIN = 5
 """Pixels around those that count: as far as the 11x11 window of SSIM reaches."""
-REACH = 16
-"""Anchors are decoded within a 16th of the image's size around a window: their Gaussians may lie beside them."""
 TILE = 16
 """Edge in pixels of the squares that the rasterizer draws or leaves out."""
 
@@ -47,14 +45,6 @@ class Window:
         """x, y, width and height in pixels."""
         height, width = self.weights.shape
         return self.x, self.y, width, height
-
-    @property
-    def reach(self) -> tuple[int, int, int, int]:
-        """The rectangle, wider by a ``REACH``th of the image on every side, as far as the image goes."""
-        x, y, width, height = self.rectangle
-        (right, bottom), (beside, above) = self.image_size, (size // REACH for size in self.image_size)
-        left, top = max(x - beside, 0), max(y - above, 0)
-        return left, top, min(x + width + beside, right) - left, min(y + height + above, bottom) - top
 
     def crop(self, image: Float[Tensor, "*c height width"]) -> Float[Tensor, "*c h w"]:
         """The rectangle's part of an image of the whole view."""

@@ -108,7 +108,7 @@ def adam_rows(
 @torch.no_grad()
 def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
     """Indices of the anchors in view: those whose ellipsoid with their first three scales projects onto the image, or
-    near its window (``Window.reach``).
+    onto its window.
 
     Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
 
@@ -119,7 +119,7 @@ def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = No
         anchors.position,
         anchors.scales[:, :3].contiguous(),
         anchors.rotation,
-        window=None if window is None else window.reach,
+        window=None if window is None else window.rectangle,
         **_pinhole(camera, anchors.position),
     )
     return radii.nonzero()[:, 0]
