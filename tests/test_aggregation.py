@@ -144,6 +144,7 @@ def _targets(splats: Splats, views: list[Camera]) -> dict[str, TargetImage]:
     return {c.name: TargetImage(render_image(splats, Harmonics(splats.sh_degree), c, BLACK)) for c in views}
 
 
+@pytest.mark.slow
 def test_pruning_keeps_what_the_views_show_and_the_wanted_quality() -> None:
     hidden = plane(1, 200)
     with torch.no_grad():
@@ -284,6 +285,7 @@ def test_two_equal_models_fade_into_themselves() -> None:
     assert ((depth - whole).abs() <= 0.02 * whole + 1e-4).all()  # Shares below 0.02 are left out.
 
 
+@pytest.mark.slow
 def test_learning_changes_the_union_and_zero_steps_do_not(tmp_path: Path) -> None:
     uploads, _ = receive(inbox_of(tmp_path / "inbox"))
     plain, taught = (combine(uploads, config(f"aggregate.steps={steps}"), CPU) for steps in (0, 6))

@@ -217,6 +217,7 @@ def test_blocks_by_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str], na
     assert "partition.blocks: auto finds no number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_block_needs_no_coarse_model(tmp_path: Path) -> None:
     scene, out = write_tiny_scene(tmp_path / "scene"), tmp_path / "out"
     assert main(["partition", *BASE, str(scene), "-m", str(out), "partition.blocks=1", "device=cpu"]) == 0

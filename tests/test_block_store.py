@@ -57,6 +57,7 @@ def assert_same(found: PackedBlock, wanted: PackedBlock) -> None:
     assert bits(found) == bits(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks_in_memory", [None, 0, 1.5, 3])
 def test_swaps_through_memory_disk_or_both_change_nothing(
     config: Config, tmp_path: Path, blocks_in_memory: float | None

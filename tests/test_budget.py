@@ -30,6 +30,7 @@ def total(points: torch.Tensor) -> int:
     return int(GROWTH * len(voxelize(points, 0.2)))
 
 
+@pytest.mark.slow
 def test_what_fits_as_a_whole_is_not_cut() -> None:
     points = ground()
     assert blocks_within(total(points), CAMERAS, points, CONFIG) == (1, total(points))
@@ -53,6 +54,7 @@ def test_largest_block_is_within_the_bound_and_as_expected() -> None:
         assert largest == pytest.approx(GROWTH * seen, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "limit"), [(CONFIG, 100), (replace(CONFIG, blocks=BlocksConfig(init="full")), 40_000)]
 )

@@ -106,6 +106,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     assert_same_bits(model_of(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_without_a_valid_checkpoint_there_is_an_error(scene_folder: Path, tmp_path: Path) -> None:
     config = make_config(scene_folder, tmp_path, "log.checkpoint_every=25", "log.keep_checkpoints=1")
     interrupt(config, 30)

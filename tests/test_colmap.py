@@ -296,6 +296,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, stem: str, binary
             read_model(tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(1, 255))
 def test_a_flipped_byte_is_read_or_refused_but_never_crashes(
@@ -335,6 +336,7 @@ def test_the_real_model_has_its_figures() -> None:
     assert (round(first.fx, 2), round(first.fy, 2)) == (761.15, 761.91)
 
 
+@pytest.mark.slow
 @needs_caliterra
 def test_real_points_project_onto_their_observations() -> None:
     """The fast reader against a plain one, and projections against the observations that COLMAP recorded."""

@@ -291,6 +291,7 @@ def test_box_and_grid_against_the_ground(scene: Path, settings: list[str], where
 # Partition file.
 
 
+@pytest.mark.slow
 def test_partition_file(scene: Path, tmp_path: Path) -> None:
     config = make_config(scene, tmp_path / "out")
     path = tmp_path / "out" / "partition.json"
@@ -316,6 +317,7 @@ def test_partition_file(scene: Path, tmp_path: Path) -> None:
     assert [severity for severity, _ in found()] == ["error"], "damaged"
 
 
+@pytest.mark.slow
 def test_numbers_of_blocks_that_cannot_be_scheduled(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["model.voxel_size=0.3", "partition.dim=[2,2,1]", "blocks.active=5", "--quick"]
     status, record = doctor(capsys, str(scene), *settings)
@@ -368,6 +370,7 @@ def test_too_little_memory_and_disk_are_reported(scene: Path, monkeypatch: pytes
     assert all(finding.cure for finding in shortages)
 
 
+@pytest.mark.slow
 def test_expected_anchors(scene: Path, tmp_path: Path) -> None:
     config = make_config(scene, tmp_path / "out", "model.voxel_size=0.3")
     loaded = load_scene(config.scene)

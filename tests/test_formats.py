@@ -207,6 +207,7 @@ def test_neighbours_in_space_share_the_bounds_of_a_compressed_file(tmp_path: Pat
     assert (found.position - expected.position).abs().mean() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".ply", ".splat"])
 def test_writing_needs_no_memory_per_gaussian(tmp_path: Path, kind: str) -> None:
     splats = random_splats(400_000, 0)

@@ -335,6 +335,7 @@ def imported(out: Path) -> tuple[object, ...]:
     return load_model(model_file(model_folder(out)))
 
 
+@pytest.mark.slow
 def test_an_official_model_is_rendered_and_scored(scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: E501
     anchors, decoder = small_anchors(), random_decoder()
     text = f"Namespace(white_background=True, source_path='{scene_folder}', resolution=1, voxel_size=0.02, x=open('y'))"
@@ -366,6 +367,7 @@ def raise_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     raise UserError(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".ply", ".splat", ".spz", ".compressed.ply"])
 def test_files_of_gaussians_become_runs(scene_folder: Path, tmp_path: Path, kind: str) -> None:
     splats = with_degree(ground(), 0) if kind == ".splat" else ground()

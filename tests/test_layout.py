@@ -246,6 +246,7 @@ def test_too_few_points_or_one_place_is_a_clear_error() -> None:
         automatic_layout(survey(), torch.ones(50, 3, dtype=torch.float64), PartitionConfig())
 
 
+@pytest.mark.slow
 def test_map_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     cameras, points = survey(), city()

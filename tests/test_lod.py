@@ -129,6 +129,7 @@ def test_a_view_spends_its_budget_on_what_is_near() -> None:
     assert (cut.position[:, 2] < 10).sum() > 190, "far Gaussians, which are smaller on the screen, are merged first"
 
 
+@pytest.mark.slow
 def test_what_is_not_in_view_is_not_drawn() -> None:
     behind = cloud(50, 3)
     behind = replace(behind, position=behind.position - torch.tensor([0.0, 0, 20]))
@@ -147,6 +148,7 @@ def test_fewer_than_the_roots_are_those_that_cover_most() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_file_holds_the_tree(tmp_path: Path) -> None:
     tree = join_trees([build_lod(cloud(60), [CAMERA]), build_lod(cloud(30, 1), [CAMERA])])
     save_lod(tmp_path / "a.safetensors", tree)

@@ -14,6 +14,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, and glibc is what is asked")
 def test_holes_between_tensors_are_returned() -> None:
     keep_freed_memory()

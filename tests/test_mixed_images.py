@@ -60,6 +60,7 @@ def test_everything_at_once_trains_renders_and_is_scored(tmp_path: Path) -> None
     assert len(set(trained)) == 6, "equal names in two folders stay two"
 
 
+@pytest.mark.slow
 def test_ignored_pixels_do_not_reach_the_table(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
     render, truth = (torch.rand(3, 24, 32, generator=draw) * 0.5 + 0.25 for _ in range(2))
@@ -74,6 +75,7 @@ def test_ignored_pixels_do_not_reach_the_table(tmp_path: Path) -> None:
     assert scores["PSNR_cc"] == pytest.approx(cut["PSNR_cc"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_views_of_which_nothing_counts_are_left_out(tmp_path: Path) -> None:
     for name, level in (("0.png", 1.0), ("1.png", 0.0)):
         write_png(tmp_path / "renders" / name, torch.rand(3, 24, 32))

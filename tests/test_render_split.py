@@ -118,6 +118,7 @@ def test_merged_model(run: tuple[Path, Scene]) -> None:
     assert not (folder / "errors").exists() and not (out / "train").exists()
 
 
+@pytest.mark.slow
 def test_each_view_by_the_block_that_owns_it(run: tuple[Path, Scene]) -> None:
     out, scene = run
     assert main(["render", str(out), "--blocks"]) == 0

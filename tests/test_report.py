@@ -149,6 +149,7 @@ def test_exported_pages_are_linked(bare: Path, tmp_path: Path) -> None:
     assert Page(elsewhere.read_text()).addresses[1] == "../a%20run/export/index.html"
 
 
+@pytest.mark.slow
 def test_images_are_small(whole: Path) -> None:
     page = report(whole)
     jpegs = [address for address in page.addresses if address.startswith("data:image/jpeg")]
@@ -214,6 +215,7 @@ def test_every_missing_part_names_the_next_command(bare: Path, capsys: pytest.Ca
     assert "config.yaml is missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_blocks_are_drawn_where_they_were_scored(whole: Path) -> None:
     note = "Scored with the cells of another partition than that of training (render --cells)."
     assert note not in report(whole).texts

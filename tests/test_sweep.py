@@ -354,6 +354,7 @@ def test_latex_rows_have_the_columns_that_the_head_declares(results: SweepResult
     assert r"a\_1" in tables[0] and r"$\pm$" in tables[0] and "±" not in to_latex(results)
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_place_for_every_row(results: SweepResults, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib (extra 'plot')")
     raw = {row: {seed: RunScores({"PSNR": run.numbers["PSNR_cc"]}, run.protocol) for seed, run in seeds.items()}
@@ -416,6 +417,7 @@ def test_stages_run_in_order_and_never_twice(tmp_path: Path) -> None:
     assert run_jobs(jobs, [{}], never) == {} and log.read_text() == "abc"
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_named_with_its_last_output_and_the_others_go_on(tmp_path: Path) -> None:
     jobs = [
         job(tmp_path / "bad", "sys.exit('out of luck')", "pass"),
@@ -432,6 +434,7 @@ def test_a_failed_job_is_named_with_its_last_output_and_the_others_go_on(tmp_pat
     assert run_jobs(jobs[:1], [{}], never) == {}
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_what_it_needs_and_fails_with_it(tmp_path: Path) -> None:
     """With a slot for each, a job that did not wait would not find the file that the first one writes at its end."""
     end = tmp_path / "end"
@@ -499,6 +502,7 @@ def test_stopping_ends_the_commands_and_keeps_what_is_done(tmp_path: Path) -> No
     assert told.exists() and stages_done(tmp_path / "x") == ["a"] and not (tmp_path / "y").exists()
 
 
+@pytest.mark.slow
 def test_lost_results_are_made_again(tmp_path: Path) -> None:
     """All stages are done, but the job is not finished: its last stage runs again."""
     done: Callable[[], bool] = (tmp_path / "x" / "b").exists

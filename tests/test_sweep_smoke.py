@@ -58,6 +58,7 @@ def test_every_row_is_a_different_experiment_with_equal_steps(path: Path, config
     assert len({run_folder(Path("out"), c) for c in rows.values()}) == len(rows)
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_paper_train_as_the_paper_does() -> None:
     """Without our additions; the row of the full method is one run that all tables of eight blocks share."""
     full = set()

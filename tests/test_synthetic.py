@@ -87,6 +87,7 @@ def cast_by_brute_force(city: City, origin: Tensor, direction: Tensor) -> Tensor
     return torch.minimum(torch.minimum(solids, crowns), ground)
 
 
+@pytest.mark.slow
 def test_grid_walk_equals_brute_force(city: City) -> None:
     generator = keyed_generator("rays")
     n = 3000

@@ -234,6 +234,7 @@ def test_masks_are_undistorted_with_their_images(tmp_path: Path) -> None:
     assert (mask[:, columns < edge - 4] == 255).all() and (mask[:, columns > edge + 4] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_missing_image_that_may_be_skipped_leaves_its_view(tmp_path: Path) -> None:
     write_bent_scene(tmp_path)
     (tmp_path / "images" / "2.jpg").unlink()

@@ -171,6 +171,7 @@ def test_asking_during_a_decode_waits_for_it(scene: Scene, monkeypatch: pytest.M
     assert len(count) == 1
 
 
+@pytest.mark.slow
 def test_many_threads_get_the_right_pixels(scene: Scene) -> None:
     """A cache for three of eight images, which eight threads ask for at once."""
     with Views(scene, 10 * SIZE, CPU) as views:

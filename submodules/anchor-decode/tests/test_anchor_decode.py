@@ -202,6 +202,7 @@ def test_what_gets_no_gradient_must_not_want_one(name: str) -> None:
         decode(**given, layout=layout)
 
 
+@pytest.mark.slow
 def test_declared_as_torch_expects(device: str) -> None:
     layout = Layout(8, 4, 8, (True, False, False), bank=True)
     given = scene(20, 15, layout, device=device)

@@ -153,6 +153,7 @@ def test_very_narrow_images(device: str, size: tuple[int, int]) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12 * float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 def test_declared_as_torch_expects(device: str) -> None:
     a, b = pair((12, 14), device=device)
     torch.library.opcheck(torch.ops.fused_ssim.mean_ssim, (a, b, True))
@@ -160,6 +161,7 @@ def test_declared_as_torch_expects(device: str) -> None:
     torch.library.opcheck(torch.ops.fused_ssim.mean_ssim_with_grad, (a, b.requires_grad_(), True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_compiles_into_one_graph_with_its_gradients(device: str, padding: str) -> None:
     def loss(a: Tensor, b: Tensor, padding: str) -> Tensor:

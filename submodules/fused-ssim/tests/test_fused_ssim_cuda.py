@@ -39,6 +39,7 @@ class OlderMap(torch.autograd.Function):
         return fusedssim_backward(C1, C2, *ctx.saved_tensors, grad), None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("function", [NewerMap, OlderMap])
 def test_map_and_gradient_are_those_of_the_reference(size: tuple[int, int], function: Any) -> None:

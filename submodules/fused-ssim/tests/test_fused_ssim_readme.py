@@ -9,6 +9,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_example_draws_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pytest.importorskip("PIL.Image", reason="the example writes its image with Pillow, which is missing")
     monkeypatch.chdir(tmp_path)
