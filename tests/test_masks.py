@@ -128,6 +128,9 @@ def test_masks_share_the_bound_of_the_cache(tmp_path: Path) -> None:
         for name in names:
             views.image(name)
         assert views.held_bytes == (4 + 4 + 3 + 3) * 1200
+        counts = {camera.name: views.counts(camera) for camera in load(tmp_path).train}
+        assert [counts[name] is None for name in names] == [False, False, True, True]
+        assert counts["0.png"] is not None and counts["0.png"].equal(found[0].mask)
 
 
 # Metrics and losses.

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scene_files import camera
+from splat_scene import random_splats
 from tiny_run import assert_same_bits, make_config, model_of, write_table
 from tiny_scene import nadir_camera, write_tiny_scene
 
@@ -26,12 +27,13 @@ from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.image import to_uint8
 from momentum_gs.data.frame import Frame
 from momentum_gs.data.scene import load_scene
+from momentum_gs.model.background import Background
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.splat_io import save_splats
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.blending import blending_weights
 from momentum_gs.render.view import decode_view, draw, render_image
-from momentum_gs.train.events import Observers
+from momentum_gs.train.events import Observers, RoundStarted, TrainingState
 from momentum_gs.train.loop import Training
 from momentum_gs.viewer.camera_path import KeyFrame, along, fly_through, load_path, orbit, save_path, slerp
 from momentum_gs.viewer.cells import outlines
@@ -338,6 +340,20 @@ def test_a_watched_training_shows_all_blocks(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "out" / "live").exists()
     with pytest.raises(UserError, match="holds no state of a training"):
         reader.load()
+
+
+def test_what_is_behind_a_student_is_shown_while_it_trains(tmp_path: Path) -> None:
+    writer, reader, behind = LiveWriter(tmp_path), LiveReader(tmp_path), Background(1)
+    torch.nn.init.normal_(behind.sh)
+    writer.on_event(RoundStarted(0, (0,), False))
+    splats = random_splats(5)
+    writer.on_state(TrainingState(7, {0: (splats, Harmonics(0, behind))}, lambda _: None, 1, False))
+    assert writer._job is not None
+    writer._job.result()
+    shown = reader.load()
+    assert isinstance(shown.decoder, Harmonics) and shown.decoder.background is not None
+    assert shown.decoder.background.sh.equal(behind.sh)
+    assert shown.model.position.equal(splats.position) and reader.step() == 7
 
 
 @pytest.mark.slow

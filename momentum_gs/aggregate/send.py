@@ -55,13 +55,13 @@ def send_run(config: Config, block: int, folder: Path) -> dict[str, Any]:
     if isinstance(decoder, GaussianDecoder) and decoder.background is not None:
         raise UserError(f"compress: {run} has learned a background, expected model.background=fixed; train it again")
     model, decoder = model.to(device), decoder.to(device).eval()
-    if isinstance(model, Splats):
-        splats = model
-    else:
-        assert not isinstance(decoder, Harmonics), "anchors have a decoder"
-        splats = bake(model, decoder, cameras)
     background = torch.full((3,), float(config.scene.white_background), device=device)
     with Views(scene, int(config.scene.cache_gb * 1e9), device, skip_bad=config.scene.bad_images == "skip") as views:
+        if isinstance(model, Splats):
+            splats = model
+        else:
+            assert not isinstance(decoder, Harmonics), "anchors have a decoder"
+            splats = bake(model, decoder, cameras, counts=views.counts)
         done = compress(splats, cameras, views.target_or_skip, config.compress, background, config.seed)
         chosen = border_images(decode(done.data, "compress").to(device), cameras, table, block, config.aggregate.images)
         images = {camera.name: _pixels(views, camera) for camera in chosen}

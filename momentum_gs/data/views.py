@@ -17,7 +17,7 @@ from torch import Tensor
 from momentum_gs.core.device import to_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
-from momentum_gs.core.types import TargetImage
+from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.data.images import read_image
 from momentum_gs.data.masks import read_mask
 from momentum_gs.data.priors import Priors
@@ -131,6 +131,13 @@ class Views:
             return None
         self.bad.pop(name, None)
         return found
+
+    def counts(self, camera: Camera) -> Float[Tensor, "1 h w"] | None:
+        """Which pixels of a camera's image count: its mask; None, all, where there is none or the image is skipped."""
+        if camera.name not in self._scene.mask_paths:
+            return None
+        target = self.target_or_skip(camera.name)
+        return None if target is None else target.mask
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Starts to decode images that are not cached, in the given order, as far as memory allows; returns at once.

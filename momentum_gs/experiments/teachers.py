@@ -60,7 +60,9 @@ class TeacherStart:
             assert isinstance(teacher.model, Splats)
             return with_degree(teacher.model, degree).to("cpu")
         assert not isinstance(teacher.model, Splats)
-        return bake(teacher.model, teacher.decoder, self._scene.train, sh_degree=degree).to("cpu")
+        with Views(self._scene, 0, self._device, skip_bad=config.scene.bad_images == "skip") as views:
+            splats = bake(teacher.model, teacher.decoder, self._scene.train, sh_degree=degree, counts=views.counts)
+        return splats.to("cpu")
 
 
 @torch.no_grad()

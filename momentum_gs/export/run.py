@@ -188,12 +188,7 @@ def _seen(run: _Run, views: Views, folder: Path) -> Contributions:
     """What each offset contributes to the pixels of the training views that count, as in training."""
     pixels = sum(camera.width * camera.height for camera in run.cameras)
     spill = folder if pixels > _UNSPILLED else None
-
-    def counts(camera: Camera) -> Tensor | None:
-        target = views.target_or_skip(camera.name) if camera.name in run.scene.mask_paths else None
-        return None if target is None else target.mask
-
-    return contributions(run.original.model, run.original.decoder, run.cameras, spill, counts)
+    return contributions(run.original.model, run.original.decoder, run.cameras, spill, views.counts)
 
 
 def _shell(

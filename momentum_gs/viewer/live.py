@@ -6,6 +6,7 @@ The two are processes of their own, so neither waits for the other, and either m
     OUT/live/state.json                  step, blocks, and for each block the step of its file
     OUT/live/block<i>.safetensors        rows of a block
     OUT/live/decoder.safetensors         or decoder_block<i>/decoder.safetensors
+    OUT/live/background.safetensors      what is behind a student
 
 The trainer copies at most every ``EVERY`` seconds, and so rarely that copying takes no more than ``SHARE`` of its time;
 a thread writes the copies.
@@ -27,8 +28,15 @@ from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.eval.results import read_json, write_json
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import GaussianDecoder
-from momentum_gs.model.io import block_decoder_folder, load_decoder, save_decoder_weights
+from momentum_gs.model.io import (
+    block_decoder_folder,
+    load_background,
+    load_decoder,
+    save_background,
+    save_decoder_weights,
+)
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.train.events import Event, RoundStarted, TrainingState
 from momentum_gs.viewer.shown import Shown, join
@@ -93,8 +101,9 @@ class LiveWriter:
         self._stale = stale - (models.keys() - state.active.keys())
         decoders = {b: d for b, (_, d) in state.active.items() if isinstance(d, GaussianDecoder)}
         copies = {b: _frozen(d) for b, d in (list(decoders.items())[:1] if state.shared_decoder else decoders.items())}
+        behind = next((d.background for _, d in state.active.values() if isinstance(d, Harmonics)), None)
         self._next_at = time.monotonic() + max(EVERY, (time.monotonic() - begun) / SHARE)
-        self._job = self._writer.submit(self._write, state.step, models, copies, state.shared_decoder)
+        self._job = self._writer.submit(self._write, state.step, models, copies, state.shared_decoder, behind)
 
     def close(self) -> None:
         """Removes the folder: the model itself is saved now."""
@@ -102,7 +111,12 @@ class LiveWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(
-        self, step: int, models: Mapping[int, Model], decoders: Mapping[int, GaussianDecoder], shared: bool
+        self,
+        step: int,
+        models: Mapping[int, Model],
+        decoders: Mapping[int, GaussianDecoder],
+        shared: bool,
+        behind: Background | None,
     ) -> None:
         for block, model in models.items():
             with replacing(self._folder / f"block{block}.safetensors") as part:
@@ -112,6 +126,8 @@ class LiveWriter:
             folder = self._folder if shared else block_decoder_folder(self._folder, block)
             folder.mkdir(exist_ok=True)
             save_decoder_weights(folder, decoder)
+        if behind is not None:  # Not copied, as training leaves it as it is.
+            save_background(self._folder, behind)
         write_json(self._folder / "state.json", {"step": step, "blocks": {str(b): s for b, s in self._written.items()}})
 
 
@@ -173,6 +189,7 @@ class LiveReader:
     def _read(self, steps: dict[int, int]) -> Shown:
         parts = []
         shared = load_decoder(self._folder) if (self._folder / "decoder.safetensors").is_file() else None
+        behind = load_background(self._folder)
         for block, step in sorted(steps.items()):
             if self._blocks.get(block, (-1,))[0] != step:
                 rows = load_file(self._folder / f"block{block}.safetensors")
@@ -181,7 +198,7 @@ class LiveReader:
             model = self._blocks[block][1]
             decoder: GaussianDecoder | Harmonics | None = shared
             if isinstance(model, Splats):
-                decoder = Harmonics(model.sh_degree)
+                decoder = Harmonics(model.sh_degree, behind)
             elif decoder is None:
                 decoder = load_decoder(block_decoder_folder(self._folder, block))
             parts.append(Shown(model, decoder, torch.full((len(model),), block, dtype=torch.long)))
