@@ -304,6 +304,25 @@ def test_retrieval_finds_the_images_of_one_place(tmp_path: Path, monkeypatch: py
     assert similar_pairs(shop) == {pair for place in range(12) for pair in combinations(names[place::12], 2)}
 
 
+@needs_pycolmap
+def test_all_images_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    """Also a JPEG that ends early, of which decoders make an image with a grey rest."""
+    photos = tmp_path / "photos"
+    names = [f"{i}.jpg" for i in range(4)]
+    ground = texture(100, np.random.default_rng(0))
+    for name in names:
+        write_image(photos / name, ground[:300, :400])
+    whole = (photos / "1.jpg").read_bytes()
+    for name in names[1:3]:
+        (photos / name).write_bytes(whole[: len(whole) // 2])
+    shop = Workshop(photos, names, tmp_path / "sfm")
+    with pytest.raises(UserError, match=r"2 of 4 .*photos/1\.jpg, .*photos/2\.jpg \(.*1\.jpg.*truncated"):
+        shop.extract([(names, {"camera_model": "PINHOLE"})], 500)
+    (photos / "2.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"photos/2\.jpg \(0 bytes\)"):
+        camera_groups(photos, names, "folder")
+
+
 def test_lines_are_joined_however_dense_they_are() -> None:
     """Two lines 20 m apart, an image every 0.2 m: the 40 nearest images of each are all on its own line."""
     names = [f"{i:04d}" for i in range(400)]

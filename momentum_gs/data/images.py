@@ -142,14 +142,23 @@ def stored_pixels(path: Path) -> np.ndarray:
     Raises:
         UserError: the file is missing, damaged or truncated.
     """
+    return decode_image(path, cv2.IMREAD_UNCHANGED)
+
+
+def decode_image(path: Path, flags: int) -> np.ndarray:
+    """``cv2.imread``, which however decodes what there is of a truncated file and cannot open all paths.
+
+    Raises:
+        UserError: the file is missing, damaged or truncated.
+    """
     try:
-        data = path.read_bytes()  # cv2.imread cannot open every path that Python can.
+        data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
     pixels = None
     if data and not _is_cut_off(data):
         try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
             raise UserError(f"data: image {path} cannot be decoded ({error.err}); replace the file") from error
     if pixels is None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.files import replacing
 from momentum_gs.core.log import info, progress
-from momentum_gs.data.prepare.files import workers
+from momentum_gs.data.prepare.files import refuse_unreadable, workers
 from momentum_gs.data.prepare.sift import sift
 
 MAX_FEATURES = 8192
@@ -106,7 +106,13 @@ class Workshop:
                 left = [name for name in self.names if not database.exists_descriptors(ids[name])]
                 with progress(len(self.names), "features") as bar:
                     bar.update(len(self.names) - len(left))
-                    for name, places, descriptors in self._features(left, max_features):
+                    errors: dict[Path, UserError] = {}
+                    for name, found in self._features(left, max_features):
+                        bar.update()
+                        if isinstance(found, UserError):
+                            errors[(self.photos / name).resolve()] = found
+                            continue
+                        places, descriptors = found
                         if database.exists_keypoints(ids[name]):
                             database.update_keypoints(ids[name], places)
                         else:
@@ -115,20 +121,26 @@ class Workshop:
                         database.write_descriptors(
                             ids[name], self.pycolmap.FeatureDescriptors(data=descriptors, type=sift)
                         )
-                        bar.update()
+                refuse_unreadable(errors, len(self.names))
 
         self.stage("images", {"photos": self._fingerprint(), "groups": digest(repr(groups))}, list_images)
         self.stage("features", {"max_features": max_features}, extract)
 
-    def _features(self, names: Sequence[str], count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Name, positions and descriptors of each image, computed in several threads."""
+    def _features(
+        self, names: Sequence[str], count: int
+    ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray] | UserError]]:
+        """Name and positions and descriptors of each image, or why it cannot be read, computed in several threads."""
+
+        def features(name: str) -> tuple[np.ndarray, np.ndarray] | UserError:
+            try:
+                return sift((self.photos / name).resolve(), count)  # Not the name of a link of ours.
+            except UserError as error:
+                return error
+
         step = 4 * workers()  # Ctrl-C has to wait for this many images.
         with ThreadPoolExecutor(workers()) as pool:
             for some in (names[i : i + step] for i in range(0, len(names), step)):
-                for name, (places, descriptors) in zip(
-                    some, pool.map(lambda name: sift(self.photos / name, count), some), strict=True
-                ):
-                    yield name, places, descriptors
+                yield from zip(some, pool.map(features, some), strict=True)
 
     def match(self, key: dict[str, Any], choose: Callable[[], Sequence[tuple[str, str]]]) -> None:
         """The stage ``matching``, for the pairs that ``choose`` returns; ``key`` identifies how they are chosen."""

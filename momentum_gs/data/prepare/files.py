@@ -7,7 +7,7 @@ written last, so a folder with a model is complete; an interrupted run continues
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ from momentum_gs.data.images import IMAGE_SUFFIXES, image_size, read_image, same
 
 JPEG_QUALITY = 95
 """Quality of images that must be encoded again; at 95 the loss is far below that of any reconstruction."""
+
+_LISTED = 20
+"""Files at most that an error names."""
 
 _COLMAP_FILES = tuple(f"{stem}{suffix}" for stem in ("cameras", "images", "points3D") for suffix in (".bin", ".txt"))
 
@@ -78,6 +81,27 @@ def find_images(folder: Path) -> list[str]:
         expected = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"prepare: no image files in {folder}, expected {expected}; check the path")
     return found
+
+
+def refuse_unreadable(errors: Mapping[Path, UserError], images: int) -> None:
+    """Raises one error for all images that cannot be read, so that all can be replaced at once.
+
+    Args:
+        errors: File -> why it cannot be read; empty: nothing is raised.
+        images: Number of all images.
+
+    Raises:
+        UserError: there are errors.
+    """
+    if not errors:
+        return
+    paths, first = [str(path) for path in errors], next(iter(errors.values()))
+    if len(paths) == 1:
+        raise first
+    listed = ", ".join(paths[:_LISTED]) + (", ..." if len(paths) > _LISTED else "")
+    raise UserError(
+        f"prepare: {len(paths)} of {images} images cannot be read; replace or remove {listed} (the first: {first})"
+    )
 
 
 def write_images(folder: Path, views: Sequence[SourceView], resolution: float) -> list[Camera]:

@@ -17,7 +17,7 @@ from momentum_gs.core.log import info, progress
 from momentum_gs.data.images import image_size, target_size
 from momentum_gs.data.prepare.align import Similarity
 from momentum_gs.data.prepare.features import MAX_FEATURES, Workshop, import_pycolmap
-from momentum_gs.data.prepare.files import JPEG_QUALITY, find_images, link, place_model, workers
+from momentum_gs.data.prepare.files import JPEG_QUALITY, find_images, link, place_model, refuse_unreadable, workers
 from momentum_gs.data.prepare.pairs import LINKED, Fixes, Matching, choose_pairs, linked_groups, resolve
 from momentum_gs.data.prepare.retrieval import similar_pairs
 
@@ -268,9 +268,18 @@ def camera_groups(photos: Path, names: Sequence[str], cameras: Cameras) -> list[
     """The names in one list per camera: those of one folder and size, or each on its own."""
     if cameras == "image":
         return [[name] for name in names]
+    sizes: dict[str, tuple[int, int]] = {}
+    errors: dict[Path, UserError] = {}
+    for name in names:
+        path = (photos / name).resolve()  # Not the name of a link of ours.
+        try:
+            sizes[name] = image_size(path)
+        except UserError as error:
+            errors[path] = error
+    refuse_unreadable(errors, len(names))
 
     def key(name: str) -> tuple[str, tuple[int, int]]:
-        return Path(name).parent.as_posix(), image_size(photos / name)
+        return Path(name).parent.as_posix(), sizes[name]
 
     return [list(group) for _, group in groupby(sorted(names, key=key), key=key)]
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from momentum_gs.core.errors import UserError
+from momentum_gs.data.images import decode_image
 
 MAX_SIDE = 1600
 """Longer side to which larger images are reduced: 3DGS codebases train on at most 1600 pixels, and time and memory grow
@@ -31,11 +31,9 @@ def sift(path: Path, count: int) -> tuple[Float32[np.ndarray, "n 2"], UInt8[np.n
         the histograms of unit sum (RootSIFT, Arandjelovic and Zisserman 2012).
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file is missing, damaged or truncated.
     """
-    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise UserError(f"prepare: {path} cannot be read, expected an image; replace or remove it")
+    pixels = decode_image(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape
     factor = min(1.0, MAX_SIDE / max(width, height))
     if factor < 1:
