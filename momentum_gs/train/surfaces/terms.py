@@ -15,7 +15,7 @@ from momentum_gs.data.views import Views
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.splats import Harmonics
 from momentum_gs.render.surface import Surface
-from momentum_gs.render.view import ViewRender, render_view
+from momentum_gs.render.view import ViewRender, render_surface
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.surfaces.losses import (
     PATCH,
@@ -37,8 +37,6 @@ class SurfaceTerms:
     neighbours: Neighbours
     views: Views
     """Gives the neighbours' images."""
-    background: Tensor
-    """[3] behind everything."""
 
     def draws(self, step: int, config: Config) -> bool:
         """Whether the view of a block step needs depth and normals."""
@@ -93,10 +91,7 @@ class SurfaceTerms:
         self, surface: Surface, block: Block, decoder: Decoder | Harmonics, camera: Camera, target: TargetImage,
         window: Window | None, config: Config, other: Camera,
     ) -> dict[str, Tensor]:  # fmt: skip
-        with torch.no_grad():
-            theirs = render_view(block.model, decoder, other, self.background, around=block.around, surface=True)
-        assert theirs.surface is not None
-        found = match(surface, camera, theirs.surface, other, window)
+        found = match(surface, camera, render_surface(block.model, decoder, other, block.around), other, window)
         counts = _counts(target)
         weight = found.weight * counts.flatten()[found.pixel]
         total = counts.sum().clamp_min(1)
