@@ -24,8 +24,8 @@ _MIN_DIST2 = 1e-7
 
 FLAT = 0.1
 """The scale along the normal where Gaussians start flat, as a share of the others. On the small city of
-docs/surfaces.md, depth and held-out PSNR were best at this among 1/2, 1/4.5 and 1/10; the likely cause is that the first
-steps do not make another axis the smallest."""
+docs/surfaces.md, depth and held-out PSNR were best at this among 1/2, 1/4.5 and 1/10; the likely cause is that the
+first steps do not make another axis the smallest."""
 
 
 def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "m 3"]:
