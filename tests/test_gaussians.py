@@ -12,8 +12,10 @@ from tiny_scene import nadir_camera
 
 from momentum_gs.config.schema import GaussiansConfig, OptimConfig
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import quat_to_matrix
+from momentum_gs.core.normals import point_normals
 from momentum_gs.core.types import PointCloud
-from momentum_gs.model.init import init_splats
+from momentum_gs.model.init import FLAT, init_splats
 from momentum_gs.model.splat_io import load_splats, save_splats
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.splat_view import decode_splats
@@ -124,6 +126,28 @@ def test_initial_gaussians_are_spheres_as_wide_as_the_spacing() -> None:
     assert splats.sh_rest.shape == (64, 8, 3) and not splats.sh_rest.any()
     with pytest.raises(UserError, match="63 of 64 are finite"):
         init_splats(PointCloud(xyz.index_fill(0, torch.tensor([5]), torch.nan), rgb), sh_degree=2)
+
+
+def test_gaussians_that_start_flat_lie_along_the_points() -> None:
+    """A roof and a wall, each a little rough: the smallest scale is half the others', along the normal."""
+    generator = torch.Generator().manual_seed(0)
+    roof, wall = torch.rand(2, 400, 3, generator=generator, dtype=torch.float64)
+    roof[:, 2], wall[:, 1] = 3 + 0.01 * roof[:, 2], 5 + 0.01 * wall[:, 1]
+    points = PointCloud(torch.cat([roof, wall]), torch.zeros(800, 3, dtype=torch.uint8))
+    flat, spheres = (init_splats(points, 1, flat=flat) for flat in (True, False))
+    torch.testing.assert_close(flat.scales, spheres.scales * torch.tensor([FLAT, 1.0, 1.0]))
+    normal = quat_to_matrix(flat.rotation.detach())[:, :, 0].abs()
+    # A few neighbourhoods are nearly a line.
+    assert float(torch.cat([normal[:400, 2], normal[400:, 1]]).quantile(0.02)) > 0.99
+    torch.testing.assert_close(flat.rotation.norm(dim=1), torch.ones(800))
+
+
+def test_normals_of_few_points_are_unit_vectors() -> None:
+    for count in (0, 1, 2, 5, 40):
+        normals = point_normals(torch.rand(count, 3))
+        torch.testing.assert_close(normals.norm(dim=1), torch.ones(count))
+    same = point_normals(torch.zeros(30, 3))
+    torch.testing.assert_close(same.norm(dim=1), torch.ones(30))
 
 
 def test_rates_of_3dgs() -> None:

@@ -28,7 +28,7 @@ from momentum_gs.render.surface import (
     take_planes,
     with_planes,
 )
-from momentum_gs.render.view import render_view
+from momentum_gs.render.view import render_surface, render_view
 
 GREY = torch.tensor([0.2, 0.3, 0.4])
 CPU = torch.device("cpu")
@@ -212,6 +212,19 @@ def test_colours_and_alpha_are_those_without_surface(kind: str) -> None:
     assert with_surface.surface.there.any()
     lengths = with_surface.surface.normal.norm(dim=0)[with_surface.surface.there]
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+@pytest.mark.parametrize("kind", ["anchors", "splats"])
+def test_surface_alone_has_the_bits_of_the_one_beside_the_colours(kind: str) -> None:
+    model, around, decoder = (
+        (random_anchors(30), random_anchors(10), random_decoder()) if kind == "anchors"
+        else (random_splats(60), random_splats(20), Harmonics(2))
+    )  # fmt: skip
+    both = render_view(model, decoder, camera(), GREY, around=around, surface=True).surface
+    alone = render_surface(model, decoder, camera(), around)
+    assert both is not None and both.there.any() and not alone.depth.requires_grad
+    for name in ("depth", "normal", "alpha"):
+        assert torch.equal(getattr(alone, name), getattr(both, name)), name
 
 
 def test_learned_background_stays_behind_the_colours() -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from momentum_gs.core.types import Camera
 from momentum_gs.data.scene import load_scene
+from momentum_gs.data.views import Views
 from momentum_gs.render.surface import Surface, pixel_rays
 from momentum_gs.train.surfaces.losses import flatness, gray, match, normal_errors, patch_errors, smoothness
 from momentum_gs.train.surfaces.neighbours import Neighbours
+from momentum_gs.train.surfaces.terms import SurfaceTerms
 
 PLANAR = ["model.surface=planar", "surface.normals_from=0.2", "surface.views_from=0.4"]
 GAUSSIANS = ["model.primitive=gaussians", "teacher.enabled=false", "blocks.boundary_finetuning=false",
@@ -120,6 +122,16 @@ def test_neighbours_see_the_same_from_aside(scene: Path, tmp_path: Path) -> None
     again = Neighbours([loaded.train], loaded.points.xyz, 2, 0)
     camera = loaded.train[0]
     assert [found.draw(0, s, camera) for s in range(9)] == [again.draw(0, s, camera) for s in range(9)]
+
+
+def test_depth_is_drawn_every_few_steps_of_the_stages(scene: Path, tmp_path: Path) -> None:
+    config = make_config(scene, tmp_path, *PLANAR, "steps=40", "surface.every=3")
+    loaded = load_scene(config.scene)
+    with Views(loaded, 0, torch.device("cpu")) as views:
+        terms = SurfaceTerms(Neighbours([loaded.train], loaded.points.xyz, 2, 0), views)
+    assert [step for step in range(40) if terms.draws(step, config)] == [*range(9, 40, 3)]
+    compared = [step for step in range(40) if terms.neighbour(0, step, loaded.train[0], config) is not None]
+    assert compared == [*range(18, 40, 3)]
 
 
 @pytest.mark.slow

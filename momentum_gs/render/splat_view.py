@@ -1,5 +1,7 @@
 """Evaluates splats for a camera: the counterpart of decoding anchors."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,13 +20,18 @@ def decode_splats(splats: Splats, harmonics: Harmonics, camera: Camera) -> Decod
     """
     sh = torch.cat([splats.sh_dc, splats.sh_rest], dim=1)
     ray = splats.position - beside(camera.center, splats.position)
-    opacities = splats.opacity.sigmoid()
-    gaussians = Gaussians(
+    bare = splats_without_colors(splats)
+    gaussians = replace(bare, colors=(spherical_harmonics(harmonics.degree, ray, sh) + 0.5).clamp_min(0))
+    every: Tensor = torch.arange(len(splats), device=splats.position.device)
+    return Decoded(gaussians, gaussians.opacities, torch.ones_like(every, dtype=torch.bool), every)
+
+
+def splats_without_colors(splats: Splats) -> Gaussians:
+    """All splats as Gaussians, with activations applied and colours of no channels."""
+    return Gaussians(
         means=splats.position,
         scales=splats.scales,
         quats=F.normalize(splats.rotation),
-        opacities=opacities,
-        colors=(spherical_harmonics(harmonics.degree, ray, sh) + 0.5).clamp_min(0),
+        opacities=splats.opacity.sigmoid(),
+        colors=splats.position.new_empty(len(splats), 0),
     )
-    every: Tensor = torch.arange(len(splats), device=splats.position.device)
-    return Decoded(gaussians, opacities, torch.ones_like(every, dtype=torch.bool), every)

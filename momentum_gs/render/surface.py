@@ -46,19 +46,40 @@ class Surface:
 
 def planes(gaussians: Gaussians, camera: Camera) -> tuple[Float[Tensor, "g 3"], Float[Tensor, "g 1"]]:
     """The plane of each Gaussian: unit normal in world axes, turned to the camera, and n . (mean - centre) <= 0."""
-    flat = gaussians.scales.detach().argmin(dim=1)
-    axis = F.one_hot(flat, 3).to(gaussians.quats)
-    real, imaginary = gaussians.quats.split((1, 3), dim=1)
-    twice = 2 * torch.linalg.cross(imaginary, axis)
-    normal = axis + real * twice + torch.linalg.cross(imaginary, twice)
-    distance = (normal * (gaussians.means - camera.center.to(gaussians.means))).sum(dim=1, keepdim=True)
-    towards = torch.where(distance > 0, -1.0, 1.0).to(distance)
-    return normal * towards, distance * towards
+    normal, distance = _plane_rows(gaussians, camera).split((3, 1))
+    return normal.T, distance.T
+
+
+def _plane_rows(gaussians: Gaussians, camera: Camera) -> Float[Tensor, "4 g"]:
+    """``planes``, with a row for each number, which torch computes several times as fast as columns."""
+    first, second, third = _rows(gaussians.scales.detach())
+    # 1 on the axis of the smallest scale, the first of equal ones; products with it are faster than a choice.
+    on_x = (first <= second) & (first <= third)
+    on_y = ~on_x & (second <= third)
+    i, j, k = (on.to(first) for on in (on_x, on_y, ~(on_x | on_y)))
+    real, x, y, z = _rows(gaussians.quats)
+    # That axis, turned by the quaternion.
+    cosine, twice = 1 - 2 * (x * x + y * y + z * z), 2 * real
+    onto = 2 * (i * x + j * y + k * z)
+    normal = (
+        cosine * i + onto * x + twice * (k * y - j * z),
+        cosine * j + onto * y + twice * (i * z - k * x),
+        cosine * k + onto * z + twice * (j * x - i * y),
+    )
+    there = _rows(gaussians.means - camera.center.to(gaussians.means))
+    distance = normal[0] * there[0] + normal[1] * there[1] + normal[2] * there[2]
+    return torch.stack([*normal, distance]) * (1 - 2 * (distance.detach() > 0).to(distance))
+
+
+def _rows(columns: Float[Tensor, "g n"]) -> Float[Tensor, "n g"]:
+    """The transpose in memory; faster than torch's own copy of it."""
+    return torch.stack(columns.unbind(dim=1))
 
 
 def with_planes(gaussians: Gaussians, camera: Camera) -> Gaussians:
     """The Gaussians with their planes as ``CHANNELS`` further colour channels."""
-    return replace(gaussians, colors=torch.cat([gaussians.colors, *planes(gaussians, camera)], dim=1))
+    rows = torch.cat([gaussians.colors.T, _plane_rows(gaussians, camera)])
+    return replace(gaussians, colors=rows.T.contiguous())
 
 
 def take_planes(output: RenderOutput, camera: Camera, window: Window | None = None) -> tuple[RenderOutput, Surface]:
@@ -73,10 +94,15 @@ def take_planes(output: RenderOutput, camera: Camera, window: Window | None = No
         The render with its colours alone, and the surface.
     """
     image, normal, distance = output.image.split((len(output.image) - CHANNELS, 3, 1))
-    slope = (normal * pixel_rays(camera, normal, window)).sum(dim=0)
-    unit = unit_length(normal)
+    # The products of ``pixel_rays`` with the normals, without making the rays: normals in the camera's axes are taken
+    # times column, row and 1.
+    columns, rows = _through(camera, normal, window)
+    right, down, ahead = (camera.rotation.to(normal) @ normal.flatten(1)).view_as(normal)
+    slope = torch.addcmul(torch.addcmul(ahead, right, columns), down, rows[:, None])
+    inverse = _inverse_length(normal)
+    unit = normal * inverse
     # Rays are up to half as long again as their camera z; that precision is enough for a bound.
-    there = (output.alpha > MIN_ALPHA) & (slope * slope > GRAZING**2 * (normal * normal).sum(dim=0)) & (slope < 0)
+    there = (output.alpha > MIN_ALPHA) & (slope.detach() * inverse.detach() < -GRAZING)
     depth = torch.where(there, distance[0] / torch.where(there, slope, -1.0), 0.0)
     return replace(output, image=image), Surface(depth, unit, output.alpha)
 
@@ -88,8 +114,14 @@ def expected_depth(output: RenderOutput) -> Float[Tensor, "h w"]:
 
 
 def unit_length(vectors: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
-    """The vectors at length 1; 0 stays 0. Faster than torch's norm along the first axis by an order of magnitude."""
-    return vectors * (vectors * vectors).sum(dim=0).clamp_min(1e-20).rsqrt()
+    """The vectors at length 1; 0 stays 0."""
+    return vectors * _inverse_length(vectors)
+
+
+def _inverse_length(vectors: Float[Tensor, "3 h w"]) -> Float[Tensor, "h w"]:
+    """1 / length, bounded. Faster than torch's norm along the first axis by an order of magnitude."""
+    x, y, z = vectors
+    return torch.addcmul(torch.addcmul(x * x, y, y), z, z).clamp_min(1e-20).rsqrt()
 
 
 def pixel_rays(camera: Camera, like: Tensor, window: Window | None = None) -> Float[Tensor, "3 h w"]:
@@ -97,11 +129,17 @@ def pixel_rays(camera: Camera, like: Tensor, window: Window | None = None) -> Fl
 
     They have the dtype and device of ``like``.
     """
+    columns, rows = _through(camera, like, window)
+    right, down, ahead = camera.rotation.to(like)[:, :, None, None]
+    return columns * right + rows[:, None] * down + ahead
+
+
+def _through(camera: Camera, like: Tensor, window: Window | None) -> tuple[Float[Tensor, "w"], Float[Tensor, "h"]]:
+    """x and y, in the camera's axes at z = 1, of the rays through the pixels' columns and rows."""
     x, y, width, height = (0, 0, camera.width, camera.height) if window is None else window.rectangle
     columns = (torch.arange(x, x + width, dtype=like.dtype, device=like.device) + 0.5 - camera.cx) / camera.fx
     rows = (torch.arange(y, y + height, dtype=like.dtype, device=like.device) + 0.5 - camera.cy) / camera.fy
-    right, down, ahead = camera.rotation.to(like)[:, :, None, None]
-    return columns * right + rows[:, None] * down + ahead
+    return columns, rows
 
 
 def points_of_depth(
@@ -123,7 +161,9 @@ def normals_of_depth(
     down = points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
     there = depth > 0
     known = there[1:-1, 2:] & there[1:-1, :-2] & there[2:, 1:-1] & there[:-2, 1:-1]
-    normal = unit_length(torch.linalg.cross(down, across, dim=0)) * known
+    # torch's cross product along the first axis takes several times as long.
+    (a, b, c), (x, y, z) = down, across
+    normal = unit_length(torch.stack([b * z - c * y, c * x - a * z, a * y - b * x])) * known
     return F.pad(normal, (1, 1, 1, 1))
 
 

@@ -20,7 +20,7 @@ from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_wit
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.nudge import nudged
 from momentum_gs.render.rasterize import rasterize, visible_anchors
-from momentum_gs.render.splat_view import decode_splats
+from momentum_gs.render.splat_view import decode_splats, splats_without_colors
 from momentum_gs.render.surface import CHANNELS, Surface, take_planes, with_planes
 
 
@@ -108,6 +108,22 @@ def render_view(
     if opacity_factors is not None:
         output = replace(output, radii=torch.where(opacity_factors[:, 0] > 0, output.radii, 0))
     return ViewRender(output, decoded, targets, behind, found)
+
+
+@torch.no_grad()
+def render_surface(
+    model: Model, decoder: Decoder | Harmonics, camera: Camera, around: Model | None = None
+) -> Surface:
+    """The surface of ``render_view``, bit for bit, without gradients and without drawing the colours."""
+    parts = []
+    for part in (model,) if around is None else (model, around):
+        if isinstance(part, Splats):
+            gaussians = splats_without_colors(part)
+        else:
+            gaussians = decode_view(part, decoder, camera).gaussians
+        parts.append(with_planes(replace(gaussians, colors=gaussians.colors[:, :0]), camera))
+    background = parts[0].means.new_zeros(CHANNELS)
+    return take_planes(draw(parts[0], camera, background, None, None, *parts[1:]), camera)[1]
 
 
 def background_of(decoder: Decoder | Harmonics) -> Background | None:

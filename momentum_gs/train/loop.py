@@ -198,7 +198,7 @@ class Training:
         round_ = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
         show = partial(self._order.show, views=views)
-        surfaces = None if self._neighbours is None else SurfaceTerms(self._neighbours, views, self._background)
+        surfaces = None if self._neighbours is None else SurfaceTerms(self._neighbours, views)
         window, student = self._surroundings.window, self._student
         inputs = StepInputs(self._config, self._comm, self._background, show, window, self._depths, student, surfaces)
         active = self._surroundings.activate(round_, self._step == round_.first_step)

@@ -37,8 +37,9 @@ class SplatBlock(Block):
     def from_points(
         cls, block: int, points: PointCloud, cameras: Sequence[Camera], config: Config, device: torch.device
     ) -> "SplatBlock":
-        """A splat at every point."""
-        return cls.from_splats(block, init_splats(points, config.gaussians.sh_degree), cameras, config, device)
+        """A splat at every point; with planar surfaces, along the surface that the points make up."""
+        flat = config.model.surface == "planar" and config.surface.flatten > 0
+        return cls.from_splats(block, init_splats(points, config.gaussians.sh_degree, flat), cameras, config, device)
 
     @classmethod
     def from_splats(

@@ -15,7 +15,7 @@ from momentum_gs.data.views import Views
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.splats import Harmonics
 from momentum_gs.render.surface import Surface
-from momentum_gs.render.view import ViewRender, render_view
+from momentum_gs.render.view import ViewRender, render_surface
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.surfaces.losses import (
     PATCH,
@@ -37,23 +37,28 @@ class SurfaceTerms:
     neighbours: Neighbours
     views: Views
     """Gives the neighbours' images."""
-    background: Tensor
-    """[3] behind everything."""
 
     def draws(self, step: int, config: Config) -> bool:
-        """Whether the view of a block step needs depth and normals."""
+        """Whether the terms of a block step need depth and normals: every few steps, as drawing them, for two views,
+        costs more than a step without."""
+        return self._normals(step, config) or self._pairs(step, config)
+
+    @staticmethod
+    def _normals(step: int, config: Config) -> bool:
+        """Whether a block step compares a view's depth with its normals."""
         settings = config.surface
-        normals = settings.normals > 0 and step >= settings.normals_from * config.steps
-        return normals or self._pairs(step, config)
+        begun = step >= settings.normals_from * config.steps
+        return settings.normals > 0 and begun and step % settings.every == 0
 
     @staticmethod
     def _pairs(step: int, config: Config) -> bool:
         """Whether a block step compares two views."""
         settings = config.surface
-        return settings.geometry + settings.patches > 0 and step >= settings.views_from * config.steps
+        begun = step >= settings.views_from * config.steps
+        return settings.geometry + settings.patches > 0 and begun and step % settings.every == 0
 
     def neighbour(self, block: int, step: int, camera: Camera, config: Config) -> Camera | None:
-        """The view that a block step compares its own with; None before the stage of two views."""
+        """The view that a block step compares its own with; None where it compares none."""
         return self.neighbours.draw(block, step, camera) if self._pairs(step, config) else None
 
     def terms(
@@ -81,9 +86,9 @@ class SurfaceTerms:
         """
         settings = config.surface
         terms = {"flat": settings.flatten * flatness(view.decoded.gaussians.scales)} if settings.flatten else {}
-        if view.surface is not None and settings.normals and block.step >= settings.normals_from * config.steps:
+        if view.surface is not None and self._normals(block.step, config):
             errors = normal_errors(view.surface, camera, target.image, window)
-            terms["normals"] = settings.normals * _mean(errors, target)
+            terms["normals"] = settings.every * settings.normals * _mean(errors, target)
         other = self.neighbour(block.block, block.step, camera, config)
         if view.surface is not None and other is not None:
             terms |= self._pair(view.surface, block, decoder, camera, target, window, config, pose([other])[0])
@@ -93,15 +98,13 @@ class SurfaceTerms:
         self, surface: Surface, block: Block, decoder: Decoder | Harmonics, camera: Camera, target: TargetImage,
         window: Window | None, config: Config, other: Camera,
     ) -> dict[str, Tensor]:  # fmt: skip
-        with torch.no_grad():
-            theirs = render_view(block.model, decoder, other, self.background, around=block.around, surface=True)
-        assert theirs.surface is not None
-        found = match(surface, camera, theirs.surface, other, window)
+        found = match(surface, camera, render_surface(block.model, decoder, other, block.around), other, window)
         counts = _counts(target)
         weight = found.weight * counts.flatten()[found.pixel]
         total = counts.sum().clamp_min(1)
-        terms = {"geometry": config.surface.geometry * (weight * found.error).sum() / total}
-        seen = self.views.target_or_skip(other.name) if config.surface.patches else None
+        settings = config.surface
+        terms = {"geometry": settings.every * settings.geometry * (weight * found.error).sum() / total}
+        seen = self.views.target_or_skip(other.name) if settings.patches else None
         if seen is None:
             return terms
         inner = _inner(counts)
@@ -111,7 +114,7 @@ class SurfaceTerms:
         luma = gray(seen.image) if seen.mask is None else gray(seen.image) * seen.mask[0]
         errors = patch_errors(surface, camera, gray(target.image), other, luma, found.pixel[kept], window)
         weight = weight[kept]
-        terms["patches"] = config.surface.patches * (weight * errors).sum() / weight.sum().clamp_min(1)
+        terms["patches"] = settings.every * settings.patches * (weight * errors).sum() / weight.sum().clamp_min(1)
         return terms
 
 
