@@ -165,9 +165,10 @@ def test_ranks_do_not_change_the_model(scene: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gaussians_become_flat(scene: Path, tmp_path: Path) -> None:
+    """Flatter than they start, which they would not become without the term's weight."""
     ratios = []
-    for name, options in (("none", []), ("planar", PLANAR)):
-        train(make_config(scene, tmp_path / name, *GAUSSIANS, *options, "steps=100"))
+    for name, options in (("start", ["surface.flatten=1e-9"]), ("planar", [])):
+        train(make_config(scene, tmp_path / name, *GAUSSIANS, *PLANAR, *options, "steps=60"))
         log_scale = model_of(tmp_path / name)["point_cloud_block0.log_scale"]
         ratios.append(float((log_scale.amin(dim=1) - log_scale.median(dim=1).values).exp().median()))
-    assert ratios[1] < 0.7 * ratios[0]
+    assert ratios[1] < 0.8 * ratios[0]
