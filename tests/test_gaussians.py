@@ -129,7 +129,7 @@ def test_initial_gaussians_are_spheres_as_wide_as_the_spacing() -> None:
 
 
 def test_gaussians_that_start_flat_lie_along_the_points() -> None:
-    """A roof and a wall, each a little rough: the smallest scale is half the others', along the normal."""
+    """A roof and a wall, each a little rough: the scale along the normal is ``FLAT`` times the others."""
     generator = torch.Generator().manual_seed(0)
     roof, wall = torch.rand(2, 400, 3, generator=generator, dtype=torch.float64)
     roof[:, 2], wall[:, 1] = 3 + 0.01 * roof[:, 2], 5 + 0.01 * wall[:, 1]

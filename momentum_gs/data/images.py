@@ -146,7 +146,11 @@ def stored_pixels(path: Path) -> np.ndarray:
 
 
 def decode_image(path: Path, flags: int) -> np.ndarray:
-    """``cv2.imread``, which however decodes what there is of a truncated file and cannot open all paths.
+    """Decodes an image file. Unlike ``cv2.imread`` it refuses truncated files and opens every path that Python can.
+
+    Args:
+        path: The file.
+        flags: Those of ``cv2.imread``.
 
     Raises:
         UserError: the file is missing, damaged or truncated.

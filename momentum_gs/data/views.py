@@ -133,7 +133,7 @@ class Views:
         return found
 
     def counts(self, camera: Camera) -> Float[Tensor, "1 h w"] | None:
-        """Which pixels of a camera's image count: its mask; None, all, where there is none or the image is skipped."""
+        """The mask of a camera's image, 1 where a pixel counts; None, all count, without a mask or a readable image."""
         if camera.name not in self._scene.mask_paths:
             return None
         target = self.target_or_skip(camera.name)

@@ -6,7 +6,7 @@ The two are processes of their own, so neither waits for the other, and either m
     OUT/live/state.json                  step, blocks, and for each block the step of its file
     OUT/live/block<i>.safetensors        rows of a block
     OUT/live/decoder.safetensors         or decoder_block<i>/decoder.safetensors
-    OUT/live/background.safetensors      what is behind a student
+    OUT/live/background.safetensors      the learned background behind a student
 
 The trainer copies at most every ``EVERY`` seconds, and so rarely that copying takes no more than ``SHARE`` of its time;
 a thread writes the copies.
