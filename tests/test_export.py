@@ -326,6 +326,7 @@ def test_every_format_is_scored(run: Path, kind: str) -> None:
     assert main(["export", str(run), "-o", str(file), "--device", "cpu", "--sh", "1"]) == 0
     record = read_json(file.with_name(f"{file.name}.json"))
     assert record["bytes"] == file.stat().st_size
+    assert not record["scored_before_quantization"]
     assert abs(record["export"]["PSNR"] - record["model"]["PSNR"]) < 1
 
 

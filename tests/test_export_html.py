@@ -26,7 +26,7 @@ from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.export.html.overlays import cell_values, focus_distances, overview
-from momentum_gs.export.html.page import write_page
+from momentum_gs.export.html.page import ONE_FILE, read_page, write_page
 from momentum_gs.export.html.spz import spz_bytes
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_image
@@ -120,6 +120,18 @@ def test_spz_holds_the_gaussians_to_its_precision() -> None:
         quats[row, largest] = math.sqrt(1 - (quats[row] ** 2).sum())
     wanted = torch.nn.functional.normalize(splats.rotation.detach()).numpy()[:, [1, 2, 3, 0]]
     assert np.abs((quats * wanted).sum(axis=1)).min() > 0.99999
+
+
+@pytest.mark.parametrize("one_file", [ONE_FILE, 0], ids=["in the page", "beside it"])
+def test_a_page_is_read_back(tmp_path: Path, one_file: int) -> None:
+    """By gsply, which did not write it."""
+    files = write(tmp_path / "index.html", one_file=one_file)
+    assert len(files) == (1 if one_file else 2)
+    found, expected = read_page(files, cameras()), plane(3)
+    assert (found.position - expected.position).abs().max() < 1e-4
+    assert (found.log_scale - expected.log_scale).abs().max() <= 0.501 / 16
+    assert (found.opacity.sigmoid() - expected.opacity.sigmoid()).abs().max() <= 0.501 / 255
+    assert (found.sh_dc - expected.sh_dc).abs().max() <= 0.501 / 255 / 0.15
 
 
 def test_the_page_holds_all_and_names_nothing_outside(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from momentum_gs.data.views import Views
 from momentum_gs.eval.lpips_metric import Lpips
 from momentum_gs.eval.results import read_json, write_json
 from momentum_gs.export.files import write_parts
-from momentum_gs.export.html.page import write_page
+from momentum_gs.export.html.page import read_page, write_page
 from momentum_gs.export.lod import export_lod
 from momentum_gs.export.placement import Placement, georeference, placement
 from momentum_gs.export.price import Original, export_renderer, original_renderer, scores
@@ -51,6 +52,7 @@ REFINED = 1 << 20
 """Gaussians that are refined at a time: 0.7 GB of values and Adam's moments at degree 3."""
 _UNSPILLED = 1 << 26
 """Pixels of all training views together from which contributions are kept in files instead of in memory."""
+_READS_SPZ = find_spec("gsply") is not None
 _SHELL_SHARE = 10
 """With ``max_gaussians``, a background takes no more than a tenth of them."""
 
@@ -143,16 +145,18 @@ def export_run(
             if len(chosen) == 0:
                 raise UserError("export: no Gaussian is left, expected some in the crop; correct --crop or --blocks")
             parts = _parts(run, options, seen, chosen, inside, views, degree)
-            shown = None
+            files, shown = [file], None
             if file.suffix == PAGE:
                 shown = Splats.cat(list(parts))
-                _write_page(file, out, run, shown)
+                files = _write_page(file, out, run, shown)
+                if _READS_SPZ:
+                    shown = read_page(files, run.cameras).to(device)
             else:
                 behind = [] if shell is None else [shell]
                 count = len(chosen) + sum(map(len, behind))
                 write_parts(file, (where.placed(part) for part in chain(parts, behind)), count, degree)
         baked = time.perf_counter()
-        record = _record(run, file, options, len(chosen), degree, shell) | {"coordinates": where.record()}
+        record = _record(run, files, options, len(chosen), degree, shell) | {"coordinates": where.record()}
         record |= _price(run, file, where, inside, views, lpips, shown)
         if options.lod:
             record["lod"] = _lod(run, out, file, where, views, len(chosen))
@@ -301,15 +305,15 @@ def _parts(
         yield refine(splats, taught, options.refine, hidden=hidden, seed=run.config.seed)
 
 
-def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> None:
-    """Writes the static page, with the cameras, the cells and their scores."""
+def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> list[Path]:
+    """Writes the static page, with the cameras, the cells and their scores; the page and the files beside it."""
     cameras, scene, decoder = run.cameras, run.scene, run.original.decoder
     behind = learned_background(decoder, cameras[0], run.original.background)
     color = run.original.background if behind is None else behind.mean(dim=(1, 2))
     cells = run.folder / "partition.json"
     results = read_json(out / "results.json").get(f"ours_{run.folder.name.removeprefix('iteration_')}", {})
     scores = {int(b): row["PSNR"] for b, row in results.get("blocks", {}).items() if row.get("PSNR") is not None}
-    write_page(
+    return write_page(
         file, splats.to("cpu"), cameras, title=scene.path.name,
         up=normalized_frame([*scene.train, *scene.test], scene.points).rotation[2],
         cells=PartitionTable.load(cells).in_frame(scene.frame) if cells.is_file() else None, scores=scores,
@@ -318,13 +322,13 @@ def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> None:
 
 
 def _record(
-    run: _Run, file: Path, options: Options, count: int, degree: int, shell: Splats | None
+    run: _Run, files: list[Path], options: Options, count: int, degree: int, shell: Splats | None
 ) -> dict[str, Any]:
     learned = background_of(run.original.decoder)
     model = run.original.model
     return {
-        "file": file.name,
-        "bytes": file.stat().st_size,
+        "file": files[0].name,
+        "bytes": sum(file.stat().st_size for file in files),
         "gaussians": count,
         "anchors": None if isinstance(model, Splats) else len(model),
         "offsets": run.n_offsets,
@@ -363,8 +367,8 @@ def _price(
         "lost": {name: model[name] - export[name] for name in model},
         # Outside of a crop, the trained model itself is rendered.
         "scored_with_model_outside_crop": covered is not None,
-        # The page's own quantization, that of SPZ, is not in the scores (docs/formats.md has what it costs).
-        "scored_before_quantization": shown is not None,
+        # Only gsply reads the page's Gaussians back; without it, their quantization is not in the scores.
+        "scored_before_quantization": shown is not None and not _READS_SPZ,
     }
 
 

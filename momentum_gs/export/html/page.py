@@ -3,7 +3,10 @@
 import base64
 import importlib.resources
 import json
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from momentum_gs.core.types import Camera
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.export.html.overlays import camera_values, cell_values, focus_distances, overview
 from momentum_gs.export.html.spz import spz_bytes
+from momentum_gs.formats.packed import read_spz
 from momentum_gs.model.splats import Splats
 
 ONE_FILE = 300 * 2**20
@@ -73,7 +77,7 @@ def write_page(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     up = torch.nn.functional.normalize(up.double().cpu(), dim=0)
-    origin = torch.stack([camera.center for camera in cameras]).mean(dim=0)
+    origin = _origin(cameras)
     scene = _scene(splats, cameras, up, origin, cells, scores or {})
     scene |= {"title": title, "version": __version__, "background": list(background)}
     data = spz_bytes(splats, origin)
@@ -86,6 +90,31 @@ def write_page(
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(_document(scene, parts))
     return [path, *beside]
+
+
+def read_page(files: Sequence[Path], cameras: Sequence[Camera]) -> Splats:
+    """The Gaussians of a page, as the browser decodes them, in training units.
+
+    Args:
+        files: What ``write_page`` returned.
+        cameras: What it was given.
+
+    Raises:
+        UserError: the package gsply, which reads SPZ, is missing.
+    """
+    # A part is text in an element of the page, or a script beside it that passes the text to a function.
+    part = re.compile(r'(?:class="part">|momentumPart\(")([^<"]+)')
+    texts = [text for file in files for text in part.findall(file.read_text(encoding="utf-8"))]
+    with tempfile.TemporaryDirectory(prefix="momentum_gs.") as folder:
+        spz = Path(folder) / "gaussians.spz"
+        spz.write_bytes(b"".join(map(base64.b64decode, texts)))
+        splats = read_spz(spz)
+    return replace(splats, position=splats.position + _origin(cameras).to(splats.position))
+
+
+def _origin(cameras: Sequence[Camera]) -> Float[Tensor, "3"]:
+    """What the page's coordinates are relative to."""
+    return torch.stack([camera.center for camera in cameras]).mean(dim=0)
 
 
 def _write_parts(folder: Path, parts: Sequence[str]) -> list[Path]:
