@@ -100,7 +100,8 @@ else
     fi
     extras=plot
     if [[ -n $dev ]]; then extras=eval,las,log,plot,sfm,dev; fi
-    pip_install -c "$constraints" "setuptools>=77" wheel ninja
+    # torch, too, so that what it needs of the others (torch 2.11: setuptools<82) holds.
+    pip_install -c "$constraints" "setuptools>=77" wheel ninja torch
     pip_install -c "$constraints" --no-build-isolation -e ".[$extras]"
     done_with "momentum-gs$dev" "$made_from"
     say "momentum-gs installed${dev:+, with what the tests need}"

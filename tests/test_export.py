@@ -13,6 +13,7 @@ from tiny_run import make_config, train
 from tiny_scene import nadir_camera, write_tiny_scene
 
 import momentum_gs.export.run as export_run
+import momentum_gs.formats.converter as converter
 from momentum_gs.bake.baking import bake
 from momentum_gs.bake.shell import COUNT
 from momentum_gs.cli.main import main
@@ -263,6 +264,9 @@ def test_a_georeference_is_copied(run: Path, capsys: pytest.CaptureFixture[str])
         (["--max-gaussians", "0"], "--max-gaussians is 0, expected at least 1"),
         (["--refine", "-1"], "--refine is -1, expected at least 0"),
         (["-o", "model.obj"], "expected a file that ends in"),
+        (["--format", "ply,obj"], "--format is ply,obj, expected some of ply,"),
+        (["--format", "ply,spz", "-o", "a.ply"], "for 2 formats, expected one; leave out -o"),
+        (["--format", "ply,spz", "--lod"], "--lod with gaussians.ply, gaussians.spz, expected a PLY"),
     ],
 )
 def test_errors_are_one_line(
@@ -320,14 +324,26 @@ def test_a_budget_needs_levels_of_detail(run: Path, tmp_path: Path, capsys: pyte
     assert "--budget is 0, expected a number of Gaussians, at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["compressed.ply", "splat", "spz", "html"])
-def test_every_format_is_scored(run: Path, kind: str) -> None:
-    file = run / "export" / f"other.{kind}"
-    assert main(["export", str(run), "-o", str(file), "--device", "cpu", "--sh", "1"]) == 0
-    record = read_json(file.with_name(f"{file.name}.json"))
-    assert record["bytes"] == file.stat().st_size
-    assert not record["scored_before_quantization"]
-    assert abs(record["export"]["PSNR"] - record["model"]["PSNR"]) < 1
+def test_several_formats_are_baked_once_and_scored(run: Path) -> None:
+    kinds = ["ply", "compressed.ply", "splat", "spz", "html"]
+    assert main(["export", str(run), "--format", ",".join(kinds), "--device", "cpu", "--sh", "1"]) == 0
+    for kind in kinds:
+        file = run / "export" / f"gaussians.{kind}"
+        record = read_json(file.with_name(f"{file.name}.json"))
+        assert record["bytes"] == file.stat().st_size
+        assert not record["scored_before_quantization"]
+        assert abs(record["export"]["PSNR"] - record["model"]["PSNR"]) < 1
+    export(run, "alone.ply", "--sh", "1")
+    assert (run / "export" / "gaussians.ply").read_bytes() == (run / "export" / "alone.ply").read_bytes()
+
+
+def test_a_missing_writer_is_found_before_the_bake(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converter, "find_converter", lambda: None)
+    monkeypatch.setattr(export_run, "contributions", lambda *_: pytest.fail("the bake has begun"))
+    assert main(["export", str(run), "--format", "ply,sog", "--device", "cpu"]) == 2
+    assert "gaussians.sog: the program splat-transform is not on PATH" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_converter() is None, reason="splat-transform is not installed")

@@ -22,7 +22,7 @@ With --refine, the Gaussians then train against the model's renders and the imag
 held-out views, and what was lost is printed and written to FILE.json (docs/export.md).
 
   momentum-gs export OUT                               OUT/export/gaussians.ply
-  momentum-gs export OUT --refine 1000
+  momentum-gs export OUT --refine 1000 --format ply,spz,html
   momentum-gs export OUT --format html                 a page to look at: OUT/export/gaussians.html
   momentum-gs export OUT --format spz                  small; also compressed.ply, splat, sog
   momentum-gs export OUT --lod                         levels of detail, for 'render OUT --budget N' and for streaming
@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="output folder of a run")
-    add("--format", choices=KINDS, help="format of the file; html: a page that shows the model, opens from disk and "
-        "needs no server (default: that of FILE's suffix, else ply)")  # fmt: skip
+    add("--format", metavar="FORMAT,...", help=f"{', '.join(KINDS)}, or several of them, for which the "
+        "model is baked once; html: a page that shows the model, opens from disk and needs no server (default: that of "
+        "FILE's suffix, else ply)")  # fmt: skip
     add("-o", "--output", metavar="FILE", type=Path, help="file to write (default: OUT/export/gaussians.FORMAT)")
     add("--sh", type=int, choices=range(4), default=3, help="degree of the spherical harmonics (default: 3)")
     add("--refine", type=int, metavar="STEPS", default=0, help="train the baked Gaussians for so many steps (default: "
@@ -62,13 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Exports one model and prints its price."""
-    file = _file(args)
+    files = _files(args)
     for name, least in (("refine", 0), ("max_gaussians", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"export: --{name.replace('_', '-')} is {value}, expected at least {least}; correct it")
-    if args.lod and (file.suffix != ".ply" or file.name.endswith(".compressed.ply")):
-        raise UserError(f"export: --lod with {file.name}, expected a PLY; leave out --format, or rename the file")
+    names = ", ".join(file.name for file in files)
+    if args.lod and (len(files) > 1 or files[0].suffix != ".ply" or names.endswith(".compressed.ply")):
+        raise UserError(f"export: --lod with {names}, expected a PLY; leave out --format, or rename the file")
     crop = None if args.crop is None else _numbers("crop", args.crop, float)
     if crop is not None and len(crop) != 6:
         raise UserError(f"export: --crop is {args.crop}, expected six numbers: x0,y0,z0,x1,y1,z1")
@@ -85,23 +87,30 @@ def run(args: argparse.Namespace) -> None:
     )
     print_device(args.device)
     device = pick_device(args.device)
-    record = export_run(
-        args.out, file, options, device, iteration=args.iteration, scene_path=args.source_path,
+    records = export_run(
+        args.out, files, options, device, iteration=args.iteration, scene_path=args.source_path,
         lpips=lpips_or_none(args.lpips, args.lpips_weights, device, "export"),
     )  # fmt: skip
-    info(_table(record))
-    info(f"export: {file} and {json_file(file).name}")
+    for file, record in zip(files, records, strict=True):
+        info(_table(record))
+        info(f"export: {file} and {json_file(file).name}")
 
 
-def _file(args: argparse.Namespace) -> Path:
-    """The file to write; its suffix is one of the formats."""
+def _files(args: argparse.Namespace) -> list[Path]:
+    """The files to write; the suffix of each is one of the formats."""
+    kinds = list(dict.fromkeys(args.format.split(","))) if args.format else []
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"export: --format is {args.format}, expected some of {', '.join(KINDS)}; correct {kind!r}")
     if args.output is None:
-        return Path(args.out) / "export" / f"gaussians.{args.format or KINDS[0]}"
+        return [Path(args.out) / "export" / f"gaussians.{kind}" for kind in kinds or KINDS[:1]]
+    if len(kinds) > 1:
+        raise UserError(f"export: -o {args.output} for {len(kinds)} formats, expected one; leave out -o")
     found = [kind for kind in KINDS if args.output.name.endswith(f".{kind}")]
-    if not found or (args.format is not None and args.format not in found):
-        wanted = args.format or ", .".join(KINDS)
+    if not found or (kinds and kinds[0] not in found):
+        wanted = args.format or ", ".join(KINDS)
         raise UserError(f"export: -o is {args.output}, expected a file that ends in .{wanted}; rename it")
-    return Path(args.output)
+    return [Path(args.output)]
 
 
 def _numbers(name: str, text: str, kind: Any) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -39,6 +39,7 @@ from momentum_gs.export.price import Original, export_renderer, original_rendere
 from momentum_gs.formats.kinds import format_of
 from momentum_gs.formats.packed import SPZ_LARGEST
 from momentum_gs.formats.read import read_splats
+from momentum_gs.formats.write import check_writer
 from momentum_gs.model.appearance import load_appearance
 from momentum_gs.model.io import load_model, model_file, model_folder
 from momentum_gs.model.lod import LOD_FILE
@@ -104,19 +105,20 @@ class _Run:
 
 def export_run(
     out: Path,
-    file: Path,
+    files: Sequence[Path],
     options: Options,
     device: torch.device,
     *,
     iteration: int = -1,
     scene_path: str | None = None,
     lpips: Lpips | None = None,
-) -> dict[str, Any]:
-    """Bakes the merged (or coarse) model of a run, writes it, and scores model and file on the held-out views.
+) -> list[dict[str, Any]]:
+    """Bakes the merged (or coarse) model of a run, writes it, and scores model and files on the held-out views.
 
     Args:
         out: Output folder of the run.
-        file: Its suffix chooses the format (``FORMATS``); its folder is created. ``file.json`` is written beside it.
+        files: Each one's suffix chooses its format (``FORMATS``, or ``PAGE``); its folder is created. ``file.json`` is
+            written beside it. Of several, the Gaussians are baked once and held in memory.
         options: What is exported.
         device: Where it is rendered.
         iteration: Which model; -1: the last.
@@ -124,7 +126,7 @@ def export_run(
         lpips: Also scores LPIPS.
 
     Returns:
-        The content of the JSON file (docs/export.md).
+        The content of each JSON file (docs/export.md).
 
     Raises:
         UserError: there is no merged model, or options do not fit the run.
@@ -134,36 +136,41 @@ def export_run(
     about = georeference(run.scene) if options.georeference else None
     where = placement(run.scene, y_up=options.y_up)
     inside = _inside(run, options)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with Views(run.scene, int(run.config.scene.cache_gb * 1e9), device) as views:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export.") as spill:
-            seen = _seen(run, views, Path(spill))
-            degree = _degree(run, options)
-            shell = _shell(run, file, options, seen, degree, where)
-            most = options.max_gaussians
-            chosen = choose(seen, most if most is None or shell is None else most - len(shell), inside)
-            if len(chosen) == 0:
-                raise UserError("export: no Gaussian is left, expected some in the crop; correct --crop or --blocks")
-            parts = _parts(run, options, seen, chosen, inside, views, degree)
-            files, shown = [file], None
-            if file.suffix == PAGE:
-                shown = Splats.cat(list(parts))
-                files = _write_page(file, out, run, shown)
-                if _READS_SPZ:
-                    shown = read_page(files, run.cameras).to(device)
-            else:
-                behind = [] if shell is None else [shell]
-                count = len(chosen) + sum(map(len, behind))
-                write_parts(file, (where.placed(part) for part in chain(parts, behind)), count, degree)
-        baked = time.perf_counter()
-        record = _record(run, files, options, len(chosen), degree, shell) | {"coordinates": where.record()}
-        record |= _price(run, file, where, inside, views, lpips, shown)
-        if options.lod:
-            record["lod"] = _lod(run, out, file, where, views, len(chosen))
-    record["seconds"] = {"export": baked - started, "scores": time.perf_counter() - baked}
-    record |= {"georeference": about, **device_use(device)}
-    write_json(json_file(file), record)
-    return record
+    for file in files:
+        if file.suffix != PAGE:
+            check_writer(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    with (
+        Views(run.scene, int(run.config.scene.cache_gb * 1e9), device) as views,
+        tempfile.TemporaryDirectory(dir=files[0].parent, prefix=".export.") as spill,
+    ):
+        seen = _seen(run, views, Path(spill))
+        degree = _degree(run, options)
+        shells = _shells(run, files, options, seen, degree, where)
+        most = options.max_gaussians
+        chosen = choose(seen, most if most is None else most - max(map(_count, shells)), inside)
+        if len(chosen) == 0:
+            raise UserError("export: no Gaussian is left, expected some in the crop; correct --crop or --blocks")
+        parts: Iterable[Splats] = _parts(run, options, seen, chosen, inside, views, degree)
+        if len(files) > 1:
+            parts = list(parts)
+        baked = time.perf_counter() - started
+        model = None
+        for file, shell in zip(files, shells, strict=True):
+            begun = time.perf_counter()
+            written, shown = _write(file, out, run, parts, shell, len(chosen), degree, where)
+            seconds = baked + time.perf_counter() - begun
+            record = _record(run, written, options, len(chosen), degree, shell) | {"coordinates": where.record()}
+            record |= _price(run, file, where, inside, views, lpips, shown, model)
+            model = record["model"]
+            if options.lod:
+                record["lod"] = _lod(run, out, file, where, views, len(chosen))
+            record["seconds"] = {"export": seconds, "scores": time.perf_counter() - begun + baked - seconds}
+            record |= {"georeference": about, **device_use(device)}
+            write_json(json_file(file), record)
+            records.append(record)
+    return records
 
 
 def json_file(file: Path) -> Path:
@@ -195,23 +202,35 @@ def _seen(run: _Run, views: Views, folder: Path) -> Contributions:
     return contributions(run.original.model, run.original.decoder, run.cameras, spill, views.counts)
 
 
-def _shell(
-    run: _Run, file: Path, options: Options, seen: Contributions, degree: int, where: Placement
-) -> Splats | None:
-    """The Gaussians that show the learned background; None without one, and where they would be in the way."""
+def _shells(
+    run: _Run, files: Sequence[Path], options: Options, seen: Contributions, degree: int, where: Placement
+) -> list[Splats | None]:
+    """For each file the Gaussians that show the learned background; None without one, and where they would be in the
+    way."""
+    none: list[Splats | None] = [None] * len(files)
     learned, model = background_of(run.original.decoder), run.original.model
     is_part = options.crop is not None or options.blocks is not None
-    if not options.shell or learned is None or is_part or file.suffix == PAGE:
-        return None  # A page draws the colour itself; parts are joined with others.
+    if not options.shell or learned is None or is_part or all(file.suffix == PAGE for file in files):
+        return none  # A page draws the colour itself; parts are joined with others.
     if options.max_gaussians is not None and options.max_gaussians < _SHELL_SHARE * COUNT:
         info(f"export: at most {options.max_gaussians} Gaussians, so none of them show the background")
-        return None
+        return none
     weight = seen.total.view(len(model), -1).sum(dim=1)
     shell = background_shell(learned, *reach_of(model.position, weight, run.cameras), sh_degree=degree)
-    if format_of(file) == ".spz" and float(shell.log_scale.detach().max()) + math.log(where.unit) > SPZ_LARGEST:
+    too_large = float(shell.log_scale.detach().max()) + math.log(where.unit) > SPZ_LARGEST
+    if too_large and any(_suffix(file) == ".spz" for file in files):
         info("export: the scene is too large for an .spz with Gaussians that show the background; it has none")
-        return None
-    return shown_part(shell, model, run.original.decoder, run.cameras)
+    shell = shown_part(shell, model, run.original.decoder, run.cameras)
+    without = {PAGE, ".spz"} if too_large else {PAGE}
+    return [None if _suffix(file) in without else shell for file in files]
+
+
+def _suffix(file: Path) -> str:
+    return PAGE if file.suffix == PAGE else format_of(file)
+
+
+def _count(shell: Splats | None) -> int:
+    return 0 if shell is None else len(shell)
 
 
 def _inside(run: _Run, options: Options) -> Bool[Tensor, "nk"] | None:
@@ -305,6 +324,20 @@ def _parts(
         yield refine(splats, taught, options.refine, hidden=hidden, seed=run.config.seed)
 
 
+def _write(
+    file: Path, out: Path, run: _Run, parts: Iterable[Splats], shell: Splats | None, count: int, degree: int,
+    where: Placement,
+) -> tuple[list[Path], Splats | None]:  # fmt: skip
+    """The files written, and of a page the Gaussians that it shows, in training units."""
+    if file.suffix != PAGE:
+        behind = [] if shell is None else [shell]
+        write_parts(file, (where.placed(part) for part in chain(parts, behind)), count + _count(shell), degree)
+        return [file], None
+    shown = Splats.cat(list(parts))
+    files = _write_page(file, out, run, shown)
+    return files, read_page(files, run.cameras).to(run.original.background.device) if _READS_SPZ else shown
+
+
 def _write_page(file: Path, out: Path, run: _Run, splats: Splats) -> list[Path]:
     """Writes the static page, with the cameras, the cells and their scores; the page and the files beside it."""
     cameras, scene, decoder = run.cameras, run.scene, run.original.decoder
@@ -335,7 +368,7 @@ def _record(
         "options": {**asdict(options), "sh_degree": degree},
         "training_views": len(run.cameras),
         # Beside those above, and behind them; without any, a viewer has to be given the colour.
-        "background_gaussians": 0 if shell is None else len(shell),
+        "background_gaussians": _count(shell),
         "background": run.original.background.tolist() if learned is None else None,
         "background_harmonics": None if learned is None else learned.sh.tolist(),
     }
@@ -343,16 +376,18 @@ def _record(
 
 def _price(
     run: _Run, file: Path, where: Placement, inside: Bool[Tensor, "nk"] | None, views: Views, lpips: Lpips | None,
-    shown: Splats | None,
+    shown: Splats | None, model: dict[str, float] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The scores of the model and of the file, on the held-out views or, without any, on the training views.
+    """The scores of the model, unless they are known, and of the file, on the held-out views or, without any, on the
+    training views.
 
     The file is drawn over the background of the model and, where that is not black, over black, as viewers do that were
     not given it (a page is).
     """
     split, cameras = ("test", run.scene.test) if run.scene.test else ("train", run.cameras)
     covered = None if inside is None else inside.to(run.original.background.device)
-    model = scores(cameras, views, original_renderer(run.original), lpips)
+    if model is None:
+        model = scores(cameras, views, original_renderer(run.original), lpips)
     export = scores(cameras, views, export_renderer(file, where, run.original, covered, shown), lpips)
     alone = None
     has_background = background_of(run.original.decoder) is not None or bool(run.original.background.any())

@@ -30,6 +30,17 @@ def find_converter() -> list[str] | None:
     return words if subprocess.run([*words, "--version"], capture_output=True, check=False).returncode == 0 else None
 
 
+def converter_for(named: Path) -> list[str]:
+    """``find_converter``; raises UserError if there is none, naming the file that needs it."""
+    words = find_converter()
+    if words is None:
+        raise UserError(
+            f"{named}: the program {_NAME} is not on PATH, expected it for this format; {INSTALL}, or choose "
+            "another format"
+        )
+    return words
+
+
 def convert(source: Path, target: Path, named: Path) -> None:
     """Converts a file of Gaussians to the format of ``target``'s suffix, atomically.
 
@@ -39,12 +50,7 @@ def convert(source: Path, target: Path, named: Path) -> None:
     Raises:
         UserError: there is no converter, or it fails.
     """
-    words = find_converter()
-    if words is None:
-        raise UserError(
-            f"{named}: the program {_NAME} is not on PATH, expected it for this format; {INSTALL}, or choose "
-            "another format"
-        )
+    words = converter_for(named)
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert.") as folder:
         made = Path(folder) / target.name  # The format is chosen by the name, which a temporary name would hide.
         device = device_option(words) if target.name.lower().endswith(".sog") else []

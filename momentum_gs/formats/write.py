@@ -6,13 +6,22 @@ from pathlib import Path
 import torch
 
 from momentum_gs.core.errors import UserError
-from momentum_gs.formats.converter import convert
+from momentum_gs.formats.converter import convert, converter_for
 from momentum_gs.formats.kinds import format_of
-from momentum_gs.formats.packed import write_compressed_ply, write_spz
+from momentum_gs.formats.packed import gsply, write_compressed_ply, write_spz
 from momentum_gs.formats.splat_file import write_splat_file
 from momentum_gs.model.ply import chunks
 from momentum_gs.model.splat_io import save_splats
 from momentum_gs.model.splats import Splats
+
+
+def check_writer(path: Path) -> None:
+    """Raises UserError if the package or program that writes the format of this name is missing."""
+    kind = format_of(path)
+    if kind == ".sog":
+        converter_for(path)
+    elif kind in (".compressed.ply", ".spz"):
+        gsply(path)
 
 
 def write_splats(path: Path, splats: Splats) -> None:
