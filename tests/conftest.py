@@ -1,12 +1,17 @@
 """For all tests: the same examples every time, no GPU unless a test asks for one, and a table of skipped tests."""
 
+import os
 from collections.abc import Generator, Iterator
 
-import fused_ssim
-import pytest
-import torch
-from hypothesis import settings
-from skip_table import GPU_REASON, SkipTable
+# As the program sets it, also for the workers and for processes that tests start; read when torch is loaded. Threads
+# that spin while they wait for each other take three times the time when as many test processes run as there are cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import fused_ssim  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from skip_table import GPU_REASON, SkipTable  # noqa: E402
 
 # derandomize: a failure on one machine is a failure on all. No deadline: a busy machine is slow, not wrong.
 settings.register_profile("momentum-gs", derandomize=True, deadline=None)
