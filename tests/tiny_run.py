@@ -1,12 +1,14 @@
-"""Runs of the tiny scene: settings, partition, training in this process or with torchrun, and the trained model."""
+"""Runs of the tiny scene: settings, partition, training in this process or on several ranks, and the trained model."""
 
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_command_line
 
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import Config
@@ -125,15 +127,25 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return printed, errors
 
 
-def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Trains with torchrun, as a user would, and returns the model. ``device``: of all ranks."""
-    config = make_config(scene, out)
-    write_table(config)
+def run_ranks(
+    scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu", launcher: bool = False
+) -> dict[str, torch.Tensor]:
+    """Trains with several ranks and returns the model.
+
+    Args:
+        device: of all ranks.
+        launcher: start them with torchrun, as a user would; on a GPU that is always so.
+    """
+    write_table(make_config(scene, out))
+    words = ["train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS, f"device={device}", *overrides]
+    if not launcher and device == "cpu":
+        with tempfile.TemporaryDirectory() as folder:
+            run_command_line(words, ranks, Path(folder))
+        return model_of(out)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "momentum_gs", "train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS]
-    command += [f"device={device}", *overrides]
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command += ["-m", "momentum_gs", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors = finish(process)[1]
     assert process.returncode == 0, errors
