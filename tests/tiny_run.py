@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,33 @@ def interrupt(config: Config, step: int) -> None:
     training = Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU)
     with pytest.raises(KeyboardInterrupt):
         training.run(Observers([InterruptAfter(step)]))
+
+
+class Runs:
+    """Runs of one scene, each trained once, whichever test asks first, and by one thread."""
+
+    def __init__(self, scene: Path, folder: Path) -> None:
+        self._scene, self._folder = scene, folder
+        self._ready: dict[tuple[str, ...], Path] = {}
+
+    def whole(self, *overrides: str) -> Path:
+        """The folder of a run to its end; tests only read it, or train on in a copy."""
+        return self._once(overrides, train)
+
+    def interrupted(self, checkpoint: int, *overrides: str) -> Path:
+        """The same of a run that wrote a checkpoint and was stopped five steps later; tests go on in a copy."""
+        every = f"log.checkpoint_every={checkpoint}"
+        return self._once((*overrides, every), lambda config: interrupt(config, checkpoint + 5))
+
+    def _once(self, overrides: tuple[str, ...], make: Callable[[Config], object]) -> Path:
+        if overrides not in self._ready:
+            out = self._folder / str(len(self._ready))
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            make(make_config(self._scene, out, *overrides))
+            torch.set_num_threads(threads)
+            self._ready[overrides] = out
+        return self._ready[overrides]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
