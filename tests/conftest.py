@@ -18,6 +18,20 @@ settings.register_profile("momentum-gs", derandomize=True, deadline=None)
 settings.load_profile("momentum-gs")
 
 
+# Files that take half a minute or more, the longest first: else one of them, begun last, keeps one process alone.
+LONGEST = [
+    "test_wheel.py", "test_sweep_smoke.py", "test_rasterizer_cuda.py", "test_appearance.py", "test_training.py",
+    "test_prepare_sfm.py", "test_broken_scenes.py", "test_failing_together.py", "test_run.py", "test_export.py",
+    "test_appearance_smooth.py", "test_distillation_student.py", "test_modes.py", "test_checkpoint.py",
+    "test_anchor_decode.py", "test_rasterizer_emulated.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--check-skips", action="store_true", help="fail for skips that tests/skip_table.py lacks")
 
