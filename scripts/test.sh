@@ -31,5 +31,5 @@ else
     bash scripts/compile_cuda.sh
 fi
 # One run over the package's tests and those of every extension, so that the last line speaks for all of them. Two
-# workers, and a file's tests in one of them, as they share what the first of them makes.
-pytest -n "${WORKERS:-2}" --dist loadfile --check-skips --durations=15 tests submodules/*/tests "$@"
+# workers, and a file's tests in one of them, as they share what the first of them makes; in the order of conftest.py.
+pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --check-skips --durations=15 tests submodules/*/tests "$@"

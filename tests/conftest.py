@@ -1,16 +1,35 @@
 """For all tests: the same examples every time, no GPU unless a test asks for one, and a table of skipped tests."""
 
+import os
 from collections.abc import Generator, Iterator
 
-import fused_ssim
-import pytest
-import torch
-from hypothesis import settings
-from skip_table import GPU_REASON, SkipTable
+# As the program sets it, also for the workers and for processes that tests start; read when torch is loaded. Threads
+# that spin while they wait for each other take three times the time when as many test processes run as there are cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import fused_ssim  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from skip_table import GPU_REASON, SkipTable  # noqa: E402
 
 # derandomize: a failure on one machine is a failure on all. No deadline: a busy machine is slow, not wrong.
 settings.register_profile("momentum-gs", derandomize=True, deadline=None)
 settings.load_profile("momentum-gs")
+
+
+# Files that take half a minute or more, the longest first: else one of them, begun last, keeps one process alone.
+LONGEST = [
+    "test_wheel.py", "test_sweep_smoke.py", "test_rasterizer_cuda.py", "test_appearance.py", "test_training.py",
+    "test_prepare_sfm.py", "test_broken_scenes.py", "test_failing_together.py", "test_run.py", "test_export.py",
+    "test_appearance_smooth.py", "test_distillation_student.py", "test_modes.py", "test_checkpoint.py",
+    "test_anchor_decode.py", "test_rasterizer_emulated.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 """Colour corrections of images: their formula, their mean (the pin), and that ranks and resume change no bit."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from tiny_run import (
     BASE,
     CPU,
     SETTINGS,
+    Runs,
     assert_same_bits,
-    interrupt,
     make_config,
     model_of,
     run_ranks,
@@ -63,6 +64,11 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_png(path, pixels(path) * 0.5)
     (folder / "sparse" / "0" / "test.txt").write_text("005.png\n010.png\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(scene_folder, tmp_path_factory.mktemp("runs"))
 
 
 def table_of(out: Path) -> AppearanceTable:
@@ -336,36 +342,35 @@ MODES = {
 @pytest.mark.parametrize(
     ("mode", "ranks"), [("shared", 2), ("shared", 3), ("per_block", 2), ("gaussians", 2), ("bilateral", 2)]
 )
-def test_ranks_do_not_change_model_or_corrections(scene_folder: Path, tmp_path: Path, mode: str, ranks: int) -> None:
+def test_ranks_do_not_change_model_or_corrections(
+    scene_folder: Path, runs: Runs, tmp_path: Path, mode: str, ranks: int
+) -> None:
     overrides = [AFFINE, "blocks.active=3", *MODES[mode]]
-    train(make_config(scene_folder, tmp_path / "one", *overrides))
-    run_ranks(scene_folder, tmp_path / "many", ranks, *overrides)
-    assert_same_bits(everything(tmp_path / "one"), everything(tmp_path / "many"))
-    assert table_of(tmp_path / "one").rows.any()
+    one = runs.whole(*overrides)
+    run_ranks(scene_folder, tmp_path, ranks, *overrides)
+    assert_same_bits(everything(one), everything(tmp_path))
+    assert table_of(one).rows.any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "ranks"), [(37, 1), (37, 2), (97, 1)])
-def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: int, ranks: int) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+def test_resume_is_bit_for_bit(scene_folder: Path, runs: Runs, tmp_path: Path, checkpoint: int, ranks: int) -> None:
     # Scores, and so the weights of blocks, are of corrected renders: they depend on the corrections too.
-    train(make_config(scene_folder, whole, AFFINE))
-    config = make_config(scene_folder, parts, AFFINE, f"log.checkpoint_every={checkpoint}")
-    interrupt(config, checkpoint + 5)
+    whole, parts = runs.whole(AFFINE), shutil.copytree(runs.interrupted(checkpoint, AFFINE), tmp_path / "parts")
     if ranks == 1:
-        train(config, resume=True)
+        train(make_config(scene_folder, parts, AFFINE, f"log.checkpoint_every={checkpoint}"), resume=True)
     else:
         run_ranks(scene_folder, parts, ranks, AFFINE, "--resume")
     assert_same_bits(everything(whole), everything(parts))
 
 
 @pytest.mark.slow
-def test_corrections_are_fixed_while_the_decoder_is_frozen(scene_folder: Path, tmp_path: Path) -> None:
-    train(make_config(scene_folder, tmp_path, AFFINE))
-    before = table_of(tmp_path)
-    config = make_config(scene_folder, tmp_path, AFFINE, "steps=90")
+def test_corrections_are_fixed_while_the_decoder_is_frozen(scene_folder: Path, runs: Runs, tmp_path: Path) -> None:
+    out = shutil.copytree(runs.whole(AFFINE), tmp_path / "run")
+    before = table_of(out)
+    config = make_config(scene_folder, out, AFFINE, "steps=90")
     Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, only=[1]).run(Observers())
-    after = load_appearance(tmp_path / "point_cloud" / "iteration_90")
+    after = load_appearance(out / "point_cloud" / "iteration_90")
     assert after is not None and torch.equal(after.rows, before.rows)
 
 

@@ -5,7 +5,6 @@ A rank that waited for one that has failed would wait for ``PATIENT`` seconds, l
 
 import argparse
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -21,8 +20,8 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
-import torch.distributed as dist
 from failing_rank import run_rank
+from forked_ranks import launcher_store, prepare, variables_of
 from tiny_run import BASE, SETTINGS, assert_same_bits, finish, make_config, model_of, write_table
 from tiny_scene import write_tiny_scene
 
@@ -52,25 +51,19 @@ class Ended:
 
 
 class Ranks:
-    """Runs three ranks. Their processes are forked from one that has imported torch, which takes most of the time."""
+    """Runs three ranks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["momentum_gs.core.comm"])
 
     def __call__(self, fault: str, silence: float = PATIENT, terminate: bool = False) -> Ended:
         """``terminate``: send SIGTERM to the other ranks after the fault, as a launcher does."""
-        # The store of the launcher, which outlives the ranks.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = launcher_store()
         happened, errors = self._folder / "happened", [self._folder / f"rank_{rank}" for rank in range(3)]
         processes = []
         for rank in range(3):
-            variables = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
-                         "TORCHELASTIC_USE_AGENT_STORE": True, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
-            told = {name: str(value) for name, value in variables.items()}
-            arguments = (fault, silence, SILENCE, told, errors[rank], happened)
-            processes.append(self._context.Process(target=run_rank, args=arguments))
+            told = variables_of(rank, 3, store)
+            processes.append(prepare(run_rank, fault, silence, SILENCE, told, errors[rank], happened))
             processes[-1].start()
         try:
             while fault != "all" and not happened.exists() and processes[1].is_alive():

@@ -1,6 +1,7 @@
 """Learned poses: their gradient, their mean (the pin), and that ranks and resume change no bit."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from tiny_run import (
     BASE,
     CPU,
     SETTINGS,
+    Runs,
     assert_same_bits,
-    interrupt,
     make_config,
     model_of,
     run_ranks,
@@ -184,6 +185,11 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def runs(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(scene_folder, tmp_path_factory.mktemp("runs"))
+
+
 PERTURBED = 0.02
 """Standard deviation of the errors of poses, in radians and scene units at a height of 4: one to two pixels."""
 
@@ -303,25 +309,22 @@ def test_ranks_do_not_change_model_or_poses(scene_folder: Path, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "ranks"), [(37, 1), (37, 2), (97, 1)])
-def test_resume_is_bit_for_bit(scene_folder: Path, tmp_path: Path, checkpoint: int, ranks: int) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(make_config(scene_folder, whole, POSES))
-    config = make_config(scene_folder, parts, POSES, f"log.checkpoint_every={checkpoint}")
-    interrupt(config, checkpoint + 5)
+def test_resume_is_bit_for_bit(scene_folder: Path, runs: Runs, tmp_path: Path, checkpoint: int, ranks: int) -> None:
+    whole, parts = runs.whole(POSES), shutil.copytree(runs.interrupted(checkpoint, POSES), tmp_path / "parts")
     if ranks == 1:
-        train(config, resume=True)
+        train(make_config(scene_folder, parts, POSES, f"log.checkpoint_every={checkpoint}"), resume=True)
     else:
         run_ranks(scene_folder, parts, ranks, POSES, "--resume")
     assert_same_bits(everything(whole), everything(parts))
 
 
 @pytest.mark.slow
-def test_poses_are_fixed_while_the_decoder_is_frozen(scene_folder: Path, tmp_path: Path) -> None:
-    train(make_config(scene_folder, tmp_path, POSES))
-    before = poses_of(tmp_path)
-    config = make_config(scene_folder, tmp_path, POSES, "steps=90")
+def test_poses_are_fixed_while_the_decoder_is_frozen(scene_folder: Path, runs: Runs, tmp_path: Path) -> None:
+    out = shutil.copytree(runs.whole(POSES), tmp_path / "run")
+    before = poses_of(out)
+    config = make_config(scene_folder, out, POSES, "steps=90")
     Training(config, load_scene(config.scene), write_table(config), LocalComm(), CPU, only=[1]).run(Observers())
-    after = load_poses(tmp_path / "point_cloud" / "iteration_90")
+    after = load_poses(out / "point_cloud" / "iteration_90")
     assert after is not None and torch.equal(after.rows, before.rows)
 
 

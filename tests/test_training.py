@@ -1,19 +1,11 @@
 """Block training: it learns, and swaps, resume and the number of ranks change no bit of the model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import (
-    CPU,
-    assert_same_bits,
-    interrupt,
-    make_config,
-    model_of,
-    run_ranks,
-    train,
-    write_table,
-)
+from tiny_run import CPU, Runs, assert_same_bits, make_config, model_of, run_ranks, train, write_table
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.core.comm import LocalComm
@@ -35,6 +27,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_scene(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def runs(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(scene_folder, tmp_path_factory.mktemp("runs"))
 
 
 class _Learning:
@@ -81,16 +78,14 @@ def test_training_learns_and_grows(scene_folder: Path, tmp_path: Path, seed: int
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "checkpoint"), [(1, 37), (2, 37), (1, 97), (2, 97)])
 def test_resume_is_bit_for_bit_the_uninterrupted_run(
-    scene_folder: Path, tmp_path: Path, ranks: int, checkpoint: int
+    scene_folder: Path, runs: Runs, tmp_path: Path, ranks: int, checkpoint: int
 ) -> None:
     # Step 37 is within a round, so the checkpoint has blocks in the middle of it; step 97 is in the boundary
     # fine-tuning. With 2 ranks, one process starts the run and two resume it: a sum of two gradients does not depend on
     # its order.
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(make_config(scene_folder, whole))
-    config = make_config(scene_folder, parts, f"log.checkpoint_every={checkpoint}")
-    interrupt(config, checkpoint + 5)
+    whole, parts = runs.whole(), shutil.copytree(runs.interrupted(checkpoint), tmp_path / "parts")
     if ranks == 1:
+        config = make_config(scene_folder, parts, f"log.checkpoint_every={checkpoint}")
         assert train(config, resume=True).step == 120
     else:
         run_ranks(scene_folder, parts, ranks, "--resume")
@@ -119,13 +114,13 @@ def test_boundary_fine_tuning_is_amid_what_the_merge_keeps(scene_folder: Path, t
 
 
 @pytest.mark.slow
-def test_resume_refuses_other_settings(scene_folder: Path, tmp_path: Path) -> None:
-    train(make_config(scene_folder, tmp_path))
-    config = make_config(scene_folder, tmp_path, "loss.dssim=0.5")
+def test_resume_refuses_other_settings(scene_folder: Path, runs: Runs, tmp_path: Path) -> None:
+    out = shutil.copytree(runs.whole(), tmp_path / "run")
+    config = make_config(scene_folder, out, "loss.dssim=0.5")
     with pytest.raises(UserError, match=r"loss.dssim = 0.2 there, 0.5 now"):
         train(config, resume=True)
     # Settings without effect on this primitive may differ.
-    assert train(make_config(scene_folder, tmp_path, "gaussians.until=70"), resume=True).step == 120
+    assert train(make_config(scene_folder, out, "gaussians.until=70"), resume=True).step == 120
     with pytest.raises(UserError, match="no checkpoint to resume"):
         train(make_config(scene_folder, tmp_path / "other"), resume=True)
 
@@ -157,7 +152,7 @@ def test_ranks_do_not_change_the_model(scene_folder: Path, tmp_path: Path, k: in
     # has one thread, and the decoder's gradients are summed block by block in a fixed order.
     overrides = ["steps=150", "blocks.interval=50", "growth.interval=25", f"blocks.active={k}"]
     train(make_config(scene_folder, tmp_path / "one", *overrides))
-    many = run_ranks(scene_folder, tmp_path / "many", ranks, *overrides)
+    many = run_ranks(scene_folder, tmp_path / "many", ranks, *overrides, launcher=k == ranks == 2)
     assert_same_bits(model_of(tmp_path / "one"), many)
 
 

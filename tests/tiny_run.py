@@ -1,12 +1,15 @@
-"""Runs of the tiny scene: settings, partition, training in this process or with torchrun, and the trained model."""
+"""Runs of the tiny scene: settings, partition, training in this process or on several ranks, and the trained model."""
 
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_command_line
 
 from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import Config
@@ -110,6 +113,33 @@ def interrupt(config: Config, step: int) -> None:
         training.run(Observers([InterruptAfter(step)]))
 
 
+class Runs:
+    """Runs of one scene, each trained once, whichever test asks first, and by one thread."""
+
+    def __init__(self, scene: Path, folder: Path) -> None:
+        self._scene, self._folder = scene, folder
+        self._ready: dict[tuple[str, ...], Path] = {}
+
+    def whole(self, *overrides: str) -> Path:
+        """The folder of a run to its end; tests only read it, or train on in a copy."""
+        return self._once(overrides, train)
+
+    def interrupted(self, checkpoint: int, *overrides: str) -> Path:
+        """The same of a run that wrote a checkpoint and was stopped five steps later; tests go on in a copy."""
+        every = f"log.checkpoint_every={checkpoint}"
+        return self._once((*overrides, every), lambda config: interrupt(config, checkpoint + 5))
+
+    def _once(self, overrides: tuple[str, ...], make: Callable[[Config], object]) -> Path:
+        if overrides not in self._ready:
+            out = self._folder / str(len(self._ready))
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            make(make_config(self._scene, out, *overrides))
+            torch.set_num_threads(threads)
+            self._ready[overrides] = out
+        return self._ready[overrides]
+
+
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Waits for the end of a process without a time limit; returns its stdout and stderr.
 
@@ -125,15 +155,25 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return printed, errors
 
 
-def run_ranks(scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Trains with torchrun, as a user would, and returns the model. ``device``: of all ranks."""
-    config = make_config(scene, out)
-    write_table(config)
+def run_ranks(
+    scene: Path, out: Path, ranks: int, *overrides: str, device: str = "cpu", launcher: bool = False
+) -> dict[str, torch.Tensor]:
+    """Trains with several ranks and returns the model.
+
+    Args:
+        device: of all ranks.
+        launcher: start them with torchrun, as a user would; on a GPU that is always so.
+    """
+    write_table(make_config(scene, out))
+    words = ["train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS, f"device={device}", *overrides]
+    if not launcher and device == "cpu":
+        with tempfile.TemporaryDirectory() as folder:
+            run_command_line(words, ranks, Path(folder))
+        return model_of(out)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "momentum_gs", "train", *BASE, "-s", str(scene), "-m", str(out), *SETTINGS]
-    command += [f"device={device}", *overrides]
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command += ["-m", "momentum_gs", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors = finish(process)[1]
     assert process.returncode == 0, errors

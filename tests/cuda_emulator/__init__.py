@@ -1,5 +1,6 @@
 """Compiles CUDA sources with g++ and runs them on the CPU: the code that nvcc compiles. See README.md."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -30,13 +31,21 @@ def _digest(*parts: bytes) -> str:
 
 
 def _run(command: Sequence[str | Path], target: Path) -> None:
-    """Writes ``target`` with ``command``, atomically: two processes may build the same target at once."""
+    """Writes ``target`` with ``command``, atomically: a compiler that is interrupted leaves none."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         output = Path(folder) / target.name
         done = subprocess.run([*map(str, command), "-o", str(output)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"cuda_emulator: {' '.join(map(str, command))}\n{done.stderr}")
         output.replace(target)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time enters: of two test processes that need a library, one compiles it."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def build(sources: Sequence[Path], headers: Path, defines: Mapping[str, Sequence[str]] | None = None) -> Path:
@@ -65,12 +74,13 @@ def build(sources: Sequence[Path], headers: Path, defines: Mapping[str, Sequence
             _run([COMPILER, *flags, *further, "-x", "c++", "-c", source], target)
         return target
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    library = cache / f"{_digest(*(str(path).encode() for path in objects))}.so"
-    if not library.exists():
-        link = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        _run([COMPILER, "-shared", *objects, *link], library)
+    with _alone(cache / f"{_digest(common.encode(), *(str(source).encode() for source in sources))}.lock"):
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compiled, sources))
+        library = cache / f"{_digest(*(str(path).encode() for path in objects))}.so"
+        if not library.exists():
+            link = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+            _run([COMPILER, "-shared", *objects, *link], library)
     return library
 
 
