@@ -21,9 +21,9 @@ LARGEST_FRACTION = 20
 """Most bits behind the point: a millionth of a unit."""
 COLOR_SCALE = 0.15
 """A byte of colour is 255 * (COLOR_SCALE * sh_dc + 0.5)."""
-SH_STEPS = (8, 16, 16)
-"""Step between the values of coefficients of degree 1, 2 and 3, in 1/128: what the reference uses by default, 5 and
-4 bits, which compress well."""
+SH_SCALE = 128
+"""A byte of a coefficient is SH_SCALE * (1 + value). All its bits are kept: with 5 and 4 of them, as the reference has
+by default, a page of the drone scene takes 28 % fewer bytes and loses 0.8 dB more (docs/export.md)."""
 COMPRESSION = 6
 """Level of gzip: 9 takes several times as long for one or two per cent."""
 
@@ -32,7 +32,7 @@ def spz_bytes(splats: Splats, origin: Float[Tensor, "3"]) -> bytes:
     """A file with the Gaussians of a model, positions relative to ``origin``, in the axes of the model.
 
     Quantization: a position by 2^-23 of the largest coordinate, or a millionth of a unit; log scales by 1/16 within
-    [-10, 5.9], opacities by 1/255, colours by 1/135 of the range.
+    [-10, 5.9], opacities by 1/255, colours by 1/135 of the range, harmonics by 1/128 within [-1, 1].
 
     Args:
         splats: Gaussians of degree 0 to 3.
@@ -48,7 +48,7 @@ def spz_bytes(splats: Splats, origin: Float[Tensor, "3"]) -> bytes:
         _bytes((splats.sh_dc.detach().flatten(1) * COLOR_SCALE + 0.5) * 255),
         _bytes((splats.log_scale.detach() + 10) * 16),
         _rotations(torch.nn.functional.normalize(splats.rotation.detach().cpu().double(), dim=1).numpy()),
-        *(_harmonics(splats) if splats.sh_degree else ()),
+        _harmonics(splats),
     ]
     # mtime: the same model gives the same bytes.
     return gzip.compress(header + b"".join(sections), COMPRESSION, mtime=0)
@@ -78,10 +78,6 @@ def _rotations(quats: np.ndarray) -> bytes:
     return packed.astype("<u4").tobytes()
 
 
-def _harmonics(splats: Splats) -> list[bytes]:
+def _harmonics(splats: Splats) -> bytes:
     """Coefficients by Gaussian, RGB of each together."""
-    counts = (3, 5, 7)[: splats.sh_degree]
-    steps = torch.tensor([step for step, count in zip(SH_STEPS, counts, strict=False) for _ in range(count)])
-    values = splats.sh_rest.detach().cpu() * 128 + 128
-    stepped = (values / steps[:, None]).round() * steps[:, None]
-    return [_bytes(stepped)]
+    return _bytes((splats.sh_rest.detach() + 1) * SH_SCALE)
