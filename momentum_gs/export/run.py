@@ -54,6 +54,7 @@ REFINED = 1 << 20
 _UNSPILLED = 1 << 26
 """Pixels of all training views together from which contributions are kept in files instead of in memory."""
 _READS_SPZ = find_spec("gsply") is not None
+"""Whether a page can be read back, as a browser decodes it, to be scored."""
 _SHELL_SHARE = 10
 """With ``max_gaussians``, a background takes no more than a tenth of them."""
 
@@ -402,7 +403,7 @@ def _price(
         "lost": {name: model[name] - export[name] for name in model},
         # Outside of a crop, the trained model itself is rendered.
         "scored_with_model_outside_crop": covered is not None,
-        # Only gsply reads the page's Gaussians back; without it, their quantization is not in the scores.
+        # Then the page's quantization is not in the scores.
         "scored_before_quantization": shown is not None and not _READS_SPZ,
     }
 
