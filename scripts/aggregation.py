@@ -6,18 +6,22 @@
     python scripts/aggregation.py OUT ONE --cuts 3 --cut-steps 50 --steps 300 --images 8
 
 Reads the trained models of OUT/devices and prints PSNR of all held-out views, of the pixels near borders (2.5 % of a
-cell's width, by the depth of ONE), and in a scene with depths (``synth``) the mean relative error of the depth there.
-Cuts are those of LMC: each keeps 70 % of the Gaussians, with --cut-steps steps after it. What is sent is kept in
-OUT/sent, so that a second call goes on.
+cell's width, by the depth of ONE), and in a scene with depths (``synth``) the mean relative error of the depth there,
+which is the planar one with model.surface=planar. Cuts are those of LMC: each keeps 70 % of the Gaussians, with
+--cut-steps steps after it. What is sent is kept in OUT/sent, so that a second call goes on. With --voxel, every model's
+mesh is scored against the scene's reference.ply, as 'mesh --voxel V' and 'eval-mesh --threshold V --crop SCENE' do it
+(docs/surfaces.md), for all of the scene and for what lies near borders.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,14 +35,19 @@ from momentum_gs.bake.refine import Teaching, refine
 from momentum_gs.config.run import load_run_config
 from momentum_gs.core.image import psnr, to_uint8
 from momentum_gs.core.types import Camera
+from momentum_gs.data.colmap.model import find_model, read_cameras
 from momentum_gs.data.partition_table import PartitionTable
+from momentum_gs.data.point_files import read_point_file
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.views import Views
 from momentum_gs.eval.cells import CellLabels
+from momentum_gs.mesh.build import MeshSettings, build_mesh
+from momentum_gs.mesh.score import in_views, score_points, surface_points, thinned
 from momentum_gs.model.io import model_file, model_folder
-from momentum_gs.model.splat_io import load_splats
+from momentum_gs.model.splat_io import load_splats, save_splats
 from momentum_gs.model.splats import Harmonics, Splats
-from momentum_gs.render.view import render_view
+from momentum_gs.render.surface import expected_depth
+from momentum_gs.render.view import ViewRender, render_view
 
 CPU = torch.device("cpu")
 
@@ -53,6 +62,8 @@ class Bench:
 
     out: Path
     one: Path
+    voxel: float | None = None
+    """Edge of a voxel of the meshes that are scored, and distance that counts as correct; None: no meshes."""
 
     def __post_init__(self) -> None:
         self.config = load_run_config(self.one)
@@ -60,17 +71,17 @@ class Bench:
         self.table = PartitionTable.load(self.out / "partition.json").in_frame(self.scene.frame)
         self.views = Views(self.scene, int(4e9), CPU)
         self.background = torch.full((3,), float(self.config.scene.white_background))
-        self.single = model_of(self.one)
+        self.single, self.planar = model_of(self.one), self.config.model.surface == "planar"
         self.models = [model_of(self.out / "devices" / str(block) / "run") for block in range(self.table.n)]
-        labels = CellLabels(self.table, CPU)
+        self.labels = CellLabels(self.table, CPU)
         self.near: dict[str, Tensor] = {}
         for camera in self.scene.test:
-            label = labels.of(self.render(self.single, camera), camera)
+            label = self.labels.of(self.render(self.single, camera).output, camera)
             self.near[camera.name] = (label > 0) & (label % 2 == 0)
 
     @torch.no_grad()
-    def render(self, splats: Splats, camera: Camera):
-        return render_view(splats, Harmonics(splats.sh_degree), camera, self.background).output
+    def render(self, splats: Splats, camera: Camera) -> ViewRender:
+        return render_view(splats, Harmonics(splats.sh_degree), camera, self.background, surface=self.planar)
 
     def own(self, block: int) -> list[Camera]:
         names = set(self.table.views[block])
@@ -90,18 +101,35 @@ class Bench:
         values, squares, off = [], [], []
         for camera in self.scene.test:
             truth, near = self.views.target(camera.name).image, self.near[camera.name]
-            output = self.render(splats, camera)
-            image = output.image.clamp(0, 1)
+            view = self.render(splats, camera)
+            output, image = view.output, view.output.image.clamp(0, 1)
             values.append(float(psnr(image, truth)))
             squares.append((image - truth).square().mean(dim=0)[near])
             depth = self.true_depth(camera)
             if depth is not None:
                 there = near & (depth > 0) & (output.alpha > 0.5)
-                off.append(((output.depth / output.alpha - depth).abs() / depth)[there])
+                drawn = expected_depth(output) if view.surface is None else view.surface.depth
+                off.append(((drawn - depth).abs() / depth)[there])
         border = -10 * float(torch.cat(squares).mean().log10())
         depth_error = f"{100 * float(torch.cat(off).mean()):.2f}" if off else "-"
+        surface = " | ".join(f"{score:.3f}" for score in self.f1(splats)) if self.voxel else "- | -"
         print(f"| {label} | {len(splats):,} | {sent / 1e6:.2f} | {sum(values) / len(values):.2f} | {border:.2f} | "
-              f"{depth_error} | {seconds:.0f} |", flush=True)  # fmt: skip
+              f"{depth_error} | {surface} | {seconds:.0f} |", flush=True)  # fmt: skip
+
+    def f1(self, splats: Splats) -> tuple[float, float]:
+        """F1 of the model's mesh, of all of the scene and near borders."""
+        settings = MeshSettings(voxel=self.voxel, depth="planar" if self.planar else "expected")
+        with tempfile.TemporaryDirectory() as folder:
+            save_splats(model := Path(folder) / "point_cloud.ply", splats)
+            mesh = build_mesh(Path(folder), model, self.scene.train, self.scene.frame, self.background, settings)
+        cameras, spacing = read_cameras(find_model(self.scene.path)), self.voxel / 2
+        clouds = [surface_points(mesh, "even", spacing), read_point_file(self.scene.path / "reference.ply").xyz.numpy()]
+        seen = [cloud[in_views(cloud, cameras)] for cloud in (thinned(cloud, spacing) for cloud in clouds)]
+        near = [cloud[self.near_border(cloud)] for cloud in seen]
+        return score_points(*seen, self.voxel).f1, score_points(*near, self.voxel).f1
+
+    def near_border(self, points: np.ndarray) -> np.ndarray:
+        return self.labels.near_border(self.scene.frame.points(torch.from_numpy(points))).numpy()
 
     def sent(self, cuts: int, steps: int, images: int) -> list[Upload]:
         """The uploads of the devices after some cuts, with some images each."""
@@ -160,10 +188,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learn-at", type=int, nargs="*", default=[0, 2], help="cuts at which the union is trained")
     parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--surface", type=float, metavar="W", help="a row with aggregate.surface=W where one learns")
+    parser.add_argument("--voxel", type=float, metavar="V", help="score meshes with voxels and threshold of V")
     parser.add_argument("--coding", action="store_true", help="only the single block, coded")
     args = parser.parse_args()
-    bench = Bench(args.out, args.one)
-    print("| | Gaussians | MB sent | PSNR | near borders | depth there, % | s |\n|---|---|---|---|---|---|---|")
+    bench = Bench(args.out, args.one, args.voxel)
+    print("| | Gaussians | MB sent | PSNR | near borders | depth there, % | F1 | F1 near borders | s |")
+    print("|---" * 9 + "|")
     bench.score("one block", bench.single)
     if args.coding:
         bench.coding()
@@ -177,6 +208,8 @@ def main() -> None:
         bench.combined(f"{cuts} cuts, faded", uploads, 0)
         if cuts in args.learn_at:
             bench.combined(f"{cuts} cuts, faded and trained", uploads, args.steps)
+            if args.surface:
+                bench.combined(f"{cuts} cuts, the same with surface={args.surface}", uploads, args.steps, args.surface)
             if args.images:
                 sent = bench.sent(cuts, args.cut_steps, args.images)
                 bench.combined(f"{cuts} cuts, the same with {args.images} images a device", sent, args.steps)

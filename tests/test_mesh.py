@@ -4,6 +4,7 @@ import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -166,12 +167,13 @@ def model_of_a_wall(tmp_path: Path) -> tuple[Path, list[Camera]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("depth", ["planar", "expected", "median"])
 def test_mesh_of_a_model_lies_on_its_surface_and_continues_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: Literal["planar", "expected", "median"]
 ) -> None:
     ply, cameras = model_of_a_wall(tmp_path)
     frame, black = Frame(offset=(100.0, 200.0, 0.0), unit=2.0), torch.zeros(3)
-    settings = MeshSettings(voxel=0.1, small=10)
+    settings = MeshSettings(voxel=0.1, small=10, depth=depth)
 
     def make(folder: str) -> Mesh:
         return build_mesh(tmp_path / folder, ply, cameras, frame, black, settings)
@@ -179,7 +181,9 @@ def test_mesh_of_a_model_lies_on_its_surface_and_continues_where_it_was(
     whole = make("a")
     inner = (np.abs(whole.vertices[:, :2] - [100, 200] - 2 * CENTER.numpy()[:2]) < 1.6).all(axis=1)
     assert inner.sum() > 200
-    np.testing.assert_allclose(whole.vertices[inner, 2], 2 * float(CENTER[2]), atol=0.02)
+    # A view that looks down at a slant shows a Gaussian's mean where its ray meets the wall beside it.
+    beside = 0.02 if depth == "planar" else 0.1
+    np.testing.assert_allclose(whole.vertices[inner, 2], 2 * float(CENTER[2]), atol=beside)
     # Interrupted after its first cell, and gone on with.
     real, done = build.fuse, []
 

@@ -15,7 +15,7 @@ from momentum_gs.core.types import Camera, Gaussians, RenderOutput
 from momentum_gs.core.window import Window, window_of
 from momentum_gs.model.splats import Harmonics
 from momentum_gs.render.nudge import nudged
-from momentum_gs.render.rasterize import rasterize
+from momentum_gs.render.rasterize import median_depth, rasterize
 from momentum_gs.render.surface import (
     CHANNELS,
     Surface,
@@ -85,6 +85,16 @@ def test_planar_depth_does_not_depend_on_opacity_and_expected_depth_is_that_of_t
     torch.testing.assert_close(opaque[1].depth[both], thin[1].depth[both])
     drawn = expected_depth(thin[0])
     torch.testing.assert_close(drawn[both], torch.full_like(drawn[both], 4.0))
+
+
+def test_median_depth_is_that_of_the_gaussian_which_takes_most_of_the_light() -> None:
+    n, view = torch.tensor([0.0, 0.0, -1.0]), camera()
+    both = [disc(n, (0, 0, -1), opacity=0.3), disc(n, (0, 0, 2), opacity=0.9)]
+    gaussians = Gaussians(*(torch.cat([getattr(g, f) for g in both]) for f in Gaussians.__dataclass_fields__))
+    median, drawn = median_depth(gaussians, view), expected_depth(surface_of(gaussians, view)[0]).detach()
+    assert float(median[15, 20]) == pytest.approx(6.0)
+    assert 3.0 < float(drawn[15, 20]) < 5.5
+    assert set(median.unique().tolist()) <= {0.0, 3.0, 6.0}
 
 
 def test_two_gaussians_of_one_plane_show_that_plane() -> None:

@@ -38,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voxel", type=float, metavar="V",
                         help="edge of a voxel, scene units (default: what a pixel covers on the surface)")  # fmt: skip
     parser.add_argument(
-        "--depth", choices=("planar", "expected"), default=default.depth,
-        help="depth of a pixel: where its ray meets the blended plane of the Gaussians (default), or their mean depth",
+        "--depth", choices=("planar", "expected", "median"), default=default.depth,
+        help="depth of a pixel: where its ray meets the blended plane of the Gaussians (default), their mean depth, or "
+        "that of the Gaussian at which half of its light is gone",
     )  # fmt: skip
     parser.add_argument("--triangles", type=int, metavar="N", help="simplify to about N triangles (default: no)")
     parser.add_argument("--small", type=int, default=default.small, metavar="N",

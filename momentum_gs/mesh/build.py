@@ -26,6 +26,7 @@ from momentum_gs.mesh.fusion import DepthMap, Index, cells_of, fuse, surface_blo
 from momentum_gs.mesh.mesh import Mesh
 from momentum_gs.mesh.triangles import simplified, stitch, triangles_of, without_small_pieces
 from momentum_gs.model.io import load_model
+from momentum_gs.render.rasterize import median_depth
 from momentum_gs.render.surface import expected_depth
 from momentum_gs.render.view import render_view
 
@@ -41,8 +42,9 @@ class MeshSettings:
 
     voxel: float | None = None
     """Edge of a voxel, scene units; None: what a pixel covers on the surface, the median over all views' pixels."""
-    depth: Literal["planar", "expected"] = "planar"
-    """Depth of a pixel: where its ray meets the blended plane, or the mean camera z of the Gaussians it shows."""
+    depth: Literal["planar", "expected", "median"] = "planar"
+    """Depth of a pixel: where its ray meets the blended plane; the mean camera z of the Gaussians that it shows; or the
+    camera z of the one at which half of its light is gone."""
     triangles: int | None = None
     """Number of triangles to simplify the mesh to; None: it stays as it is."""
     small: int = 300
@@ -136,7 +138,12 @@ def _render_maps(
     for i in progress(missing, "depth maps"):
         view = render_view(model, decoder, cameras[i], background, surface=True)
         assert view.surface is not None
-        depth = view.surface.depth if settings.depth == "planar" else expected_depth(view.output)
+        if settings.depth == "planar":
+            depth = view.surface.depth
+        elif settings.depth == "expected":
+            depth = expected_depth(view.output)
+        else:
+            depth = median_depth(view.decoded.gaussians, cameras[i])
         depth = torch.where(view.output.alpha >= SOLID, depth, 0.0)
         color = (255 * view.output.image.clamp(0, 1)).round().to(torch.uint8)
         with replacing(_map_path(maps, i)) as temporary:

@@ -66,6 +66,21 @@ def rasterize(
     return RenderOutput(image=drawn.image, alpha=drawn.alpha, depth=drawn.depth, radii=radii, screen_means=screen_means)
 
 
+def median_depth(gaussians: Gaussians, camera: Camera) -> Float[Tensor, "h w"]:
+    """Camera z of the Gaussian at which half of a pixel's light is gone, training units.
+
+    It is 0 where more than half is left. Differentiable in ``gaussians.means``; the colours do not matter.
+    """
+    depth: Tensor = ops.median_depth(
+        gaussians.means,
+        gaussians.opacities,
+        scales=gaussians.scales,
+        quats=gaussians.quats,
+        **_pinhole(camera, gaussians.means),
+    )
+    return depth
+
+
 def spherical_harmonics(
     degree: int, directions: Float[Tensor, "g 3"], sh: Float[Tensor, "g k c"]
 ) -> Float[Tensor, "g c"]:

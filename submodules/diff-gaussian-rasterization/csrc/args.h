@@ -81,36 +81,63 @@ inline void check_composed(const std::optional<at::Tensor>& grad_image, const st
   check_indices(lists, "lists", {2, lists.numel() / 2}, image);
 }
 
-// The part of the image that the backward pass is given.
-inline Window window_of_image(const at::Tensor& image, int64_t left, int64_t top) {
-  TORCH_CHECK(image.dim() == 3 && image.numel() > 0, "rasterize: image has shape ", image.sizes(), ", expected [C, H, W]");
-  const int64_t height = image.size(1), width = image.size(2);
+// The same for an operator that only reads the lists: `plane` [H,W] has the size, dtype and device.
+inline void check_walked(const at::Tensor& plane, const at::Tensor& records, const at::Tensor& order, const at::Tensor& tile_start,
+                         const at::Tensor& lists, int64_t tiles, int64_t least_stride) {
+  TORCH_CHECK(records.dim() == 2 && records.size(1) >= least_stride, "rasterize: records has shape ", records.sizes(), ", expected [", order.numel(),
+              ", at least ", least_stride, "]");
+  check_rows(records, "records", order.numel(), records.size(1), plane);
+  check_indices(order, "order", {order.numel()}, plane);
+  check_indices(tile_start, "tile_start", {tiles + 1}, plane);
+  check_indices(lists, "lists", {2, lists.numel() / 2}, plane);
+}
+
+// The part of the image that an operator on drawn planes is given.
+inline Window window_of_size(int64_t width, int64_t height, int64_t left, int64_t top) {
   TORCH_CHECK(left >= 0 && top >= 0 && left <= kMaxSide - width && top <= kMaxSide - height, "rasterize: window of ", width, "x", height,
               " pixels at (", left, ", ", top, "), expected one inside of an image of at most ", kMaxSide, "x", kMaxSide, " pixels");
   return {left, top, width, height};
+}
+
+inline Window window_of_image(const at::Tensor& image, int64_t left, int64_t top) {
+  TORCH_CHECK(image.dim() == 3 && image.numel() > 0, "rasterize: image has shape ", image.sizes(), ", expected [C, H, W]");
+  return window_of_size(image.size(2), image.size(1), left, top);
+}
+
+inline Window window_of_plane(const at::Tensor& plane, int64_t left, int64_t top) {
+  TORCH_CHECK(plane.dim() == 2 && plane.numel() > 0, "rasterize: alpha has shape ", plane.sizes(), ", expected [H, W]");
+  return window_of_size(plane.size(1), plane.size(0), left, top);
+}
+
+inline bool all_below(const at::Tensor& t, int64_t begin, int64_t end, int64_t limit) {
+  const int32_t* at = t.const_data_ptr<int32_t>();
+  bool good = true;
+  for (int64_t i = begin; i < end; ++i) good &= uint32_t(at[i]) < uint32_t(limit);
+  return good;
+}
+
+inline void check_rises(const at::Tensor& starts, const char* name, int64_t pairs) {
+  const int32_t* at = starts.const_data_ptr<int32_t>();
+  bool good = at[0] >= 0 && at[starts.numel() - 1] <= pairs;
+  for (int64_t i = 1; i < starts.numel(); ++i) good &= at[i - 1] <= at[i];
+  TORCH_CHECK(good, "rasterize: ", name, " falls, or passes the ", pairs, " pairs of the lists");
+}
+
+// The ranks in the list of every tile.
+inline void check_ranks(const at::Tensor& tile_start, const at::Tensor& lists, int64_t drawn) {
+  const int64_t pairs = lists.size(1);
+  check_rises(tile_start, "tile_start", pairs);
+  TORCH_CHECK(all_below(lists, 0, pairs, drawn), "rasterize: lists name a rank that is not one of ", drawn);
 }
 
 // The values of the lists, where they can be read without waiting for a device.
 inline void check_lists(const at::Tensor& order, const at::Tensor& pair_start, const at::Tensor& tile_start, const at::Tensor& lists,
                         int64_t gaussians) {
   const int64_t pairs = lists.size(1);
-  const auto below = [](const at::Tensor& t, int64_t begin, int64_t end, int64_t limit) {
-    const int32_t* at = t.const_data_ptr<int32_t>();
-    bool good = true;
-    for (int64_t i = begin; i < end; ++i) good &= uint32_t(at[i]) < uint32_t(limit);
-    return good;
-  };
-  const auto rising = [&](const at::Tensor& t) {
-    const int32_t* at = t.const_data_ptr<int32_t>();
-    bool good = at[0] >= 0 && at[t.numel() - 1] <= pairs;
-    for (int64_t i = 1; i < t.numel(); ++i) good &= at[i - 1] <= at[i];
-    return good;
-  };
-  TORCH_CHECK(below(order, 0, order.numel(), gaussians), "rasterize: order names a Gaussian that is not one of ", gaussians);
-  TORCH_CHECK(rising(pair_start), "rasterize: pair_start falls, or passes the ", pairs, " pairs of the lists");
-  TORCH_CHECK(rising(tile_start), "rasterize: tile_start falls, or passes the ", pairs, " pairs of the lists");
-  TORCH_CHECK(below(lists, 0, pairs, order.numel()), "rasterize: lists name a rank that is not one of ", order.numel());
-  TORCH_CHECK(below(lists, pairs, 2 * pairs, pairs), "rasterize: lists name a pair that is not one of ", pairs);
+  TORCH_CHECK(all_below(order, 0, order.numel(), gaussians), "rasterize: order names a Gaussian that is not one of ", gaussians);
+  check_rises(pair_start, "pair_start", pairs);
+  check_ranks(tile_start, lists, order.numel());
+  TORCH_CHECK(all_below(lists, pairs, 2 * pairs, pairs), "rasterize: lists name a pair that is not one of ", pairs);
 }
 
 inline void check_composite(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,

@@ -33,6 +33,10 @@ TORCH_LIBRARY(diff_gaussian_rasterization, m) {
       "absolute_gradient(Tensor? grad_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor image, Tensor alpha, Tensor depth, "
       "Tensor records, Tensor order, Tensor pair_start, Tensor tile_start, Tensor lists, int gaussians, int left=0, int top=0, Tensor? tiles=None) "
       "-> Tensor");
+  // int32 [H,W]: the Gaussian behind which a pixel's transmittance is first 0.5 or less, -1 where there is none; tensors
+  // as for composite_backward.
+  m.def(
+      "median(Tensor alpha, Tensor records, Tensor order, Tensor tile_start, Tensor lists, int left=0, int top=0) -> Tensor");
   // opacities [G,1] times the share that the low-pass filter in the conics leaves of them (common/antialias.h).
   m.def("antialias(Tensor conics, Tensor opacities) -> Tensor");
   m.def("antialias_backward(Tensor grad, Tensor conics, Tensor opacities) -> (Tensor, Tensor)");

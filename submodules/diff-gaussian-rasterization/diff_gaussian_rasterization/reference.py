@@ -22,6 +22,8 @@ MAX_ALPHA = 0.99
 """Upper bound of alpha (3DGS)."""
 MIN_TRANSMITTANCE = 1e-4
 """A pixel is finished before its transmittance falls under this (3DGS)."""
+MEDIAN = 0.5
+"""The median depth is that of the Gaussian behind which the transmittance is first this or less."""
 CULL_TILE = 16
 """Pixels that culling rounds the image's sides up to a multiple of: the tile of the CUDA original."""
 REACH = 3.34
@@ -181,6 +183,25 @@ def rasterize_reference(
     return Rasterization(
         image.reshape(-1, rows, columns), (1 - front[-1]).reshape(rows, columns), depth.reshape(rows, columns), radii
     )
+
+
+def median_depth_reference(means: Tensor, opacities: Tensor, *, near: float = NEAR, **settings: Any) -> Tensor:
+    """The same as ``ops.median_depth``, with the same arguments: what is drawn of the nearest Gaussians alone shows the
+    transmittance behind each."""
+    plain = {"background": means.new_zeros(1), "near": near}
+    view = settings["world_view"]
+    z = means @ view[2, :3] + view[2, 3]
+    order = z.argsort(stable=True)
+    depth: Tensor = z.new_zeros(())
+    for count in range(len(means), -1, -1):
+        nearest = order[:count]
+        rows = {k: settings[k][nearest] for k in ("scales", "quats", "cov3d") if settings.get(k) is not None}
+        with torch.no_grad():
+            solid = opacities[nearest]
+            alpha = rasterize_reference(means[nearest], solid, colors=solid, **(settings | plain | rows)).alpha
+        last = z[nearest[-1]] if count else z.new_zeros(())
+        depth = torch.where(1 - alpha <= MEDIAN, last, depth)
+    return depth
 
 
 @torch.no_grad()

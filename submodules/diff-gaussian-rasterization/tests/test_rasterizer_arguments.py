@@ -68,6 +68,8 @@ def calls() -> dict[str, Call]:
         | drawn._asdict() | {"gaussians": COUNT, "left": 0, "top": 0, "tiles": torch.ones(2, 3, dtype=torch.bool)},
         "absolute_gradient": {f"grad_{k}": like(getattr(drawn, k)) for k in ("image", "alpha", "depth")}
         | drawn._asdict() | {"gaussians": COUNT, "left": 0, "top": 0, "tiles": torch.ones(2, 3, dtype=torch.bool)},
+        "median": {k: v for k, v in drawn._asdict().items() if k not in ("image", "depth", "pair_start")}
+        | {"left": 0, "top": 0},
         "antialias": {"conics": screen["conics"], "opacities": scene["opacities"]},
         "antialias_backward": {"grad": like(scene["opacities"])}
         | {"conics": screen["conics"], "opacities": scene["opacities"]},
@@ -154,7 +156,7 @@ def test_arguments_are_refused_or_right(backend: Backend, name: str) -> None:
         @given(made=changes(name))
         def check(made: list[tuple[str, str, Any]]) -> None:
             # Changes that fit together name rows that are not there, for which a GPU does not look: it would wait.
-            unread = name in ("composite_backward", "absolute_gradient") and backend is not nullcontext
+            unread = name in ("composite_backward", "absolute_gradient", "median") and backend is not nullcontext
             made = made[:1] if unread else made
             call = dict(right)
             for change in made:
@@ -190,6 +192,10 @@ WRONG_SHAPES: dict[str, tuple[str, str, Callable[[Tensor], Any]]] = {
     "short pair_start": ("composite_backward", "pair_start", lambda t: t[:-1]),
     "long lists": ("composite_backward", "lists", lambda t: t.long()),
     "flat lists": ("composite_backward", "lists", lambda t: t.flatten()),
+    "too few tiles of a median": ("median", "tile_start", lambda t: t[:-1]),
+    "too few records of a median": ("median", "records", lambda t: t[:-1]),
+    "records of no header": ("median", "records", lambda t: t[:, :4].contiguous()),
+    "an alpha in double": ("median", "alpha", lambda t: t.double()),
     "half a mask of tiles": ("composite_backward", "tiles", lambda t: t[:1]),
 }
 
@@ -204,7 +210,7 @@ def test_what_would_be_read_out_of_bounds_is_refused(backend: Backend, kind: str
             getattr(torch.ops.diff_gaussian_rasterization, name)(**call)
 
 
-@pytest.mark.parametrize("name", ["composite_backward", "absolute_gradient"])
+@pytest.mark.parametrize("name", ["composite_backward", "absolute_gradient", "median"])
 def test_lists_without_their_last_pair_are_refused_or_read_within_their_bounds(backend: Backend, name: str) -> None:
     # The tensors' sizes fit, but pairs are named that are not there. A CPU looks; a GPU skips them.
     with backend():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import Rasterization, ops, rasterize, spherical_harmonics, visible_radii
+from diff_gaussian_rasterization import Rasterization, median_depth, ops, rasterize, spherical_harmonics, visible_radii
 from rasterizer_scenes import Scene, make_scene, with_cov3d
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -142,6 +142,18 @@ def test_footprints_over_many_tiles(backend: Backend, dtype: torch.dtype) -> Non
     scene = make_scene(70, width=131, height=97, dtype=dtype, max_opacity=0.3)
     scene["scales"][::2] *= 8
     compare(backend, with_cov3d(scene))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_median_depth_matches_the_cpu(backend: Backend, dtype: torch.dtype) -> None:
+    scene = make_scene(200, width=131, height=97, dtype=dtype)
+    rest = {name: value for name, value in scene.items() if name not in ("colors", "background")}
+    with backend() as device:
+        found = median_depth(**moved(rest, device)).cpu()
+    expected = median_depth(**rest)
+    # At a pixel whose transmittance is 0.5 up to its last bits, the next Gaussian's depth is as right.
+    assert float(torch.isclose(found, expected, atol=1e-5, rtol=1e-5).double().mean()) > 0.999
+    assert (expected > 0).any()
 
 
 WINDOWS = [(0, 0, 131, 97), (130, 96, 1, 1), (17, 5, 90, 80), (33, 50, 7, 40)]

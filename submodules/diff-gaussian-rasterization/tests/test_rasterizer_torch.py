@@ -74,6 +74,7 @@ def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "composite_backward of tiles": (ops.composite_backward, (*part_grads, *part, 20, *window[:2], tiles)),
         "absolute_gradient": (ops.absolute_gradient, (*grads, *drawn, 20)),
         "absolute_gradient of tiles": (ops.absolute_gradient, (*part_grads, *part, 20, *window[:2], tiles)),
+        "median": (ops.median, (drawn[1], *drawn[3:5], *drawn[6:])),
         "antialias": (ops.antialias, (leaf_drawn[1], leaf["opacities"])),
         "antialias_backward": (ops.antialias_backward, (scene["opacities"], conics, scene["opacities"])),
         "adam_update": (ops.adam_update, (*adam, radii > 0, [0.1], [1.0], 0.9, 0.999, 1e-15)),

@@ -34,6 +34,8 @@ constexpr double kLog2MinAlpha = -7.994353436858858;
 constexpr double kMaxAlpha = 0.99;
 // A pixel is finished when its transmittance would fall under this.
 constexpr double kMinTransmittance = 1e-4;
+// The median depth of a pixel is that of the Gaussian behind which no more than this share of the light is left.
+constexpr double kMedian = 0.5;
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;

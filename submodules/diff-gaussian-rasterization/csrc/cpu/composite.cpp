@@ -1,6 +1,7 @@
 // Driver of kernels/draw.h: tiles in parallel. The lists that it makes are those of bin.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -198,12 +199,31 @@ Tensor absolute_gradient_cpu(const OptTensor& grad_image, const OptTensor& grad_
   return out;
 }
 
+Tensor median_cpu(const Tensor& alpha, const Tensor& records, const Tensor& order, const Tensor& tile_start, const Tensor& lists,
+                  int64_t left, int64_t top) {
+  const Window window = window_of_plane(alpha, left, top);
+  const TileGrid grid(window);
+  const Tensor ids = order.contiguous(), firsts = tile_start.contiguous(), both = lists.contiguous(), rows = records.contiguous();
+  Tensor out = at::full({window.height, window.width}, -1, alpha.options().dtype(at::kInt));
+  on_scalar(alpha, [&](auto tag) {
+    using S = decltype(tag);
+    check_walked(alpha, rows, ids, firsts, both, grid.count(), kHeader<S>);
+    check_ranks(firsts, both, ids.numel());
+    const DrawLists<S> walked{rows.const_data_ptr<S>(), rows.size(1), firsts.const_data_ptr<int32_t>(), both.const_data_ptr<int32_t>(), nullptr};
+    const Medians medians{window, ids.const_data_ptr<int32_t>(), out.data_ptr<int32_t>()};
+    const auto& kernel = kernels().of(S{});
+    parallel_items(grid.count(), [&](int64_t tile) { kernel.median(walked, medians, tile); });
+  });
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(diff_gaussian_rasterization, CPU, m) {
   m.impl("absolute_gradient", &absolute_gradient_cpu);
   m.impl("composite", &composite_cpu);
   m.impl("composite_backward", &composite_backward_cpu);
+  m.impl("median", &median_cpu);
 }
 
 }  // namespace dgr

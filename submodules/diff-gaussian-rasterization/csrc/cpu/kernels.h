@@ -69,6 +69,13 @@ template <class S> struct CanvasGrads {
   int64_t moving;                        // those from this one on get none
 };
 
+// The Gaussian in which the median of a pixel's light ends.
+struct Medians {
+  Window window;
+  const int32_t* ids;  // the Gaussian of each rank
+  int32_t* median;     // [height, width]; written where there is one
+};
+
 // From the rows of the pairs to those of the Gaussians.
 template <class S> struct PairSums {
   const int32_t *ids, *pair_start, *places;
@@ -100,6 +107,7 @@ template <class S> struct KernelsOf {
   void (*draw_vjp)(const DrawLists<S>&, const CanvasGrads<S>&, int64_t tile);
   // Writes pair_grads, rows of two.
   void (*absolute)(const DrawLists<S>&, const CanvasGrads<S>&, int64_t tile);
+  void (*median)(const DrawLists<S>&, const Medians&, int64_t tile);
   void (*sum_pairs)(const DrawLists<S>&, const PairSums<S>&, int64_t begin, int64_t end);
   void (*sh)(int degree, const S* dirs, const S* sh, int64_t coefficients, int64_t channels, int64_t begin, int64_t end, S* out);
   void (*sh_vjp)(int degree, const S* grad, const S* dirs, const S* sh, int64_t coefficients, int64_t channels, int64_t begin, int64_t end,
