@@ -4,7 +4,6 @@ import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.data.frame import Frame
 from momentum_gs.data.viewer_files import write_input_ply
 from momentum_gs.mesh import build
-from momentum_gs.mesh.build import MeshSettings, build_mesh
+from momentum_gs.mesh.build import Depth, MeshSettings, build_mesh
 from momentum_gs.mesh.fusion import BLOCK, CELL, DepthMap, cells_of, fuse, surface_blocks
 from momentum_gs.mesh.mesh import Mesh, read_mesh, write_mesh
 from momentum_gs.mesh.score import PROTOCOLS, in_views, mean_spacing, score_mesh, score_points, surface_points, thinned
@@ -169,7 +168,7 @@ def model_of_a_wall(tmp_path: Path) -> tuple[Path, list[Camera]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", ["planar", "expected", "median"])
 def test_mesh_of_a_model_lies_on_its_surface_and_continues_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: Literal["planar", "expected", "median"]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: Depth
 ) -> None:
     ply, cameras = model_of_a_wall(tmp_path)
     frame, black = Frame(offset=(100.0, 200.0, 0.0), unit=2.0), torch.zeros(3)

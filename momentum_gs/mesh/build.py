@@ -36,13 +36,16 @@ COARSEST = 4.0
 """Voxels that a pixel may cover: what is farther away is left to nearer views, or out of the mesh."""
 
 
+Depth = Literal["planar", "expected", "median"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeshSettings:
     """How a mesh is made."""
 
     voxel: float | None = None
     """Edge of a voxel, scene units; None: what a pixel covers on the surface, the median over all views' pixels."""
-    depth: Literal["planar", "expected", "median"] = "planar"
+    depth: Depth = "planar"
     """Depth of a pixel: where its ray meets the blended plane; the mean camera z of the Gaussians that it shows; or the
     camera z of the one at which half of its light is gone."""
     triangles: int | None = None
@@ -136,9 +139,8 @@ def _render_maps(
     model, decoder = load_model(ply)
     model, decoder = model.to(background.device), decoder.to(background.device).eval()
     for i in progress(missing, "depth maps"):
-        view = render_view(model, decoder, cameras[i], background, surface=True)
-        assert view.surface is not None
-        if settings.depth == "planar":
+        view = render_view(model, decoder, cameras[i], background, surface=settings.depth == "planar")
+        if view.surface is not None:
             depth = view.surface.depth
         elif settings.depth == "expected":
             depth = expected_depth(view.output)
