@@ -118,7 +118,7 @@ class Bench:
 
     def f1(self, splats: Splats) -> tuple[float, float]:
         """F1 of the model's mesh, of all of the scene and near borders."""
-        settings = MeshSettings(voxel=self.voxel, depth="planar" if self.planar else "expected")
+        settings = MeshSettings(voxel=self.voxel, depth="planar" if self.planar else "median")
         with tempfile.TemporaryDirectory() as folder:
             save_splats(model := Path(folder) / "point_cloud.ply", splats)
             mesh = build_mesh(Path(folder), model, self.scene.train, self.scene.frame, self.background, settings)

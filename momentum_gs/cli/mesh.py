@@ -11,7 +11,7 @@ from momentum_gs.core.device import pick_device, print_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.data.scene import load_scene
-from momentum_gs.mesh.build import Depth, MeshSettings, build_mesh, clear
+from momentum_gs.mesh.build import MeshSettings, build_mesh, clear
 from momentum_gs.mesh.mesh import check_mesh_name, write_mesh
 from momentum_gs.model.io import model_file, model_folder
 from momentum_gs.model.poses import load_poses
@@ -22,8 +22,7 @@ Renders depth maps of all training views from the merged model (anchors or Gauss
 truncated signed distance, and writes the surface as triangles with colours, in the coordinates of the scene. Memory
 holds one cell; an interrupted command continues where it was. Needs the extra 'mesh'.
 
-Surfaces of explicit Gaussians are much better where they were trained for them: model.surface=planar
-(docs/surfaces.md).
+Surfaces of explicit Gaussians are better where they were trained for them: model.surface=planar (docs/surfaces.md).
 
   momentum-gs mesh OUT                              OUT/mesh/mesh.ply
   momentum-gs mesh OUT --output city.glb --triangles 500000
@@ -39,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voxel", type=float, metavar="V",
                         help="edge of a voxel, scene units (default: what a pixel covers on the surface)")  # fmt: skip
     parser.add_argument(
-        "--depth", choices=("planar", "expected", "median"),
-        help="depth of a pixel: where its ray meets the blended plane of the Gaussians, their mean depth, or that of "
-        "the Gaussian at which half of its light is gone (default: planar for model.surface=planar, else median)",
+        "--depth", choices=("median", "planar", "expected"), default=default.depth,
+        help="depth of a pixel: that of the Gaussian at which half of its light is gone (default), where its ray meets "
+        "the blended plane of the Gaussians, or their mean depth",
     )  # fmt: skip
     parser.add_argument("--triangles", type=int, metavar="N", help="simplify to about N triangles (default: no)")
     parser.add_argument("--small", type=int, default=default.small, metavar="N",
@@ -69,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     poses = load_poses(model)
     cameras = scene.train if poses is None else [poses.camera(camera) for camera in scene.train]
     background = torch.full((3,), float(config.scene.white_background), device=device)
-    depth: Depth = args.depth or ("planar" if config.model.surface == "planar" else "median")
-    settings = MeshSettings(voxel=args.voxel, depth=depth, triangles=args.triangles, small=args.small)
+    settings = MeshSettings(voxel=args.voxel, depth=args.depth, triangles=args.triangles, small=args.small)
     mesh = build_mesh(folder, model_file(model), cameras, scene.frame, background, settings)
     write_mesh(output, mesh)
     clear(folder)

@@ -36,7 +36,7 @@ COARSEST = 4.0
 """Voxels that a pixel may cover: what is farther away is left to nearer views, or out of the mesh."""
 
 
-Depth = Literal["planar", "expected", "median"]
+Depth = Literal["median", "planar", "expected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class MeshSettings:
 
     voxel: float | None = None
     """Edge of a voxel, scene units; None: what a pixel covers on the surface, the median over all views' pixels."""
-    depth: Depth = "planar"
-    """Depth of a pixel: where its ray meets the blended plane; the mean camera z of the Gaussians that it shows; or the
-    camera z of the one at which half of its light is gone."""
+    depth: Depth = "median"
+    """Depth of a pixel: camera z of the Gaussian at which half of its light is gone; where its ray meets the blended
+    plane of the Gaussians; or the mean camera z of those that it shows."""
     triangles: int | None = None
     """Number of triangles to simplify the mesh to; None: it stays as it is."""
     small: int = 300
