@@ -17,6 +17,7 @@ from momentum_gs.core.geometry import pixel_directions
 from momentum_gs.core.image import to_uint8
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import Camera
+from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.eval.results import read_json
 from momentum_gs.model.background import Background
@@ -271,11 +272,13 @@ def test_all_rates_fall_where_a_student_starts_from_its_teacher() -> None:
 def test_the_command_makes_a_run_like_any_other_and_continues(
     teachers: list[Path], tmp_path: Path, start: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the anchors' run first: its settings and its partition are the student's."""
+    """From the anchors' run first: its settings are the student's, and its partition unless another is asked for."""
     out = tmp_path / "student"
     words = ["distill", str(teachers[1]), str(teachers[0]), "-m", str(out), "--gaussians", "300", "steps=20"]
-    words += ["gaussians.sh_degree=1", *(["-c", "distill/student"] if start == "points" else [])]
+    other = ["-c", "distill/student"] if start == "points" else ["partition.blocks=1", "partition.dim=null"]
+    words += ["gaussians.sh_degree=1", *other]
     assert main(words) == 0
+    assert (PartitionTable.load(out / "partition.json").n > 1) == (start == "points")
     results = read_json(out / "results.json")["ours_20"]
     assert 0 < results["protocol"]["gaussians"] <= 300 and results["PSNR"] > 5
     assert (out / "report.html").is_file() and (out / "partition.json").is_file()

@@ -101,8 +101,13 @@ class Distilling:
         Raises:
             KeyboardInterrupt: if training was asked to stop, after a checkpoint was written.
         """
-        resume = bool(checkpoints(self._request.out / "checkpoint"))
+        resume, config = bool(checkpoints(self._request.out / "checkpoint")), self._config
+        given = any(setting.startswith("blocks.active=") for setting in self._request.overrides)
+        if isinstance(config.blocks.active, int) and not given:
+            # The first run's number may exceed that of the student's blocks.
+            blocks = PartitionTable.load(self._request.out / "partition.json").n
+            config = replace(config, blocks=replace(config.blocks, active=min(config.blocks.active, blocks)))
         with Stop() as stop, launched(stop, SILENCE_SECONDS) as launch:
-            outcome = train(self._config, launch, stop, resume=resume)
+            outcome = train(config, launch, stop, resume=resume)
         if outcome.interrupted:
             raise KeyboardInterrupt
