@@ -25,8 +25,9 @@ QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 85]
 LIGHT = np.array([0.35, 0.25, 0.9])
 
 
-def viewpoint(scene: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Camera centre and rotation (rows: right, down, ahead) in the scene's coordinates."""
+def viewpoint(scene: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Camera centre, rotation (rows: right, down, ahead) and upright axes (rows; the last points up) in the scene's
+    coordinates."""
     loaded = load_scene(SceneConfig(path=str(scene)))
     up = normalized_frame([*loaded.train, *loaded.test], loaded.points).rotation[2].numpy()
     points = loaded.points.xyz.double().numpy()
@@ -37,7 +38,8 @@ def viewpoint(scene: Path) -> tuple[np.ndarray, np.ndarray]:
     tilt = math.radians(40)
     ahead = math.cos(tilt) * level - math.sin(tilt) * up
     right = np.cross(ahead, up) / math.cos(tilt)
-    return middle - 2.6 * size * ahead, np.stack([right, np.cross(ahead, right), ahead])
+    upright = np.stack([-level, np.cross(up, -level), up])
+    return middle - 2.6 * size * ahead, np.stack([right, np.cross(ahead, right), ahead]), upright
 
 
 def pixels(points: np.ndarray, centre: np.ndarray, rotation: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -49,13 +51,14 @@ def pixels(points: np.ndarray, centre: np.ndarray, rotation: np.ndarray) -> tupl
     return x, y, (depth > 0) & (x >= 0) & (x < WIDTH) & (y >= 0) & (y < HEIGHT), depth
 
 
-def draw(path: Path, centre: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+def draw(path: Path, centre: np.ndarray, rotation: np.ndarray, upright: np.ndarray) -> np.ndarray:
     """A mesh, shaded and beside it its normals; BGR."""
     mesh = trimesh.load(path, process=False)
     mesh.update_faces(pixels(mesh.triangles_center, centre, rotation)[2])
     points, faces = trimesh.sample.sample_surface(mesh, POINTS, seed=0)
     normals = mesh.face_normals[faces]
     normals = np.where((normals * (points - centre)).sum(1, keepdims=True) > 0, -normals, normals)  # Seen from here.
+    normals = normals @ upright.T
     x, y, inside, depth = pixels(points, centre, rotation)
     far_first = depth.argsort()[::-1]  # The nearest point of a pixel is written last.
     far_first = far_first[inside[far_first]]
@@ -69,8 +72,8 @@ def draw(path: Path, centre: np.ndarray, rotation: np.ndarray) -> np.ndarray:
 
 def main(scene: Path, image: Path, meshes: list[Path]) -> None:
     """Draws and writes."""
-    centre, rotation = viewpoint(scene)
-    if not cv2.imwrite(str(image), np.vstack([draw(mesh, centre, rotation) for mesh in meshes]), QUALITY):
+    view = viewpoint(scene)
+    if not cv2.imwrite(str(image), np.vstack([draw(mesh, *view) for mesh in meshes]), QUALITY):
         raise SystemExit(f"{image}: could not be written")
 
 
