@@ -244,6 +244,7 @@ def test_the_aggregation_of_one_model_is_that_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
     first, second = inbox_of(tmp_path / "a"), inbox_of(tmp_path / "b", (3, 1, 0, 2), "sender")
     for name, inbox in (("x", first), ("y", second)):

@@ -333,8 +333,11 @@ def test_several_formats_are_baked_once_and_scored(run: Path) -> None:
         assert record["bytes"] == file.stat().st_size
         assert not record["scored_before_quantization"]
         assert abs(record["export"]["PSNR"] - record["model"]["PSNR"]) < 1
-    export(run, "alone.ply", "--sh", "1")
-    assert (run / "export" / "gaussians.ply").read_bytes() == (run / "export" / "alone.ply").read_bytes()
+    alone, _ = export(run, "alone.ply", "--sh", "1")
+    together = read_splats(run / "export" / "gaussians.ply")
+    # Two bakes differ in the last bits, as several threads may add a matrix product in another order.
+    for name in Splats.LEARNABLE:
+        torch.testing.assert_close(getattr(together, name), getattr(alone, name), rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_writer_is_found_before_the_bake(
