@@ -20,7 +20,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from momentum_gs.core.window import unpack_owned
 from momentum_gs.data.partition_table import PartitionTable
 
 OWN = Path(__file__).parents[1] / "configs" / "own.yaml"
@@ -76,19 +75,11 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
               "blocks.interval=50", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
               "teacher.enabled=false", "weighting.enabled=false", *settings]  # fmt: skip
         command("partition", args.scene, "-c", OWN, "-m", run, *shlex.split(args.common), *on)
-        table = PartitionTable.load(run / "partition.json")
-        shares = [statistics.mean(owned(text) for text in texts if owned(text)) for texts in table.windows or []]
-        if "blocks.windows=false" in settings:
-            shares = [1.0] * table.n
-        train(args, run, seed, *on, f"steps={round((1 - args.coarse) * args.steps / sum(shares))}")
+        views = PartitionTable.load(run / "partition.json").views_per_step("blocks.windows=false" not in settings)
+        train(args, run, seed, *on, f"steps={round((1 - args.coarse) * args.steps / views)}")
         command("merge", run)
         score(args, run)
     return scores(run, n, coarse)
-
-
-def owned(text: str) -> float:
-    """Share of a view that a block owns."""
-    return float(unpack_owned(text).float().mean())
 
 
 def train(args: argparse.Namespace, run: Path, seed: str, *settings: str) -> None:

@@ -100,6 +100,19 @@ def test_steps_go_with_the_root_of_all_pixels() -> None:
     assert choose_steps(replace(SURVEY, views=3), 100, Goal("draft"), 1).value == 300
 
 
+def test_passes_are_over_the_pixels_of_the_training_views(scene: Scene) -> None:
+    assert choose_steps(SURVEY, 500, Goal(passes=10.0), 1).value == 660
+    assert choose_steps(SURVEY, 500, Goal(passes=10.0), 8).value == 82
+    # Windows: a step of all eight blocks counts three views.
+    assert choose_steps(SURVEY, 500, Goal(passes=10.0, views_per_step=3.0), 8).value == 220
+    # The coarse stage is one block, however many follow.
+    goal, config = Goal(passes=10.0), replace(OPEN, partition=replace(OPEN.partition, blocks=8))
+    views, facts = len(scene.train), measure(scene)
+    for stage, parts in ("coarse", 1), ("blocks", 8):
+        [choice] = choose(("steps",), replace(config, stage=stage), scene, facts, ROOM, goal)
+        assert choice.value == round(10 * views / parts)
+
+
 def test_widths_halve_from_the_cap_down_or_are_divisors() -> None:
     assert ladder(4000, 1000) == [125.0, 250.0, 8.0, 4.0]
     assert ladder(1000, 1600) == [8.0, 4.0, 2.0, 1.0]

@@ -349,3 +349,13 @@ def test_settings_that_are_auto_need_a_choice(tmp_path: Path) -> None:
     assert settings.auto == ("model.voxel_size",)
     assert settings.config({"steps": 400, "model.voxel_size": 0.5}).steps == 100
     assert "feature_dim" in error_of(None, "model.feature_dim=auto")
+
+
+def test_steps_may_be_passes() -> None:
+    settings = load_settings(None, ["steps=7.5 passes", "growth.until=50%"])
+    assert (settings.passes, settings.auto) == (7.5, ("steps",))
+    assert settings.config({"steps": 30}).growth.until == 15
+    assert "steps is 7.5 passes" in error_of(None, "steps=7.5 passes")
+    assert load_settings(None, ["steps=auto"]).passes is None
+    for wrong in ("steps=0 passes", "steps=many passes", "growth.until=2 passes"):
+        assert ("'12 passes'" in error_of(None, wrong)) == wrong.startswith("steps")

@@ -18,6 +18,7 @@ import momentum_gs.experiments.run_time
 from momentum_gs.cli import main as cli
 from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
+from momentum_gs.data.scene import load_scene
 from momentum_gs.data.synthetic.scene import CitySettings, write_city
 from momentum_gs.eval.lpips_metric import LpipsMissing
 from momentum_gs.experiments import pipeline
@@ -158,7 +159,8 @@ def test_images_are_prepared_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_more_blocks_are_cut_trained_and_merged(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And ``--view`` shows the training of the blocks, not that of the coarse model."""
+    """And ``--view`` shows the training of the blocks, not that of the coarse model; each passes over the pixels as
+    often as asked for."""
     out, shown = tmp_path / "out", []
 
     class Viewer:
@@ -173,9 +175,14 @@ def test_more_blocks_are_cut_trained_and_merged(
             shown.append("closed")
 
     monkeypatch.setattr(momentum_gs.cli.run, "watchers", lambda folder, port: [Viewer(folder, port)])
-    settings = [*FAST, "partition.blocks=2", "blocks.active=1", "blocks.interval=5"]
+    settings = [*FAST, "steps=2 passes", "partition.blocks=2", "blocks.active=1", "blocks.interval=5"]
     assert cli.main(["run", str(city), str(out), "--view", "8080", *settings]) == 0
-    assert load_run_config(out).blocks.windows and load_run_config(out).growth.until == 24  # 80 % of 30 steps
+    config = load_run_config(out)
+    assert config.blocks.windows and config.growth.until == round(0.8 * config.steps)
+    asked = 2 * len(load_scene(config.scene).train) * 64 * 48
+    assert json.loads((out / "coarse" / "train.json").read_text())["pixels"] == asked
+    # The last steps of a block are a part of a pass over its views, whose windows differ.
+    assert json.loads((out / "train.json").read_text())["pixels"] == pytest.approx(asked, rel=0.1)
     assert "blocks.windows" in {choice["key"] for choice in state_of(out)["choices"]}
     stages = ["start", "doctor", "coarse", "partition", "blocks", "merge", "render", "eval", "report"]
     assert shown.pop() == "closed" and shown and all("partition" in before for before in shown)
@@ -204,6 +211,7 @@ def test_a_time_limit_sets_the_number_of_steps(city: Path, tmp_path: Path, monke
         (["{city}", "{tmp}/out", "stage=coarse"], "stage is given"),
         (["{city}", "{tmp}/out", "--minutes", "0"], "expected a time above 0"),
         (["{city}", "{tmp}/out", "--minutes", "5", "steps=100"], "each says how long"),
+        (["{city}", "{tmp}/out", "--minutes", "5", "steps=2 passes"], "each says how long"),
         (["{city}", "{tmp}/out", "growth.intervall=3"], "did you mean 'growth.interval'"),
     ],
 )

@@ -123,7 +123,9 @@ def test_the_row_beats_its_mode_which_beats_the_file(tmp_path: Path) -> None:
     assert (config.steps, config.blocks.interval, config.blocks.active, config.teacher.momentum) == (10, 12, 4, 0.5)
 
 
-@pytest.mark.parametrize("given", ["teacher.momentum=0.5", "seed=3", "partition.file=x.json", "stage=coarse"])
+@pytest.mark.parametrize(
+    "given", ["teacher.momentum=0.5", "seed=3", "partition.file=x.json", "stage=coarse", "steps=3 passes"]
+)
 def test_a_setting_of_the_sweep_on_the_command_line_is_refused(given: str) -> None:
     with pytest.raises(UserError, match=given.split("=")[0]):
         config_of("teacher.momentum=0.9", given=(given,))

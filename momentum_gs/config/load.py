@@ -11,9 +11,9 @@ Later ones win: the schema's defaults, the base, the file, the settings of the c
 overrides.
 
 Numbers of steps may be given as a share of ``steps``, as in ``growth: {until: 60%}``, so that the schedule fits a run
-of any length; and settings that depend on the scene and the machine may be ``auto``. Neither reaches a ``Config``:
-shares become numbers when all sources are merged, and the caller, who knows the scene, chooses values for what is
-``auto`` (``Settings``).
+of any length; settings that depend on the scene and the machine may be ``auto``; and ``steps`` may be given as passes
+over the pixels of the training views, as in ``steps: 12 passes``. None of these reaches a ``Config``: shares become
+numbers when all sources are merged, and the caller, who knows the scene, chooses values for the others (``Settings``).
 """
 
 import difflib
@@ -54,6 +54,7 @@ _AUTO = frozenset(["steps", "scene.resolution", "model.voxel_size"])
 """Settings that may be ``auto`` in a file or an override, but are numbers in a ``Config``. (Settings whose type in the
 schema includes ``auto`` are resolved where they are used.)"""
 _SHARE = re.compile(r"\d+(?:\.\d+)?%")
+_PASSES = re.compile(r"(\d+(?:\.\d+)?) pass(?:es)?")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -101,23 +102,32 @@ class Settings:
 
     @property
     def auto(self) -> tuple[str, ...]:
-        """Dotted names of the settings that are ``auto``, for which ``config`` needs a choice."""
+        """Dotted names of the settings that are ``auto`` or passes, for which ``config`` needs a choice."""
         flat = flat_settings(self.values)
-        return tuple(sorted(key for key in flat if key in _AUTO and flat[key] == "auto"))
+        return tuple(sorted(key for key in flat if key in _AUTO and isinstance(flat[key], str)))
+
+    @property
+    def passes(self) -> float | None:
+        """Passes over the pixels of the training views, if ``steps`` is given so."""
+        found = _PASSES.fullmatch(str(self.values.get("steps")))
+        return float(found[1]) if found else None
 
     def config(self, choices: Mapping[str, Any] | None = None) -> Config:
         """The experiment. With ``model.primitive=gaussians``, settings that need anchors are off (``NEEDS_ANCHORS``).
 
         Args:
-            choices: Dotted name -> value for the settings that are ``auto``; other names are ignored.
+            choices: Dotted name -> value for the settings in ``auto``; other names are ignored.
 
         Raises:
-            UserError: for a value out of range, and for a setting that is ``auto`` without a choice.
+            UserError: for a value out of range, and for a setting in ``auto`` without a choice.
         """
         values = dict(self.values)
         for key in self.auto:
             if choices is None or key not in choices:
-                raise UserError(f"config: {key} is auto, which can only be resolved with a scene; give a number here")
+                raise UserError(
+                    f"config: {key} is {flat_settings(values)[key]}, which can only be resolved with a scene; give a "
+                    "number here"
+                )
             values = _merged(values, _nested(key, choices[key]))
         steps = values.get("steps", Config.steps)
         for key, value in flat_settings(values).items():
@@ -263,13 +273,15 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     """``value`` converted to the types of ``hint``; sections stay dictionaries, so that files can be merged."""
     if not is_dataclass(hint):
         is_share = name in _SHARES and isinstance(value, str) and _SHARE.fullmatch(value)
-        if is_share or (name in _AUTO and value == "auto"):
+        is_passes = name == "steps" and isinstance(value, str) and _PASSES.fullmatch(value) and float(value.split()[0])
+        if is_share or is_passes or (name in _AUTO and value == "auto"):
             return value
         try:
             return _scalar(value, hint)
         except TypeError:
             expected = _described(hint)
             expected += ", or a share of steps such as 60%" if name in _SHARES else ""
+            expected += ", or passes over the pixels such as '12 passes'" if name == "steps" else ""
             expected += ", or auto" if name in _AUTO else ""
             raise UserError(f"config: {where}: {name} is {_shown(value)}, expected {expected}") from None
     if value is None:  # A section whose lines are all commented out.

@@ -90,6 +90,18 @@ class PartitionTable:
         parts = (self.aabb, self.dim, self.rotation.tolist(), self.cuts, self.joined)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def views_per_step(self, windows: bool) -> float:
+        """Pixels that count in a step of every block, in whole views.
+
+        Args:
+            windows: A block counts the pixels that it owns of a view, on average over the views in which it owns any;
+                otherwise all.
+        """
+        if not windows or self.windows is None:
+            return float(self.n)
+        owned = [[float(unpack_owned(text).float().mean()) for text in texts] for texts in self.windows]
+        return sum(sum(shares) / max(1, sum(share > 0 for share in shares)) for shares in owned)
+
     def block_of(self, cells: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
         """The block of each cell of the grid."""
         return cells if self.joined is None else torch.tensor(self.joined, device=cells.device)[cells]

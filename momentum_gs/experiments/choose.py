@@ -115,6 +115,11 @@ class Goal:
     quality: Quality = "normal"
     steps_within: Callable[[float | int], int] | None = None
     """``scene.resolution`` -> number of steps that fit into the time limit; None: there is none."""
+    passes: float | None = None
+    """Passes over the pixels of the training views, if ``steps`` is given so; then only these decide on the steps."""
+    views_per_step: float | None = None
+    """Pixels that count in a step of every block, in whole views; None: a view for each block, before the scene is cut
+    into windows."""
 
 
 def measure(scene: Scene) -> Facts:
@@ -169,7 +174,9 @@ def choose(
     choices: list[Choice] = []
     resolution = config.scene.resolution
     if "scene.resolution" in auto:
-        choices.append(choose_resolution(facts, machine, goal, None if "steps" in auto else config.steps))
+        given = None if "steps" in auto else config.steps
+        given = round(goal.passes * facts.views) if goal.passes is not None else given
+        choices.append(choose_resolution(facts, machine, goal, given))
         resolution = choices[-1].value
     if "model.voxel_size" in auto:
         choices.append(choose_voxel(facts, resolution))
@@ -185,7 +192,9 @@ def choose(
         windows = bool(choices[-1].value)
     if "steps" in auto:
         assert n != "auto"
-        choices.append(choose_steps(facts, resolution, goal, n, windows))
+        # 'run' chooses before the scene is cut one number for both stages, unless it is given as passes of each.
+        parts = 1 if goal.passes is not None and config.stage == "coarse" else n
+        choices.append(choose_steps(facts, resolution, goal, parts, windows))
     return choices
 
 
@@ -252,7 +261,13 @@ def choose_voxel(facts: Facts, resolution: float | int) -> Choice:
 
 
 def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int, windows: bool = False) -> Choice:
-    """The number of steps for the images and the quality asked for, or as many as the time allows."""
+    """The number of steps for the images and the quality asked for, or as many as the passes or the time allow."""
+    if goal.passes is not None:
+        counted = float(blocks) if goal.views_per_step is None else goal.views_per_step
+        steps = max(1, round(goal.passes * facts.views / counted))
+        of = f"of all {blocks} blocks " if blocks > 1 else ""
+        return Choice("steps", steps, f"{goal.passes:g} passes over the pixels of {facts.views} views, where a step "
+                      f"{of}counts {counted:.3g} of them")  # fmt: skip
     w, h = target_size(facts.width, facts.height, resolution)
     if goal.steps_within is not None:
         parts = 1 + WINDOW_STEP * blocks if windows and blocks > 1 else blocks

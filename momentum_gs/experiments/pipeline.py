@@ -77,8 +77,7 @@ class Pipeline:
         self._command, self._watchers = command, watchers
         # Done first, so that a wrong setting is reported before an hour of preparation.
         choosing = self._choosing("coarse", self._out)
-        auto = choosing.auto
-        if request.minutes is not None and "steps" not in auto:
+        if request.minutes is not None and ("steps" not in choosing.auto or choosing.passes is not None):
             raise UserError("run: --minutes and steps are both given, and each says how long to train; leave one out")
         print_device(choosing.provisional.device)
         self._note: Callable[[], float] = lambda: state.seconds
@@ -220,6 +219,11 @@ class Pipeline:
         cut(config, limit, bytes_per_anchor(config.model))
 
     def _blocks(self) -> None:
+        choosing = self._choosing("blocks", self._out)
+        if choosing.passes is not None:  # What the blocks own, which decides on their steps, is known by now.
+            steps = next(choice for choice in choosing.choose(self._goal) if choice.key == "steps")
+            info(f"chosen   {steps}")
+            self._state.choices = [steps if choice.key == "steps" else choice for choice in self._state.choices]
         self._fit(self._config("blocks", self._out))
 
     def _merge(self) -> None:

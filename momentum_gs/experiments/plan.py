@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from momentum_gs.config.load import config_to_dict, dump_config, flat_settings
+from momentum_gs.config.load import config_to_dict, dump_config, flat_settings, load_settings
 from momentum_gs.config.renamed import current_name, earlier_settings
 from momentum_gs.config.run import load_run_config, out_folder
 from momentum_gs.config.schema import Config
@@ -116,7 +116,14 @@ def coarse_config(request: Request, row: SweepRow | None = None) -> Config:
 def _resolve(request: Request, row: SweepRow | None, *settings: str) -> Config:
     mode = [row.mode] if row is not None and row.mode is not None else []
     of_row = row.settings if row is not None else ()
-    return resolve([*request.files, *mode], [*request.settings, *of_row, *settings])[0]
+    files: list[str | Path] = [*request.files, *mode]
+    settings = (*request.settings, *of_row, *settings)
+    if (passes := load_settings(files, settings, quiet=True).passes) is not None:
+        raise UserError(
+            f"sweep: steps is {passes:g} passes, expected a number: the steps of a pass depend on the partition, and "
+            "rows of a sweep may have different ones"
+        )
+    return resolve(files, settings)[0]
 
 
 def experiment(config: Config) -> dict[str, Any]:

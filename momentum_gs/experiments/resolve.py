@@ -14,6 +14,7 @@ from momentum_gs.core.device import pick_device, print_device, total_device_memo
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import info
 from momentum_gs.core.memory import total_memory
+from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.experiments.choose import Choice, Facts, Goal, Machine, choose, measure
 
@@ -63,6 +64,14 @@ def resolve(
     return choosing.config(choices), choices
 
 
+def _views_per_step(config: Config) -> float | None:
+    """Pixels that count in a step of every block, in whole views; None before the scene is cut."""
+    file = config.partition.file or (config.out and Path(config.out) / "partition.json")
+    if config.stage != "blocks" or not file or not Path(file).is_file():
+        return None
+    return PartitionTable.load(Path(file)).views_per_step(config.blocks.windows)
+
+
 def this_machine(config: Config) -> Machine:
     """The memory of this machine and of the device to train on."""
     return Machine(total_memory(), total_device_memory(pick_device(config.device)))
@@ -86,6 +95,8 @@ class Choosing:
         further = {"partition.blocks": open_blocks, "blocks.windows": windows}
         self.auto = (*settings.auto, *(key for key, wanted in further.items() if wanted))
         """Names of the settings to choose."""
+        self.passes = settings.passes
+        """Passes over the pixels of the training views, if ``steps`` is given so."""
 
     def choose(self, goal: Callable[[Config, Scene, Facts], Goal]) -> list[Choice]:
         """Chooses values for all ``auto`` settings.
@@ -102,7 +113,8 @@ class Choosing:
         with contextlib.redirect_stdout(io.StringIO()):  # Loading the scene for training prints the same again.
             scene = load_scene(replace(config.scene, resolution=1.0))
         facts = measure(scene)
-        return choose(self.auto, config, scene, facts, this_machine(config), goal(config, scene, facts))
+        wanted = replace(goal(config, scene, facts), passes=self.passes, views_per_step=_views_per_step(config))
+        return choose(self.auto, config, scene, facts, this_machine(config), wanted)
 
     def config(self, choices: Sequence[Choice]) -> Config:
         """The settings with the given choices, and with stand-ins for ``auto`` settings not among them."""
