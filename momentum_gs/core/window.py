@@ -6,8 +6,10 @@ rectangle around them, with a margin in which pixels are drawn but do not count.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from momentum_gs.core.types import Camera, TargetImage
@@ -21,6 +23,9 @@ TILE = 16
 
 Owned = Bool[Tensor, "32 32"]
 """The squares of an image's raster that a block owns, row by row from the top."""
+
+
+_Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,36 +72,42 @@ def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | No
 
     A pixel belongs to the square that holds its centre.
     """
-    rows = ((torch.arange(camera.height) + 0.5) * (RASTER / camera.height)).long()
-    columns = ((torch.arange(camera.width) + 0.5) * (RASTER / camera.width)).long()
-    top, bottom = _span(owned.any(dim=1)[rows])
-    left, right = _span(owned.any(dim=0)[columns])
+    raster = owned.numpy()
+    rows, columns = _squares(camera.height), _squares(camera.width)
+    top, bottom = _span(np.logical_or.reduce(raster, axis=1)[rows])
+    left, right = _span(np.logical_or.reduce(raster, axis=0)[columns])
     if top == bottom or left == right:
         return None
     y0, y1 = max(top - MARGIN, 0), min(bottom + MARGIN, camera.height)
     x0, x1 = max(left - MARGIN, 0), min(right + MARGIN, camera.width)
-    weights = owned[rows[y0:y1]][:, columns[x0:x1]].float()
+    weights = raster[rows[y0:y1]][:, columns[x0:x1]].astype(np.float32)
     # Sums over rectangles of the raster: how many owned squares a tile with its margin touches.
-    sums = torch.zeros(RASTER + 1, RASTER + 1, dtype=torch.int32)
-    sums[1:, 1:] = owned.int().cumsum(0).cumsum(1)
+    sums = np.zeros((RASTER + 1, RASTER + 1), np.int32)
+    sums[1:, 1:] = raster.cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
     above, below = _touched(rows, y0, y1)
     before, behind = _touched(columns, x0, x1)
     tiles = sums[below][:, behind] - sums[above][:, behind] - sums[below][:, before] + sums[above][:, before] > 0
     share = float(weights.sum()) / (camera.width * camera.height)
-    return Window(x0, y0, weights.to(device), tiles.to(device), share, (camera.width, camera.height))
+    on = [torch.from_numpy(part).to(device) for part in (weights, tiles)]
+    return Window(x0, y0, on[0], on[1], share, (camera.width, camera.height))
 
 
-def _span(flags: Bool[Tensor, "n"]) -> tuple[int, int]:
+def _squares(pixels: int) -> _Places:
+    """The row or column of the raster that holds the centre of each pixel of a side of the image."""
+    return ((np.arange(pixels, dtype=np.float32) + np.float32(0.5)) * np.float32(RASTER / pixels)).astype(np.int64)
+
+
+def _span(flags: NDArray[np.bool_]) -> tuple[int, int]:
     """From the first to behind the last that is set; (0, 0) where none is."""
-    places = flags.nonzero()[:, 0]
+    places = flags.nonzero()[0]
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
-def _touched(squares: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+def _touched(squares: _Places, begin: int, end: int) -> tuple[_Places, _Places]:
     """First and behind-the-last square of the raster that each tile of [begin, end) touches with its margin."""
-    first = torch.arange(begin, end, TILE)
-    low = squares[(first - MARGIN).clamp_min(0)]
-    high = squares[(first + TILE + MARGIN - 1).clamp_max(len(squares) - 1)] + 1
+    first = np.arange(begin, end, TILE)
+    low = squares[np.maximum(first - MARGIN, 0)]
+    high = squares[np.minimum(first + TILE + MARGIN - 1, len(squares) - 1)] + 1
     return low, high
 
 

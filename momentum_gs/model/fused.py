@@ -3,10 +3,12 @@
 ``covers`` alone decides whether it is used. Sums have another order than torch's, so results differ in their last bits.
 """
 
+from typing import cast
+
 import anchor_decode
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
@@ -82,5 +84,5 @@ def _weights(decoder: GaussianDecoder) -> list[Tensor]:
     networks = [decoder.opacity, decoder.cov, decoder.color]
     if decoder.feature_bank is not None:
         networks.append(decoder.feature_bank)
-    layers = [layer for network in networks for layer in (network[0], network[2])]
-    return [parameter for layer in layers for parameter in layer.parameters()]
+    layers = [cast(nn.Linear, layer) for network in networks for layer in (network[0], network[2])]
+    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]

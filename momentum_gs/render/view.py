@@ -83,9 +83,9 @@ def render_view(
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
         center, visible = beside(camera.center, model.position), visible_anchors(model, camera, window)
         decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
-    behind = learned_background(decoder, camera, background)
-    if behind is not None and window is not None:
-        behind = window.crop(behind)
+    behind = learned_background(decoder, camera, background, window)
+    colour = constant_background(decoder)
+    background, over = (background, behind) if colour is None else (colour.to(background), None)
     parts = [decoded.gaussians]
     if opacity_factors is not None:
         parts = [replace(decoded.gaussians, opacities=decoded.gaussians.opacities * opacity_factors)]
@@ -99,12 +99,12 @@ def render_view(
     if surface:
         parts = [with_planes(part, camera) for part in parts]
         background = F.pad(background, (0, CHANNELS))
-        behind_all = None if behind is None else F.pad(behind, (0, 0, 0, 0, 0, CHANNELS))
+        behind_all = None if over is None else F.pad(over, (0, 0, 0, 0, 0, CHANNELS))
         output, found = take_planes(
             draw(parts[0], camera, background, behind_all, window, *parts[1:]), camera, window
         )
     else:
-        output = draw(parts[0], camera, background, behind, window, *parts[1:])
+        output = draw(parts[0], camera, background, over, window, *parts[1:])
     if opacity_factors is not None:
         output = replace(output, radii=torch.where(opacity_factors[:, 0] > 0, output.radii, 0))
     return ViewRender(output, decoded, targets, behind, found)
@@ -131,15 +131,27 @@ def background_of(decoder: Decoder | Harmonics) -> Background | None:
     return decoder.background if isinstance(decoder, GaussianDecoder | Harmonics) else None
 
 
-def learned_background(decoder: Decoder | Harmonics, camera: Camera, like: Tensor) -> Float[Tensor, "3 h w"] | None:
-    """The decoder's learned background as the camera sees it, with the dtype and device of ``like``; None without
-    one."""
+def constant_background(decoder: Decoder | Harmonics) -> Float[Tensor, "3"] | None:
+    """The learned background where it is one colour, which the rasterizer itself draws behind the Gaussians."""
+    learned = background_of(decoder)
+    return None if learned is None else learned.constant
+
+
+def learned_background(
+    decoder: Decoder | Harmonics, camera: Camera, like: Tensor, window: Window | None = None
+) -> Float[Tensor, "3 h w"] | None:
+    """The decoder's learned background as the camera sees it, or its window's part; None without one.
+
+    It has the dtype and device of ``like``.
+    """
     learned = background_of(decoder)
     if learned is None:
         return None
-    if learned.degree == 0:  # One colour, whatever the direction.
-        return learned(like.new_zeros(1, 3)).T[:, :, None].expand(-1, camera.height, camera.width)
-    return learned(pixel_directions(camera, like)).T.view(3, camera.height, camera.width)
+    if (colour := learned.constant) is not None:
+        width, height = (camera.width, camera.height) if window is None else window.rectangle[2:]
+        return colour.to(like)[:, None, None].expand(-1, height, width)
+    behind = learned(pixel_directions(camera, like)).T.view(3, camera.height, camera.width)
+    return behind if window is None else window.crop(behind)
 
 
 def draw(

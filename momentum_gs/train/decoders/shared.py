@@ -38,6 +38,8 @@ class SharedDecoder:
         if start is not None:
             self.student.load_state_dict(start.state_dict())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        # Found once: walking through the modules at every step would take as long as some of its operators.
+        self._parameters = list(self.student.parameters())
         self.updates = 0
         self._kept: GaussianDecoder | None = None
         self._settings = config.blocks
@@ -71,20 +73,21 @@ class SharedDecoder:
             live: False: the decoder is fixed in this step.
             n_active: k, the number of active blocks of all ranks.
         """
-        self.student.requires_grad_(live)
+        for parameter in self._parameters:
+            parameter.requires_grad_(live)
         if not live:
             return
         move_teacher(self.teacher, self.student, self._momentum)
-        parameter = next(self.student.parameters())
-        size = sum(p.numel() for p in self.student.parameters())
+        size = sum(p.numel() for p in self._parameters)
         self._n_active = n_active
-        self._gradients = parameter.new_zeros(min(n_active, EXACT_BLOCKS), size)
+        self._gradients = self._parameters[0].new_zeros(min(n_active, EXACT_BLOCKS), size)
 
     def take_gradient(self, block: Block, position: int) -> None:
         """Stores the gradient of a block's loss in the buffer; ``position``: index of the block among the active."""
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.student.parameters()]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         self._gradients[position % EXACT_BLOCKS] += torch.cat([part.reshape(-1) for part in parts])
-        self.student.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def finish_step(self, comm: Comm, *beside: Tensor) -> None:
         """Averages the gradient over the active blocks of all ranks (one flat all-reduce) and updates the student.
@@ -97,8 +100,8 @@ class SharedDecoder:
         """
         comm.all_reduce_sums_([self._gradients, *beside])
         mean = self._gradients.sum(dim=0) / self._n_active
-        parameters = list(self.student.parameters())
-        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+        parts = mean.split([p.numel() for p in self._parameters])
+        for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
         self._learner.step(self.updates * self._clock_scale)
         self.updates += 1

@@ -48,19 +48,20 @@ class GrowthStats(RowStats):
         if len(visible) == 0:
             return
         n_offsets = len(decoded.kept) // len(visible)
-        opacity = decoded.neural_opacity.clamp_min(0).view(-1, n_offsets).sum(dim=1, keepdim=True)
-        self.opacity_accum.index_add_(0, visible, opacity)
-        self.anchor_denom.index_add_(0, visible, torch.ones_like(opacity))
+        opacity = decoded.neural_opacity.clamp_min(0).view(-1, n_offsets).sum(dim=1)
+        self.opacity_accum[:, 0].index_add_(0, visible, opacity)
+        self.anchor_denom[:, 0].index_add_(0, visible, torch.ones_like(opacity))
 
         # Gaussians that were not drawn add zero; leaving them out would make the host wait for their number on a GPU.
-        drawn = (output.radii > 0).unsqueeze(1)
+        drawn = output.radii > 0
         kept = indices_of(decoded.kept, len(decoded.gaussians))
-        of_visible = kept // n_offsets
-        offset = visible[of_visible] * n_offsets + (kept - of_visible * n_offsets)
+        shift = (visible - torch.arange(len(visible), device=visible.device)) * n_offsets
+        offset = kept + shift[kept // n_offsets]
         if output.screen_means.grad is not None:
-            gradient = output.screen_means.grad[:, :2].norm(dim=1, keepdim=True)
-            self.offset_gradient_accum.index_add_(0, offset, torch.where(drawn, gradient, 0.0))
-        self.offset_denom.index_add_(0, offset, drawn.to(self.offset_denom))
+            x, y = output.screen_means.grad[:, :2].unbind(1)
+            gradient = torch.where(drawn, torch.hypot(x, y), 0.0)
+            self.offset_gradient_accum[:, 0].index_add_(0, offset, gradient)
+        self.offset_denom[:, 0].index_add_(0, offset, drawn.to(self.offset_denom))
 
 
 @torch.no_grad()
