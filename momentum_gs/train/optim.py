@@ -5,10 +5,14 @@ Learning rates depend on block steps; for the decoder, its updates are converted
 and update_learning_rate of Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
+import inspect
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.optim import Adam
+from torch.optim.adam import adam
 
 from momentum_gs.config.schema import GaussiansConfig, OptimConfig
 from momentum_gs.model.anchors import Anchors
@@ -31,7 +35,48 @@ FEATURE_BANK_LR = 0.01, 1e-5
 """First and last learning rate of the decoder's feature bank [SGS]."""
 
 
-class SparseAdam(Adam):
+class DirectAdam(Adam):
+    """``Adam(fused=True)``, bit for bit, without torch's compiler.
+
+    Those methods of ``torch.optim`` that are overridden here import the compiler, which takes 1.4 s of every process,
+    and ask for it at each step.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters that have no moments yet."""
+        inspect.unwrap(Adam.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops all gradients."""
+        assert set_to_none, "gradients are dropped, not zeroed"
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves every parameter that has a gradient."""
+        for group in self.param_groups:
+            params: list[Tensor] = [param for param in group["params"] if param.grad is not None]
+            grads = [param.grad for param in params if param.grad is not None]
+            states = [self._state_of(param) for param in params]
+            if params:
+                adam(
+                    params, grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
+                    [s["step"] for s in states], fused=True, amsgrad=False, beta1=group["betas"][0],
+                    beta2=group["betas"][1], lr=group["lr"], weight_decay=0, eps=group["eps"], maximize=False,
+                )  # fmt: skip
+
+    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
+        """Its moments, zeros before its first step."""
+        state: dict[str, Tensor] = self.state[param]
+        if not state:
+            state["step"] = torch.zeros((), device=param.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+        return state
+
+
+class SparseAdam(DirectAdam):
     """Adam whose step moves only the rows in view; ``move_rows`` takes it.
 
     Steps are counted for a tensor, not for each row: Adam's bias corrections are those of dense Adam. With all rows in
@@ -67,7 +112,7 @@ class SparseAdam(Adam):
 def row_optimizer(model: RowModel, config: OptimConfig) -> Adam:
     """Adam with a parameter group for each learnable row tensor, named like it; learning rates are not yet set."""
     groups = [{"params": [model.rows()[name]], "name": name} for name in model.LEARNABLE]
-    return SparseAdam(groups, eps=config.eps) if config.sparse_adam else Adam(groups, eps=config.eps, fused=True)
+    return (SparseAdam if config.sparse_adam else DirectAdam)(groups, eps=config.eps)
 
 
 def move_rows(optimizer: Adam, visible: Int[Tensor, "m"]) -> None:
@@ -88,7 +133,7 @@ def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> 
 def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
     """Adam with a parameter group for each head, named like it, at the learning rates of step 0."""
     groups = [{"params": list(head.parameters()), "name": name} for name, head in decoder.named_children()]
-    optimizer = Adam(groups, eps=config.eps, fused=True)
+    optimizer = DirectAdam(groups, eps=config.eps)
     set_decoder_lr(optimizer, config, 0)
     return optimizer
 
