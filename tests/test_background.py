@@ -63,6 +63,18 @@ def test_the_background_is_weighted_by_the_transmittance(degree: int) -> None:
 
 
 @pytest.mark.parametrize("degree", DEGREE.values())
+def test_the_gradient_of_the_background_is_the_transmittance(degree: int) -> None:
+    decoder, view = with_background(degree), camera()
+    decoder.background.requires_grad_()
+    shown = render_view(random_anchors(40), decoder, view, BLACK)
+    weights = torch.rand(shown.output.image.shape, generator=torch.Generator().manual_seed(0))
+    (weights * shown.output.image).sum().backward()
+    basis = sh_basis(degree, pixel_directions(view, BLACK))
+    passed = weights * (1 - shown.output.alpha.detach())
+    torch.testing.assert_close(decoder.background.sh.grad, basis.T @ passed.flatten(1).T)
+
+
+@pytest.mark.parametrize("degree", DEGREE.values())
 def test_an_empty_view_is_the_background(degree: int) -> None:
     decoder, view = with_background(degree), camera()
     anchors = random_anchors(40)
