@@ -191,15 +191,11 @@ class BandWorker {
     return {blur_row(blurred_row(0), c), blur_row(blurred_row(1), c), blur_row(blurred_row(2), c), blur_row(blurred_row(3), c)};
   }
 
-  static void add(std::vector<double>& column_sums, int64_t c, Vec value) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) column_sums[c + lane] += value[lane];
-  }
-
   void add_distances(int64_t row) {
     const T *x = image_row(0, row), *y = image_row(1, row);
     for (int64_t c = 0; c < padded_; c += kLanes) {
       const Vec d = V::load(x + c) - V::load(y + c);
-      add(column_distances_, c, weighted(c, d < Vec{} ? -d : d));
+      V::add(column_distances_.data() + c, weighted(c, d < Vec{} ? -d : d));
     }
   }
 
@@ -211,14 +207,14 @@ class BandWorker {
 
   // The rows that are finished are those whose weights were loaded last.
   void finish_row_value() {
-    for (int64_t c = 0; c < padded_; c += kLanes) add(column_sums_, c, weighted(c, ssim<T>(moments_at(c)).value));
+    for (int64_t c = 0; c < padded_; c += kLanes) V::add(column_sums_.data() + c, weighted(c, ssim<T>(moments_at(c)).value));
   }
 
   void finish_row_partials(int64_t row, bool counts) {
     T* out[3] = {partial_row(0, row), partial_row(1, row), partial_row(2, row)};
     for (int64_t c = 0; c < padded_; c += kLanes) {
       const Ssim<Vec> s = ssim<T>(moments_at(c));
-      if (counts) add(column_sums_, c, weighted(c, s.value));
+      if (counts) V::add(column_sums_.data() + c, weighted(c, s.value));
       V::store(out[0] + c, weighted(c, s.d_m1));
       V::store(out[1] + c, weighted(c, s.d_squares));
       V::store(out[2] + c, weighted(c, s.d_s12));
