@@ -144,10 +144,10 @@ class BandWorker {
     }
     load_mask(row);
     for (int64_t c = 0; c < padded_; c += kLanes, to += kMaps * kLanes) {
-      const Vec a = masked(c, read(x, row, c)), b = masked(c, read(y, row, c)), sum = a + b, product = a * b;
+      const Vec a = masked(c, read(x, row, c)), b = masked(c, read(y, row, c)), apart = a - b, product = a * b;
       V::store(to, a);
       V::store(to + kLanes, b);
-      V::store(to + 2 * kLanes, sum * sum - (product + product));  // a a + b b, in the same bits if they change places
+      V::store(to + 2 * kLanes, apart * apart + (product + product));  // a a + b b, in the same bits if they change places
       V::store(to + 3 * kLanes, product);
     }
   }
