@@ -2,6 +2,7 @@
 //
 // The bands do not depend on the number of threads, and their sums are added in order: neither does the result.
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -110,6 +111,21 @@ std::tuple<at::Tensor, at::Tensor> mean_ssim_with_grad(const at::Tensor& img1, c
   return {mean, grad};
 }
 
+// As at::scalar_tensor and Tensor::item, which for one number call several operators.
+at::Tensor scalar(double value, const at::Tensor& like) {
+  at::Tensor result = at::empty({}, like.options());
+  if (like.scalar_type() == at::kFloat) {
+    *result.mutable_data_ptr<float>() = float(value);
+  } else {
+    *result.mutable_data_ptr<double>() = value;
+  }
+  return result;
+}
+
+double value_of(const at::Tensor& scalar) {
+  return scalar.scalar_type() == at::kFloat ? *scalar.const_data_ptr<float>() : *scalar.const_data_ptr<double>();
+}
+
 struct ImageLoss {
   double l1, dssim, slope;
 };
@@ -144,8 +160,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_image_loss(const at::Tensor& 
     return image_loss_of(images, x.size(0), dssim);
   };
   const ImageLoss found = x.scalar_type() == at::kFloat ? loss(float{}) : loss(double{});
-  return {at::scalar_tensor(found.l1, x.options()), at::scalar_tensor(found.dssim, x.options()),
-          grad ? at::scalar_tensor(found.slope, x.options()) : at::Tensor()};
+  return {scalar(found.l1, x), scalar(found.dssim, x), grad ? scalar(found.slope, x) : at::Tensor()};
 }
 
 std::tuple<at::Tensor, at::Tensor> image_loss(const at::Tensor& render, const at::Tensor& target, double dssim,
@@ -177,8 +192,8 @@ at::Tensor image_loss_backward(const Upstream& of_l1, const Upstream& of_dssim, 
                                const at::Tensor& render, const at::Tensor& target, const Weights& weights,
                                const Weights& mask) {
   check_image_loss_backward(of_l1, of_dssim, grad, slope, render, target, weights, mask);
-  const double l1 = of_l1 ? of_l1->item<double>() : 0, dssim = of_dssim ? of_dssim->item<double>() : 0;
-  at::Tensor result = at::mul(grad, dssim).contiguous();
+  const double l1 = of_l1 ? value_of(*of_l1) : 0, dssim = of_dssim ? value_of(*of_dssim) : 0;
+  at::Tensor result = at::mul(grad.contiguous(), dssim);
   if (l1 == dssim) return result;
   const at::Tensor x = render.contiguous(), y = target.contiguous();
   const at::Tensor w = weights ? weights->contiguous() : at::Tensor(), m = mask ? mask->contiguous() : at::Tensor();
@@ -186,7 +201,7 @@ at::Tensor image_loss_backward(const Upstream& of_l1, const Upstream& of_dssim, 
     using T = decltype(zero);
     add_signs<T>(x.const_data_ptr<T>(), y.const_data_ptr<T>(), weights ? w.const_data_ptr<T>() : nullptr,
                  mask ? m.const_data_ptr<T>() : nullptr, x.size(0), x.size(1) * x.size(2),
-                 T((l1 - dssim) * slope.item<double>()), result.mutable_data_ptr<T>());
+                 T((l1 - dssim) * value_of(slope)), result.mutable_data_ptr<T>());
   };
   x.scalar_type() == at::kFloat ? add(float{}) : add(double{});
   return result;
