@@ -144,14 +144,17 @@ def image_loss(
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    render, target, _, weights, mask = inputs
+    render, target, dssim, weights, mask = inputs
     grad, slope = output[2:]
+    ctx.l1_alone = dssim == 0
     ctx.mark_non_differentiable(grad, slope)
     ctx.set_materialize_grads(False)  # no zeros of the images' size for `grad`
     ctx.save_for_backward(grad, slope, render, target, weights, mask)
 
 
 def _loss_backward(ctx: Any, l1: Tensor | None, dssim: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if ctx.l1_alone:
+        dssim = l1  # the map is that of the first term; the other is 0, with zero gradient
     if l1 is None and dssim is None:
         return (None,) * 5
     return torch.ops.fused_ssim.image_loss_backward(l1, dssim, *ctx.saved_tensors), None, None, None, None

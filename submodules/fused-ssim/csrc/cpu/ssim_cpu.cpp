@@ -181,8 +181,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> image_loss_with_grad(
 template <typename T>
 void add_signs(const T* x, const T* y, const T* weights, const T* mask, int64_t planes, int64_t pixels, T factor, T* to) {
   cpu_team::parallel_ranges(planes * pixels, 1 << 15, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T d = x[i] - y[i], counts = (weights ? weights[i % pixels] : T(1)) * (mask ? mask[i % pixels] : T(1));
+    for (int64_t i = begin, at = begin % pixels; i < end; ++i, at = at + 1 == pixels ? 0 : at + 1) {
+      const T d = x[i] - y[i], counts = (weights ? weights[at] : T(1)) * (mask ? mask[at] : T(1));
       to[i] += counts == T(0) ? T(0) : factor * counts * T((d > T(0)) - (d < T(0)));
     }
   });

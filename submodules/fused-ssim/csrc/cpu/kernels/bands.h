@@ -57,7 +57,7 @@ class BandWorker {
         mask_(images.mask),
         scale_(images.scale),
         slope_(images.slope),
-        images_(kMaps * kTaps * padded_),
+        images_(similarity_ ? kMaps * kTaps * padded_ : 0),
         partials_(train_ && similarity_ ? kPartials * kTaps * padded_ : 0),
         blurred_(similarity_ ? kMaps * row_stride() : 0),
         pixel_weights_(weights_ ? padded_ : 0),
@@ -95,7 +95,9 @@ class BandWorker {
       blur_columns_of_moments(row);
       const bool counts = row >= std::max(first, margin_) && row < std::min(last, height_ - margin_);
       if (row >= margin_ && row < height_ - margin_) load_weights(row);
-      if (distance_ && counts) add_distances(row);
+      if (distance_ && counts) {
+        for (int64_t c = 0; c < padded_; c += kLanes) add_distance(c, difference(row, c));
+      }
       if (!train_) {
         if (counts) finish_row_value();
         continue;
@@ -111,11 +113,13 @@ class BandWorker {
 
   void sweep_distances(const T* x, const T* y, int64_t first, int64_t last, T* grad) {
     for (int64_t row = first; row < last; ++row) {
-      load(x, y, row);
       load_weights(row);
-      add_distances(row);
-      if (!train_) continue;
-      for (int64_t c = 0; c < padded_; c += kLanes) write(grad, row, c, masked(c, distance_gradient(c, difference(row, c))));
+      load_mask(row);
+      for (int64_t c = 0; c < padded_; c += kLanes) {
+        const Vec d = masked(c, read(x, row, c)) - masked(c, read(y, row, c));
+        add_distance(c, d);
+        if (train_) write(grad, row, c, masked(c, distance_gradient(c, d)));
+      }
     }
   }
 
@@ -230,12 +234,7 @@ class BandWorker {
     return {blurred(0), blurred(1), blurred(2), blurred(3)};
   }
 
-  void add_distances(int64_t row) {
-    for (int64_t c = 0; c < padded_; c += kLanes) {
-      const Vec d = difference(row, c);
-      V::add(column_distances_.data() + c, weighted(c, d < Vec{} ? -d : d));
-    }
-  }
+  void add_distance(int64_t c, Vec d) { V::add(column_distances_.data() + c, weighted(c, d < Vec{} ? -d : d)); }
 
   // Of slope_ times the weighted |d|, for d. Where d is 0 it is 0.
   Vec distance_gradient(int64_t c, Vec d) const {
