@@ -6,6 +6,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -193,7 +194,7 @@ at::Tensor image_loss_backward(const Upstream& of_l1, const Upstream& of_dssim, 
                                const Weights& mask) {
   check_image_loss_backward(of_l1, of_dssim, grad, slope, render, target, weights, mask);
   const double l1 = of_l1 ? value_of(*of_l1) : 0, dssim = of_dssim ? value_of(*of_dssim) : 0;
-  at::Tensor result = at::mul(grad.contiguous(), dssim);
+  at::Tensor result = of_dssim ? at::mul(grad.contiguous(), *of_dssim) : at::zeros_like(grad, at::MemoryFormat::Contiguous);
   if (l1 == dssim) return result;
   const at::Tensor x = render.contiguous(), y = target.contiguous();
   const at::Tensor w = weights ? weights->contiguous() : at::Tensor(), m = mask ? mask->contiguous() : at::Tensor();
