@@ -74,8 +74,7 @@ def l1_dssim(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """``(1 - dssim) * l1`` and ``dssim * (1 - ssim)`` in one pass, which also computes the gradient for the render.
 
-    It differs from ``l1`` and ``ssim`` by round-off, and in that ignored pixels may hold anything, even NaN. The target
-    has no gradient.
+    They differ from those by round-off, and ignored pixels may hold anything, even NaN. The target has no gradient.
 
     Raises:
         ValueError: target, mask or weights require a gradient.
