@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from momentum_gs.core.image import l1, ssim
+from momentum_gs.core.image import l1, l1_dssim, ssim
 
-LOSSES = {"l1": l1, "dssim": lambda *arguments, **named: 1 - ssim(*arguments, **named)}
+
+def both(a: Tensor, b: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    return torch.stack(l1_dssim(a, b, 0.2, mask, weights)).sum()
+
+
+LOSSES = {"l1": l1, "dssim": lambda *arguments, **named: 1 - ssim(*arguments, **named), "both": both}
 losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -58,6 +63,25 @@ def test_parts_by_their_share_sum_to_the_whole(loss, images: tuple[Tensor, Tenso
     shares = [(part * counts).sum() / counts.sum() for part in parts]
     sums = tuple(sum(share * term[i] for share, term in zip(shares, terms, strict=True)) for i in (0, 1))
     torch.testing.assert_close(sums, with_gradient(loss, *images, beside), rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("factors", [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
+def test_both_terms_in_one_pass_are_those_of_two(
+    images: tuple[Tensor, Tensor], mask: Tensor, masked: bool, weighted: bool, factors: tuple[float, float]
+) -> None:
+    def together(*arguments: Tensor) -> Tensor:
+        a, b, *beside = arguments
+        first, second = l1_dssim(a, b, 0.2, *beside)
+        return factors[0] * first + factors[1] * second
+
+    def apart(*arguments: Tensor) -> Tensor:
+        return factors[0] * 0.8 * l1(*arguments) + factors[1] * 0.2 * (1 - ssim(*arguments))
+
+    beside = (mask if masked else None, random(40, 50, seed=7) if weighted else None)
+    expected = with_gradient(apart, *images, *beside)
+    torch.testing.assert_close(with_gradient(together, *images, *beside), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_l1_by_hand() -> None:

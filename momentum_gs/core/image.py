@@ -1,7 +1,7 @@
 """Image math. Images are [3,H,W] in [0, 1]."""
 
 import torch
-from fused_ssim import fused_ssim
+from fused_ssim import fused_ssim, image_loss
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -17,11 +17,12 @@ def l1(
 ) -> Float[Tensor, ""]:
     """Mean absolute difference over the pixels that count; 0 where none does.
 
-    A pixel counts by its weight, or by weights * mask where both are given.
+    A pixel counts by its weight, or by weights * mask where both are given. ``b`` has no gradient.
+
+    Raises:
+        ValueError: ``b``, mask or weights require a gradient.
     """
-    difference = (a - b).abs()
-    counts = _counts(mask, weights)
-    return difference.mean() if counts is None else (difference * counts).sum() / _values(counts)
+    return image_loss(a, b, 0.0, weights, mask)[0]
 
 
 def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None) -> Float[Tensor, ""]:
@@ -31,7 +32,10 @@ def psnr(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"], mask: Mask = None
     Infinite for images that are equal there.
     """
     square = (a - b).square()
-    return -10 * torch.log10(square.mean() if mask is None else (square * mask).sum() / _values(mask))
+    if mask is None:
+        return -10 * torch.log10(square.mean())
+    counts = mask.sum()
+    return -10 * torch.log10((square * mask).sum() / (3 * torch.where(counts > 0, counts, 1)))
 
 
 def ssim(
@@ -61,17 +65,21 @@ def ssim(
     return 1 - (1 - whole) * torch.where(counted > 0, weights.sum() / counted, 0)
 
 
-def _counts(mask: Mask, weights: Weights) -> Tensor | None:
-    """How much each pixel counts, [1,H,W]; None: all alike."""
-    if weights is None:
-        return mask
-    return weights[None] if mask is None else weights * mask
+def l1_dssim(
+    render: Float[Tensor, "3 h w"],
+    target: Float[Tensor, "3 h w"],
+    dssim: float,
+    mask: Mask = None,
+    weights: Weights = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """``(1 - dssim) * l1`` and ``dssim * (1 - ssim)`` in one pass, which also computes the gradient for the render.
 
+    They differ from those by round-off, and ignored pixels may hold anything, even NaN. The target has no gradient.
 
-def _values(counts: Tensor) -> Tensor:
-    """What the values of three channels count together; of no matter where nothing counts, but not 0."""
-    total = counts.sum()
-    return 3 * torch.where(total > 0, total, 1)
+    Raises:
+        ValueError: target, mask or weights require a gradient.
+    """
+    return image_loss(render, target, dssim, weights, mask)
 
 
 def to_uint8(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config, LossConfig
 from momentum_gs.core.comm import Comm
-from momentum_gs.core.image import l1, ssim
+from momentum_gs.core.image import l1, l1_dssim
 from momentum_gs.core.types import TargetImage
 from momentum_gs.model.expand import Decoded, TeacherTargets
 
@@ -76,10 +76,8 @@ def reconstruction(
     image: Float[Tensor, "3 h w"], target: TargetImage, config: LossConfig
 ) -> dict[str, Float[Tensor, ""]]:
     """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` (eq. 3, weighted as in the official code)."""
-    return {
-        "l1": (1 - config.dssim) * l1(image, target.image, target.mask, target.weights),
-        "dssim": config.dssim * (1 - ssim(image, target.image, target.mask, target.weights)),
-    }
+    l1_term, dssim_term = l1_dssim(image, target.image, config.dssim, target.mask, target.weights)
+    return {"l1": l1_term, "dssim": dssim_term}
 
 
 def volume(scales: Float[Tensor, "g 3"]) -> Float[Tensor, ""]:

@@ -16,7 +16,7 @@ from build_rules import CMDCLASS, CUDA, MACHINE, TORCH, Extension  # noqa: E402
 # the cores. -Wno-psabi: vectors are passed between inlined functions only.
 flags = ["-O3", "-fopenmp", "-Wno-psabi", "-g0", *MACHINE]
 SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
-SOURCES += ["csrc/cuda/ssim_cuda.cu"] if CUDA else []
+SOURCES += sorted(map(str, Path("csrc/cuda").glob("*.cu"))) if CUDA else []
 setup(
     ext_modules=[
         Extension(

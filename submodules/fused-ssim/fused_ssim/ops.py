@@ -106,3 +106,84 @@ def _(img1: Tensor, img2: Tensor, valid: bool, weights: Tensor | None = None) ->
 def _(img1: Tensor, img2: Tensor, valid: bool, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     _check_devices(img1, img2, weights)
     return img1.new_empty(()), torch.empty_like(img1, memory_format=torch.contiguous_format)
+
+
+def image_loss(
+    render: Tensor, target: Tensor, dssim: float, weights: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(1 - dssim) * L1`` and ``dssim * (1 - SSIM)`` of two images, in one pass that also computes their gradient.
+
+    L1 is the mean absolute difference, SSIM that of ``fused_ssim`` with zeros around the images. A pixel counts by
+    weights * mask: both sums are divided by the channels times the sum of that. Ignored pixels are made black in both
+    images before SSIM, while pixels of weight 0 are shown to the windows around them.
+
+    Args:
+        render: [C,H,W] float32 or float64.
+        target: [C,H,W] of the same dtype. Has no gradient.
+        dssim: From 0 to 1. If it is 0, SSIM is not computed.
+        weights: [H,W] of the same dtype, at least 0 (not checked): how much each pixel counts. Has no gradient.
+        mask: [1,H,W] of the same dtype: 1 where a pixel counts, 0 where it is ignored, whatever it holds, even NaN. Has
+            no gradient.
+
+    Returns:
+        Two scalars, differentiable once for the render; 0 with zero gradient where no pixel counts. If their gradients
+        are equal, as those of the terms of a sum, the backward pass is one product. The same bits whatever the number
+        of threads.
+
+    Raises:
+        ValueError: for a target, weights or a mask that require a gradient while gradients are recorded.
+        RuntimeError: for tensors that do not match, or a ``dssim`` out of its range.
+    """
+    if torch.is_grad_enabled():
+        for name, fixed in (("target", target), ("weights", weights), ("mask", mask)):
+            if fixed is not None and fixed.requires_grad:
+                raise ValueError(f"fused_ssim: {name} requires a gradient, expected none as it gets none; detach it")
+        if render.requires_grad:
+            return torch.ops.fused_ssim.image_loss_with_grad(render, target, dssim, weights, mask)[:2]
+    return torch.ops.fused_ssim.image_loss(render.detach(), target, dssim, weights, mask)
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    render, target, dssim, weights, mask = inputs
+    grad, slope = output[2:]
+    ctx.l1_alone = dssim == 0
+    ctx.mark_non_differentiable(grad, slope)
+    ctx.set_materialize_grads(False)  # no zeros of the images' size for `grad`
+    ctx.save_for_backward(grad, slope, render, target, weights, mask)
+
+
+def _loss_backward(ctx: Any, l1: Tensor | None, dssim: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if ctx.l1_alone:
+        dssim = l1  # the map is that of the first term; the other is 0, with zero gradient
+    if l1 is None and dssim is None:
+        return (None,) * 5
+    return torch.ops.fused_ssim.image_loss_backward(l1, dssim, *ctx.saved_tensors), None, None, None, None
+
+
+torch.library.register_autograd("fused_ssim::image_loss_with_grad", _loss_backward, setup_context=_save_loss)
+
+
+@torch.library.register_fake("fused_ssim::image_loss")
+def _(
+    render: Tensor, target: Tensor, dssim: float, weights: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    _check_devices(render, target, weights, mask)
+    return render.new_empty(()), render.new_empty(())
+
+
+@torch.library.register_fake("fused_ssim::image_loss_with_grad")
+def _(
+    render: Tensor, target: Tensor, dssim: float, weights: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(render, target, weights, mask)
+    grad = torch.empty_like(render, memory_format=torch.contiguous_format)
+    return render.new_empty(()), render.new_empty(()), grad, render.new_empty(())
+
+
+@torch.library.register_fake("fused_ssim::image_loss_backward")
+def _(
+    l1: Tensor | None, dssim: Tensor | None, grad: Tensor, slope: Tensor, render: Tensor, target: Tensor,
+    weights: Tensor | None = None, mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    _check_devices(l1, dssim, grad, slope, render, target, weights, mask)
+    return torch.empty_like(render, memory_format=torch.contiguous_format)

@@ -36,3 +36,18 @@ def ssim_map(img1: Tensor, img2: Tensor, padding: str = "same") -> Tensor:
     luminance = (2 * mean1 * mean2 + C1) / (mean1**2 + mean2**2 + C1)
     structure = (2 * covariance + C2) / (variance1 + variance2 + C2)
     return luminance * structure
+
+
+def image_loss(
+    render: Tensor, target: Tensor, dssim: float, weights: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(1 - dssim) * L1 and dssim * (1 - SSIM) of [C,H,W] images; autograd gives the gradient. See
+    ``ops.image_loss``."""
+    ones = torch.ones_like(render[:1])
+    weights, mask = ones if weights is None else weights[None], ones if mask is None else mask
+    render, target = (torch.where(mask == 0, 0, mask * image) for image in (render, target))
+    counts = (weights * mask).sum()
+    by = torch.where(counts == 0, 0, 1 / (len(render) * counts))
+    distance = (weights * (render - target).abs()).sum()
+    dissimilarity = (weights * (1 - ssim_map(render[None], target[None])[0])).sum()
+    return (1 - dssim) * by * distance, dssim * by * dissimilarity

@@ -7,23 +7,43 @@ import pytest
 import torch
 from torch import Tensor
 
-OPERATORS = ("mean_ssim", "mean_ssim_with_grad")
+SHAPES = {
+    "img1": (2, 3, 17, 23),
+    "img2": (2, 3, 17, 23),
+    "weights": (17, 23),
+    "render": (3, 17, 23),
+    "target": (3, 17, 23),
+    "mask": (1, 17, 23),
+    "grad": (3, 17, 23),
+    "l1": (),
+    "dssim": (),
+    "slope": (),
+}
+IMAGE_LOSS = ("render", "target", "weights", "mask")
+ARGUMENTS = {
+    "mean_ssim": ("img1", "img2", "weights"),
+    "mean_ssim_with_grad": ("img1", "img2", "weights"),
+    "image_loss": IMAGE_LOSS,
+    "image_loss_with_grad": IMAGE_LOSS,
+    "image_loss_backward": ("l1", "dssim", "grad", "slope", *IMAGE_LOSS),
+}
+CASES = [(name, argument) for name, names in ARGUMENTS.items() for argument in names]
 
 
-def arguments() -> dict[str, Tensor]:
+def arguments(name: str, device: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {
-        "img1": torch.rand(2, 3, 17, 23, generator=generator),
-        "img2": torch.rand(2, 3, 17, 23, generator=generator),
-        "weights": torch.rand(17, 23, generator=generator),
-    }
+    return {argument: torch.rand(SHAPES[argument], generator=generator).to(device) for argument in ARGUMENTS[name]}
 
 
 def call(name: str, given: dict[str, Tensor]) -> list[Tensor]:
-    found = getattr(torch.ops.fused_ssim, name)(given["img1"], given["img2"], False, given["weights"])
+    number: dict[str, float] = {"mean_ssim": {"valid": False}, "image_loss": {"dssim": 0.2}}.get(
+        name.removesuffix("_with_grad"), {}
+    )
+    found = getattr(torch.ops.fused_ssim, name)(**given, **number)
     return [found] if isinstance(found, Tensor) else list(found)
 
 
+# Of a scalar, "flat" is a vector.
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "a row less": lambda t: t[..., :-1, :],
     "a column less": lambda t: t[..., :-1],
@@ -37,20 +57,20 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("argument", ["img1", "img2", "weights"])
+@pytest.mark.parametrize(("name", "argument"), CASES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_does_not_fit_is_refused(device: str, name: str, argument: str, change: str) -> None:
-    given = {k: v.to(device) for k, v in arguments().items()}
+    given = arguments(name, device)
+    if given[argument].dim() == 0 and ("less" in change or "no rows" in change):
+        pytest.skip("a scalar has neither rows nor columns")
     given[argument] = CHANGES[change](given[argument])
     with pytest.raises((RuntimeError, ValueError), match="fused_ssim: "):
         call(name, given)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("argument", ["img1", "img2", "weights"])
+@pytest.mark.parametrize(("name", "argument"), [case for case in CASES if len(SHAPES[case[1]]) > 1])
 def test_layouts_do_not_matter(device: str, name: str, argument: str) -> None:
-    given = {k: v.to(device) for k, v in arguments().items()}
+    given = arguments(name, device)
     expected = call(name, given)
     tensor = given[argument]
     for other in (tensor.mT.contiguous().mT, torch.stack([tensor, tensor + 1], -1)[..., 0]):

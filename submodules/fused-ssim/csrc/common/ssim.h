@@ -69,5 +69,19 @@ FUSED_SSIM_HD inline Ssim<S> ssim(const Moments<S>& m) {
   };
 }
 
+// The two terms of the image loss, (1 - dssim) * L1 and dssim * (1 - SSIM), from sums over all planes. `counts` is that of
+// the pixels' weights in one plane, of those that are not ignored. The terms are 0 where nothing counts.
+struct ImageTerms {
+  double planes, by_distance, by_ssim;  // how much the terms change with the sums
+
+  FUSED_SSIM_HD ImageTerms(double planes, double counts, double dssim)
+      : planes(planes), by_distance(counts == 0 ? 0 : (1 - dssim) / (planes * counts)),
+        by_ssim(counts == 0 ? 0 : dssim / (planes * counts)) {}
+
+  FUSED_SSIM_HD double l1(double distances) const { return by_distance * distances; }
+  // `windows`: the sum of the weights in one plane, also of pixels that are ignored.
+  FUSED_SSIM_HD double dssim(double windows, double ssim) const { return by_ssim * (planes * windows - ssim); }
+};
+
 }  // namespace FUSED_SSIM_VARIANT
 }  // namespace fused_ssim

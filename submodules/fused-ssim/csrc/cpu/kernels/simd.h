@@ -26,6 +26,22 @@ struct Simd {
     return v;
   }
   static void store(T* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+  // sums[i] += v[i]
+  static void add(double* sums, Vec v) {
+    typedef double Sums __attribute__((vector_size(kVectorBytes)));
+    constexpr int kAtOnce = kVectorBytes / sizeof(double);
+    typedef T Part __attribute__((vector_size(kAtOnce * sizeof(T))));
+    Part parts[kLanes / kAtOnce];
+    std::memcpy(parts, &v, sizeof v);
+    for (const Part& part : parts) {
+      Sums sum;
+      std::memcpy(&sum, sums, sizeof sum);
+      sum += __builtin_convertvector(part, Sums);
+      std::memcpy(sums, &sum, sizeof sum);
+      sums += kAtOnce;
+    }
+  }
 };
 
 }  // namespace FUSED_SSIM_VARIANT
