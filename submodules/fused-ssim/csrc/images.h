@@ -67,9 +67,9 @@ inline void check_image_loss(const at::Tensor& render, const at::Tensor& target,
   TORCH_CHECK(dssim >= 0 && dssim <= 1, "fused_ssim: dssim is ", dssim, ", expected 0 to 1");
 }
 
-inline void check_image_loss_backward(const Upstream& l1, const Upstream& dssim, const at::Tensor& grad, const at::Tensor& slope,
-                                      const at::Tensor& render, const at::Tensor& target, const Weights& weights,
-                                      const Weights& mask) {
+inline void check_image_loss_backward(const Upstream& l1, const Upstream& dssim, const at::Tensor& grad,
+                                      const at::Tensor& slope, const at::Tensor& render, const at::Tensor& target,
+                                      const Weights& weights, const Weights& mask) {
   check_image_pair(render, target, weights, mask);
   TORCH_CHECK(grad.sizes() == render.sizes(), "fused_ssim: grad has shape ", grad.sizes(), ", render ", render.sizes());
   check_kind("grad", grad, render);

@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 at::Tensor run_as(const at::Tensor& x, const at::Tensor& y, bool valid, const Weights& weights, at::Tensor* grad) {
   const Tiles tiles = tiles_of<T>(x, valid ? kRadius : 0);
-  const double planes = double(tiles.planes), pixels = double(tiles.height - 2 * tiles.margin) * (tiles.width - 2 * tiles.margin);
+  const double planes = double(tiles.planes);
+  const double pixels = double(tiles.height - 2 * tiles.margin) * (tiles.width - 2 * tiles.margin);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const Window<T> window;
   const T *img1 = x.const_data_ptr<T>(), *img2 = y.const_data_ptr<T>();

@@ -1,8 +1,8 @@
 // One sweep down the rows gives the mean and, if asked, the gradient.
 //
 // A task is one band of rows of one channel. It slides down its band with three small ring buffers, so that every
-// intermediate stays in cache: the 11 newest rows of both images, one row of blurred moments, and the 11 newest rows of
-// the partial derivatives. Row s of the moments is ready once image row s+5 is in; gradient row s-5 once row s of the
+// intermediate stays in cache: the 11 newest rows of both images and of their products, one row of blurred moments, and the
+// 11 newest rows of the partial derivatives. Row s of the moments is ready once image row s+5 is in; gradient row s-5 once row s of the
 // partials is. Rows outside the image are zero rows, which is the zero padding, and adjoint to itself.
 //
 // The bands do not depend on the number of threads, and their sums are added in order: neither does the result.
