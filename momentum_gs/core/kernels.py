@@ -18,7 +18,7 @@ from momentum_gs.core.errors import UserError
 PACKAGES = {
     "diff_gaussian_rasterization": ("ops", "project"),
     "simple_knn": ("_C", "mean_squared_distance"),
-    "fused_ssim": ("ops", "mean_ssim"),
+    "fused_ssim": ("ops", "image_loss"),
     "anchor_decode": ("ops", "decode"),
 }
 """Package -> the module that loads its library, and an operator that only our package registers."""
