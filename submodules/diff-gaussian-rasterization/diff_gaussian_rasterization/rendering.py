@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization import ops
+from diff_gaussian_rasterization import checks, ops
 from diff_gaussian_rasterization.reference import LOW_PASS
 
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
@@ -100,7 +100,7 @@ def rasterization(
     size = (int(width), int(height))
     views = []
     for camera, view in zip(intrinsics, viewmats.unbind(), strict=True):
-        ops._check_gaussians(means, *shape, view, *size, near_plane)
+        checks.check_gaussians(means, *shape, view, *size, near_plane)
         views.append(ops._ops.project(means, *shape, view, None, *camera, *size, 1.0, near_plane, None))
     means2d, conics, depths, radii = (torch.stack(each) for each in zip(*views, strict=True))
     radii = torch.where((depths <= far_plane) & (radii > radius_clip), radii, 0)

@@ -39,14 +39,14 @@ class Drawn(NamedTuple):
     lists: Tensor
 
 
-def draw(scene: Scene) -> Drawn:
-    """The operators' own output for the scene."""
+def draw(scene: Scene, room: int = 0) -> Drawn:
+    """The operators' own output for the scene; ``room``: how many pairs are expected."""
     camera = [scene[k] for k in ("fx", "fy", "cx", "cy", "width", "height")]
     library = torch.ops.diff_gaussian_rasterization
     shape = [scene[k] for k in ("means", "scales", "quats")]
     projected = library.project(*shape, None, scene["world_view"], None, *camera, 1.0, 0.2)
     colors = [scene[k] for k in ("opacities", "colors", "background")]
-    return Drawn(*library.composite(*projected, *colors, *camera[4:]))
+    return Drawn(*library.composite(*projected, *colors, *camera[4:], room=room))
 
 
 def results(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:

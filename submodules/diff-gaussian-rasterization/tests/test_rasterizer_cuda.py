@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import Rasterization, median_depth, ops, rasterize, spherical_harmonics, visible_radii
+from diff_gaussian_rasterization import (
+    Rasterization,
+    Room,
+    checks,
+    median_depth,
+    ops,
+    rasterize,
+    spherical_harmonics,
+    visible_radii,
+)
+from diff_gaussian_rasterization.library import HAS_CUDA
 from rasterizer_scenes import Scene, make_scene, with_cov3d
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,7 +49,7 @@ def on_emulator() -> Iterator[str]:
 def gpu() -> Backend:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU: torch finds none that it can use")
-    if not ops._HAS_CUDA:
+    if not HAS_CUDA:
         pytest.skip("needs a GPU: there is one, but the rasterizer was built for CPUs only (FORCE_CUDA=1 builds both)")
     return on_gpu
 
@@ -345,7 +355,7 @@ def test_a_step_waits_for_the_device_once(gpu: Backend) -> None:
 
 
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_HAS_CUDA", False)
+    monkeypatch.setattr(checks, "HAS_CUDA", False)
     scene = make_scene(3)
     with FakeTensorMode():  # CUDA tensors without a GPU
         scene |= {k: torch.empty(v.shape, device="cuda") for k, v in scene.items() if isinstance(v, Tensor)}
