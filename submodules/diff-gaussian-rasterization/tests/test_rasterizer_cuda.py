@@ -11,7 +11,6 @@ import pytest
 import torch
 from diff_gaussian_rasterization import (
     Rasterization,
-    Room,
     checks,
     median_depth,
     ops,
