@@ -1,5 +1,6 @@
 """Anchors that are decoded before it is known how many there are and what they keep: the same bits in any room."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,22 @@ def test_declared_as_torch_expects(device: str, room: list[int], train: bool) ->
         torch.ops.anchor_decode.decode, (*(given[n] for n in names), given["teacher"], 8, 0, False, train, room),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("expects", [None, (3, 3), (100, 1000)])
+def test_the_layout_of_a_mask_does_not_matter(device: str, expects: tuple[int, int] | None) -> None:
+    given = masked(scene(60, 41, LAYOUT, device=device))
+    strided = torch.stack([given["visible"], ~given["visible"]], -1)[..., 0]
+    assert not strided.is_contiguous()
+    room = None if expects is None else Room(*expects)
+    found, expected = (decode(**given | {"visible": v}, layout=LAYOUT, room=room) for v in (strided, given["visible"]))
+    assert all(torch.equal(a, b) for a, b in zip(found[:7], expected[:7], strict=True))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t.to(torch.uint8), lambda t: t.float(), lambda t: t[None], lambda t: t.to("meta")]
+)
+def test_a_mask_of_another_kind_is_refused(device: str, change: Callable[[Tensor], Tensor]) -> None:
+    given = masked(scene(60, 41, LAYOUT, device=device))
+    with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+        decode(**given | {"visible": change(given["visible"])}, layout=LAYOUT, room=Room(100, 100)).means.sum().item()

@@ -316,6 +316,7 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
     totals = totals_of(counts.wait());
     if (totals.pairs > room) {
       wrong.zero_();
+      out = {};  // its memory is free for the next
       out = make(totals.visible, totals.pairs, true);
     } else {
       out.records.resize_({totals.visible, out.records.size(1)});
