@@ -22,7 +22,7 @@ METHODS = ("tolist", "numpy", "cpu")
 
 
 class HostReads(TorchDispatchMode):
-    """Counts reads by their place in the package; the rasterizer's own, of its count of pairs, is not among them."""
+    """Counts reads by their place in the package; those within compiled operators are not among them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()

@@ -53,6 +53,9 @@ def test_the_whole_check_rehearsed_and_called_again(tmp_path: Path) -> None:
         assert "0 err" in records[tool]["figures"]["summary"][0]
     assert any("PSNR" in line for line in records["city"]["figures"]["scores"])
     assert records["ranks"]["figures"]["ranks"] == "2"
+    # Decoding and drawing each read a number with work queued behind it; before, they had none of it.
+    late = "waits with work queued behind, a step"
+    assert (records["step"]["figures"][late], records["step"]["figures"][f"{late}, counted first"]) == (2.0, 0.0)
     table = (tmp_path / "out" / "gpu_check.md").read_text()
     assert "| racecheck | done (rehearsed) |" in table and "% of the bound" in table
 

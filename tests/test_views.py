@@ -298,10 +298,11 @@ def test_what_ends_a_decode_reaches_the_caller(
 
 
 def test_closing_ends_the_wait_for_a_decode_not_begun(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    go = threading.Event()
+    go, reading = threading.Event(), threading.Event()
     real = views_module.read_image
 
     def read(*arguments: object) -> torch.Tensor:
+        reading.set()
         assert go.wait(HANGS_SECONDS)
         return real(*arguments)
 
@@ -310,7 +311,7 @@ def test_closing_ends_the_wait_for_a_decode_not_begun(scene: Scene, monkeypatch:
     with Views(scene, 8 * SIZE, CPU) as views, ThreadPoolExecutor(2) as callers:
         views.prefetch(["1.png", "2.png"])
         begun, waiting = (callers.submit(views.image, name) for name in ("1.png", "2.png"))
-        until(lambda: begun.running() and waiting.running())
+        until(lambda: reading.is_set() and begun.running() and waiting.running())
         closing = threading.Thread(target=views.close)
         closing.start()
         with pytest.raises(RuntimeError, match=r"closed while waiting for 2\.png"):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -106,6 +107,44 @@ def beside(tensor: Tensor, like: Tensor) -> Tensor:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of host memory on the device; to a GPU through page-locked memory, without waiting for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if pins_memory(device) else tensor.to(device)
+
+
+class Sent:
+    """A tensor on its way to a device."""
+
+    def __init__(self, tensor: Tensor, hold: Callable[..., None] | None) -> None:
+        """``hold``: lets a stream wait for the copy; None: it is done."""
+        self._tensor, self._hold = tensor, hold
+
+    def take(self) -> Tensor:
+        """The tensor, for work that is queued from now on, which waits for the copy; the host does not."""
+        if self._hold is not None:
+            stream = torch.cuda.current_stream(self._tensor.device)
+            self._hold(stream)
+            # Its memory is the copying stream's, which must not use it again while this stream reads it.
+            self._tensor.record_stream(stream)
+        return self._tensor
+
+
+class Sender:
+    """Copies tensors of host memory to a device beside its other work, ahead of the work that needs them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if pins_memory(device) else None
+
+    @property
+    def ahead(self) -> bool:
+        """Whether sending ahead of need saves anything: not on a CPU."""
+        return self._stream is not None
+
+    def send(self, tensor: Tensor) -> Sent:
+        """Starts to copy a tensor; it may be changed or freed at once."""
+        if self._stream is None:
+            return Sent(tensor.to(self._device), None)
+        with torch.cuda.stream(self._stream):
+            copy = tensor.pin_memory().to(self._device, non_blocking=True)
+            return Sent(copy, self._stream.record_event().wait)
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Images on demand: decoded ahead of time in background threads, and cached as 8 bits up to a memory limit."""
+"""Images on demand: decoded ahead of time in background threads, cached as 8 bits up to a memory limit, and sent to a
+GPU one image ahead."""
 
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.device import to_device
+from momentum_gs.core.device import Sender, Sent, to_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.core.types import Camera, TargetImage
@@ -64,6 +65,9 @@ class Views:
         self._slow: set[str] = set()
         self._held = 0
         self._lock = threading.Lock()
+        self._sender = Sender(device)
+        self._coming: deque[str] = deque()
+        self._sent: tuple[str, Sent] | None = None
         # Not an executor: at exit, the interpreter would wait for its threads, which a dead network folder may block.
         self._todo: SimpleQueue[tuple[str, Future[Tensor]] | None] = SimpleQueue()
         self._threads = [
@@ -105,10 +109,15 @@ class Views:
             pixels, pending = self._cache.get(name), self._pending.get(name)
             if pixels is not None:
                 self._cache.move_to_end(name)
-        if pixels is None:
-            with self._watched(name):
-                pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
-        pixels = to_device(pixels, self._device)
+            sent, self._sent = self._sent, None
+        if sent is not None and sent[0] == name:
+            pixels = sent[1].take()
+        else:
+            if pixels is None:
+                with self._watched(name):
+                    pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
+            pixels = to_device(pixels, self._device)
+        self._send_what_follows(name)
         image = pixels[:3].float().div_(255)
         mask = pixels[3:4].float() if name in self._scene.mask_paths else None
         depth, normal = self._priors.take(name, pixels[3 if mask is None else 4 :])
@@ -151,6 +160,7 @@ class Views:
         with self._lock:
             if self._closed:
                 raise RuntimeError("views: prefetch after close")
+            self._coming = deque(names)
             for name in names:
                 if name in self._cache:
                     self._cache.move_to_end(name)
@@ -179,7 +189,19 @@ class Views:
         with self._lock:
             self._cache.clear()
             self._pending.clear()
-            self._held = 0
+            self._sent, self._held = None, 0
+
+    def _send_what_follows(self, name: str) -> None:
+        """Starts to copy the image that was prefetched to follow on this one, if it is decoded; on a GPU."""
+        with self._lock:
+            if not self._sender.ahead or name not in self._coming:
+                return
+            while self._coming.popleft() != name:
+                pass
+            following = self._coming[0] if self._coming else None
+            pixels = None if following is None else self._cache.get(following)
+        if following is not None and pixels is not None:
+            self._sent = following, self._sender.send(pixels)
 
     def _work(self) -> None:
         """Decodes prefetched images in a thread until ``close``; exceptions are passed to the waiting caller."""

@@ -65,12 +65,14 @@ def decode(
     anchors: Anchors,
     decoder: Decoder,
     camera_center: Float[Tensor, "3"],
-    visible: Int[Tensor, "m"] | None = None,
+    visible: Int[Tensor, "m"] | Bool[Tensor, "n"] | None = None,
+    room: fused.Room | None = None,
 ) -> Decoded:
-    """Decode the anchors in the rows ``visible`` (distinct; None: all) for a camera at ``camera_center``."""
+    """Decode the anchors in the rows ``visible`` (distinct; or where it is true; None: all) for a camera at
+    ``camera_center``; ``room`` as for ``fused.decode``, where that is used."""
     center = camera_center.to(anchors.position)
     if fused.covers(anchors, center, decoder):
-        return _fused(anchors, decoder, center, visible)[0]
+        return _fused(anchors, decoder, center, visible, room=room)[0]
     view = _look(anchors, center, visible)
     return _spawn(anchors, view, decoder.at(view.rows)(view.feature, view.direction, view.distance))[0]
 
@@ -80,8 +82,9 @@ def decode_with_teacher(
     student: GaussianDecoder,
     teacher: GaussianDecoder,
     camera_center: Float[Tensor, "3"],
-    visible: Int[Tensor, "m"] | None = None,
+    visible: Int[Tensor, "m"] | Bool[Tensor, "n"] | None = None,
     detach: bool = True,
+    room: fused.Room | None = None,
 ) -> tuple[Decoded, TeacherTargets]:
     """The student's Gaussians, and the teacher's for the same offsets.
 
@@ -90,7 +93,7 @@ def decode_with_teacher(
     """
     center = camera_center.to(anchors.position)
     if detach and fused.covers(anchors, center, student, teacher):
-        decoded, targets = _fused(anchors, student, center, visible, teacher)
+        decoded, targets = _fused(anchors, student, center, visible, teacher, room)
         assert targets is not None
         return decoded, targets
     view = _look(anchors, center, visible)
@@ -104,15 +107,15 @@ def decode_with_teacher(
 
 def _fused(
     anchors: Anchors, student: Decoder, center: Tensor, visible: Tensor | None,
-    teacher: GaussianDecoder | None = None,
+    teacher: GaussianDecoder | None = None, room: fused.Room | None = None,
 ) -> tuple[Decoded, TeacherTargets | None]:  # fmt: skip
     """Both of ``decode_with_teacher``, by the operator."""
-    rows = _all_rows(anchors) if visible is None else visible
-    found = fused.decode(anchors, student, center, rows, teacher)
+    wanted = _all_rows(anchors) if visible is None else visible
+    found = fused.decode(anchors, student, center, wanted, teacher, room)
     gaussians = Gaussians(
         means=found.means, scales=found.scales, quats=found.quats, opacities=found.opacities, colors=found.colors
     )
-    decoded = Decoded(gaussians, found.neural_opacity.reshape(-1, 1), found.kept.flatten(), rows)
+    decoded = Decoded(gaussians, found.neural_opacity.reshape(-1, 1), found.kept.flatten(), found.rows)
     if found.targets is None:
         return decoded, None
     scale, rotation, color, opacity = found.targets
@@ -129,7 +132,7 @@ def _look(anchors: Anchors, center: Tensor, visible: Tensor | None) -> _View:
         rows = _all_rows(anchors)
         position, feature, log_scale = anchors.position, anchors.feature, anchors.log_scale
     else:
-        rows = visible
+        rows = visible.nonzero()[:, 0] if visible.dtype == torch.bool else visible
         position, feature, log_scale = (
             row.index_select(0, rows) for row in (anchors.position, anchors.feature, anchors.log_scale)
         )

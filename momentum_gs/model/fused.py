@@ -7,12 +7,15 @@ from typing import cast
 
 import anchor_decode
 import torch
-from jaxtyping import Float, Int
+from anchor_decode import Room
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
+
+__all__ = ["Room", "covers", "decode"]
 
 
 def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
@@ -43,12 +46,17 @@ def decode(
     anchors: Anchors,
     student: Decoder,
     center: Float[Tensor, "3"],
-    visible: Int[Tensor, "m"],
+    visible: Int[Tensor, "m"] | Bool[Tensor, "n"],
     teacher: GaussianDecoder | None = None,
+    room: Room | None = None,
 ) -> anchor_decode.Decoded:
-    """Decodes the rows ``visible``; with a teacher, its targets too, which have no gradient."""
+    """Decodes the rows ``visible``, or where it is true; with a teacher, its targets too, which have no gradient.
+
+    ``room``: what earlier views took, so that the host need not wait for a GPU before it has queued the decoding;
+    changed. Results do not depend on it. A ``DecoderBank`` makes no use of it.
+    """
     if isinstance(student, DecoderBank):
-        return _decode_bank(anchors, student, center, visible)
+        return _decode_bank(anchors, student, center, visible.nonzero()[:, 0] if _is_mask(visible) else visible)
     options = student.architecture
     layout = anchor_decode.Layout(
         features=options["feature_dim"],
@@ -59,7 +67,11 @@ def decode(
     )
     fixed = None if teacher is None else [weight.detach() for weight in _weights(teacher)]
     rows = (anchors.position, anchors.offset, anchors.feature, anchors.log_scale)
-    return anchor_decode.decode(*rows, visible, center, _weights(student), layout, fixed)
+    return anchor_decode.decode(*rows, visible, center, _weights(student), layout, fixed, room)
+
+
+def _is_mask(visible: Tensor) -> bool:
+    return visible.dtype == torch.bool
 
 
 def _decode_bank(anchors: Anchors, bank: DecoderBank, center: Tensor, visible: Tensor) -> anchor_decode.Decoded:
@@ -72,7 +84,7 @@ def _decode_bank(anchors: Anchors, bank: DecoderBank, center: Tensor, visible: T
     orders = [owner.argsort(stable=True)] * 5 + [place.argsort()] * 2
     columns = [torch.cat(column) for column in zip(*(part[:7] for part in parts), strict=True)]
     ordered = (column.index_select(0, order) for column, order in zip(columns, orders, strict=True))
-    return anchor_decode.Decoded._make((*ordered, None))
+    return anchor_decode.Decoded._make((*ordered, None, visible))
 
 
 def _members(decoder: Decoder) -> list[GaussianDecoder]:

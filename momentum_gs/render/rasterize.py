@@ -7,7 +7,7 @@ import diff_gaussian_rasterization.ops as ops
 import torch
 import torch.nn.functional as F
 from diff_gaussian_rasterization.adam import adam_update
-from diff_gaussian_rasterization.ops import Around
+from diff_gaussian_rasterization.ops import Around, Room
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,6 +24,7 @@ def rasterize(
     background: Float[Tensor, "c"],
     window: Window | None = None,
     around: Gaussians | None = None,
+    room: Room | None = None,
 ) -> RenderOutput:
     """Rasterizes Gaussians for a camera; differentiable in every field of ``gaussians``.
 
@@ -35,6 +36,8 @@ def rasterize(
             window leaves out. None: all of it.
         around: Further Gaussians to render, which ``radii`` and ``screen_means`` do not cover, and which get gradients
             only if their means require them.
+        room: What earlier views took, so that the host need not wait for a GPU before it has queued the drawing;
+            changed. Results do not depend on it.
 
     Returns:
         Image, alpha, depth and radii. After a backward pass ``screen_means.grad[:, :2]`` is the gradient of the
@@ -60,6 +63,7 @@ def rasterize(
         window=None if window is None else window.rectangle,
         tiles=None if window is None else window.tiles,
         around=fixed,
+        room=room,
         **_pinhole(camera, gaussians.means),
     )
     radii = drawn.radii[: len(gaussians)]
@@ -121,23 +125,25 @@ def adam_rows(
 
 
 @torch.no_grad()
-def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
-    """Indices of the anchors in view: those whose ellipsoid with their first three scales projects onto the image, or
-    onto its window.
+def anchors_in_view(anchors: Anchors, camera: Camera, window: Window | None = None) -> Bool[Tensor, "n"]:
+    """Which anchors are in view: those whose ellipsoid with their first three scales projects onto the image, or onto
+    its window.
 
     Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
-
-    Returns:
-        int64, ascending.
     """
-    radii = ops.visible_radii(
+    radii: Tensor = ops.visible_radii(
         anchors.position,
         anchors.scales[:, :3].contiguous(),
         anchors.rotation,
         window=None if window is None else window.rectangle,
         **_pinhole(camera, anchors.position),
     )
-    return radii.nonzero()[:, 0]
+    return radii > 0
+
+
+def visible_anchors(anchors: Anchors, camera: Camera, window: Window | None = None) -> Int[Tensor, "m"]:
+    """The rows of ``anchors_in_view``: int64, ascending. On a GPU, the host waits for their number."""
+    return anchors_in_view(anchors, camera, window).nonzero()[:, 0]
 
 
 @torch.no_grad()

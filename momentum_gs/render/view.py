@@ -1,6 +1,6 @@
 """Renders a model and its decoder for a camera."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,26 @@ from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
+from momentum_gs.model.fused import Room as AnchorRoom
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.nudge import nudged
-from momentum_gs.render.rasterize import rasterize, visible_anchors
+from momentum_gs.render.rasterize import Room as PairRoom
+from momentum_gs.render.rasterize import anchors_in_view, rasterize
 from momentum_gs.render.splat_view import decode_splats, splats_without_colors
 from momentum_gs.render.surface import CHANNELS, Surface, take_planes, with_planes
+
+
+@dataclass
+class ViewRoom:
+    """What earlier views of the same rows took, so that the host need not wait for a GPU before it has queued the work
+    of a view. Every view changes it; no result depends on it, so that it is stored nowhere."""
+
+    anchors: AnchorRoom = field(default_factory=AnchorRoom)
+    """Of the rows themselves."""
+    around: AnchorRoom = field(default_factory=AnchorRoom)
+    """Of those around them."""
+    pairs: PairRoom = field(default_factory=PairRoom)
+    """Of both together, in the rasterizer."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +54,20 @@ class ViewRender:
     """Depth and normals, where they were asked for."""
 
 
-def decode_view(model: Model, decoder: Decoder | Harmonics, camera: Camera, window: Window | None = None) -> Decoded:
-    """The Gaussians for a view or a part of it: those of the anchors in view (``visible_anchors``), or all splats."""
+def decode_view(
+    model: Model,
+    decoder: Decoder | Harmonics,
+    camera: Camera,
+    window: Window | None = None,
+    room: AnchorRoom | None = None,
+) -> Decoded:
+    """The Gaussians for a view or a part of it: those of the anchors in view (``anchors_in_view``), or all splats."""
     if isinstance(model, Splats):
         assert isinstance(decoder, Harmonics), "splats have colours of their own"
         return decode_splats(model, decoder, camera)
     assert not isinstance(decoder, Harmonics), "anchors have a decoder"
-    return decode(model, decoder, beside(camera.center, model.position), visible_anchors(model, camera, window))
+    center, visible = beside(camera.center, model.position), anchors_in_view(model, camera, window)
+    return decode(model, decoder, center, visible, room)
 
 
 def render_view(
@@ -60,6 +82,7 @@ def render_view(
     window: Window | None = None,
     opacity_factors: Float[Tensor, "n 1"] | None = None,
     surface: bool = False,
+    room: ViewRoom | None = None,
 ) -> ViewRender:
     """Decodes the model for a view and rasterizes it.
 
@@ -75,14 +98,16 @@ def render_view(
         window: Part of the view to render; None: all of it.
         opacity_factors: Multiply the splats' opacities; those with a factor of 0 have radius 0 in the result. None: 1.
         surface: Also draw depth and normals, in the same pass.
+        room: What earlier views of the same model took; changed. None: the host counts before it allocates.
     """
     targets = None
+    room = room or ViewRoom()
     if teacher is None:
-        decoded = decode_view(model, decoder, camera, window)
+        decoded = decode_view(model, decoder, camera, window, room.anchors)
     else:
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
-        center, visible = beside(camera.center, model.position), visible_anchors(model, camera, window)
-        decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher)
+        center, visible = beside(camera.center, model.position), anchors_in_view(model, camera, window)
+        decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher, room.anchors)
     behind = learned_background(decoder, camera, background, window)
     colour = constant_background(decoder)
     background, over = (background, behind) if colour is None else (colour.to(background), None)
@@ -92,19 +117,18 @@ def render_view(
     if around is not None:
         # Without a gradient to the decoder, which gained nothing where it was measured (docs/lab_log.md).
         with torch.no_grad():
-            parts.append(decode_view(around, decoder, camera, window).gaussians)
+            parts.append(decode_view(around, decoder, camera, window, room.around).gaussians)
     if nudge is not None:
         parts = [nudged(part, camera, nudge) for part in parts]
     found = None
     if surface:
         parts = [with_planes(part, camera) for part in parts]
         background = F.pad(background, (0, CHANNELS))
-        behind_all = None if over is None else F.pad(over, (0, 0, 0, 0, 0, CHANNELS))
-        output, found = take_planes(
-            draw(parts[0], camera, background, behind_all, window, *parts[1:]), camera, window
-        )
+        over = None if over is None else F.pad(over, (0, 0, 0, 0, 0, CHANNELS))
+        drawn = draw(parts[0], camera, background, over, window, parts[1] if parts[1:] else None, room.pairs)
+        output, found = take_planes(drawn, camera, window)
     else:
-        output = draw(parts[0], camera, background, over, window, *parts[1:])
+        output = draw(parts[0], camera, background, over, window, parts[1] if parts[1:] else None, room.pairs)
     if opacity_factors is not None:
         output = replace(output, radii=torch.where(opacity_factors[:, 0] > 0, output.radii, 0))
     return ViewRender(output, decoded, targets, behind, found)
@@ -161,11 +185,13 @@ def draw(
     behind: Float[Tensor, "c h w"] | None = None,
     window: Window | None = None,
     around: Gaussians | None = None,
+    room: PairRoom | None = None,
 ) -> RenderOutput:
-    """Rasterizes Gaussians over the image ``behind`` or, if that is None, over the colour ``background``."""
+    """Rasterizes Gaussians over the image ``behind`` or, if that is None, over the colour ``background``; ``room`` as
+    for ``rasterize``."""
     if behind is None:
-        return rasterize(gaussians, camera, background, window, around)
-    output = rasterize(gaussians, camera, torch.zeros_like(background), window, around)
+        return rasterize(gaussians, camera, background, window, around, room)
+    output = rasterize(gaussians, camera, torch.zeros_like(background), window, around, room)
     return replace(output, image=output.image + (1 - output.alpha) * behind)
 
 

@@ -122,7 +122,8 @@ def step(check: Check) -> Figures:
     printed = check.momentum_gs("bench", "step", *_settings(check, _city(check), run, check.device),
                                 "--steps", str(check.load.timed))  # fmt: skip
     profile = check.tool("profile_step", "--scene", _city(check), "--out", check.work / "profile", "--device",
-                         check.device, "--steps", str(check.load.timed))  # fmt: skip
+                         check.device, "--steps", str(check.load.timed),
+                         *(("--emulated",) if check.rehearse else ()))  # fmt: skip
     return {"parts": _lines(printed)} | profile
 
 
@@ -190,7 +191,7 @@ PARTS = (  # in order of worth
     Part("memcheck", 0.7, sanitize("memcheck"), ("build",)),
     Part("kernels", 0.7, kernels, ("build",)),
     Part("city", 1.0, city, ("build",)),
-    Part("step", 0.7, step, ("city",)),
+    Part("step", 0.8, step, ("city",)),
     Part("racecheck", 0.7, sanitize("racecheck"), ("build",)),
     Part("bandwidth", 0.4, bandwidth, ("build",)),
     Part("swap", 0.5, swap, ("build",)),

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +25,9 @@ sys.path[:0] = [str(ROOT / "tests"), *(str(ROOT / "submodules" / folder / "tests
 
 
 def draw(device: str, dtype: torch.dtype) -> None:
-    """The rasterizer with all of its gradients, spherical harmonics, and Adam on some rows."""
-    from diff_gaussian_rasterization import adam_update, rasterize, spherical_harmonics
+    """The rasterizer with all of its gradients and in rooms of several sizes, spherical harmonics, and Adam on some
+    rows."""
+    from diff_gaussian_rasterization import Room, adam_update, rasterize, spherical_harmonics
     from rasterizer_scenes import make_scene
 
     views = [
@@ -41,9 +43,11 @@ def draw(device: str, dtype: torch.dtype) -> None:
         given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
         leaves = {k: v.requires_grad_() for k, v in given.items() if isinstance(v, torch.Tensor) and k != "tiles"}
         leaves["means2d"] = torch.zeros(150, 4, dtype=dtype, device=device, requires_grad=True)
-        out = rasterize(**(given | {"means2d": leaves["means2d"]}), antialiasing="window" in view)
-        loss = out.image.square().sum() + out.depth.sum() + out.alpha.sum()
-        torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        for room in (None, Room(1), Room(10_000)):
+            given |= {"means2d": leaves["means2d"], "antialiasing": "window" in view}
+            out = rasterize(**given, room=room)
+            loss = out.image.square().sum() + out.depth.sum() + out.alpha.sum()
+            torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sh = torch.randn(150, 16, 3, dtype=dtype, device=device, requires_grad=True)
     dirs = torch.randn(150, 3, dtype=dtype, device=device, requires_grad=True)
     torch.autograd.grad(spherical_harmonics(3, dirs, sh).sum(), [dirs, sh])
@@ -63,14 +67,19 @@ def others(device: str, dtype: torch.dtype) -> None:
 
 
 def decoders(device: str, dtype: torch.dtype) -> None:
-    """Anchors: several tiles, a teacher, a feature bank, an anchor that is broken."""
-    from anchor_decode import decode
+    """Anchors: several tiles, a teacher, a feature bank, an anchor that is broken, a list and a mask in several
+    rooms."""
+    from anchor_decode import Room, decode
     from decoders import LAYOUTS, scene, values_and_gradients
 
     for layout in LAYOUTS[:3]:
         given = scene(90, 70, layout, dtype)
         given["position"][int(given["visible"][7])] = float("nan")
-        values_and_gradients(decode, {name: tensor.to(device) for name, tensor in given.items()}, layout)
+        given = {name: tensor.to(device) for name, tensor in given.items()}
+        values_and_gradients(decode, given, layout)
+        given["visible"] = torch.zeros(90, dtype=torch.bool, device=device).index_fill_(0, given["visible"], True)
+        for room in (Room(1, 1), Room(70, 10), Room(90, 1000)):
+            values_and_gradients(partial(decode, room=room), given, layout)
 
 
 def main() -> None:

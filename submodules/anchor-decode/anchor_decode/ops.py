@@ -82,6 +82,28 @@ class Layout:
         return sum(1 << i for i, reads in enumerate(self.distance) if reads)
 
 
+@dataclass
+class Room:
+    """How many visible anchors and Gaussians a view is expected to have, from earlier views of the same anchors.
+
+    Every call of ``decode`` that is given it updates it. Without one, the host waits on a GPU until all earlier work is
+    done, since it allocates what it counts. With one, the view is decoded into the memory that is expected to suffice,
+    and the host waits for the numbers only behind that; what did not fit is decoded again. Results have the same bits
+    in either case. CPUs count first and ignore it.
+    """
+
+    anchors: int = 0
+    """0: unknown."""
+    gaussians: int = 0
+    """0: unknown."""
+
+    def after(self, anchors: int, gaussians: int) -> None:
+        """Expects a quarter more than a view had, so that the next ones fit; forgets large views slowly, over some
+        hundred others."""
+        self.anchors = max(anchors + anchors // 4, self.anchors - self.anchors // 64)
+        self.gaussians = max(gaussians + gaussians // 4, self.gaussians - self.gaussians // 64)
+
+
 Weights = Tensor | Sequence[Tensor]
 """The weights of a decoder in one row, or tensors of any shapes that make that row one after the other."""
 
@@ -118,6 +140,8 @@ class Decoded(NamedTuple):
     """bool [M,K]: which offsets became Gaussians, those of positive neural opacity."""
     targets: Targets | None
     """Of the teacher; None without one."""
+    rows: Tensor
+    """int64 [M] the anchors that were decoded: ``visible``, or where it is true."""
 
 
 def decode(
@@ -130,6 +154,7 @@ def decode(
     weights: Weights,
     layout: Layout,
     teacher: Weights | None = None,
+    room: Room | None = None,
 ) -> Decoded:
     """Decodes the anchors in the rows ``visible`` for a camera at ``center``.
 
@@ -138,11 +163,12 @@ def decode(
         offset: [N,K,3] in units of the anchor's first three scales.
         feature: [N,F].
         log_scale: [N,6] natural logarithms.
-        visible: int64 [M], each row once, in any order.
+        visible: int64 [M], each row once, in any order; or bool [N], which anchors, in the order of their rows.
         center: [3].
         weights: Of the decoder, as ``layout`` orders them.
         layout: The decoder's shape.
         teacher: Weights of a second decoder of the same layout, which decodes the same offsets along.
+        room: How many anchors and Gaussians to expect, which the call updates; None: unknown.
 
     Returns:
         Decoded: its five attributes and ``neural_opacity`` are differentiable, once, in ``offset``, ``feature``,
@@ -163,11 +189,15 @@ def decode(
                 raise ValueError(f"anchor_decode: {name} requires a gradient, expected none as it gets none; detach it")
     row = None if teacher is None else _row(teacher)
     anchors = (position, offset, feature, log_scale, visible, center)
+    expects = [] if room is None else [room.anchors, room.gaussians]
     if learn and any(tensor.requires_grad for tensor in (offset, feature, log_scale, *weights)):
-        found = _Decode.apply(layout, row, *anchors, *weights)
+        found = _Decode.apply(layout, row, expects, *anchors, *weights)
     else:
-        found = _forward(layout, row, anchors, _row(weights), train=False)
-    return Decoded(*found[:7], None if row is None else Targets(*found[7:11]))
+        found = _forward(layout, row, expects, anchors, _row(weights), train=False)
+    if room is not None:
+        room.after(len(found[5]), len(found[0]))
+    rows = found[14] if visible.dtype == torch.bool else visible
+    return Decoded(*found[:7], None if row is None else Targets(*found[7:11]), rows)
 
 
 def _row(weights: Sequence[Tensor]) -> Tensor:
@@ -175,22 +205,31 @@ def _row(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _forward(
-    layout: Layout, teacher: Tensor | None, anchors: tuple[Tensor, ...], weights: Tensor, train: bool
+    layout: Layout,
+    teacher: Tensor | None,
+    room: list[int],
+    anchors: tuple[Tensor, ...],
+    weights: Tensor,
+    train: bool,
 ) -> tuple[Tensor, ...]:
     options = (layout.hidden, layout.distances, layout.bank)
-    return _ops.decode(*anchors, weights, teacher, *options, train)
+    return _ops.decode(*anchors, weights, teacher, *options, train, room)
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, layout: Layout, teacher: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, layout: Layout, teacher: Tensor | None, room: list[int], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         anchors, weights = tensors[:6], tensors[6:]
         row = _row(weights)
-        found = _forward(layout, teacher, anchors, row, train=True)
-        _, scales, quats, _, colors, neural, kept, *fixed = found
-        ctx.mark_non_differentiable(kept, *fixed)
+        found = _forward(layout, teacher, room, anchors, row, train=True)
+        _, scales, quats, _, colors, neural, kept, *fixed, listed = found
+        ctx.mark_non_differentiable(kept, *fixed, listed)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*anchors, row, scales, quats, colors, neural, kept, *fixed[4:])
+        *of_anchors, visible, center = anchors
+        rows = listed if visible.dtype == torch.bool else visible
+        ctx.save_for_backward(*of_anchors, rows, center, row, scales, quats, colors, neural, kept, *fixed[4:])
         ctx.layout, ctx.shapes = layout, [weight.shape for weight in weights]
         return found
 
@@ -209,16 +248,19 @@ class _Decode(torch.autograd.Function):
         )
         parts = d_weights.split([shape.numel() for shape in ctx.shapes])
         d_parts = (part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
-        return None, None, None, d_offset, d_feature, d_log_scale, None, None, *d_parts
+        return None, None, None, None, d_offset, d_feature, d_log_scale, None, None, *d_parts
 
 
 @torch.library.register_fake("anchor_decode::decode")
 def _(
     position: Tensor, offset: Tensor, feature: Tensor, log_scale: Tensor, visible: Tensor, center: Tensor,
     weights: Tensor, teacher: Tensor | None, hidden: int, distances: int, bank: bool, train: bool,
+    room: Sequence[int] = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    masked = visible.dtype == torch.bool
     kept = torch.library.get_ctx().new_dynamic_size()
-    m, k, taught = visible.shape[0], offset.shape[1], teacher is not None
+    m = torch.library.get_ctx().new_dynamic_size() if masked else visible.shape[0]
+    k, taught = offset.shape[1], teacher is not None
     width = (hidden + 15) // 16 * 16
     h = kept if taught else 0
     active = torch.library.get_ctx().new_dynamic_size() if train else 0
@@ -226,7 +268,8 @@ def _(
         (kept, 3), (kept, 3), (kept, 4), (kept, 1), (kept, 3), (m, k), (m, k), (h, 3), (h, 4), (h, 3),
         (m if taught else 0, k), (kept if train else 0, 4), (m if train else 0, width), (active, 2, width),
     ]  # fmt: skip
-    return tuple(position.new_empty(s, dtype=torch.bool if i == 6 else None) for i, s in enumerate(shapes))
+    found = [position.new_empty(s, dtype=torch.bool if i == 6 else None) for i, s in enumerate(shapes)]
+    return (*found, visible.new_empty(m if masked else 0, dtype=torch.int64))
 
 
 @torch.library.register_fake("anchor_decode::decode_backward")

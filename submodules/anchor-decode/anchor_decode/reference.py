@@ -73,4 +73,5 @@ def decode(
         neural_opacity=opacity,
         kept=kept,
         targets=targets,
+        rows=visible.nonzero()[:, 0] if visible.dtype == torch.bool else visible,
     )

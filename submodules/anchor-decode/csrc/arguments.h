@@ -47,6 +47,9 @@ struct Arguments {
   int64_t hidden, distances;
   bool bank;
 
+  // Whether `visible` says of every anchor whether it is; else it lists those that are.
+  bool masked() const { return visible.scalar_type() == at::kBool; }
+
   Layout layout() const { return Layout(feature.size(1), offset.size(1), hidden, distances, bank); }
 
   void check() const {
@@ -60,8 +63,8 @@ struct Arguments {
                 ", expected [", n, ", F] with F > 0");
     TORCH_CHECK(log_scale.dim() == 2 && log_scale.size(0) == n && log_scale.size(1) == 6, "anchor_decode: log_scale has shape ",
                 log_scale.sizes(), ", expected [", n, ", 6]");
-    TORCH_CHECK(visible.dim() == 1 && visible.scalar_type() == at::kLong, "anchor_decode: visible is ", visible.scalar_type(), " of shape ",
-                visible.sizes(), ", expected int64 [M]");
+    TORCH_CHECK(visible.dim() == 1 && (visible.scalar_type() == at::kLong || (masked() && visible.size(0) == n)), "anchor_decode: visible is ",
+                visible.scalar_type(), " of shape ", visible.sizes(), ", expected int64 [M] or bool [", n, "]");
     TORCH_CHECK(center.dim() == 1 && center.size(0) == 3, "anchor_decode: center has shape ", center.sizes(), ", expected [3]");
     TORCH_CHECK(hidden > 0 && hidden < 1 << 20, "anchor_decode: hidden is ", hidden, ", expected 1 to 2^20");
     TORCH_CHECK(distances >= 0 && distances < 8, "anchor_decode: distances is ", distances, ", expected 0 to 7");
@@ -74,6 +77,12 @@ struct Arguments {
     TORCH_CHECK(visible.device() == position.device(), "anchor_decode: visible is on ", visible.device(), ", position on ", position.device());
   }
 
+  // What decode expects: none, or numbers of anchors and of Gaussians.
+  static void check_room(at::IntArrayRef room) {
+    TORCH_CHECK(room.empty() || (room.size() == 2 && room[0] >= 0 && room[1] >= 0), "anchor_decode: room is ", room,
+                ", expected none, or a number of anchors and one of Gaussians");
+  }
+
   void check_weights(const char* name, const at::Tensor& row) const {
     TORCH_CHECK(row.dim() == 1 && row.size(0) == layout().size, "anchor_decode: ", name, " has shape ", row.sizes(), ", expected [",
                 layout().size, "]");
@@ -83,6 +92,7 @@ struct Arguments {
   // Of decode_backward. values: scales, quats, colors, neural_opacity, kept; saved: shape, hidden_opacity, hidden_rest;
   // grads: of means, scales, quats, opacities, colors. `width`: of the saved hidden layers.
   void check_backward(at::TensorList values, at::TensorList saved, at::TensorList grads, const Optional& grad_neural, int64_t width) const {
+    TORCH_CHECK(!masked(), "anchor_decode: visible is Bool, expected int64 [M] for the gradient");
     TORCH_CHECK(values.size() == 5 && saved.size() == 3 && grads.size() == 5, "anchor_decode: found ", values.size(), " values, ",
                 saved.size(), " saved tensors and ", grads.size(), " gradients, expected 5, 3 and 5");
     const int64_t m = visible.size(0), k = offset.size(1), g = values[0].dim() ? values[0].size(0) : 0;

@@ -213,7 +213,7 @@ def test_declared_as_torch_expects(device: str) -> None:
     for teacher, train in ((None, False), (given["teacher"], True)):
         torch.library.opcheck(operator, (*(given[n] for n in names), teacher, *options, train), test_utils=checks)
     found = operator(*(given[n] for n in names), None, *options, True)
-    values, saved = [found[1], found[2], found[4], found[5], found[6]], list(found[11:])
+    values, saved = [found[1], found[2], found[4], found[5], found[6]], list(found[11:14])
     grads = [torch.ones_like(value) for value in found[:5]]
     torch.library.opcheck(
         torch.ops.anchor_decode.decode_backward,

@@ -21,7 +21,7 @@ def arguments(device: str) -> dict[str, Tensor]:
     given = scene(30, 20, LAYOUT, torch.float32, device=device)
     found = torch.ops.anchor_decode.decode(*(given[n] for n in NAMES), given["teacher"], 5, 0, False, True)
     given |= dict(zip(VALUES, (found[1], found[2], found[4], found[5], found[6]), strict=True))
-    given |= dict(zip(SAVED, found[11:], strict=True))
+    given |= dict(zip(SAVED, found[11:14], strict=True))
     given |= {name: torch.ones_like(value) for name, value in zip(GRADS, found[:5], strict=True)}
     return given | {"d_neural": torch.ones_like(found[5])}
 

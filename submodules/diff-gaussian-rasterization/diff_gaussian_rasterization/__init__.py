@@ -4,6 +4,7 @@ from diff_gaussian_rasterization.adam import SparseGaussianAdam, adam_update
 from diff_gaussian_rasterization.ops import (
     Around,
     Rasterization,
+    Room,
     cpu_kernels,
     median_depth,
     rasterize,
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "Rasterization",
+    "Room",
     "SparseGaussianAdam",
     "adam_update",
     "cpu_kernels",

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization import ops
+from diff_gaussian_rasterization import checks, ops
+from diff_gaussian_rasterization.library import OPERATORS
 from diff_gaussian_rasterization.reference import LOW_PASS
 
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
@@ -100,13 +101,13 @@ def rasterization(
     size = (int(width), int(height))
     views = []
     for camera, view in zip(intrinsics, viewmats.unbind(), strict=True):
-        ops._check_gaussians(means, *shape, view, *size, near_plane)
-        views.append(ops._ops.project(means, *shape, view, None, *camera, *size, 1.0, near_plane, None))
+        checks.check_gaussians(means, *shape, view, *size, near_plane)
+        views.append(OPERATORS.project(means, *shape, view, None, *camera, *size, 1.0, near_plane, None))
     means2d, conics, depths, radii = (torch.stack(each) for each in zip(*views, strict=True))
     radii = torch.where((depths <= far_plane) & (radii > radius_clip), radii, 0)
     drawn = opacities[None, :, None].expand(cameras, -1, 1)
     if rasterize_mode == "antialiased":
-        drawn = torch.stack([ops._ops.antialias(*each) for each in zip(conics, drawn, strict=True)])
+        drawn = torch.stack([OPERATORS.antialias(*each) for each in zip(conics, drawn, strict=True)])
     rows = {"means2d": means2d, "depths": depths, "conics": conics, "opacities": drawn[..., 0],
             "radii": radii[..., None].expand(-1, -1, 2)}  # fmt: skip
     meta: dict[str, Any] = {"width": width, "height": height, "n_cameras": cameras, "tile_size": tile_size}
@@ -122,7 +123,7 @@ def rasterization(
         features, background = (means[:, :1], means.new_zeros(1)) if values is None else values[i]
         splats = (means2d[i], conics[i], depths[i], radii[i], drawn[i])
         own = None if absolute is None else absolute[i]
-        image, alpha, depth = ops._ops.composite(*splats, features, background, *size, None, None, own)[:3]
+        image, alpha, depth = OPERATORS.composite(*splats, features, background, *size, None, None, own)[:3]
         images.append(_mode(render_mode, image, alpha, depth))
         alphas.append(alpha)
     return torch.stack(images).permute(0, 2, 3, 1), torch.stack(alphas)[..., None], meta | rows

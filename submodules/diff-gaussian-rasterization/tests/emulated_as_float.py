@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diff_gaussian_rasterization import ops  # noqa: F401  (loads the operators)
+from diff_gaussian_rasterization import ops
 from rasterizer_scenes import Scene
 from torch import Tensor
 
@@ -39,14 +39,14 @@ class Drawn(NamedTuple):
     lists: Tensor
 
 
-def draw(scene: Scene) -> Drawn:
-    """The operators' own output for the scene."""
+def draw(scene: Scene, room: int = 0) -> Drawn:
+    """The operators' own output for the scene; ``room``: how many pairs are expected."""
     camera = [scene[k] for k in ("fx", "fy", "cx", "cy", "width", "height")]
     library = torch.ops.diff_gaussian_rasterization
     shape = [scene[k] for k in ("means", "scales", "quats")]
     projected = library.project(*shape, None, scene["world_view"], None, *camera, 1.0, 0.2)
     colors = [scene[k] for k in ("opacities", "colors", "background")]
-    return Drawn(*library.composite(*projected, *colors, *camera[4:]))
+    return Drawn(*library.composite(*projected, *colors, *camera[4:], room=room))
 
 
 def results(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
@@ -54,7 +54,7 @@ def results(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str
 
     Args:
         jobs: name -> ``scene``; ``outputs``: what has gradients; ``miscount``: pairs, 0 if absent; ``check``: whether
-            binning counts what is wrong.
+            binning counts what is wrong; ``room``: how many pairs are expected.
         folder: where to leave the files.
 
     Returns:
@@ -72,8 +72,10 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
     os.environ["MISCOUNT"] = str(job.get("miscount", 0))
     os.environ["MOMENTUM_GS_CHECK_PAIRS"] = "1" if job.get("check") else "0"
+    scene, room = job["scene"], job.get("room", 0)
     try:
-        return {"drawn": tuple(draw(job["scene"])), "grads": run(job["scene"], "cpu", job["outputs"])}
+        drawn = tuple(draw(scene, room))
+        return {"drawn": drawn, "grads": run(scene | {"room": ops.Room(room)}, "cpu", job["outputs"])}
     except RuntimeError as error:
         return {"error": str(error)}
 

@@ -63,7 +63,8 @@ def calls() -> dict[str, Call]:
         "visible_radii": shape | camera | {"window": [3, 2, 20, 10]},
         "project_backward": {f"grad_{k}": like(screen[k]) for k in ("means2d", "conics", "depths")}
         | shape | {k: screen[k] for k in ("conics", "radii")} | camera | {"need_view": True},
-        "composite": composite | {"window": None, "tiles": torch.ones(2, 3, dtype=torch.bool), "absolute": None},
+        "composite": composite | {"window": None, "tiles": torch.ones(2, 3, dtype=torch.bool), "absolute": None}
+        | {"fixed": 0, "room": 9},
         "composite_backward": {f"grad_{k}": like(getattr(drawn, k)) for k in ("image", "alpha", "depth")}
         | drawn._asdict() | {"gaussians": COUNT, "left": 0, "top": 0, "tiles": torch.ones(2, 3, dtype=torch.bool)},
         "absolute_gradient": {f"grad_{k}": like(getattr(drawn, k)) for k in ("image", "alpha", "depth")}

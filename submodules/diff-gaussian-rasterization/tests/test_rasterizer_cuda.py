@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import Rasterization, median_depth, ops, rasterize, spherical_harmonics, visible_radii
+from diff_gaussian_rasterization import (
+    Rasterization,
+    Room,
+    checks,
+    median_depth,
+    ops,
+    rasterize,
+    spherical_harmonics,
+    visible_radii,
+)
+from diff_gaussian_rasterization.library import HAS_CUDA
 from rasterizer_scenes import Scene, make_scene, with_cov3d
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,7 +49,7 @@ def on_emulator() -> Iterator[str]:
 def gpu() -> Backend:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU: torch finds none that it can use")
-    if not ops._HAS_CUDA:
+    if not HAS_CUDA:
         pytest.skip("needs a GPU: there is one, but the rasterizer was built for CPUs only (FORCE_CUDA=1 builds both)")
     return on_gpu
 
@@ -323,14 +333,16 @@ def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeyp
 
 
 @pytest.mark.gpu
-def test_a_step_waits_for_the_device_once(gpu: Backend) -> None:
-    # For the number of pairs, which the allocation needs; nothing else may wait.
+@pytest.mark.parametrize("room", [None, Room()])
+def test_a_step_waits_for_the_device_once_and_in_a_room_never(gpu: Backend, room: Room | None) -> None:
+    # For the number of pairs, which the allocation needs; nothing else may wait. Torch does not see waits for events.
     scene = moved(make_scene(500, dtype=torch.float32), "cuda")
     inputs = {k: v.requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
     inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
 
     def step() -> None:
-        torch.autograd.grad(rasterize(**(scene | inputs)).image.sum(), list(inputs.values()), allow_unused=True)
+        image = rasterize(**(scene | inputs), room=room).image
+        torch.autograd.grad(image.sum(), list(inputs.values()), allow_unused=True)
 
     step()  # warm-up
     torch.cuda.synchronize()
@@ -341,11 +353,11 @@ def test_a_step_waits_for_the_device_once(gpu: Backend) -> None:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(warning.message) for warning in caught) == 1
+    assert sum("synchroniz" in str(warning.message) for warning in caught) == (room is None)
 
 
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_HAS_CUDA", False)
+    monkeypatch.setattr(checks, "HAS_CUDA", False)
     scene = make_scene(3)
     with FakeTensorMode():  # CUDA tensors without a GPU
         scene |= {k: torch.empty(v.shape, device="cuda") for k, v in scene.items() if isinstance(v, Tensor)}

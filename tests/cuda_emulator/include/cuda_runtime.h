@@ -4,6 +4,8 @@
 #include <bit>
 #include <climits>
 #include <cmath>
+#include <cstdlib>
+#include <fstream>
 #include <tuple>
 #include <type_traits>
 
@@ -203,8 +205,24 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+namespace cuda_emulator {
+
+inline uint64_t& launches() {
+  static uint64_t count = 0;
+  return count;
+}
+
+// A line in the file that CUDA_EMULATOR_WAITS names: how many kernels were launched behind what the host waits for.
+inline void note_wait(uint64_t behind) {
+  const char* const path = std::getenv("CUDA_EMULATOR_WAITS");
+  if (path && *path) std::ofstream(path, std::ios::app) << behind << "\n";
+}
+
+}  // namespace cuda_emulator
+
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... args) {
+  ++cuda_emulator::launches();
   const std::tuple<P...> parameters(static_cast<P>(args)...);
   cuda_emulator::Machine::instance().launch(config->gridDim, config->blockDim, config->dynamicSmemBytes,
                                             [&] { std::apply(kernel, parameters); });
@@ -221,5 +239,25 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+struct CUevent_st { uint64_t launches; };
+using cudaEvent_t = CUevent_st*;
+enum { cudaEventDefault = 0, cudaEventDisableTiming = 2 };
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st{};
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
+  event->launches = cuda_emulator::launches();
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  cuda_emulator::note_wait(cuda_emulator::launches() - event->launches);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
 template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) { return cudaSuccess; }

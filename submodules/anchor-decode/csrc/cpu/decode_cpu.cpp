@@ -160,7 +160,7 @@ Scene<T> scene_of(const Arguments& a) {
 }
 
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                           at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+                           at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // Counts of each unit become what comes before it; the last entry is the sum.
 void sum_up(std::vector<Start>& starts) {
@@ -189,7 +189,7 @@ std::vector<Start> starts_of(const at::Tensor& kept) {
 }
 
 template <class T>
-Outputs decode_as(const Arguments& a, const Optional& teacher, bool train) {
+Outputs decode_as(const Arguments& a, const Optional& teacher, bool train, const at::Tensor& listed) {
   const Layout layout = a.layout();
   const int64_t features = a.feature.size(1), offsets = a.offset.size(1), m = a.visible.size(0), units = units_of(m), width = padded(a.hidden);
   std::vector<Packed<T>> packed;
@@ -233,18 +233,21 @@ Outputs decode_as(const Arguments& a, const Optional& teacher, bool train) {
   at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) { attributes(f, begin, end); });
   if (!train) shape[0] = a.empty({0, kShape});
   return {means, scales[0], quats[0], opacity, colors[0], neural, kept, scales[1], quats[1], colors[1], teacher_neural, shape[0], hidden_opacity,
-          hidden_rest};
+          hidden_rest, listed};
 }
 
 Outputs decode(const at::Tensor& position, const at::Tensor& offset, const at::Tensor& feature, const at::Tensor& log_scale,
                const at::Tensor& visible, const at::Tensor& center, const at::Tensor& weights, const Optional& teacher, int64_t hidden,
-               int64_t distances, bool bank, bool train) {
+               int64_t distances, bool bank, bool train, at::IntArrayRef room) {
   const Arguments given{position, offset, feature, log_scale, visible, center, weights, hidden, distances, bank};
   given.check();
+  given.check_room(room);  // all is counted before it is written
   if (teacher) given.check_weights("teacher", *teacher);
-  const Arguments a = given.contiguous();
-  check_rows(a.visible, position.size(0));
-  return position.scalar_type() == at::kFloat ? decode_as<float>(a, teacher, train) : decode_as<double>(a, teacher, train);
+  Arguments a = given.contiguous();
+  at::Tensor listed = at::empty({0}, visible.options().dtype(at::kLong));
+  if (a.masked()) a.visible = listed = a.visible.nonzero().squeeze(1).contiguous();
+  else check_rows(a.visible, position.size(0));
+  return position.scalar_type() == at::kFloat ? decode_as<float>(a, teacher, train, listed) : decode_as<double>(a, teacher, train, listed);
 }
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;

@@ -215,12 +215,12 @@ template <class T>
 Found backward_as(const Arguments& a, const std::vector<at::Tensor>& values, const std::vector<at::Tensor>& saved,
                   const std::vector<at::Tensor>& grads, const at::Tensor& grad_neural) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const Packed<T> packed(a, a.weights, stream);
+  const Packed<T> packed(a, a.weights, nullptr, stream);
   const int64_t m = a.visible.size(0), n = a.weights.size(0), per_row = packed.backward_numbers();
   const int tile = tile_rows(per_row * sizeof(T));
   const int64_t tiles = (m + tile - 1) / tile, per_group = std::max<int64_t>(1, (tiles + kGroups - 1) / kGroups);
   const int64_t groups = (tiles + per_group - 1) / per_group;
-  const Places places = places_of(values[4], false, stream);
+  const Places places = places_of(values[4], nullptr, stream);
   at::Tensor d_offset = a.zeros(a.offset.sizes()), d_feature = a.zeros(a.feature.sizes()), d_log_scale = a.zeros(a.log_scale.sizes());
   at::Tensor sums = a.zeros({groups, n}), d_weights = a.empty({n});
   const auto at = [](const at::Tensor& tensor) { return tensor.const_data_ptr<T>(); };

@@ -26,14 +26,13 @@ inline int tile_rows(int64_t bytes) {
 // As the CPU's.
 inline int64_t saved_width(int64_t hidden) { return (hidden + 15) / 16 * 16; }
 
-// What was kept: totals, the active anchors [M] (the first `active` of them), and for each anchor [M] the number of
-// Gaussians, and of active anchors, up to and with it.
+// What was kept: the active anchors [M], and for each anchor [M] the number of Gaussians, and of active anchors, up to and
+// with it; their totals [2]. All on the device.
 struct Places {
-  int64_t gaussians, active;
-  at::Tensor list, ends, active_ends;
+  at::Tensor list, ends, active_ends, totals;
 };
-// Without `wait` the totals stay 0, as the host does not wait for them.
-Places places_of(const at::Tensor& kept, bool wait, cudaStream_t stream);
+// `count`: how many anchors there are, if only the device knows it; or null: all that `kept` [M,K] has room for.
+Places places_of(const at::Tensor& kept, const int64_t* count, cudaStream_t stream);
 
 namespace {
 
@@ -47,14 +46,14 @@ __global__ void __launch_bounds__(kThreads) transpose(const T* __restrict__ rows
 template <class T>
 class Packed {
  public:
-  Packed(const Arguments& a, const at::Tensor& weights, cudaStream_t stream) : columns_(at::empty_like(weights)) {
+  Packed(const Arguments& a, const at::Tensor& weights, const int64_t* count, cudaStream_t stream) : columns_(at::empty_like(weights)) {
     const Layout layout = a.layout();
     TORCH_CHECK(layout.size < 1 << 28, "anchor_decode: a decoder has ", layout.size, " weights, expected fewer than 2^28");
     const T* const row = weights.const_data_ptr<T>();
     T* const columns = columns_.mutable_data_ptr<T>();
     scene_ = {a.visible.size(0), int(a.feature.size(1)), int(a.offset.size(1)), int(a.hidden), int(saved_width(a.hidden)), a.bank,
               a.position.const_data_ptr<T>(), a.offset.const_data_ptr<T>(), a.feature.const_data_ptr<T>(), a.log_scale.const_data_ptr<T>(),
-              a.center.const_data_ptr<T>(), a.visible.const_data_ptr<int64_t>(), {}};
+              a.center.const_data_ptr<T>(), a.visible.const_data_ptr<int64_t>(), count, {}};
     for (int h = 0; h < (a.bank ? 4 : 3); ++h) {
       const Part& p = layout.parts[h];
       const int in = int(p.inputs), hidden = int(p.hidden), out = int(p.outputs);

@@ -38,8 +38,10 @@ struct Scene {
   int features, offsets, hidden, stride;  // stride: of saved hidden layers
   bool bank;
   const T *position, *offset, *feature, *log_scale, *center;
-  const int64_t* rows;
+  const int64_t *rows, *count;  // count: how many of the rows there are, where only the device knows; or null: all
   Network<T> heads[kHeads];
+
+  __device__ int64_t anchors() const { return count && *count < visible ? *count : visible; }
 };
 
 // out[r,o] = bias[o] + sum over k of x[r,k] columns[k,o].

@@ -7,12 +7,17 @@
 // drawn. Memory does not depend on it: writing ends where the count does, and what is left of a count is filled with
 // pairs of no tile, which sort behind all tiles. With MOMENTUM_GS_CHECK_PAIRS=1 in the environment every call counts
 // the Gaussians for which this happened and raises an error; it then waits for the device once more.
+//
+// With `room` for some number of pairs, lists of that capacity are made and drawn from before the host knows how many
+// pairs there are: it reads their number late (late.cuh). Where they did not fit, lists are made and drawn from again;
+// else they are cut to what was counted. What is returned has the same bits for every `room`.
 #include "bin.cuh"
 
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <cub/device/device_radix_sort.cuh>
@@ -22,6 +27,7 @@
 #include <type_traits>
 
 #include "../args.h"
+#include "late.cuh"
 
 namespace dgr {
 namespace {
@@ -97,16 +103,19 @@ __global__ void __launch_bounds__(kThreads)
 
 struct Pairs { int32_t *tiles, *ranks, *numbers; };
 
-// `ends`: behind the last pair of every rank. `wrong`: where to count ranks that meet more or fewer tiles than were
-// counted; or null.
+DGR_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// `ends`: behind the last pair of every rank, then the number of ranks. No pair is written from `room` on. `wrong`: where
+// to count ranks that meet more or fewer tiles than were counted; or null.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     write_records(Screen<S> screen, Grid grid, Drawn drawn, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends,
-                  int64_t visible, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs,
+                  int64_t n, int64_t room, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs,
                   int32_t* wrong) {
-  const int64_t rank = thread_index();
+  const int64_t rank = thread_index(), visible = ends[n];
   const int lane = threadIdx.x % kWarp;
   int begin = 0, count = 0;
+  if (rank == 0) pair_start[0] = 0;
   const auto write = [&](int number, int tile, int64_t of_rank) {
     pairs.tiles[number] = tile;
     pairs.ranks[number] = int32_t(of_rank);
@@ -135,9 +144,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t k = 0; k < stride - kHeader<S>; ++k)
       features[k] = k < screen.channels ? screen.colors[g * screen.channels + k] : k == screen.channels ? screen.depths[g] : S(0);
     order[rank] = int32_t(g);
-    begin = rank ? int(ends[rank - 1]) : 0;
-    count = int(ends[rank] - begin);
-    if (rank == 0) pair_start[0] = 0;
+    begin = rank ? int(smaller(ends[rank - 1], room)) : 0;
+    count = int(smaller(ends[rank], room)) - begin;
     pair_start[rank + 1] = begin + count;
     if (count <= kAlone) {
       int at = begin;
@@ -159,11 +167,24 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Room that is left behind the last pair holds pairs of no tile.
+__global__ void __launch_bounds__(kThreads) fill_room(const int64_t* __restrict__ ends, int64_t n, int64_t room, int32_t no_tile, Pairs pairs) {
+  const int64_t number = thread_index();
+  if (number >= room || number < ends[n - 1]) return;
+  pairs.tiles[number] = no_tile;
+  pairs.ranks[number] = 0;
+  pairs.numbers[number] = int32_t(number);
+}
+
+// `lists`: [2,P] for as many pairs as there are, or fit.
 __global__ void __launch_bounds__(kThreads)
-    gather_ranks(const int32_t* __restrict__ rank_of_pair, const int32_t* __restrict__ numbers, int64_t pairs,
-                 int32_t* __restrict__ ranks) {
-  const int64_t place = thread_index();
-  if (place < pairs) ranks[place] = rank_of_pair[numbers[place]];
+    gather_ranks(const int32_t* __restrict__ rank_of_pair, const int32_t* __restrict__ numbers, const int64_t* __restrict__ ends, int64_t n,
+                 int64_t room, int32_t* __restrict__ lists) {
+  const int64_t place = thread_index(), pairs = smaller(ends[n - 1], room);
+  if (place >= pairs) return;
+  const int32_t number = numbers[place];
+  lists[place] = rank_of_pair[number];
+  lists[pairs + place] = number;
 }
 
 // The first place whose tile is not before each tile.
@@ -203,69 +224,118 @@ template <class K> void sort_pairs(const Tensor& keys, const Tensor& keys_out, c
   });
 }
 
+// What lists are made from: Gaussians in depth order, and where the pairs of each end.
+template <class S> struct Counted {
+  Screen<S> screen;
+  Grid grid;
+  Tensor before;     // int32 [tiles+1], see Drawn; or undefined
+  Tensor ids, ends;  // int32 [n], int64 [n+1]
+
+  int64_t size() const { return ids.numel(); }
+  Drawn drawn() const { return {before.defined() ? data<int32_t>(before) : nullptr}; }
+};
+
+template <class S>
+Counted<S> count(const Screen<S>& screen, const Tensor& depths, const Tensor& radii, const Grid& grid, const std::optional<Tensor>& mask) {
+  const int64_t n = depths.numel();
+  const auto ints = depths.options().dtype(at::kInt);
+  Counted<S> of{screen, grid, {}, at::empty({n}, ints), at::zeros({n + 1}, ints.dtype(at::kLong))};
+  if (mask) {
+    of.before = at::zeros({grid.count() + 1}, ints);
+    Tensor behind = of.before.narrow(0, 1, grid.count());
+    at::cumsum_out(behind, mask->reshape({-1}), 0, at::kInt);
+  }
+  if (n == 0) return of;
+  const auto options = ints.dtype(sizeof(S) == 4 ? at::kInt : at::kLong);
+  const Tensor keys = at::empty({n}, options), sorted = at::empty({n}, options), unsorted_ids = at::empty({n}, ints);
+  launch(depth_keys<S>, blocks_of(n), data<S>(depths), data<int32_t>(radii), n, data<Key<S>>(keys), data<int32_t>(unsorted_ids));
+  sort_pairs<Key<S>>(keys, sorted, unsorted_ids, of.ids, 8 * int(sizeof(S)) - 1);  // no sign
+  launch(count_tiles<S>, blocks_of(n), screen, grid, of.drawn(), data<Key<S>>(sorted), data<int32_t>(of.ids), n, data<int64_t>(of.ends));
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  with_storage(of.ends, [&](void* storage, size_t& bytes) {
+    return cub::DeviceScan::InclusiveSum(storage, bytes, data<int64_t>(of.ends), data<int64_t>(of.ends), int(n), stream);
+  });
+  return of;
+}
+
+// For at most `rows` Gaussians and `room` pairs.
+template <class S> Bins make_lists(const Counted<S>& of, int64_t rows, int64_t room, bool exact, const at::TensorOptions& floats, const Tensor& wrong) {
+  const int64_t n = of.size(), tiles = of.grid.count(), stride = record_stride<S>(of.screen.channels + 1);
+  const auto ints = floats.dtype(at::kInt);
+  Bins out{at::empty({rows, stride}, floats), at::empty({rows}, ints), rows ? at::empty({rows + 1}, ints) : at::zeros({1}, ints),
+           at::empty({tiles + 1}, ints), at::empty({2, room}, ints)};
+  const Tensor of_tile = at::empty({room}, ints), ranks = at::empty({room}, ints), numbers = at::empty({room}, ints);
+  const Pairs pairs{data<int32_t>(of_tile), data<int32_t>(ranks), data<int32_t>(numbers)};
+  launch(write_records<S>, blocks_of(rows), of.screen, of.grid, of.drawn(), data<int32_t>(of.ids), data<int64_t>(of.ends), n, room, stride,
+         data<S>(out.records), data<int32_t>(out.order), data<int32_t>(out.pair_start), pairs, data<int32_t>(wrong));
+  if (!exact) launch(fill_room, blocks_of(room), data<int64_t>(of.ends), n, room, int32_t(tiles), pairs);
+  const Tensor sorted = at::empty({room}, ints), sorted_numbers = at::empty({room}, ints);
+  int bits = 1;
+  while (tiles >= int64_t(1) << bits) ++bits;  // their number itself is the tile of pairs of none
+  sort_pairs<int32_t>(of_tile, sorted, numbers, sorted_numbers, bits);
+  launch(gather_ranks, blocks_of(room), data<int32_t>(ranks), data<int32_t>(sorted_numbers), data<int64_t>(of.ends), n, room,
+         data<int32_t>(out.lists));
+  launch(find_tiles, blocks_of(tiles + 1), data<int32_t>(sorted), room, tiles, data<int32_t>(out.tile_start));
+  return out;
+}
+
+struct Totals { int64_t visible, pairs; };
+
+Totals totals_of(const Tensor& last) {
+  const int64_t* const of = last.const_data_ptr<int64_t>();
+  check_pairs(of[0]);
+  return {of[1], of[0]};
+}
+
 }  // namespace
 
 template <class S>
 Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities,
-         const Tensor& colors, const Grid& grid, const std::optional<Tensor>& mask) {
-  const int64_t n = means2d.size(0), channels = colors.size(1), stride = record_stride<S>(channels + 1);
-  const auto ints = means2d.options().dtype(at::kInt);
-  const Screen<S> screen{data<S>(means2d), data<S>(conics), data<S>(depths), data<S>(opacities), data<S>(colors), channels};
-
-  Tensor before;
-  if (mask) {
-    before = at::zeros({grid.count() + 1}, ints);
-    at::Tensor behind = before.narrow(0, 1, grid.count());
-    at::cumsum_out(behind, mask->reshape({-1}), 0, at::kInt);
-  }
-  const Drawn drawn{mask ? data<int32_t>(before) : nullptr};
-
-  Tensor ids = at::empty({n}, ints), counts = at::zeros({n + 1}, ints.dtype(at::kLong));
-  {
-    const auto options = ints.dtype(sizeof(S) == 4 ? at::kInt : at::kLong);
-    const Tensor keys = at::empty({n}, options), sorted = at::empty({n}, options), unsorted_ids = at::empty({n}, ints);
-    launch(depth_keys<S>, blocks_of(n), data<S>(depths), data<int32_t>(radii), n, data<Key<S>>(keys), data<int32_t>(unsorted_ids));
-    sort_pairs<Key<S>>(keys, sorted, unsorted_ids, ids, 8 * int(sizeof(S)) - 1);  // no sign
-    launch(count_tiles<S>, blocks_of(n), screen, grid, drawn, data<Key<S>>(sorted), data<int32_t>(ids), n, data<int64_t>(counts));
-  }
-  if (n > 0) {
-    const auto stream = c10::cuda::getCurrentCUDAStream();
-    with_storage(counts, [&](void* storage, size_t& bytes) {
-      return cub::DeviceScan::InclusiveSum(storage, bytes, data<int64_t>(counts), data<int64_t>(counts), int(n), stream);
-    });
-  }
-  // The only wait: both numbers in one copy.
-  const Tensor totals = counts.narrow(0, n > 0 ? n - 1 : 0, n > 0 ? 2 : 1).cpu();
-  const int64_t visible = n > 0 ? totals.const_data_ptr<int64_t>()[1] : 0, pairs = n > 0 ? totals.const_data_ptr<int64_t>()[0] : 0;
-  check_pairs(pairs);
-
+         const Tensor& colors, const Grid& grid, const std::optional<Tensor>& mask, int64_t room, const std::function<void(const Bins&)>& draw) {
+  const Screen<S> screen{data<S>(means2d), data<S>(conics), data<S>(depths), data<S>(opacities), data<S>(colors), colors.size(1)};
+  const Counted<S> counted = count<S>(screen, depths, radii, grid, mask);
+  const int64_t n = counted.size();
+  const Tensor last = counted.ends.narrow(0, n > 0 ? n - 1 : 0, n > 0 ? 2 : 1);  // the number of pairs, of ranks
+  const auto floats = means2d.options();
+  Tensor wrong = wrong_ranks(floats.dtype(at::kInt));
+  const auto make = [&](int64_t rows, int64_t capacity, bool exact) {
+    const Bins lists = make_lists<S>(counted, rows, capacity, exact, floats, wrong);
+    draw(lists);
+    return lists;
+  };
+  // There cannot be more; and the numbers of the pairs of a Gaussian that reaches past the room stay within int32.
+  room = std::min({room, n * grid.count(), std::numeric_limits<int32_t>::max() - grid.count()});
   Bins out;
-  out.records = at::empty({visible, stride}, means2d.options());
-  out.order = at::empty({visible}, ints);
-  out.pair_start = visible ? at::empty({visible + 1}, ints) : at::zeros({1}, ints);
-  out.tile_start = at::empty({grid.count() + 1}, ints);
-  out.lists = at::empty({2, pairs}, ints);
-  const Tensor tiles = at::empty({pairs}, ints), ranks = at::empty({pairs}, ints), numbers = at::empty({pairs}, ints);
-  const Tensor wrong = wrong_ranks(ints);
-  launch(write_records<S>, blocks_of(visible), screen, grid, drawn, data<int32_t>(ids), data<int64_t>(counts), visible, stride,
-         data<S>(out.records), data<int32_t>(out.order), data<int32_t>(out.pair_start),
-         Pairs{data<int32_t>(tiles), data<int32_t>(ranks), data<int32_t>(numbers)}, data<int32_t>(wrong));
+  Totals totals{};
+  if (n == 0 || room <= 0) {
+    if (n > 0) totals = totals_of(last.cpu());  // waits until the device has nothing left to do
+    out = make(totals.visible, totals.pairs, true);
+  } else {
+    const Late counts(last);
+    out = make(n, room, false);
+    totals = totals_of(counts.wait());
+    if (totals.pairs > room) {
+      wrong.zero_();
+      out = {};  // its memory is free for the next
+      out = make(totals.visible, totals.pairs, true);
+    } else {
+      out.records.resize_({totals.visible, out.records.size(1)});
+      out.order.resize_({totals.visible});
+      out.pair_start.resize_({totals.visible + 1});
+      out.lists.resize_({2, totals.pairs});
+    }
+  }
   if (wrong.numel()) {
     const int32_t found = *wrong.cpu().const_data_ptr<int32_t>();
-    TORCH_CHECK(found == 0, "rasterize: ", found, " of ", visible, " Gaussians meet other tiles when they are written than when they were counted");
+    TORCH_CHECK(found == 0, "rasterize: ", found, " of ", totals.visible,
+                " Gaussians meet other tiles when they are written than when they were counted");
   }
-  const Tensor sorted = at::empty({pairs}, ints), sorted_ranks = out.lists.select(0, 0), sorted_numbers = out.lists.select(0, 1);
-  int bits = 1;
-  while (grid.count() >= int64_t(1) << bits) ++bits;  // grid.count() itself is the tile of pairs of none
-  sort_pairs<int32_t>(tiles, sorted, numbers, sorted_numbers, bits);
-  launch(gather_ranks, blocks_of(pairs), data<int32_t>(ranks), data<int32_t>(sorted_numbers), pairs, data<int32_t>(sorted_ranks));
-  launch(find_tiles, blocks_of(grid.count() + 1), data<int32_t>(sorted), pairs, grid.count(), data<int32_t>(out.tile_start));
   return out;
 }
 
 template Bins bin<float>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&,
-                         const std::optional<Tensor>&);
+                         const std::optional<Tensor>&, int64_t, const std::function<void(const Bins&)>&);
 template Bins bin<double>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Grid&,
-                         const std::optional<Tensor>&);
+                          const std::optional<Tensor>&, int64_t, const std::function<void(const Bins&)>&);
 
 }  // namespace dgr

@@ -70,9 +70,10 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cuda(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
     const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const std::optional<Tensor>& tiles,
-    const std::optional<Tensor>& absolute, int64_t fixed) {
+    const std::optional<Tensor>& absolute, int64_t fixed, int64_t room) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
   check_fixed(fixed, means2d.size(0));
+  check_room(room);
   const Grid grid(window_of(window, width, height));
   check_tiles(tiles, grid.width, grid.height, means2d);
   const c10::cuda::CUDAGuard guard(means2d.device());
@@ -83,17 +84,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> compo
   Bins bins;
   on_scalar(means2d, [&](auto tag) {
     using S = decltype(tag);
-    bins = bin<S>(means2d.contiguous(), conics.contiguous(), depths.contiguous(), radii.contiguous(), opacities.contiguous(),
-                  colors.contiguous(), grid, tiles);
-    const Lists<S> lists{data<S>(bins.records), bins.records.size(1), data<int32_t>(bins.tile_start), data<int32_t>(bins.lists)};
-    const auto draw = [&](auto in_chunk) {
-      constexpr int N = decltype(in_chunk)::value;
-      launch(draw_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks_of(features, N))), lists, grid, data<S>(back), int(channels),
-             Images<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
+    const auto draw = [&](const Bins& from) {
+      const Lists<S> lists{data<S>(from.records), from.records.size(1), data<int32_t>(from.tile_start), data<int32_t>(from.lists)};
+      const auto in_chunks = [&](auto in_chunk) {
+        constexpr int N = decltype(in_chunk)::value;
+        launch(draw_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks_of(features, N))), lists, grid, data<S>(back), int(channels),
+               Images<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
+      };
+      if constexpr (!kIsSmall<S>) in_chunks(std::integral_constant<int, 4>{});
+      else if (features <= 4) in_chunks(std::integral_constant<int, 4>{});
+      else in_chunks(std::integral_constant<int, 8>{});
     };
-    if constexpr (!kIsSmall<S>) draw(std::integral_constant<int, 4>{});
-    else if (features <= 4) draw(std::integral_constant<int, 4>{});
-    else draw(std::integral_constant<int, 8>{});
+    bins = bin<S>(means2d.contiguous(), conics.contiguous(), depths.contiguous(), radii.contiguous(), opacities.contiguous(),
+                  colors.contiguous(), grid, tiles, room, draw);
   });
   return {image, alpha, depth, bins.records, bins.order, bins.pair_start, bins.tile_start, bins.lists};
 }
