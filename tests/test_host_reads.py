@@ -1,7 +1,7 @@
 """Where a training step reads values on the host, for which it would wait on a GPU.
 
 On a CPU they are counted by construction, on a GPU by torch. Operators read numbers of their own, behind work that they
-have queued (tests/test_room.py), which are not among these.
+have queued (tests/test_capacity.py), which are not among these.
 """
 
 import warnings

@@ -66,13 +66,13 @@ def decode(
     decoder: Decoder,
     camera_center: Float[Tensor, "3"],
     visible: Int[Tensor, "m"] | Bool[Tensor, "n"] | None = None,
-    room: fused.Room | None = None,
+    capacity: fused.Capacity | None = None,
 ) -> Decoded:
     """Decode the anchors in the rows ``visible`` (distinct; or where it is true; None: all) for a camera at
-    ``camera_center``; ``room`` as for ``fused.decode``, where that is used."""
+    ``camera_center``; ``capacity`` as for ``fused.decode``, where that is used."""
     center = camera_center.to(anchors.position)
     if fused.covers(anchors, center, decoder):
-        return _fused(anchors, decoder, center, visible, room=room)[0]
+        return _fused(anchors, decoder, center, visible, capacity=capacity)[0]
     view = _look(anchors, center, visible)
     return _spawn(anchors, view, decoder.at(view.rows)(view.feature, view.direction, view.distance))[0]
 
@@ -84,7 +84,7 @@ def decode_with_teacher(
     camera_center: Float[Tensor, "3"],
     visible: Int[Tensor, "m"] | Bool[Tensor, "n"] | None = None,
     detach: bool = True,
-    room: fused.Room | None = None,
+    capacity: fused.Capacity | None = None,
 ) -> tuple[Decoded, TeacherTargets]:
     """The student's Gaussians, and the teacher's for the same offsets.
 
@@ -93,7 +93,7 @@ def decode_with_teacher(
     """
     center = camera_center.to(anchors.position)
     if detach and fused.covers(anchors, center, student, teacher):
-        decoded, targets = _fused(anchors, student, center, visible, teacher, room)
+        decoded, targets = _fused(anchors, student, center, visible, teacher, capacity)
         assert targets is not None
         return decoded, targets
     view = _look(anchors, center, visible)
@@ -107,11 +107,11 @@ def decode_with_teacher(
 
 def _fused(
     anchors: Anchors, student: Decoder, center: Tensor, visible: Tensor | None,
-    teacher: GaussianDecoder | None = None, room: fused.Room | None = None,
+    teacher: GaussianDecoder | None = None, capacity: fused.Capacity | None = None,
 ) -> tuple[Decoded, TeacherTargets | None]:  # fmt: skip
     """Both of ``decode_with_teacher``, by the operator."""
     wanted = _all_rows(anchors) if visible is None else visible
-    found = fused.decode(anchors, student, center, wanted, teacher, room)
+    found = fused.decode(anchors, student, center, wanted, teacher, capacity)
     gaussians = Gaussians(
         means=found.means, scales=found.scales, quats=found.quats, opacities=found.opacities, colors=found.colors
     )

@@ -7,7 +7,7 @@ from typing import cast
 
 import anchor_decode
 import torch
-from anchor_decode import Room
+from anchor_decode import Capacity
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
 
-__all__ = ["Room", "covers", "decode"]
+__all__ = ["Capacity", "covers", "decode"]
 
 
 def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:
@@ -48,11 +48,11 @@ def decode(
     center: Float[Tensor, "3"],
     visible: Int[Tensor, "m"] | Bool[Tensor, "n"],
     teacher: GaussianDecoder | None = None,
-    room: Room | None = None,
+    capacity: Capacity | None = None,
 ) -> anchor_decode.Decoded:
     """Decodes the rows ``visible``, or where it is true; with a teacher, its targets too, which have no gradient.
 
-    ``room``: what earlier views took, so that the host need not wait for a GPU before it has queued the decoding;
+    ``capacity``: what earlier views took, so that the host need not wait for a GPU before it has queued the decoding;
     changed. Results do not depend on it. A ``DecoderBank`` makes no use of it.
     """
     if isinstance(student, DecoderBank):
@@ -67,7 +67,7 @@ def decode(
     )
     fixed = None if teacher is None else [weight.detach() for weight in _weights(teacher)]
     rows = (anchors.position, anchors.offset, anchors.feature, anchors.log_scale)
-    return anchor_decode.decode(*rows, visible, center, _weights(student), layout, fixed, room)
+    return anchor_decode.decode(*rows, visible, center, _weights(student), layout, fixed, capacity)
 
 
 def _is_mask(visible: Tensor) -> bool:

@@ -7,7 +7,7 @@ import diff_gaussian_rasterization.ops as ops
 import torch
 import torch.nn.functional as F
 from diff_gaussian_rasterization.adam import adam_update
-from diff_gaussian_rasterization.ops import Around, Room
+from diff_gaussian_rasterization.ops import Around, Capacity
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def rasterize(
     background: Float[Tensor, "c"],
     window: Window | None = None,
     around: Gaussians | None = None,
-    room: Room | None = None,
+    capacity: Capacity | None = None,
 ) -> RenderOutput:
     """Rasterizes Gaussians for a camera; differentiable in every field of ``gaussians``.
 
@@ -36,7 +36,7 @@ def rasterize(
             window leaves out. None: all of it.
         around: Further Gaussians to render, which ``radii`` and ``screen_means`` do not cover, and which get gradients
             only if their means require them.
-        room: What earlier views took, so that the host need not wait for a GPU before it has queued the drawing;
+        capacity: What earlier views took, so that the host need not wait for a GPU before it has queued the drawing;
             changed. Results do not depend on it.
 
     Returns:
@@ -63,7 +63,7 @@ def rasterize(
         window=None if window is None else window.rectangle,
         tiles=None if window is None else window.tiles,
         around=fixed,
-        room=room,
+        capacity=capacity,
         **_pinhole(camera, gaussians.means),
     )
     radii = drawn.radii[: len(gaussians)]

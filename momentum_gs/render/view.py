@@ -17,25 +17,25 @@ from momentum_gs.model.background import Background
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder
 from momentum_gs.model.expand import Decoded, TeacherTargets, decode, decode_with_teacher
-from momentum_gs.model.fused import Room as AnchorRoom
+from momentum_gs.model.fused import Capacity as AnchorCapacity
 from momentum_gs.model.splats import Harmonics, Model, Splats
 from momentum_gs.render.nudge import nudged
-from momentum_gs.render.rasterize import Room as PairRoom
+from momentum_gs.render.rasterize import Capacity as PairCapacity
 from momentum_gs.render.rasterize import anchors_in_view, rasterize
 from momentum_gs.render.splat_view import decode_splats, splats_without_colors
 from momentum_gs.render.surface import CHANNELS, Surface, take_planes, with_planes
 
 
 @dataclass
-class ViewRoom:
+class ViewCapacity:
     """What earlier views of the same rows took, so that the host need not wait for a GPU before it has queued the work
     of a view. Every view changes it; no result depends on it, so that it is stored nowhere."""
 
-    anchors: AnchorRoom = field(default_factory=AnchorRoom)
+    anchors: AnchorCapacity = field(default_factory=AnchorCapacity)
     """Of the rows themselves."""
-    around: AnchorRoom = field(default_factory=AnchorRoom)
+    around: AnchorCapacity = field(default_factory=AnchorCapacity)
     """Of those around them."""
-    pairs: PairRoom = field(default_factory=PairRoom)
+    pairs: PairCapacity = field(default_factory=PairCapacity)
     """Of both together, in the rasterizer."""
 
 
@@ -59,7 +59,7 @@ def decode_view(
     decoder: Decoder | Harmonics,
     camera: Camera,
     window: Window | None = None,
-    room: AnchorRoom | None = None,
+    capacity: AnchorCapacity | None = None,
 ) -> Decoded:
     """The Gaussians for a view or a part of it: those of the anchors in view (``anchors_in_view``), or all splats."""
     if isinstance(model, Splats):
@@ -67,7 +67,7 @@ def decode_view(
         return decode_splats(model, decoder, camera)
     assert not isinstance(decoder, Harmonics), "anchors have a decoder"
     center, visible = beside(camera.center, model.position), anchors_in_view(model, camera, window)
-    return decode(model, decoder, center, visible, room)
+    return decode(model, decoder, center, visible, capacity)
 
 
 def render_view(
@@ -82,7 +82,7 @@ def render_view(
     window: Window | None = None,
     opacity_factors: Float[Tensor, "n 1"] | None = None,
     surface: bool = False,
-    room: ViewRoom | None = None,
+    capacity: ViewCapacity | None = None,
 ) -> ViewRender:
     """Decodes the model for a view and rasterizes it.
 
@@ -98,16 +98,18 @@ def render_view(
         window: Part of the view to render; None: all of it.
         opacity_factors: Multiply the splats' opacities; those with a factor of 0 have radius 0 in the result. None: 1.
         surface: Also draw depth and normals, in the same pass.
-        room: What earlier views of the same model took; changed. None: the host counts before it allocates.
+        capacity: What earlier views of the same model took; changed. None: the host counts before it allocates.
     """
     targets = None
-    room = room or ViewRoom()
+    capacity = capacity or ViewCapacity()
     if teacher is None:
-        decoded = decode_view(model, decoder, camera, window, room.anchors)
+        decoded = decode_view(model, decoder, camera, window, capacity.anchors)
     else:
         assert isinstance(model, Anchors) and isinstance(decoder, GaussianDecoder), "a teacher steadies one decoder"
         center, visible = beside(camera.center, model.position), anchors_in_view(model, camera, window)
-        decoded, targets = decode_with_teacher(model, decoder, teacher, center, visible, detach_teacher, room.anchors)
+        decoded, targets = decode_with_teacher(
+            model, decoder, teacher, center, visible, detach_teacher, capacity.anchors
+        )
     behind = learned_background(decoder, camera, background, window)
     colour = constant_background(decoder)
     background, over = (background, behind) if colour is None else (colour.to(background), None)
@@ -117,7 +119,7 @@ def render_view(
     if around is not None:
         # Without a gradient to the decoder, which gained nothing where it was measured (docs/lab_log.md).
         with torch.no_grad():
-            parts.append(decode_view(around, decoder, camera, window, room.around).gaussians)
+            parts.append(decode_view(around, decoder, camera, window, capacity.around).gaussians)
     if nudge is not None:
         parts = [nudged(part, camera, nudge) for part in parts]
     found = None
@@ -125,10 +127,10 @@ def render_view(
         parts = [with_planes(part, camera) for part in parts]
         background = F.pad(background, (0, CHANNELS))
         over = None if over is None else F.pad(over, (0, 0, 0, 0, 0, CHANNELS))
-        drawn = draw(parts[0], camera, background, over, window, parts[1] if parts[1:] else None, room.pairs)
+        drawn = draw(parts[0], camera, background, over, window, parts[1] if parts[1:] else None, capacity.pairs)
         output, found = take_planes(drawn, camera, window)
     else:
-        output = draw(parts[0], camera, background, over, window, parts[1] if parts[1:] else None, room.pairs)
+        output = draw(parts[0], camera, background, over, window, parts[1] if parts[1:] else None, capacity.pairs)
     if opacity_factors is not None:
         output = replace(output, radii=torch.where(opacity_factors[:, 0] > 0, output.radii, 0))
     return ViewRender(output, decoded, targets, behind, found)
@@ -185,13 +187,15 @@ def draw(
     behind: Float[Tensor, "c h w"] | None = None,
     window: Window | None = None,
     around: Gaussians | None = None,
-    room: PairRoom | None = None,
+    capacity: PairCapacity | None = None,
 ) -> RenderOutput:
-    """Rasterizes Gaussians over the image ``behind`` or, if that is None, over the colour ``background``; ``room`` as
-    for ``rasterize``."""
+    """Rasterizes Gaussians over the image ``behind`` or, if that is None, over the colour ``background``.
+
+    ``capacity`` is as for ``rasterize``.
+    """
     if behind is None:
-        return rasterize(gaussians, camera, background, window, around, room)
-    output = rasterize(gaussians, camera, torch.zeros_like(background), window, around, room)
+        return rasterize(gaussians, camera, background, window, around, capacity)
+    output = rasterize(gaussians, camera, torch.zeros_like(background), window, around, capacity)
     return replace(output, image=output.image + (1 - output.alpha) * behind)
 
 

@@ -104,7 +104,7 @@ def train_step(
                 teacher if block.step >= teacher_from else None, config.teacher.detach, nudge, block.around, window,
                 block.opacity_factors(config),
                 draws_surface(config) or (inputs.surfaces is not None and inputs.surfaces.draws(block.step, config)),
-                block.room,
+                block.capacity,
             )  # fmt: skip
             image = corrections.appearance.correct(view.output.image, camera.name, window)
             learned = view.behind if config.model.background != "fixed" else None  # A student's is fixed.

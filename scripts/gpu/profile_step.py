@@ -24,8 +24,8 @@ from momentum_gs.config.load import load_config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.device import device_use, pick_device
 from momentum_gs.data.scene import load_scene
-from momentum_gs.model.fused import Room as AnchorRoom
-from momentum_gs.render.rasterize import Room as PairRoom
+from momentum_gs.model.fused import Capacity as AnchorCapacity
+from momentum_gs.render.rasterize import Capacity as PairCapacity
 from momentum_gs.train.events import Event, Observers, StepDone
 from momentum_gs.train.loop import Training
 
@@ -107,13 +107,13 @@ def figures(profiled: Profiled, device: torch.device) -> dict[str, Any]:
     }
 
 
-def know_nothing(room: Any, *seen: int) -> None:
-    """In place of ``Room.after``: every view is counted before it is decoded and drawn."""
+def know_nothing(capacity: Any, *seen: int) -> None:
+    """In place of ``Capacity.after``: every view is counted before it is decoded and drawn."""
 
 
 @contextmanager
 def emulated(out: Path) -> Iterator[None]:
-    """The operators that know of rooms are those of the CUDA sources."""
+    """The operators that know of capacities are those of the CUDA sources."""
     sys.path.insert(0, str(ROOT / "tests"))
     import cuda_emulator
 
@@ -150,7 +150,7 @@ def main() -> None:
         if args.emulated:
             stack.enter_context(emulated(args.out))
         found = profile(args.scene, args.out, device, args.steps)
-        with patch.object(AnchorRoom, "after", know_nothing), patch.object(PairRoom, "after", know_nothing):
+        with patch.object(AnchorCapacity, "after", know_nothing), patch.object(PairCapacity, "after", know_nothing):
             before = profile(args.scene, args.out, device, args.steps)
     found |= {f"{name}, counted first": before[name] for name in before if "waits" in name}
     print("RESULT", json.dumps(found))

@@ -25,9 +25,9 @@ sys.path[:0] = [str(ROOT / "tests"), *(str(ROOT / "submodules" / folder / "tests
 
 
 def draw(device: str, dtype: torch.dtype) -> None:
-    """The rasterizer with all of its gradients and in rooms of several sizes, spherical harmonics, and Adam on some
+    """The rasterizer with all of its gradients and with several capacities, spherical harmonics, and Adam on some
     rows."""
-    from diff_gaussian_rasterization import Room, adam_update, rasterize, spherical_harmonics
+    from diff_gaussian_rasterization import Capacity, adam_update, rasterize, spherical_harmonics
     from rasterizer_scenes import make_scene
 
     views = [
@@ -43,9 +43,9 @@ def draw(device: str, dtype: torch.dtype) -> None:
         given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
         leaves = {k: v.requires_grad_() for k, v in given.items() if isinstance(v, torch.Tensor) and k != "tiles"}
         leaves["means2d"] = torch.zeros(150, 4, dtype=dtype, device=device, requires_grad=True)
-        for room in (None, Room(1), Room(10_000)):
+        for capacity in (None, Capacity(1), Capacity(10_000)):
             given |= {"means2d": leaves["means2d"], "antialiasing": "window" in view}
-            out = rasterize(**given, room=room)
+            out = rasterize(**given, capacity=capacity)
             loss = out.image.square().sum() + out.depth.sum() + out.alpha.sum()
             torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sh = torch.randn(150, 16, 3, dtype=dtype, device=device, requires_grad=True)
@@ -68,8 +68,8 @@ def others(device: str, dtype: torch.dtype) -> None:
 
 def decoders(device: str, dtype: torch.dtype) -> None:
     """Anchors: several tiles, a teacher, a feature bank, an anchor that is broken, a list and a mask in several
-    rooms."""
-    from anchor_decode import Room, decode
+    capacities."""
+    from anchor_decode import Capacity, decode
     from decoders import LAYOUTS, scene, values_and_gradients
 
     for layout in LAYOUTS[:3]:
@@ -78,8 +78,8 @@ def decoders(device: str, dtype: torch.dtype) -> None:
         given = {name: tensor.to(device) for name, tensor in given.items()}
         values_and_gradients(decode, given, layout)
         given["visible"] = torch.zeros(90, dtype=torch.bool, device=device).index_fill_(0, given["visible"], True)
-        for room in (Room(1, 1), Room(70, 10), Room(90, 1000)):
-            values_and_gradients(partial(decode, room=room), given, layout)
+        for capacity in (Capacity(1, 1), Capacity(70, 10), Capacity(90, 1000)):
+            values_and_gradients(partial(decode, capacity=capacity), given, layout)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.types import Camera, PointCloud
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.splats import Model, Splats
-from momentum_gs.render.view import ViewRender, ViewRoom
+from momentum_gs.render.view import ViewCapacity, ViewRender
 from momentum_gs.train.blocks.running_score import RunningScore
 from momentum_gs.train.decoders.learner import DecoderLearner
 from momentum_gs.train.growth.report import GrowthReport, RowStats
@@ -67,7 +67,7 @@ class Block(ABC):
     """The per-block decoder (``blocks.decoder=per_block``); None with a shared decoder."""
     score: RunningScore = field(default_factory=RunningScore)
     """Score on the views trained since the last measurement (``weighting.source=running``)."""
-    room: ViewRoom = field(default_factory=ViewRoom)
+    capacity: ViewCapacity = field(default_factory=ViewCapacity)
     """What its views took of a GPU's memory."""
 
     @classmethod

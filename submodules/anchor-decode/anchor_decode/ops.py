@@ -83,7 +83,7 @@ class Layout:
 
 
 @dataclass
-class Room:
+class Capacity:
     """How many visible anchors and Gaussians a view is expected to have, from earlier views of the same anchors.
 
     Every call of ``decode`` that is given it updates it. Without one, the host waits on a GPU until all earlier work is
@@ -154,7 +154,7 @@ def decode(
     weights: Weights,
     layout: Layout,
     teacher: Weights | None = None,
-    room: Room | None = None,
+    capacity: Capacity | None = None,
 ) -> Decoded:
     """Decodes the anchors in the rows ``visible`` for a camera at ``center``.
 
@@ -168,7 +168,7 @@ def decode(
         weights: Of the decoder, as ``layout`` orders them.
         layout: The decoder's shape.
         teacher: Weights of a second decoder of the same layout, which decodes the same offsets along.
-        room: How many anchors and Gaussians to expect, which the call updates; None: unknown.
+        capacity: How many anchors and Gaussians to expect, which the call updates; None: unknown.
 
     Returns:
         Decoded: its five attributes and ``neural_opacity`` are differentiable, once, in ``offset``, ``feature``,
@@ -189,13 +189,13 @@ def decode(
                 raise ValueError(f"anchor_decode: {name} requires a gradient, expected none as it gets none; detach it")
     row = None if teacher is None else _row(teacher)
     anchors = (position, offset, feature, log_scale, visible, center)
-    expects = [] if room is None else [room.anchors, room.gaussians]
+    expects = [] if capacity is None else [capacity.anchors, capacity.gaussians]
     if learn and any(tensor.requires_grad for tensor in (offset, feature, log_scale, *weights)):
         found = _Decode.apply(layout, row, expects, *anchors, *weights)
     else:
         found = _forward(layout, row, expects, anchors, _row(weights), train=False)
-    if room is not None:
-        room.after(len(found[5]), len(found[0]))
+    if capacity is not None:
+        capacity.after(len(found[5]), len(found[0]))
     rows = found[14] if visible.dtype == torch.bool else visible
     return Decoded(*found[:7], None if row is None else Targets(*found[7:11]), rows)
 
@@ -207,23 +207,23 @@ def _row(weights: Sequence[Tensor]) -> Tensor:
 def _forward(
     layout: Layout,
     teacher: Tensor | None,
-    room: list[int],
+    capacity: list[int],
     anchors: tuple[Tensor, ...],
     weights: Tensor,
     train: bool,
 ) -> tuple[Tensor, ...]:
     options = (layout.hidden, layout.distances, layout.bank)
-    return _ops.decode(*anchors, weights, teacher, *options, train, room)
+    return _ops.decode(*anchors, weights, teacher, *options, train, capacity)
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, layout: Layout, teacher: Tensor | None, room: list[int], *tensors: Tensor
+        ctx: Any, layout: Layout, teacher: Tensor | None, capacity: list[int], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         anchors, weights = tensors[:6], tensors[6:]
         row = _row(weights)
-        found = _forward(layout, teacher, room, anchors, row, train=True)
+        found = _forward(layout, teacher, capacity, anchors, row, train=True)
         _, scales, quats, _, colors, neural, kept, *fixed, listed = found
         ctx.mark_non_differentiable(kept, *fixed, listed)
         ctx.set_materialize_grads(False)
@@ -255,7 +255,7 @@ class _Decode(torch.autograd.Function):
 def _(
     position: Tensor, offset: Tensor, feature: Tensor, log_scale: Tensor, visible: Tensor, center: Tensor,
     weights: Tensor, teacher: Tensor | None, hidden: int, distances: int, bank: bool, train: bool,
-    room: Sequence[int] = (),
+    capacity: Sequence[int] = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
     masked = visible.dtype == torch.bool
     kept = torch.library.get_ctx().new_dynamic_size()

@@ -78,8 +78,8 @@ struct Arguments {
   }
 
   // What decode expects: none, or numbers of anchors and of Gaussians.
-  static void check_room(at::IntArrayRef room) {
-    TORCH_CHECK(room.empty() || (room.size() == 2 && room[0] >= 0 && room[1] >= 0), "anchor_decode: room is ", room,
+  static void check_capacity(at::IntArrayRef capacity) {
+    TORCH_CHECK(capacity.empty() || (capacity.size() == 2 && capacity[0] >= 0 && capacity[1] >= 0), "anchor_decode: capacity is ", capacity,
                 ", expected none, or a number of anchors and one of Gaussians");
   }
 

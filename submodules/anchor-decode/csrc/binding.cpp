@@ -4,7 +4,7 @@
 TORCH_LIBRARY(anchor_decode, m) {
   // N anchors, M of them visible, K offsets, F features, G Gaussians, A anchors with a Gaussian. `weights`, `teacher`: all
   // weights of a decoder in one row (anchor_decode/ops.py::Layout); `distances`: bit i: head i reads the distance.
-  // `visible`: int64 [M], or bool [N]. `room`: how many visible anchors and Gaussians a GPU expects, so that the host need
+  // `visible`: int64 [M], or bool [N]. `capacity`: how many visible anchors and Gaussians a GPU expects, so that the host need
   // not wait for their numbers before they are decoded; none: it waits. The same bits for all values.
   // -> means, scales, quats, opacities, colors; neural_opacity [M,K], kept [M,K];
   //    the teacher's scales, quats, colors, neural_opacity (empty without one);
@@ -12,7 +12,7 @@ TORCH_LIBRARY(anchor_decode, m) {
   //    int64 [M] the rows of a bool `visible`, ascending (empty for another).
   m.def(
       "decode(Tensor position, Tensor offset, Tensor feature, Tensor log_scale, Tensor visible, Tensor center, "
-      "Tensor weights, Tensor? teacher, int hidden, int distances, bool bank, bool train, int[] room=[]) -> "
+      "Tensor weights, Tensor? teacher, int hidden, int distances, bool bank, bool train, int[] capacity=[]) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Gradients of offset, feature, log_scale and weights. `grads`: of the first five outputs of decode; `grad_neural_opacity`
   // may be absent.

@@ -182,7 +182,7 @@ inline void check_fixed(int64_t fixed, int64_t gaussians) {
   TORCH_CHECK(fixed >= 0 && fixed <= gaussians, "rasterize: fixed is ", fixed, ", expected 0 to ", gaussians, ", the number of Gaussians");
 }
 
-inline void check_room(int64_t room) { TORCH_CHECK(room >= 0, "rasterize: room is ", room, ", expected 0 pairs or more"); }
+inline void check_capacity(int64_t capacity) { TORCH_CHECK(capacity >= 0, "rasterize: capacity is ", capacity, ", expected 0 pairs or more"); }
 
 inline void check_pairs(int64_t pairs) {
   TORCH_CHECK(pairs <= std::numeric_limits<int32_t>::max(), "rasterize: ", pairs,

@@ -19,11 +19,11 @@ TORCH_LIBRARY(diff_gaussian_rasterization, m) {
   // pair_start int32 [V+1], tile_start int32 [tiles+1], lists int32 [2,P]. `width` and `height` are the image's. `tiles`
   // bool [ceil(H/16),ceil(W/16)]: the squares of 16x16 pixels, from the window's corner, that are drawn; none: all.
   // `absolute` [G,2] only receives a gradient: what absolute_gradient returns. The last `fixed` Gaussians get no gradients.
-  // `room`: how many pairs a GPU expects, so that the host need not wait for their number before they are drawn; 0: it
+  // `capacity`: how many pairs a GPU expects, so that the host need not wait for their number before they are drawn; 0: it
   // waits. The same bits for every value.
   m.def(
       "composite(Tensor means2d, Tensor conics, Tensor depths, Tensor radii, Tensor opacities, Tensor colors, Tensor background, "
-      "int width, int height, int[]? window=None, Tensor? tiles=None, Tensor? absolute=None, int fixed=0, int room=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int width, int height, int[]? window=None, Tensor? tiles=None, Tensor? absolute=None, int fixed=0, int capacity=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // `left`, `top`: the window's corner. Rows of the last `fixed` Gaussians are 0.
   m.def(
       "composite_backward(Tensor? grad_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor image, Tensor alpha, Tensor depth, "

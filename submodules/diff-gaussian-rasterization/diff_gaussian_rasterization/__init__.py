@@ -3,8 +3,8 @@
 from diff_gaussian_rasterization.adam import SparseGaussianAdam, adam_update
 from diff_gaussian_rasterization.ops import (
     Around,
+    Capacity,
     Rasterization,
-    Room,
     cpu_kernels,
     median_depth,
     rasterize,
@@ -23,7 +23,7 @@ __all__ = [
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "Rasterization",
-    "Room",
+    "Capacity",
     "SparseGaussianAdam",
     "adam_update",
     "cpu_kernels",

@@ -52,7 +52,7 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
 
 
 def _composite_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *_, window, tiles, _absolute, ctx.fixed, _room = inputs
+    *_, window, tiles, _absolute, ctx.fixed, _capacity = inputs
     ctx.save_for_backward(*output, tiles)
     ctx.gaussians = inputs[0].shape[0]
     ctx.corner = (0, 0) if window is None else (window[0], window[1])
@@ -151,7 +151,7 @@ def register() -> None:
         tiles: Tensor | None = None,
         absolute: Tensor | None = None,
         fixed: int = 0,
-        room: int = 0,
+        capacity: int = 0,
     ) -> tuple[Tensor, ...]:
         if window is not None:
             width, height = window[2:]

@@ -23,7 +23,7 @@ __all__ = [
     "TILE",
     "Around",
     "Rasterization",
-    "Room",
+    "Capacity",
     "Window",
     "cpu_kernels",
     "median_depth",
@@ -65,7 +65,7 @@ class Rasterization(NamedTuple):
 
 
 @dataclass
-class Room:
+class Capacity:
     """How many (tile, Gaussian) pairs a view of a scene is expected to have, from its earlier views.
 
     Every call of ``rasterize`` that is given it updates it. Without one, the host waits on a GPU until all work before
@@ -106,7 +106,7 @@ def rasterize(
     tiles: Tensor | None = None,
     antialiasing: bool = False,
     around: Around | None = None,
-    room: Room | None = None,
+    capacity: Capacity | None = None,
 ) -> Rasterization:
     """Blends Gaussians front to back, over ``background``.
 
@@ -145,7 +145,7 @@ def rasterize(
             (Mip-Splatting, eq. 9).
         around: Further Gaussians, drawn as if they stood behind the others in every argument. They get no gradients,
             which the backward pass need not compute.
-        room: How many pairs to expect, which the call updates; None: unknown.
+        capacity: How many pairs to expect, which the call updates; None: unknown.
 
     Returns:
         Rasterization: differentiable in means, opacities, colors, scales, quats, cov3d, background and world_view.
@@ -178,11 +178,12 @@ def rasterize(
             behind = OPERATORS.antialias(others[1], around.opacities) if antialiasing else around.opacities
         splats = tuple(torch.cat(pair) for pair in zip(splats, (*others, behind, around.colors), strict=True))
         absolute = None if absolute is None else torch.cat([absolute, absolute.new_zeros(fixed, 2)])
+    expected = 0 if capacity is None else capacity.pairs
     image, alpha, depth, *_, lists = OPERATORS.composite(
-        *splats, background, int(width), int(height), part, tiles, absolute, fixed, 0 if room is None else room.pairs
+        *splats, background, int(width), int(height), part, tiles, absolute, fixed, expected
     )
-    if room is not None:
-        room.after(lists.shape[1])
+    if capacity is not None:
+        capacity.after(lists.shape[1])
     return Rasterization(image, alpha, depth, radii)
 
 

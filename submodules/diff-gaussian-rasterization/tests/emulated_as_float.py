@@ -39,14 +39,14 @@ class Drawn(NamedTuple):
     lists: Tensor
 
 
-def draw(scene: Scene, room: int = 0) -> Drawn:
-    """The operators' own output for the scene; ``room``: how many pairs are expected."""
+def draw(scene: Scene, capacity: int = 0) -> Drawn:
+    """The operators' own output for the scene; ``capacity``: how many pairs are expected."""
     camera = [scene[k] for k in ("fx", "fy", "cx", "cy", "width", "height")]
     library = torch.ops.diff_gaussian_rasterization
     shape = [scene[k] for k in ("means", "scales", "quats")]
     projected = library.project(*shape, None, scene["world_view"], None, *camera, 1.0, 0.2)
     colors = [scene[k] for k in ("opacities", "colors", "background")]
-    return Drawn(*library.composite(*projected, *colors, *camera[4:], room=room))
+    return Drawn(*library.composite(*projected, *colors, *camera[4:], capacity=capacity))
 
 
 def results(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
@@ -54,7 +54,7 @@ def results(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str
 
     Args:
         jobs: name -> ``scene``; ``outputs``: what has gradients; ``miscount``: pairs, 0 if absent; ``check``: whether
-            binning counts what is wrong; ``room``: how many pairs are expected.
+            binning counts what is wrong; ``capacity``: how many pairs are expected.
         folder: where to leave the files.
 
     Returns:
@@ -72,10 +72,10 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
     os.environ["MISCOUNT"] = str(job.get("miscount", 0))
     os.environ["MOMENTUM_GS_CHECK_PAIRS"] = "1" if job.get("check") else "0"
-    scene, room = job["scene"], job.get("room", 0)
+    scene, capacity = job["scene"], job.get("capacity", 0)
     try:
-        drawn = tuple(draw(scene, room))
-        return {"drawn": drawn, "grads": run(scene | {"room": ops.Room(room)}, "cpu", job["outputs"])}
+        drawn = tuple(draw(scene, capacity))
+        return {"drawn": drawn, "grads": run(scene | {"capacity": ops.Capacity(capacity)}, "cpu", job["outputs"])}
     except RuntimeError as error:
         return {"error": str(error)}
 

@@ -64,7 +64,7 @@ def calls() -> dict[str, Call]:
         "project_backward": {f"grad_{k}": like(screen[k]) for k in ("means2d", "conics", "depths")}
         | shape | {k: screen[k] for k in ("conics", "radii")} | camera | {"need_view": True},
         "composite": composite | {"window": None, "tiles": torch.ones(2, 3, dtype=torch.bool), "absolute": None}
-        | {"fixed": 0, "room": 9},
+        | {"fixed": 0, "capacity": 9},
         "composite_backward": {f"grad_{k}": like(getattr(drawn, k)) for k in ("image", "alpha", "depth")}
         | drawn._asdict() | {"gaussians": COUNT, "left": 0, "top": 0, "tiles": torch.ones(2, 3, dtype=torch.bool)},
         "absolute_gradient": {f"grad_{k}": like(getattr(drawn, k)) for k in ("image", "alpha", "depth")}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from diff_gaussian_rasterization import (
+    Capacity,
     Rasterization,
-    Room,
     checks,
     median_depth,
     ops,
@@ -333,15 +333,15 @@ def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeyp
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("room", [None, Room()])
-def test_a_step_waits_for_the_device_once_and_in_a_room_never(gpu: Backend, room: Room | None) -> None:
+@pytest.mark.parametrize("capacity", [None, Capacity()])
+def test_a_step_waits_for_the_device_once_and_with_a_capacity_never(gpu: Backend, capacity: Capacity | None) -> None:
     # For the number of pairs, which the allocation needs; nothing else may wait. Torch does not see waits for events.
     scene = moved(make_scene(500, dtype=torch.float32), "cuda")
     inputs = {k: v.requires_grad_() for k, v in scene.items() if isinstance(v, Tensor)}
     inputs["means2d"] = torch.zeros_like(scene["means"]).requires_grad_()
 
     def step() -> None:
-        image = rasterize(**(scene | inputs), room=room).image
+        image = rasterize(**(scene | inputs), capacity=capacity).image
         torch.autograd.grad(image.sum(), list(inputs.values()), allow_unused=True)
 
     step()  # warm-up
@@ -353,7 +353,7 @@ def test_a_step_waits_for_the_device_once_and_in_a_room_never(gpu: Backend, room
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(warning.message) for warning in caught) == (room is None)
+    assert sum("synchroniz" in str(warning.message) for warning in caught) == (capacity is None)
 
 
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,20 +46,20 @@ def over_tiles() -> Scene:
     return scene | {"cx": 32.0, "cy": 32.0}
 
 
-ROOMS = (100, 100_000)
+CAPACITIES = (100, 100_000)
 """Pairs that are expected: too few and too many."""
 JOBS: dict[str, dict[str, Any]] = {
     **{name: {"scene": crowd(channels), "outputs": outputs} for name, (channels, outputs) in FEATURES.items()},
     **{f"miscount {n}": {"scene": over_tiles(), "outputs": "image depth", "miscount": n} for n in (0, 1, 40, -1)},
     "checked": {"scene": over_tiles(), "outputs": "image", "miscount": -1, "check": True},
     **{
-        f"miscount {n} in {room}": {"scene": over_tiles(), "outputs": "image depth", "miscount": n, "room": room}
+        f"miscount {n} in {size}": {"scene": over_tiles(), "outputs": "image depth", "miscount": n, "capacity": size}
         for n in (0, 1, 40, -1)
-        for room in ROOMS
+        for size in CAPACITIES
     },
     **{
-        f"checked in {room}": {"scene": over_tiles(), "outputs": "image", "miscount": -1, "check": True, "room": room}
-        for room in ROOMS
+        f"checked in {n}": {"scene": over_tiles(), "outputs": "image", "miscount": -1, "check": True, "capacity": n}
+        for n in CAPACITIES
     },
     "checked and right": {"scene": over_tiles(), "outputs": "image", "check": True},
 }
@@ -142,20 +142,21 @@ def test_wrong_counts_are_reported_where_asked_for(as_float: dict[str, dict[str,
     drawn = Drawn(*as_float["miscount 0"]["drawn"])
     wrong = int((drawn.pair_start.diff()[::3] > 0).sum())
     expected = f"{wrong} of {len(drawn.order)} Gaussians meet other tiles when they are written than when they were"
-    assert all(expected in as_float[name]["error"] for name in ("checked", *(f"checked in {room}" for room in ROOMS)))
+    checked = ("checked", *(f"checked in {size}" for size in CAPACITIES))
+    assert all(expected in as_float[name]["error"] for name in checked)
     assert "error" not in as_float["checked and right"]
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("capacity", CAPACITIES)
 @pytest.mark.parametrize("miscount", [0, 1, 40, -1])
-def test_wrong_counts_in_a_room_are_as_without_one(
-    as_float: dict[str, dict[str, Any]], miscount: int, room: int
+def test_wrong_counts_with_a_capacity_are_as_without_one(
+    as_float: dict[str, dict[str, Any]], miscount: int, capacity: int
 ) -> None:
-    plain, roomy = as_float[f"miscount {miscount}"], as_float[f"miscount {miscount} in {room}"]
+    plain, ample = as_float[f"miscount {miscount}"], as_float[f"miscount {miscount} in {capacity}"]
     listed = Drawn(*plain["drawn"]).tile_start[-1]
-    for name, a, b in zip(Drawn._fields, plain["drawn"], roomy["drawn"], strict=True):
+    for name, a, b in zip(Drawn._fields, plain["drawn"], ample["drawn"], strict=True):
         assert torch.equal(a[:, :listed], b[:, :listed]) if name == "lists" else torch.equal(a, b), name
-    assert all(torch.equal(roomy["grads"][name], value) for name, value in plain["grads"].items())
+    assert all(torch.equal(ample["grads"][name], value) for name, value in plain["grads"].items())
 
 
 # ----------------------------------------------------------------------------------------------- as production runs

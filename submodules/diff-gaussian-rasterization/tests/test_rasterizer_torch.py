@@ -67,7 +67,7 @@ def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "visible_radii": (ops.visible_radii, (*shape, *camera, 1.0, 0.2)),
         "composite": (ops.composite, (*leaf_drawn, radii, *leaf_blend)),
-        "composite with room": (ops.composite, (*leaf_drawn, radii, *leaf_blend, None, None, None, 0, 7)),
+        "composite with capacity": (ops.composite, (*leaf_drawn, radii, *leaf_blend, None, None, None, 0, 7)),
         "composite_backward": (ops.composite_backward, (*grads, *drawn, 20)),
         "project of a window": (ops.project, (*leaf_shape, None, *camera, 1.0, 0.2, window)),
         "visible_radii of a window": (ops.visible_radii, (*shape, *camera, 1.0, 0.2, window)),

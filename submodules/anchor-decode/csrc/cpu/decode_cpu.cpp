@@ -238,10 +238,10 @@ Outputs decode_as(const Arguments& a, const Optional& teacher, bool train, const
 
 Outputs decode(const at::Tensor& position, const at::Tensor& offset, const at::Tensor& feature, const at::Tensor& log_scale,
                const at::Tensor& visible, const at::Tensor& center, const at::Tensor& weights, const Optional& teacher, int64_t hidden,
-               int64_t distances, bool bank, bool train, at::IntArrayRef room) {
+               int64_t distances, bool bank, bool train, at::IntArrayRef capacity) {
   const Arguments given{position, offset, feature, log_scale, visible, center, weights, hidden, distances, bank};
   given.check();
-  given.check_room(room);  // all is counted before it is written
+  given.check_capacity(capacity);  // all is counted before it is written
   if (teacher) given.check_weights("teacher", *teacher);
   Arguments a = given.contiguous();
   at::Tensor listed = at::empty({0}, visible.options().dtype(at::kLong));

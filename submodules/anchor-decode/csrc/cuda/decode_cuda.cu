@@ -2,9 +2,9 @@
 // decodes opacities; sums over anchors say where each anchor's Gaussians go; the second decodes the rest for the anchors
 // that keep one.
 //
-// With `room`, both are launched in the memory that is expected to suffice before the host knows how many anchors are
+// With `capacity`, both are launched in the memory that is expected to suffice before the host knows how many anchors are
 // visible and what they keep: it reads the numbers late (late.cuh). What did not fit is decoded again; else the results are
-// cut to what was counted. They have the same bits for every `room`.
+// cut to what was counted. They have the same bits for every `capacity`.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
     if (!keep[k]) continue;
     int64_t g = m ? ends[m - 1] : 0;
     for (int i = 0; i < k; ++i) g += keep[i];
-    if (g >= gaussians) continue;  // there is no room for it
+    if (g >= gaussians) continue;  // it does not fit
     T scales[6], shape[kShape], scale[3], quat[4];
     for (int i = 0; i < 6; ++i) scales[i] = std::exp(scene.log_scale[6 * row + i]);
     for (int i = 0; i < 3; ++i) shape[i] = logistic(cov[7 * e + i]);
@@ -113,11 +113,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// list: the anchors that are visible, as far as there is room. until[i]: how many there are up to and with i.
+// list: the anchors that are visible, as far as there is capacity. until[i]: how many there are up to and with i.
 __global__ void __launch_bounds__(kThreads)
-    list_visible(const bool* visible, const int64_t* until, int64_t anchors, int64_t room, int64_t* list) {
+    list_visible(const bool* visible, const int64_t* until, int64_t anchors, int64_t capacity, int64_t* list) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < anchors && visible[i] && until[i] <= room) list[until[i] - 1] = i;
+  if (i < anchors && visible[i] && until[i] <= capacity) list[until[i] - 1] = i;
 }
 
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
@@ -213,11 +213,11 @@ Outputs decode_counted(Arguments a, const Optional& teacher, bool train) {
 }
 
 template <class T>
-Outputs decode_as(const Arguments& given, const Optional& teacher, bool train, at::IntArrayRef room) {
+Outputs decode_as(const Arguments& given, const Optional& teacher, bool train, at::IntArrayRef capacity) {
   const int64_t n = given.position.size(0), listed = given.visible.size(0);
-  const int64_t anchors = room.empty() ? 0 : given.masked() ? std::min(room[0], n) : listed;
-  if (anchors == 0 || room[1] == 0) return decode_counted<T>(given, teacher, train);
-  const int64_t gaussians = std::min(room[1], anchors * given.offset.size(1));
+  const int64_t anchors = capacity.empty() ? 0 : given.masked() ? std::min(capacity[0], n) : listed;
+  if (anchors == 0 || capacity[1] == 0) return decode_counted<T>(given, teacher, train);
+  const int64_t gaussians = std::min(capacity[1], anchors * given.offset.size(1));
   Arguments a = given;
   at::Tensor until, count;
   const auto list = [&](int64_t size) {
@@ -247,14 +247,14 @@ Outputs decode_as(const Arguments& given, const Optional& teacher, bool train, a
 
 Outputs decode(const at::Tensor& position, const at::Tensor& offset, const at::Tensor& feature, const at::Tensor& log_scale,
                const at::Tensor& visible, const at::Tensor& center, const at::Tensor& weights, const Optional& teacher, int64_t hidden,
-               int64_t distances, bool bank, bool train, at::IntArrayRef room) {
+               int64_t distances, bool bank, bool train, at::IntArrayRef capacity) {
   const Arguments given{position, offset, feature, log_scale, visible, center, weights, hidden, distances, bank};
   given.check();
-  given.check_room(room);
+  given.check_capacity(capacity);
   if (teacher) given.check_weights("teacher", *teacher);
   const c10::cuda::CUDAGuard guard(position.device());
   const Arguments a = given.contiguous();
-  return position.scalar_type() == at::kFloat ? decode_as<float>(a, teacher, train, room) : decode_as<double>(a, teacher, train, room);
+  return position.scalar_type() == at::kFloat ? decode_as<float>(a, teacher, train, capacity) : decode_as<double>(a, teacher, train, capacity);
 }
 
 }  // namespace

@@ -88,10 +88,10 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cpu(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
     const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const OptTensor& tiles,
-    const OptTensor& absolute, int64_t fixed, int64_t room) {
+    const OptTensor& absolute, int64_t fixed, int64_t capacity) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
   check_fixed(fixed, means2d.size(0));
-  check_room(room);  // the pairs are counted before they are written
+  check_capacity(capacity);  // the pairs are counted before they are written
   const Window part = window_of(window, width, height);
   check_tiles(tiles, part.width, part.height, means2d);
   Composite out;

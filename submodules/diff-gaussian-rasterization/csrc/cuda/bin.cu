@@ -8,9 +8,9 @@
 // pairs of no tile, which sort behind all tiles. With MOMENTUM_GS_CHECK_PAIRS=1 in the environment every call counts
 // the Gaussians for which this happened and raises an error; it then waits for the device once more.
 //
-// With `room` for some number of pairs, lists of that capacity are made and drawn from before the host knows how many
+// With `capacity` for some number of pairs, lists of that capacity are made and drawn from before the host knows how many
 // pairs there are: it reads their number late (late.cuh). Where they did not fit, lists are made and drawn from again;
-// else they are cut to what was counted. What is returned has the same bits for every `room`.
+// else they are cut to what was counted. What is returned has the same bits for every `capacity`.
 #include "bin.cuh"
 
 #include <ATen/ops/cumsum.h>
@@ -105,12 +105,12 @@ struct Pairs { int32_t *tiles, *ranks, *numbers; };
 
 DGR_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// `ends`: behind the last pair of every rank, then the number of ranks. No pair is written from `room` on. `wrong`: where
+// `ends`: behind the last pair of every rank, then the number of ranks. No pair is written from `capacity` on. `wrong`: where
 // to count ranks that meet more or fewer tiles than were counted; or null.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     write_records(Screen<S> screen, Grid grid, Drawn drawn, const int32_t* __restrict__ ids, const int64_t* __restrict__ ends,
-                  int64_t n, int64_t room, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs,
+                  int64_t n, int64_t capacity, int64_t stride, S* records, int32_t* __restrict__ order, int32_t* __restrict__ pair_start, Pairs pairs,
                   int32_t* wrong) {
   const int64_t rank = thread_index(), visible = ends[n];
   const int lane = threadIdx.x % kWarp;
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t k = 0; k < stride - kHeader<S>; ++k)
       features[k] = k < screen.channels ? screen.colors[g * screen.channels + k] : k == screen.channels ? screen.depths[g] : S(0);
     order[rank] = int32_t(g);
-    begin = rank ? int(smaller(ends[rank - 1], room)) : 0;
-    count = int(smaller(ends[rank], room)) - begin;
+    begin = rank ? int(smaller(ends[rank - 1], capacity)) : 0;
+    count = int(smaller(ends[rank], capacity)) - begin;
     pair_start[rank + 1] = begin + count;
     if (count <= kAlone) {
       int at = begin;
@@ -167,10 +167,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Room that is left behind the last pair holds pairs of no tile.
-__global__ void __launch_bounds__(kThreads) fill_room(const int64_t* __restrict__ ends, int64_t n, int64_t room, int32_t no_tile, Pairs pairs) {
+// Capacity that is left behind the last pair holds pairs of no tile.
+__global__ void __launch_bounds__(kThreads) fill_rest(const int64_t* __restrict__ ends, int64_t n, int64_t capacity, int32_t no_tile, Pairs pairs) {
   const int64_t number = thread_index();
-  if (number >= room || number < ends[n - 1]) return;
+  if (number >= capacity || number < ends[n - 1]) return;
   pairs.tiles[number] = no_tile;
   pairs.ranks[number] = 0;
   pairs.numbers[number] = int32_t(number);
@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kThreads) fill_room(const int64_t* __restrict_
 // `lists`: [2,P] for as many pairs as there are, or fit.
 __global__ void __launch_bounds__(kThreads)
     gather_ranks(const int32_t* __restrict__ rank_of_pair, const int32_t* __restrict__ numbers, const int64_t* __restrict__ ends, int64_t n,
-                 int64_t room, int32_t* __restrict__ lists) {
-  const int64_t place = thread_index(), pairs = smaller(ends[n - 1], room);
+                 int64_t capacity, int32_t* __restrict__ lists) {
+  const int64_t place = thread_index(), pairs = smaller(ends[n - 1], capacity);
   if (place >= pairs) return;
   const int32_t number = numbers[place];
   lists[place] = rank_of_pair[number];
@@ -258,24 +258,24 @@ Counted<S> count(const Screen<S>& screen, const Tensor& depths, const Tensor& ra
   return of;
 }
 
-// For at most `rows` Gaussians and `room` pairs.
-template <class S> Bins make_lists(const Counted<S>& of, int64_t rows, int64_t room, bool exact, const at::TensorOptions& floats, const Tensor& wrong) {
+// For at most `rows` Gaussians and `capacity` pairs.
+template <class S> Bins make_lists(const Counted<S>& of, int64_t rows, int64_t capacity, bool exact, const at::TensorOptions& floats, const Tensor& wrong) {
   const int64_t n = of.size(), tiles = of.grid.count(), stride = record_stride<S>(of.screen.channels + 1);
   const auto ints = floats.dtype(at::kInt);
   Bins out{at::empty({rows, stride}, floats), at::empty({rows}, ints), rows ? at::empty({rows + 1}, ints) : at::zeros({1}, ints),
-           at::empty({tiles + 1}, ints), at::empty({2, room}, ints)};
-  const Tensor of_tile = at::empty({room}, ints), ranks = at::empty({room}, ints), numbers = at::empty({room}, ints);
+           at::empty({tiles + 1}, ints), at::empty({2, capacity}, ints)};
+  const Tensor of_tile = at::empty({capacity}, ints), ranks = at::empty({capacity}, ints), numbers = at::empty({capacity}, ints);
   const Pairs pairs{data<int32_t>(of_tile), data<int32_t>(ranks), data<int32_t>(numbers)};
-  launch(write_records<S>, blocks_of(rows), of.screen, of.grid, of.drawn(), data<int32_t>(of.ids), data<int64_t>(of.ends), n, room, stride,
+  launch(write_records<S>, blocks_of(rows), of.screen, of.grid, of.drawn(), data<int32_t>(of.ids), data<int64_t>(of.ends), n, capacity, stride,
          data<S>(out.records), data<int32_t>(out.order), data<int32_t>(out.pair_start), pairs, data<int32_t>(wrong));
-  if (!exact) launch(fill_room, blocks_of(room), data<int64_t>(of.ends), n, room, int32_t(tiles), pairs);
-  const Tensor sorted = at::empty({room}, ints), sorted_numbers = at::empty({room}, ints);
+  if (!exact) launch(fill_rest, blocks_of(capacity), data<int64_t>(of.ends), n, capacity, int32_t(tiles), pairs);
+  const Tensor sorted = at::empty({capacity}, ints), sorted_numbers = at::empty({capacity}, ints);
   int bits = 1;
   while (tiles >= int64_t(1) << bits) ++bits;  // their number itself is the tile of pairs of none
   sort_pairs<int32_t>(of_tile, sorted, numbers, sorted_numbers, bits);
-  launch(gather_ranks, blocks_of(room), data<int32_t>(ranks), data<int32_t>(sorted_numbers), data<int64_t>(of.ends), n, room,
+  launch(gather_ranks, blocks_of(capacity), data<int32_t>(ranks), data<int32_t>(sorted_numbers), data<int64_t>(of.ends), n, capacity,
          data<int32_t>(out.lists));
-  launch(find_tiles, blocks_of(tiles + 1), data<int32_t>(sorted), room, tiles, data<int32_t>(out.tile_start));
+  launch(find_tiles, blocks_of(tiles + 1), data<int32_t>(sorted), capacity, tiles, data<int32_t>(out.tile_start));
   return out;
 }
 
@@ -291,7 +291,7 @@ Totals totals_of(const Tensor& last) {
 
 template <class S>
 Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities,
-         const Tensor& colors, const Grid& grid, const std::optional<Tensor>& mask, int64_t room, const std::function<void(const Bins&)>& draw) {
+         const Tensor& colors, const Grid& grid, const std::optional<Tensor>& mask, int64_t capacity, const std::function<void(const Bins&)>& draw) {
   const Screen<S> screen{data<S>(means2d), data<S>(conics), data<S>(depths), data<S>(opacities), data<S>(colors), colors.size(1)};
   const Counted<S> counted = count<S>(screen, depths, radii, grid, mask);
   const int64_t n = counted.size();
@@ -303,18 +303,18 @@ Bins bin(const Tensor& means2d, const Tensor& conics, const Tensor& depths, cons
     draw(lists);
     return lists;
   };
-  // There cannot be more; and the numbers of the pairs of a Gaussian that reaches past the room stay within int32.
-  room = std::min({room, n * grid.count(), std::numeric_limits<int32_t>::max() - grid.count()});
+  // There cannot be more; and the numbers of the pairs of a Gaussian that reaches past the capacity stay within int32.
+  capacity = std::min({capacity, n * grid.count(), std::numeric_limits<int32_t>::max() - grid.count()});
   Bins out;
   Totals totals{};
-  if (n == 0 || room <= 0) {
+  if (n == 0 || capacity <= 0) {
     if (n > 0) totals = totals_of(last.cpu());  // waits until the device has nothing left to do
     out = make(totals.visible, totals.pairs, true);
   } else {
     const Late counts(last);
-    out = make(n, room, false);
+    out = make(n, capacity, false);
     totals = totals_of(counts.wait());
-    if (totals.pairs > room) {
+    if (totals.pairs > capacity) {
       wrong.zero_();
       out = {};  // its memory is free for the next
       out = make(totals.visible, totals.pairs, true);

@@ -19,11 +19,11 @@ struct Bins {
 };
 
 // Contiguous float32 or float64 tensors as `composite` takes them, and its mask of tiles. The one wait for the device is in
-// here. `draw` launches what reads the lists; it is called again where `room` was too small, and only the tensors of its
+// here. `draw` launches what reads the lists; it is called again where `capacity` was too small, and only the tensors of its
 // last call count. Behind them, `lists` may hold pairs of no tile while it is called.
 template <class S>
 Bins bin(const at::Tensor& means2d, const at::Tensor& conics, const at::Tensor& depths, const at::Tensor& radii,
          const at::Tensor& opacities, const at::Tensor& colors, const Grid& grid, const std::optional<at::Tensor>& mask,
-         int64_t room, const std::function<void(const Bins&)>& draw);
+         int64_t capacity, const std::function<void(const Bins&)>& draw);
 
 }  // namespace dgr

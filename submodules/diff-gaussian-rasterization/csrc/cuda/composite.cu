@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_cuda(
     const Tensor& means2d, const Tensor& conics, const Tensor& depths, const Tensor& radii, const Tensor& opacities, const Tensor& colors,
     const Tensor& background, int64_t width, int64_t height, at::OptionalIntArrayRef window, const std::optional<Tensor>& tiles,
-    const std::optional<Tensor>& absolute, int64_t fixed, int64_t room) {
+    const std::optional<Tensor>& absolute, int64_t fixed, int64_t capacity) {
   check_composite(means2d, conics, depths, radii, opacities, colors, background, width, height);
   check_fixed(fixed, means2d.size(0));
-  check_room(room);
+  check_capacity(capacity);
   const Grid grid(window_of(window, width, height));
   check_tiles(tiles, grid.width, grid.height, means2d);
   const c10::cuda::CUDAGuard guard(means2d.device());
@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> compo
       else in_chunks(std::integral_constant<int, 8>{});
     };
     bins = bin<S>(means2d.contiguous(), conics.contiguous(), depths.contiguous(), radii.contiguous(), opacities.contiguous(),
-                  colors.contiguous(), grid, tiles, room, draw);
+                  colors.contiguous(), grid, tiles, capacity, draw);
   });
   return {image, alpha, depth, bins.records, bins.order, bins.pair_start, bins.tile_start, bins.lists};
 }

@@ -1,6 +1,7 @@
 """Views that are decoded and drawn before the host knows their numbers: whole trainings on the CUDA sources, emulated.
 
-Whatever room a view is given, by what came before it or by a process that has just resumed, training has the same bits.
+Whatever capacity a view is given, by what came before it or by a process that has just resumed, training has the same
+bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ import pytest
 from tiny_run import assert_same_bits, make_config, model_of, train
 from tiny_scene import write_tiny_scene
 
-from momentum_gs.model.fused import Room as AnchorRoom
-from momentum_gs.render.rasterize import Room as PairRoom
+from momentum_gs.model.fused import Capacity as AnchorCapacity
+from momentum_gs.render.rasterize import Capacity as PairCapacity
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +28,7 @@ LIBRARIES = {
     "anchor-decode": "anchor_decode",
     "diff-gaussian-rasterization": "diff_gaussian_rasterization",
 }
-"""Those that know how much room there is."""
+"""Those that know how much capacity there is."""
 SHORT = ("steps=12", "blocks.interval=6", "growth.from_step=4", "growth.interval=5", "growth.start_stat=2")
 """Twelve steps of each of four blocks, in two rounds, with growth."""
 STEPS, BLOCKS, ROUNDS = 12, 4, 2
@@ -42,28 +43,28 @@ def emulated() -> Iterator[None]:
         yield
 
 
-def never(room: Any, *seen: int) -> None:
+def never(capacity: Any, *seen: int) -> None:
     """All is counted before it is written."""
 
 
-def too_little(room: Any, *seen: int) -> None:
-    for name, value in zip(vars(room), seen, strict=True):
-        setattr(room, name, value // 3 + 1)
+def too_little(capacity: Any, *seen: int) -> None:
+    for name, value in zip(vars(capacity), seen, strict=True):
+        setattr(capacity, name, value // 3 + 1)
 
 
-def exactly(room: Any, *seen: int) -> None:
+def exactly(capacity: Any, *seen: int) -> None:
     """Of the last view: the next one often has more."""
-    for name, value in zip(vars(room), seen, strict=True):
-        setattr(room, name, value)
+    for name, value in zip(vars(capacity), seen, strict=True):
+        setattr(capacity, name, value)
 
 
 def policy(monkeypatch: pytest.MonkeyPatch, after: Callable[..., None] | None) -> None:
-    for kind in (AnchorRoom, PairRoom):
+    for kind in (AnchorCapacity, PairCapacity):
         if after is not None:
             monkeypatch.setattr(kind, "after", after)
 
 
-def test_trainings_in_any_room_have_the_same_bits(
+def test_trainings_with_any_capacity_have_the_same_bits(
     emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = write_tiny_scene(tmp_path / "scene")

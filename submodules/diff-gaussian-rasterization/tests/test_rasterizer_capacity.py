@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import Around, Room, rasterize
+from diff_gaussian_rasterization import Around, Capacity, rasterize
 from emulated_as_float import Drawn, draw
 from rasterizer_scenes import Scene, make_scene
 from test_rasterizer_cuda import Backend, backend, emulator, gpu, moved, run  # noqa: F401 (fixtures)
 
 LAUNCHES = 5
-"""Kernels behind the count: pairs, what is left of their room, their ranks by tile, the tiles, the image. cub sorts."""
+"""Kernels behind the count: pairs, what is left of the capacity, ranks by tile, the tiles, the image. cub sorts."""
 
 
 def scenes(dtype: torch.dtype) -> dict[str, Scene]:
@@ -35,26 +35,26 @@ def scenes(dtype: torch.dtype) -> dict[str, Scene]:
 
 
 def pairs_of(scene: Scene, device: str) -> int:
-    room = Room()
-    rasterize(**moved(scene, device), room=room)
-    for pairs in range(room.pairs + 1):  # a room remembers a quarter more
-        if pairs + pairs // 4 >= room.pairs:
+    capacity = Capacity()
+    rasterize(**moved(scene, device), capacity=capacity)
+    for pairs in range(capacity.pairs + 1):  # a capacity remembers a quarter more
+        if pairs + pairs // 4 >= capacity.pairs:
             return pairs
     raise AssertionError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("what", scenes(torch.float32))
-def test_any_room_gives_the_same_bits_and_gradients(backend: Backend, what: str, dtype: torch.dtype) -> None:  # noqa: F811
+def test_any_capacity_gives_the_same_bits_and_gradients(backend: Backend, what: str, dtype: torch.dtype) -> None:  # noqa: F811
     scene = scenes(dtype)[what]
     with backend() as device:
         expected, pairs = run(scene, device), pairs_of(scene, device)
         assert (pairs > 200) == (not what.startswith("nothing"))
         for expects in {1, pairs // 2, pairs - 1, pairs, pairs + 1, 3 * pairs, 10**9} - {-1}:
-            room = Room(expects)
-            found = run(scene | {"room": room}, device)
+            capacity = Capacity(expects)
+            found = run(scene | {"capacity": capacity}, device)
             assert all(torch.equal(found[name], value) for name, value in expected.items()), expects
-            assert room.pairs == max(pairs + pairs // 4, expects - expects // 64)
+            assert capacity.pairs == max(pairs + pairs // 4, expects - expects // 64)
 
 
 @pytest.mark.parametrize("expects", [1, 300, 10**6])
@@ -62,20 +62,20 @@ def test_what_the_backward_pass_reads_has_the_same_bits(backend: Backend, expect
     with backend() as device:
         scene = moved(make_scene(150, width=70, height=50), device)
         expected = draw(scene)
-        for name, value in zip(Drawn._fields, draw(scene, room=expects), strict=True):
+        for name, value in zip(Drawn._fields, draw(scene, capacity=expects), strict=True):
             assert value.is_contiguous() and torch.equal(value, getattr(expected, name)), name
 
 
-def test_a_scene_that_grows_and_shrinks_outgrows_its_room_and_forgets_it(backend: Backend) -> None:  # noqa: F811
-    room = Room()
+def test_a_scene_that_grows_and_shrinks_outgrows_its_capacity_and_forgets_it(backend: Backend) -> None:  # noqa: F811
+    capacity = Capacity()
     with backend() as device:
         for count in (3, 40, 41, 400, 0, 5):  # the first knows nothing; the second, fourth and last do not fit
             scene = moved(make_scene(count, dtype=torch.float32), device)
-            assert torch.equal(rasterize(**scene, room=room).image, rasterize(**scene).image), count
-    most = room.pairs
+            assert torch.equal(rasterize(**scene, capacity=capacity).image, rasterize(**scene).image), count
+    most = capacity.pairs
     for _ in range(300):
-        room.after(100)
-    assert most > 500 and room.pairs == 125
+        capacity.after(100)
+    assert most > 500 and capacity.pairs == 125
 
 
 @pytest.mark.parametrize("order", ["reverse", "1"])
@@ -85,7 +85,7 @@ def test_order_of_threads_does_not_matter(emulator: Backend, order: str, monkeyp
         expected, pairs = run(scene, device), pairs_of(scene, device)
         monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
         for expects in (pairs // 2, 2 * pairs):
-            found = run(scene | {"room": Room(expects)}, device)
+            found = run(scene | {"capacity": Capacity(expects)}, device)
             assert all(torch.equal(found[name], value) for name, value in expected.items()), expects
 
 
@@ -100,10 +100,10 @@ def test_the_host_waits_once_with_work_behind_it(
     scene = make_scene(150, dtype=torch.float32)
     with emulator() as device:
         monkeypatch.setenv("CUDA_EMULATOR_WAITS", str(waits))
-        rasterize(**moved(scene, device), room=Room(expects))
+        rasterize(**moved(scene, device), capacity=Capacity(expects))
         assert waits.read_text() == f"{LAUNCHES}\n"
         waits.unlink()
-        run(scene | {"room": Room(expects)}, device)  # nor does the backward pass wait
+        run(scene | {"capacity": Capacity(expects)}, device)  # nor does the backward pass wait
         assert waits.read_text() == f"{LAUNCHES}\n"
 
 
@@ -120,19 +120,20 @@ def test_more_pairs_than_an_int32_counts_are_refused(backend: Backend) -> None: 
             torch.ones(count, 1, **options),
             torch.zeros(1, **options),
         )
-        # A window of few tiles is drawn in time; the whole image has too many pairs for any room.
+        # A window of few tiles is drawn in time; the whole image has too many pairs for any capacity.
         with pytest.raises(RuntimeError, match=r"rasterize: 2147483648 \(tile, Gaussian\) pairs, at most 2\^31 - 1"):
-            torch.ops.diff_gaussian_rasterization.composite(*arguments, size, size, room=1000)
+            torch.ops.diff_gaussian_rasterization.composite(*arguments, size, size, capacity=1000)
 
 
-@pytest.mark.parametrize("room", [-1, -(2**40)])
-def test_a_room_below_zero_is_refused(backend: Backend, room: int) -> None:  # noqa: F811
-    with backend() as device, pytest.raises(RuntimeError, match=f"rasterize: room is {room}, expected 0 pairs or more"):
-        draw(moved(make_scene(5), device), room=room)
+@pytest.mark.parametrize("capacity", [-1, -(2**40)])
+def test_a_capacity_below_zero_is_refused(backend: Backend, capacity: int) -> None:  # noqa: F811
+    refused = f"rasterize: capacity is {capacity}, expected 0 pairs or more"
+    with backend() as device, pytest.raises(RuntimeError, match=refused):
+        draw(moved(make_scene(5), device), capacity=capacity)
 
 
-def test_a_room_is_updated_on_a_cpu_too_and_changes_nothing() -> None:
-    scene, room = make_scene(150), Room(1)
+def test_a_capacity_is_updated_on_a_cpu_too_and_changes_nothing() -> None:
+    scene, capacity = make_scene(150), Capacity(1)
     for _ in range(2):
-        assert torch.equal(rasterize(**scene, room=room).image, rasterize(**scene).image)
-    assert room.pairs > 100
+        assert torch.equal(rasterize(**scene, capacity=capacity).image, rasterize(**scene).image)
+    assert capacity.pairs > 100

@@ -1,11 +1,11 @@
-"""Anchors that are decoded before it is known how many there are and what they keep: the same bits in any room."""
+"""Anchors decoded before it is known how many there are and what they keep: the same bits with any capacity."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from anchor_decode import Layout, Room, decode
+from anchor_decode import Capacity, Layout, decode
 from anchor_decode import reference as readable
 from decoders import LAYOUTS, scene, values_and_gradients
 from torch import Tensor
@@ -21,16 +21,16 @@ def masked(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return given | {"visible": mask}
 
 
-def found(given: dict[str, Tensor], layout: Layout, room: Room | None = None) -> list[Tensor]:
-    """All values and gradients; the room serves for decoding with gradients."""
-    values, gradients = values_and_gradients(lambda **all_of: decode(**all_of, room=room), given, layout)
+def found(given: dict[str, Tensor], layout: Layout, capacity: Capacity | None = None) -> list[Tensor]:
+    """All values and gradients; the capacity serves for decoding with gradients."""
+    values, gradients = values_and_gradients(lambda **all_of: decode(**all_of, capacity=capacity), given, layout)
     return values + gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS[:3])
 @pytest.mark.parametrize("mask", [False, True])
-def test_any_room_gives_the_same_bits_and_gradients(
+def test_any_capacity_gives_the_same_bits_and_gradients(
     device: str, layout: Layout, dtype: torch.dtype, mask: bool
 ) -> None:
     given = scene(130, 97, layout, dtype, device=device)
@@ -40,11 +40,11 @@ def test_any_room_gives_the_same_bits_and_gradients(
     given = masked(given) if mask else given
     assert all(torch.equal(a, b) for a, b in zip(found(given, layout), expected, strict=True))
     for expects in ((97, gaussians), (96, gaussians), (97, gaussians - 1), (1, 1), (500, 10**9), (0, 5), (5, 0)):
-        room = Room(*expects)
-        for a, b in zip(found(given, layout, room), expected, strict=True):
+        capacity = Capacity(*expects)
+        for a, b in zip(found(given, layout, capacity), expected, strict=True):
             assert torch.equal(a, b) and a.is_contiguous(), expects
-        assert room.anchors == max(anchors + anchors // 4, expects[0] - expects[0] // 64)
-        assert room.gaussians == max(gaussians + gaussians // 4, expects[1] - expects[1] // 64)
+        assert capacity.anchors == max(anchors + anchors // 4, expects[0] - expects[0] // 64)
+        assert capacity.gaussians == max(gaussians + gaussians // 4, expects[1] - expects[1] // 64)
 
 
 @pytest.mark.parametrize("teacher", [True, False])
@@ -52,12 +52,12 @@ def test_any_room_gives_the_same_bits_and_gradients(
 def test_without_gradients(device: str, teacher: bool, expects: tuple[int, int]) -> None:
     given = masked(scene(130, 97, LAYOUT, torch.float32, device=device))
     given |= {} if teacher else {"teacher": None}
-    plain, roomy = decode(**given, layout=LAYOUT), decode(**given, layout=LAYOUT, room=Room(*expects))
-    assert all(torch.equal(a, b) for a, b in zip(plain[:7], roomy[:7], strict=True))
-    assert torch.equal(roomy.rows, given["visible"].nonzero()[:, 0]) and torch.equal(roomy.rows, plain.rows)
-    assert (roomy.targets is None) == (not teacher)
-    if roomy.targets is not None and plain.targets is not None:
-        assert all(torch.equal(a, b) for a, b in zip(plain.targets, roomy.targets, strict=True))
+    plain, ample = decode(**given, layout=LAYOUT), decode(**given, layout=LAYOUT, capacity=Capacity(*expects))
+    assert all(torch.equal(a, b) for a, b in zip(plain[:7], ample[:7], strict=True))
+    assert torch.equal(ample.rows, given["visible"].nonzero()[:, 0]) and torch.equal(ample.rows, plain.rows)
+    assert (ample.targets is None) == (not teacher)
+    if ample.targets is not None and plain.targets is not None:
+        assert all(torch.equal(a, b) for a, b in zip(plain.targets, ample.targets, strict=True))
 
 
 @pytest.mark.parametrize(("anchors", "visible"), [(0, 0), (5, 0), (1, 1), (300, 300)])
@@ -66,7 +66,7 @@ def test_a_mask_of_nothing_and_of_everything(
     device: str, anchors: int, visible: int, expects: tuple[int, int]
 ) -> None:
     given = masked(scene(anchors, visible, LAYOUT, device=device))
-    values, gradients = values_and_gradients(lambda **a: decode(**a, room=Room(*expects)), given, LAYOUT)
+    values, gradients = values_and_gradients(lambda **a: decode(**a, capacity=Capacity(*expects)), given, LAYOUT)
     other = values_and_gradients(readable.decode, given, LAYOUT)
     for a, b in zip(values + gradients, other[0] + other[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
@@ -76,13 +76,13 @@ def test_a_scene_that_keeps_nothing_and_then_much(device: str) -> None:
     given = masked(scene(300, 280, LAYOUT, device=device))
     faint = given | {"weights": given["weights"].clone()}
     readable.split(faint["weights"], LAYOUT)[0][3].fill_(-100.0)  # views: the bias of the opacities
-    room = Room()
+    capacity = Capacity()
     for now in (given, faint, faint, given, faint):
-        roomy, plain = decode(**now, layout=LAYOUT, room=room), decode(**now, layout=LAYOUT)
-        assert all(torch.equal(a, b) for a, b in zip(roomy[:7], plain[:7], strict=True))
+        ample, plain = decode(**now, layout=LAYOUT, capacity=capacity), decode(**now, layout=LAYOUT)
+        assert all(torch.equal(a, b) for a, b in zip(ample[:7], plain[:7], strict=True))
     for _ in range(300):
-        room.after(10, 20)
-    assert (room.anchors, room.gaussians) == (63, 63)
+        capacity.after(10, 20)
+    assert (capacity.anchors, capacity.gaussians) == (63, 63)
 
 
 @pytest.mark.slow
@@ -95,7 +95,8 @@ def test_order_of_threads_does_not_matter(order: str, monkeypatch: pytest.Monkey
         expected = found(given, LAYOUT)
         monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
         for expects in ((100, 100), (400, 2000)):
-            assert all(torch.equal(a, b) for a, b in zip(found(given, LAYOUT, Room(*expects)), expected, strict=True))
+            made = found(given, LAYOUT, Capacity(*expects))
+            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
 @pytest.mark.slow
@@ -110,16 +111,16 @@ def test_the_host_waits_once_with_the_attributes_behind_it(
     emulator.load(CSRC)
     with emulator.instead_of_cpu("anchor_decode"):
         monkeypatch.setenv("CUDA_EMULATOR_WAITS", str(waits))
-        decode(**given, layout=LAYOUT, room=Room(300, 2000)).means.sum().backward()
+        decode(**given, layout=LAYOUT, capacity=Capacity(300, 2000)).means.sum().backward()
     assert waits.read_text() == f"{1 + teacher}\n"  # a kernel for each decoder
 
 
-@pytest.mark.parametrize("room", [[-1, 3], [3, -1], [3], [1, 2, 3]])
-def test_a_room_that_is_none_is_refused(device: str, room: list[int]) -> None:
+@pytest.mark.parametrize("capacity", [[-1, 3], [3, -1], [3], [1, 2, 3]])
+def test_a_capacity_that_is_none_is_refused(device: str, capacity: list[int]) -> None:
     given = scene(10, 5, LAYOUT, device=device)
     names = ("position", "offset", "feature", "log_scale", "visible", "center", "weights")
-    with pytest.raises(RuntimeError, match="anchor_decode: room is"):
-        torch.ops.anchor_decode.decode(*(given[n] for n in names), None, 8, 0, False, False, room)
+    with pytest.raises(RuntimeError, match="anchor_decode: capacity is"):
+        torch.ops.anchor_decode.decode(*(given[n] for n in names), None, 8, 0, False, False, capacity)
 
 
 @pytest.mark.parametrize("rows", [9, 11])
@@ -141,13 +142,13 @@ def test_the_gradient_takes_no_mask(device: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [[], [3, 4], [100, 100]])
+@pytest.mark.parametrize("capacity", [[], [3, 4], [100, 100]])
 @pytest.mark.parametrize("train", [False, True])
-def test_declared_as_torch_expects(device: str, room: list[int], train: bool) -> None:
+def test_declared_as_torch_expects(device: str, capacity: list[int], train: bool) -> None:
     given = masked(scene(20, 15, LAYOUT, device=device))
     names = ("position", "offset", "feature", "log_scale", "visible", "center", "weights")
     torch.library.opcheck(
-        torch.ops.anchor_decode.decode, (*(given[n] for n in names), given["teacher"], 8, 0, False, train, room),
+        torch.ops.anchor_decode.decode, (*(given[n] for n in names), given["teacher"], 8, 0, False, train, capacity),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 
@@ -157,8 +158,9 @@ def test_the_layout_of_a_mask_does_not_matter(device: str, expects: tuple[int, i
     given = masked(scene(60, 41, LAYOUT, device=device))
     strided = torch.stack([given["visible"], ~given["visible"]], -1)[..., 0]
     assert not strided.is_contiguous()
-    room = None if expects is None else Room(*expects)
-    found, expected = (decode(**given | {"visible": v}, layout=LAYOUT, room=room) for v in (strided, given["visible"]))
+    capacity = None if expects is None else Capacity(*expects)
+    masks = strided, given["visible"]
+    found, expected = (decode(**given | {"visible": mask}, layout=LAYOUT, capacity=capacity) for mask in masks)
     assert all(torch.equal(a, b) for a, b in zip(found[:7], expected[:7], strict=True))
 
 
@@ -168,4 +170,5 @@ def test_the_layout_of_a_mask_does_not_matter(device: str, expects: tuple[int, i
 def test_a_mask_of_another_kind_is_refused(device: str, change: Callable[[Tensor], Tensor]) -> None:
     given = masked(scene(60, 41, LAYOUT, device=device))
     with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
-        decode(**given | {"visible": change(given["visible"])}, layout=LAYOUT, room=Room(100, 100)).means.sum().item()
+        changed = given | {"visible": change(given["visible"])}
+        decode(**changed, layout=LAYOUT, capacity=Capacity(100, 100)).means.sum().item()
