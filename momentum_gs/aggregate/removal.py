@@ -20,6 +20,9 @@ from momentum_gs.core.types import Camera
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_view
 
+DRAWS = 4
+"""Draws of signs for each view, each with a backward pass. The square of one is off by 1.4 times its mean: after three
+cuts on the city of docs/aggregation.md, four keep 0.09 dB more than one."""
 _MOST = math.log(0.98 / 0.02)
 """Logit of the highest opacity that is told apart: alpha is capped at 0.99."""
 
@@ -50,8 +53,9 @@ def removal_error(
             depth = view.surface.depth
             channels += [torch.where(view.surface.there, depth, 1).log()[None], view.surface.normal]
         drawn = torch.cat(channels)
-        draw = keyed_generator(seed, "removal", index)
-        signs = torch.randint(2, drawn.shape, generator=draw, dtype=drawn.dtype).to(drawn) * 2 - 1
-        (gradient,) = torch.autograd.grad((drawn * signs).sum(), factors)
-        total += gradient[:, 0].square()
+        generator = keyed_generator(seed, "removal", index)
+        for left in reversed(range(DRAWS)):
+            signs = torch.randint(2, drawn.shape, generator=generator, dtype=drawn.dtype).to(drawn) * 2 - 1
+            (gradient,) = torch.autograd.grad((drawn * signs).sum(), factors, retain_graph=left > 0)
+            total += gradient[:, 0].square() / DRAWS
     return total
