@@ -151,7 +151,8 @@ class Bench:
             if cuts:
                 smaller = decode(self.compressed(model, block, cuts - 1, steps), "sent")
                 teaching = Teaching(model, Harmonics(model.sh_degree), cameras, self.background, self.views.target)
-                smaller = refine(cut(smaller, cameras, CUT), teaching, steps, seed=cuts)
+                smaller = cut(smaller, cameras, CUT, self.background, self.planar, seed=cuts)
+                smaller = refine(smaller, teaching, steps, seed=cuts)
             kept.parent.mkdir(exist_ok=True)
             kept.write_bytes(encode(smaller))
         return kept.read_bytes()

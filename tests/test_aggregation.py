@@ -12,6 +12,7 @@ from tiny_scene import nadir_camera
 
 from momentum_gs.aggregate.combine import combine, faded, mean_surface, regions, shares
 from momentum_gs.aggregate.compress import compress
+from momentum_gs.aggregate.removal import removal_error
 from momentum_gs.aggregate.send import aggregate_inbox, border_images
 from momentum_gs.aggregate.upload import MANIFEST, MODEL, read_upload, receive, write_upload
 from momentum_gs.aggregate.wire import HARMONIC_STEP, SCALE_STEP, decode, encode
@@ -25,7 +26,7 @@ from momentum_gs.core.voxels import deinterleave, interleave
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.surface import Surface
-from momentum_gs.render.view import render_image
+from momentum_gs.render.view import render_image, render_view
 
 CPU = torch.device("cpu")
 BLACK = torch.zeros(3)
@@ -159,6 +160,32 @@ def test_pruning_keeps_what_the_views_show_and_the_wanted_quality() -> None:
     assert after >= before - 3.0 and done.report["cuts"] >= 1
     kept = decode(done.data, "x")
     assert len(kept) < len(splats) and kept.position.detach()[:, 0].max() < 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("surface", "removed"), [(False, 1.0), (True, 1e-4)])
+def test_the_estimated_error_of_a_removal_is_what_the_removal_changes(surface: bool, removed: float) -> None:
+    """Colours are linear in each opacity, so all of a Gaussian is removed; surfaces are not, so a little of it."""
+    splats, view, count, draws = plane(3, 60), cameras()[4], 60, 150
+    decoder = Harmonics(splats.sh_degree)
+
+    def drawn(factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            render = render_view(splats, decoder, view, BLACK, opacity_factors=factors, surface=surface)
+        if render.surface is None:
+            return render.output.image, torch.ones_like(render.output.alpha)
+        there = render.surface.there
+        depth = torch.where(there, render.surface.depth, 1).log()
+        return torch.cat([render.output.image, depth[None], render.surface.normal]), there.float()
+
+    before, there = drawn(torch.ones(count, 1))
+    truth = []
+    for row in range(count):
+        after, still = drawn(1 - removed * (torch.arange(count) == row).float()[:, None])
+        truth.append(((after - before) * there * still / removed).square().sum())
+    estimates = torch.stack([removal_error(splats, [view], BLACK, surface, seed) for seed in range(draws)])
+    # The square of a sum of many random signs varies by 1.4 times its mean: 0.06 with 4 times 150, and five times that.
+    assert torch.allclose(estimates.mean(dim=0), torch.stack(truth), rtol=0.3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -1,9 +1,7 @@
-"""LMC, local model compression: a block's Gaussians are pruned by what they contribute to the block's own views.
+"""LMC, local model compression: a block's Gaussians are pruned by what their removal changes in the block's own views.
 
-A Gaussian's score is its blending weight, transmittance times alpha, summed over the pixels of the block's views: the
-image is linear in the colours with these weights, so the score bounds what its removal changes. Each cut removes those
-of the lowest scores, and the others are trained for some steps against the block's images and the renders of the
-uncompressed model.
+Each cut removes the Gaussians of the least ``removal_error``, and the others are trained for some steps against the
+block's images and the renders of the uncompressed model.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momentum_gs.aggregate.removal import removal_error
 from momentum_gs.aggregate.wire import decode, encode
 from momentum_gs.bake.refine import Teaching, refine
 from momentum_gs.config.schema import CompressConfig
@@ -22,7 +21,6 @@ from momentum_gs.core.image import psnr
 from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.model.splats import Harmonics, Splats
 from momentum_gs.render.view import render_image
-from momentum_gs.train.growth.importance import importance
 
 CUT = 0.7
 """Share of the Gaussians that a cut keeps: the file ends within 30 % of the smallest with the wanted quality."""
@@ -50,6 +48,7 @@ def compress(
     target: Callable[[str], TargetImage | None],
     settings: CompressConfig,
     background: Float[Tensor, "3"],
+    surface: bool = False,
     seed: int = 0,
 ) -> Compressed:
     """Prunes and encodes.
@@ -60,7 +59,8 @@ def compress(
         target: The image of a view by its name; None: it cannot be read.
         settings: What is wanted.
         background: Behind everything.
-        seed: Of the steps after the cuts.
+        surface: The Gaussians are planar, so that depth and normals count like colours.
+        seed: Of the cuts and of the steps after them.
 
     Raises:
         UserError: there are no Gaussians, or none that the views show.
@@ -84,7 +84,7 @@ def compress(
     cuts = 0
     while cuts < _MOST_CUTS and (settings.max_loss_db is not None if most is None else len(data) > most):
         share = CUT if most is None else min(max(most / len(data), CUT), 0.98)
-        smaller = cut(best, cameras, share)
+        smaller = cut(best, cameras, share, background, surface, seed + cuts)
         smaller = refine(smaller, teaching, settings.steps, seed=seed + cuts)
         tried = encode(smaller)
         if most is None and not quality(sent(tried)) >= least:
@@ -99,11 +99,12 @@ def compress(
     })  # fmt: skip
 
 
-def cut(splats: Splats, cameras: Sequence[Camera], share: float) -> Splats:
-    """The share of the Gaussians that contribute most, in their order, without those that contribute nothing."""
-    total = importance(splats, Harmonics(splats.sh_degree), cameras)
-    count = min(max(1, int(share * len(splats))), int((total > 0).sum()))
+def cut(
+    splats: Splats, cameras: Sequence[Camera], share: float, background: Float[Tensor, "3"], surface: bool, seed: int
+) -> Splats:
+    """The share of the Gaussians whose removal would change most, in their order; never those that change nothing."""
+    error = removal_error(splats, cameras, background, surface, seed)
+    count = min(max(1, int(share * len(splats))), int((error > 0).sum()))
     if count == 0:
         raise UserError("compress: no view shows a Gaussian, expected a trained model; train the block again")
-    kept = torch.topk(total, count).indices.sort().values
-    return splats.subset(kept)
+    return splats.subset(torch.topk(error, count).indices.sort().values)

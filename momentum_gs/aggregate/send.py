@@ -62,7 +62,8 @@ def send_run(config: Config, block: int, folder: Path) -> dict[str, Any]:
         else:
             assert not isinstance(decoder, Harmonics), "anchors have a decoder"
             splats = bake(model, decoder, cameras, counts=views.counts)
-        done = compress(splats, cameras, views.target_or_skip, config.compress, background, config.seed)
+        planar = config.model.surface == "planar"
+        done = compress(splats, cameras, views.target_or_skip, config.compress, background, planar, config.seed)
         chosen = border_images(decode(done.data, "compress").to(device), cameras, table, block, config.aggregate.images)
         images = {camera.name: _pixels(views, camera) for camera in chosen}
     report = done.report | {"peak_bytes": peak_memory()}

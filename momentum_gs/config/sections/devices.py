@@ -10,7 +10,7 @@ class CompressConfig:
     """How a device's model is compressed before it is sent (docs/aggregation.md) [ours]."""
 
     max_loss_db: float | None = 0.3
-    """Gaussians that contribute least to the block's own views are pruned as long as PSNR on these views, after
+    """Gaussians whose removal changes the block's own views least are pruned as long as PSNR on these views, after
     quantization, stays within this many dB. Null: nothing is pruned."""
     max_mb: float | None = None
     """Prune until the file has at most this many megabytes (10^6 bytes), whatever that costs; ``max_loss_db`` is then
