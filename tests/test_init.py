@@ -3,12 +3,20 @@
 import pytest
 import torch
 from anchor_scene import parity
+from tiny_scene import nadir_camera
 from torch import Tensor
 
-from momentum_gs.config.schema import ModelConfig
+from momentum_gs.config.schema import Config, ModelConfig, SurfaceConfig
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import quat_to_matrix
 from momentum_gs.core.types import PointCloud
-from momentum_gs.model.init import init_anchors, median_spacing, voxelize
+from momentum_gs.model.expand import decode
+from momentum_gs.model.init import FLAT, init_anchors, median_spacing, voxelize
+from momentum_gs.train.blocks.anchor_block import AnchorBlock
+from momentum_gs.train.decoders.learner import DecoderLearner, fresh_decoder
+
+CPU = torch.device("cpu")
+CAMERAS = [nadir_camera("a", 0.0, 0.0), nadir_camera("b", 1.0, 0.0)]
 
 
 def cloud(xyz: Tensor) -> PointCloud:
@@ -75,3 +83,40 @@ def test_unusable_points_are_refused(xyz: Tensor) -> None:
 def test_coinciding_points_give_no_automatic_voxel() -> None:
     with pytest.raises(UserError, match="voxel_size"):
         init_anchors(cloud(torch.zeros(10, 3)), ModelConfig(voxel_size=0.0))
+
+
+def test_planar_anchors_start_flat_along_a_tilted_plane() -> None:
+    """Decoded Gaussians are about ``FLAT`` times as thick along the normal, which the decoder reads in the feature."""
+    normal = torch.nn.functional.normalize(torch.tensor([0.5, -0.7, 0.4], dtype=torch.float64), dim=0)
+    across = torch.linalg.svd(normal[None]).Vh[1:]
+    flat = torch.rand(2000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) @ across
+    config = Config(model=ModelConfig(surface="planar", voxel_size=0.04))
+    block = AnchorBlock.from_points(0, cloud(flat), CAMERAS, config, CPU)
+    decoder = DecoderLearner(config, CPU).module
+    for camera in torch.tensor([[0.0, 0, 9], [-3, 4, -1]]):
+        seen = decode(block.model, decoder, camera).gaussians
+        assert len(seen.means) > len(block.model)
+        scales, axis = seen.scales.detach().sort(dim=1)
+        turned = quat_to_matrix(seen.quats.detach()).gather(2, axis[:, None, :1].expand(-1, 3, 1))[:, :, 0]
+        assert float((turned @ normal.float()).abs().min()) > 0.99
+        ratio = scales[:, 0] / scales[:, 1]
+        assert 0.5 * FLAT < float(ratio.median()) < 2 * FLAT and float(ratio.max()) < 4 * FLAT
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(model=ModelConfig(voxel_size=0.1)),
+        Config(model=ModelConfig(surface="planar", voxel_size=0.1), surface=SurfaceConfig(flatten=0.0)),
+        Config(model=ModelConfig(surface="planar", voxel_size=0.1, use_feature_bank=True)),
+        Config(model=ModelConfig(surface="planar", voxel_size=0.1, feature_dim=4)),
+    ],
+)
+def test_other_anchors_start_as_ever(config: Config) -> None:
+    points = cloud(torch.rand(100, 3, generator=torch.Generator().manual_seed(0)))
+    block = AnchorBlock.from_points(0, points, CAMERAS, config, CPU)
+    assert not block.model.feature.any()
+    torch.manual_seed(config.seed)
+    drawn = fresh_decoder(config.model).state_dict()
+    started = DecoderLearner(config, CPU).module.state_dict()
+    assert all(torch.equal(started[name], value) for name, value in drawn.items())

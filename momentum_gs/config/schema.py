@@ -124,6 +124,15 @@ class Config:
         return bool(self.distill.teachers) and self.distill.start == "teacher"
 
     @property
+    def starts_flat(self) -> bool:
+        """Whether what starts from points starts flat, along the surface that they make up: anchors only where the
+        covariance head reads features as they are, and has the six hidden units (as many as a feature has numbers) of
+        ``start_flat_``."""
+        model = self.model
+        able = model.primitive == "gaussians" or (model.feature_dim >= 6 and not model.use_feature_bank)
+        return able and model.surface == "planar" and self.surface.flatten > 0
+
+    @property
     def starts_from_coarse(self) -> bool:
         """Whether blocks start from the coarse model."""
         if self.stage != "blocks" or self.starts_from_teacher:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from simple_knn._C import distCUDA2
-from torch import Tensor
+from torch import Tensor, nn
 
 from momentum_gs.config.schema import ModelConfig
 from momentum_gs.core.errors import UserError
@@ -17,6 +17,7 @@ from momentum_gs.core.normals import point_normals
 from momentum_gs.core.types import PointCloud
 from momentum_gs.core.voxels import cell_centers, cells_of, unique_cells
 from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.splats import Splats
 
 _MIN_DIST2 = 1e-7
@@ -26,6 +27,8 @@ FLAT = 0.1
 """The scale along the normal where Gaussians start flat, as a share of the others. On the small city of
 docs/surfaces.md, depth and held-out PSNR were best at this among 1/2, 1/4.5 and 1/10; the likely cause is that the
 first steps do not make another axis the smallest."""
+_FLAT_LOGIT = math.log(FLAT / (2 - FLAT))
+"""The same for decoded Gaussians: sigmoid(0) = 1/2 of an anchor's scale along the others, FLAT / 2 along the normal."""
 
 
 def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "m 3"]:
@@ -38,10 +41,15 @@ def voxelize(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "
     return cell_centers(unique_cells(cells_of(points, voxel_size))[0], voxel_size, points.dtype)
 
 
-def init_anchors(points: PointCloud, config: ModelConfig) -> tuple[Anchors, float]:
+def init_anchors(points: PointCloud, config: ModelConfig, flat: bool = False) -> tuple[Anchors, float]:
     """One anchor in every voxel that holds a point, on the CPU.
 
     Offsets and features start at zero, all six scales at the root mean squared distance to the three nearest anchors.
+
+    Args:
+        points: World, training units.
+        flat: The first three numbers of a feature start as the normal of the points around the anchor instead, which
+            a decoder after ``start_flat_`` makes its Gaussians' normal (``Config.starts_flat``).
 
     Returns:
         The anchors as leaves, and the voxel size: ``config.voxel_size``, or, if that is 0, ``median_spacing`` of the
@@ -55,7 +63,40 @@ def init_anchors(points: PointCloud, config: ModelConfig) -> tuple[Anchors, floa
     position = voxelize(points.xyz, voxel_size).float()
     log_scale = _log_spacing(position).repeat(1, 6)
     feature = position.new_zeros(len(position), config.feature_dim)
+    if flat:
+        feature[:, :3] = _normals_of_voxels(points.xyz, voxel_size)
     return Anchors.fresh(position, feature, log_scale, config.n_offsets).as_leaves(), voxel_size
+
+
+def _normals_of_voxels(points: Float[Tensor, "n 3"], voxel_size: float) -> Float[Tensor, "m 3"]:
+    """Normals of the points' means in the voxels of ``voxelize`` (their centres are steps on a slope); z >= 0."""
+    row = unique_cells(cells_of(points, voxel_size))[1]
+    count = row.bincount()
+    normal = point_normals(points.new_zeros(len(count), 3).index_add_(0, row, points) / count[:, None])
+    return (normal * torch.where(normal[:, 2:] < 0, -1.0, 1.0)).float()
+
+
+@torch.no_grad()
+def start_flat_(decoder: GaussianDecoder) -> None:
+    """Makes a fresh decoder's Gaussians thin, about ``FLAT``, along the normal in the first three numbers of a feature.
+
+    The first six hidden units of the covariance head hold the positive and the negative part of each number, and the
+    quaternion is (1 + z, -y, x, 0): half the way from the z axis to the normal (x, y, z), of which it takes the double.
+    Everything else stays as it was drawn.
+    """
+    first, last = decoder.cov[0], decoder.cov[2]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    first.weight[:6] = 0
+    first.bias[:6] = 0
+    weight, bias = last.weight.unflatten(0, (decoder.n_offsets, 7)), last.bias.unflatten(0, (decoder.n_offsets, 7))
+    bias[:, 2] += _FLAT_LOGIT
+    bias[:, 3:] = 0
+    bias[:, 3] = 1
+    weight[:, 3:] = 0
+    for number, output, factor in ((2, 3, 1.0), (1, 4, -1.0), (0, 5, 1.0)):
+        for unit, sign in ((2 * number, 1.0), (2 * number + 1, -1.0)):
+            first.weight[unit, number] = sign
+            weight[:, output, unit] = sign * factor
 
 
 def init_splats(points: PointCloud, sh_degree: int, flat: bool = False) -> Splats:

@@ -40,8 +40,8 @@ class AnchorBlock(Block):
     def from_points(
         cls, block: int, points: PointCloud, cameras: Sequence[Camera], config: Config, device: torch.device
     ) -> "AnchorBlock":
-        """An anchor in every voxel that holds a point."""
-        anchors, voxel_size = init_anchors(points, config.model)
+        """An anchor in every voxel that holds a point; with planar surfaces, with the normal of the points there."""
+        anchors, voxel_size = init_anchors(points, config.model, config.starts_flat)
         return cls.from_anchors(block, anchors, voxel_size, cameras, config, device)
 
     @classmethod

@@ -38,8 +38,8 @@ class SplatBlock(Block):
         cls, block: int, points: PointCloud, cameras: Sequence[Camera], config: Config, device: torch.device
     ) -> "SplatBlock":
         """A splat at every point; with planar surfaces, along the surface that the points make up."""
-        flat = config.model.surface == "planar" and config.surface.flatten > 0
-        return cls.from_splats(block, init_splats(points, config.gaussians.sh_degree, flat), cameras, config, device)
+        splats = init_splats(points, config.gaussians.sh_degree, config.starts_flat)
+        return cls.from_splats(block, splats, cameras, config, device)
 
     @classmethod
     def from_splats(

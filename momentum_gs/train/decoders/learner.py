@@ -8,6 +8,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config, ModelConfig, OptimConfig
 from momentum_gs.model.background import DEGREE
 from momentum_gs.model.decoder import GaussianDecoder
+from momentum_gs.model.init import start_flat_
 from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
 
 _GROUP = "group."
@@ -34,6 +35,8 @@ class DecoderLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.module = fresh_decoder(config.model).to(device)
+        if config.starts_flat:
+            start_flat_(self.module)
         self._optimizer = decoder_optimizer(self.module, config.optim)
         self._config = config.optim
         self._inactive: dict[str, dict[str, dict[str, Tensor]]] = {}
