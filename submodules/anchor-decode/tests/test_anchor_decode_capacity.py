@@ -172,3 +172,9 @@ def test_a_mask_of_another_kind_is_refused(device: str, change: Callable[[Tensor
     with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
         changed = given | {"visible": change(given["visible"])}
         decode(**changed, layout=LAYOUT, capacity=Capacity(100, 100)).means.sum().item()
+
+
+def test_the_extensions_read_numbers_late_by_the_same_code() -> None:
+    """Each has a copy, as each is built on its own."""
+    copies = [path.read_text() for path in Path(__file__).parents[2].glob("*/csrc/cuda/late.cuh")]
+    assert len({text.replace("namespace dgr", "namespace anchor_decode") for text in copies}) == 1
