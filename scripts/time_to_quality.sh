@@ -8,5 +8,5 @@ cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 SCENE=$1 OUT=$2 PSNR=${3:-24.2} SSIM=${4:-0.791}
 momentum-gs train -c configs/caliterra.yaml -s "$SCENE" -m "$OUT" stage=coarse \
-    log.test_every=50 "log.stop_psnr_ssim=[$PSNR, $SSIM]" log.tensorboard=false
+    log.test_every=25 "log.stop_psnr_ssim=[$PSNR, $SSIM]" log.tensorboard=false
 grep HeldOutScored "$OUT/events.jsonl"
