@@ -163,6 +163,8 @@ def test_rates_of_3dgs() -> None:
     # Half way on a logarithmic scale: the geometric mean of both ends.
     set_splat_lr(optimizer, optim, config, 15_000, lr_scale=5.0)
     assert rates() == pytest.approx(wanted | {"position": 8e-5})
+    set_splat_lr(optimizer, optim, config, 0, lr_scale=5.0, factor=1.5)
+    assert rates() == pytest.approx({name: 1.5 * rate for name, rate in wanted.items()})
 
 
 @pytest.mark.parametrize(

@@ -178,11 +178,11 @@ def splat_optimizer(splats: Splats, optim: OptimConfig, config: GaussiansConfig,
 
 def set_splat_lr(
     optimizer: Adam, optim: OptimConfig, config: GaussiansConfig, block_step: float | int, lr_scale: float,
-    last: float = 1.0,
+    last: float = 1.0, factor: float = 1.0,
 ) -> None:  # fmt: skip
     """Sets the splats' learning rates for the block step ``block_step``; ``last`` is what they are multiplied by at
-    ``optim.lr_steps``, and less so before."""
-    factor = exponential(1.0, last, optim.lr_steps)(block_step)
+    ``optim.lr_steps``, and less so before; ``factor`` multiplies all of them."""
+    factor = factor * exponential(1.0, last, optim.lr_steps)(block_step)
     rates = {
         "position": exponential(*config.position_lr, optim.lr_steps)(block_step) * lr_scale,
         "sh_dc": SH_LR,

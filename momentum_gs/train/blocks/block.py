@@ -60,7 +60,7 @@ class Block(ABC):
     """Rows that are rendered but not optimized (``train/boundary_finetuning.py``); None: all are optimized. Found anew
     in every round, so not stored."""
     lr_factor: float = 1.0
-    """Factor on the learning rates of anchors (``train/surroundings.py``). Follows from the partition."""
+    """Factor on the learning rates of the rows (``train/surroundings.py``). Follows from the partition."""
     around: Model | None = None
     """The other blocks' rows near its views, as they were when the round began: rendered, held fixed."""
     own: DecoderLearner | None = None

@@ -51,7 +51,8 @@ class SplatBlock(Block):
     def set_rates(self, config: Config) -> None:
         """Sets the learning rates for the block's present step; where it starts from a teacher, all of them fall."""
         last = LAST_RATE if config.starts_from_teacher else 1.0
-        set_splat_lr(self.optimizer, config.optim, config.gaussians, self.step, self.lr_scale, last)
+        splats = config.gaussians
+        set_splat_lr(self.optimizer, config.optim, splats, self.step, self.lr_scale, last, self.lr_factor)
 
     def opacity_factors(self, config: Config) -> Float[Tensor, "n 1"] | None:
         """Those of dropout (``distill.dropout``) in the coming step."""
