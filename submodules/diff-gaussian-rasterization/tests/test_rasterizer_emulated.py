@@ -197,6 +197,26 @@ def test_pairs_behind_what_is_opaque_have_no_row(emulated: None, dtype: torch.dt
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("order", ["forward", "reverse", "1"])
+def test_tiles_are_counted_for_what_is_drawn_wherever_it_lies(
+    emulated: None, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    scene = make_scene(700, width=64, height=64)  # three blocks, the last one not full
+    scene["means"][::3, 2] *= -1  # behind the camera
+    scene["opacities"][::5] = 1e-3  # meets no tile
+    depths = scene["means"] @ scene["world_view"][2, :3] + scene["world_view"][2, 3]
+    monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
+    radii = rasterize(**scene).radii
+    drawn = draw(scene)
+    visible = torch.nonzero(radii > 0).flatten()
+    assert 256 < len(visible) < 700
+    assert torch.equal(drawn.order.long(), visible[depths[visible].argsort(stable=True)])
+    counts = drawn.pair_start.diff()
+    assert torch.equal(counts, torch.bincount(drawn.lists[0], minlength=len(visible)).int())
+    assert not counts[drawn.order % 5 == 0].any() and counts[drawn.order % 5 != 0].all()
+    assert drawn.lists.shape[1] == drawn.pair_start[-1] == drawn.tile_start[-1] > 700
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_in_depth_keep_the_order_of_the_input(emulator: Any, dtype: torch.dtype) -> None:
     scene = make_scene(400, dtype=dtype) | {"world_view": torch.eye(4, dtype=dtype)}
