@@ -10,8 +10,9 @@ from emulated_as_float import Drawn, draw
 from rasterizer_scenes import Scene, make_scene
 from test_rasterizer_cuda import Backend, backend, emulator, gpu, moved, run  # noqa: F401 (fixtures)
 
-LAUNCHES = 5
-"""Kernels behind the count: pairs, what is left of the capacity, ranks by tile, the tiles, the image. cub sorts."""
+LAUNCHES = 6
+"""Kernels behind the count: pairs, what is left of the capacity, ranks by tile, the tiles, their order, the image. cub
+sorts."""
 
 
 def scenes(dtype: torch.dtype) -> dict[str, Scene]:

@@ -180,6 +180,44 @@ def test_antialiasing_matches_the_reference(emulated: None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [3, 9])
+def test_pairs_behind_what_is_opaque_have_no_row(emulated: None, dtype: torch.dtype, channels: int) -> None:
+    scene = make_scene(190, channels=channels, dtype=dtype, max_opacity=1.0)
+    scene["scales"] *= 2.5
+    expected = run(scene, "cpu")
+    drawn = draw(scene)
+    hidden = (drawn.pair_start.diff() > 0) & (expected["grad of colors"][drawn.order.long()] == 0).all(1)
+    assert int(hidden.sum()) > 20
+    torch.use_deterministic_algorithms(True)  # what is allocated is then full of NaN
+    try:
+        assert torch.empty(1).isnan()
+        found = run(scene, "cpu")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "1"])
+def test_tiles_are_counted_for_what_is_drawn_wherever_it_lies(
+    emulated: None, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    scene = make_scene(700, width=64, height=64)  # three blocks, the last one not full
+    scene["means"][::3, 2] *= -1  # behind the camera
+    scene["opacities"][::5] = 1e-3  # meets no tile
+    depths = scene["means"] @ scene["world_view"][2, :3] + scene["world_view"][2, 3]
+    monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
+    radii = rasterize(**scene).radii
+    drawn = draw(scene)
+    visible = torch.nonzero(radii > 0).flatten()
+    assert 256 < len(visible) < 700
+    assert torch.equal(drawn.order.long(), visible[depths[visible].argsort(stable=True)])
+    counts = drawn.pair_start.diff()
+    assert torch.equal(counts, torch.bincount(drawn.lists[0], minlength=len(visible)).int())
+    assert not counts[drawn.order % 5 == 0].any() and counts[drawn.order % 5 != 0].all()
+    assert drawn.lists.shape[1] == drawn.pair_start[-1] == drawn.tile_start[-1] > 700
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_in_depth_keep_the_order_of_the_input(emulator: Any, dtype: torch.dtype) -> None:
     scene = make_scene(400, dtype=dtype) | {"world_view": torch.eye(4, dtype=dtype)}
     scene["means"][:, 2] = torch.arange(400, dtype=dtype).remainder(3) + 1  # three depths

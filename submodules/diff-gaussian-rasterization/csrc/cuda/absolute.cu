@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads)
     absolute_kernel(Lists<S> lists, const int32_t* __restrict__ numbers, int64_t pairs, Grid grid, int channels, int features,
                     Canvas<S> images, Canvas<S> grads, S* __restrict__ rows) {
   __shared__ S sums[kWarps][2];
-  const Place place(grid);
+  const Place place(grid, int(blockIdx.x));
   const int64_t area = grid.width * grid.height, pixel = place.pixel;
   // Within the lists, whatever they are called with.
   const auto place_of = [&](int64_t tile) {

@@ -4,7 +4,10 @@
 //
 // The tiles of a Gaussian are computed twice, once to count and once to write them, with the same bits: common/tiles.h
 // is written so that the compiler cannot round differently. So no footprints are stored for Gaussians that are not
-// drawn. Memory does not depend on it: writing ends where the count does, and what is left of a count is filled with
+// drawn. They are counted before the sort by depth, where neighbouring threads read neighbouring rows; the sum over ranks
+// looks the counts up.
+//
+// Memory does not depend on this agreement: writing ends where the count does, and what is left of a count is filled with
 // pairs of no tile, which sort behind all tiles. With MOMENTUM_GS_CHECK_PAIRS=1 in the environment every call counts
 // the Gaussians for which this happened and raises an error; it then waits for the device once more.
 //
@@ -22,6 +25,7 @@
 #include <cstring>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <type_traits>
@@ -41,12 +45,30 @@ template <class S> constexpr Key<S> kHidden = std::numeric_limits<Key<S>>::max()
 // Gaussians with more pairs than this are written by their whole warp: one thread would keep it waiting.
 constexpr int kAlone = 32;
 
-// Added to the count of a rank: zero, except where a test compiles counts that are wrong.
+// The count of a rank, except where a test compiles counts that are wrong.
 #if defined(DGR_TEST_MISCOUNT)
-DGR_DEVICE int64_t miscount(int64_t rank, int64_t count) { return count + DGR_TEST_MISCOUNT(rank, count); }
+DGR_HD int64_t miscount(int64_t rank, int64_t count) { return count + DGR_TEST_MISCOUNT(rank, count); }
 #else
-DGR_DEVICE int64_t miscount(int64_t, int64_t count) { return count; }
+DGR_HD int64_t miscount(int64_t, int64_t count) { return count; }
 #endif
+
+// The counts of Gaussians in the order of ranks, as cub reads them.
+struct CountOfRank {
+  using iterator_category = std::random_access_iterator_tag;
+  using value_type = int64_t;
+  using difference_type = int64_t;
+  using pointer = const int64_t*;
+  using reference = int64_t;
+  const int32_t *counts, *ids;
+  int64_t rank;
+
+  DGR_HD int64_t operator*() const { return miscount(rank, counts[ids[rank]]); }
+  DGR_HD int64_t operator[](int64_t further) const { return *(*this + further); }
+  DGR_HD CountOfRank operator+(int64_t further) const { return {counts, ids, rank + further}; }
+  DGR_HD CountOfRank& operator++() { return ++rank, *this; }
+  DGR_HD bool operator==(const CountOfRank& other) const { return rank == other.rank; }
+  DGR_HD bool operator!=(const CountOfRank& other) const { return rank != other.rank; }
+};
 
 template <class S> struct Screen {
   const S *means, *conics, *depths, *opacities, *colors;
@@ -70,35 +92,29 @@ struct Drawn {
   DGR_DEVICE int count_before(int tile) const { return before ? before[tile] : tile; }
 };
 
+// counts[g]: drawn tiles that the Gaussian meets. `visible`: is raised by the number of Gaussians that are drawn.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    depth_keys(const S* __restrict__ depths, const int32_t* __restrict__ radii, int64_t n, Key<S>* __restrict__ keys,
-               int32_t* __restrict__ ids) {
+    count_tiles(Screen<S> screen, Grid grid, Drawn drawn, const int32_t* __restrict__ radii, int64_t n, Key<S>* __restrict__ keys,
+                int32_t* __restrict__ ids, int32_t* __restrict__ counts, unsigned long long* visible) {
   const int64_t g = thread_index();
+  const S depth = g < n && radii[g] > 0 ? screen.depths[g] : S(0);
+  const bool shown = depth > S(0);
+  const int of_block = __syncthreads_count(shown);
+  if (threadIdx.x == 0 && of_block) atomicAdd(visible, (unsigned long long)(of_block));  // whole numbers: in any order
   if (g >= n) return;
-  const S depth = depths[g];
   Key<S> key = kHidden<S>;
-  if (radii[g] > 0 && depth > S(0)) memcpy(&key, &depth, sizeof key);
-  keys[g] = key;
-  ids[g] = int32_t(g);
-}
-
-// counts[rank]: drawn tiles that the Gaussian meets; counts[n]: Gaussians that are drawn.
-template <class S>
-__global__ void __launch_bounds__(kThreads)
-    count_tiles(Screen<S> screen, Grid grid, Drawn drawn, const Key<S>* __restrict__ keys, const int32_t* __restrict__ ids, int64_t n,
-                int64_t* __restrict__ counts) {
-  const int64_t rank = thread_index();
-  if (rank >= n) return;
-  int64_t count = 0;
-  if (keys[rank] != kHidden<S>) {
-    visit_tiles(screen.header(ids[rank]), grid, [&](int row, int first, int last) {
+  int count = 0;
+  if (shown) {
+    memcpy(&key, &depth, sizeof key);
+    visit_tiles(screen.header(g), grid, [&](int row, int first, int last) {
       const int line = row * int(grid.columns);
       count += drawn.count_before(line + last + 1) - drawn.count_before(line + first);
     });
-    if (rank + 1 == n || keys[rank + 1] == kHidden<S>) counts[n] = rank + 1;
   }
-  counts[rank] = miscount(rank, count);
+  keys[g] = key;
+  ids[g] = int32_t(g);
+  counts[g] = count;
 }
 
 struct Pairs { int32_t *tiles, *ranks, *numbers; };
@@ -239,7 +255,8 @@ template <class S>
 Counted<S> count(const Screen<S>& screen, const Tensor& depths, const Tensor& radii, const Grid& grid, const std::optional<Tensor>& mask) {
   const int64_t n = depths.numel();
   const auto ints = depths.options().dtype(at::kInt);
-  Counted<S> of{screen, grid, {}, at::empty({n}, ints), at::zeros({n + 1}, ints.dtype(at::kLong))};
+  Counted<S> of{screen, grid, {}, at::empty({n}, ints), at::empty({n + 1}, ints.dtype(at::kLong))};
+  of.ends.narrow(0, n, 1).zero_();
   if (mask) {
     of.before = at::zeros({grid.count() + 1}, ints);
     Tensor behind = of.before.narrow(0, 1, grid.count());
@@ -248,12 +265,14 @@ Counted<S> count(const Screen<S>& screen, const Tensor& depths, const Tensor& ra
   if (n == 0) return of;
   const auto options = ints.dtype(sizeof(S) == 4 ? at::kInt : at::kLong);
   const Tensor keys = at::empty({n}, options), sorted = at::empty({n}, options), unsorted_ids = at::empty({n}, ints);
-  launch(depth_keys<S>, blocks_of(n), data<S>(depths), data<int32_t>(radii), n, data<Key<S>>(keys), data<int32_t>(unsorted_ids));
+  const Tensor counts = at::empty({n}, ints);
+  launch(count_tiles<S>, blocks_of(n), screen, grid, of.drawn(), data<int32_t>(radii), n, data<Key<S>>(keys), data<int32_t>(unsorted_ids),
+         data<int32_t>(counts), reinterpret_cast<unsigned long long*>(data<int64_t>(of.ends) + n));
   sort_pairs<Key<S>>(keys, sorted, unsorted_ids, of.ids, 8 * int(sizeof(S)) - 1);  // no sign
-  launch(count_tiles<S>, blocks_of(n), screen, grid, of.drawn(), data<Key<S>>(sorted), data<int32_t>(of.ids), n, data<int64_t>(of.ends));
+  const CountOfRank of_rank{data<int32_t>(counts), data<int32_t>(of.ids), 0};
   const auto stream = c10::cuda::getCurrentCUDAStream();
   with_storage(of.ends, [&](void* storage, size_t& bytes) {
-    return cub::DeviceScan::InclusiveSum(storage, bytes, data<int64_t>(of.ends), data<int64_t>(of.ends), int(n), stream);
+    return cub::DeviceScan::InclusiveSum(storage, bytes, of_rank, data<int64_t>(of.ends), int(n), stream);
   });
   return of;
 }

@@ -12,6 +12,7 @@
 #include "../args.h"
 #include "../common/blend.h"
 #include "bin.cuh"
+#include "longest.cuh"
 
 namespace dgr {
 namespace {
@@ -23,16 +24,16 @@ template <class S, int N> constexpr int kDrawBatch = kIsSmall<S> && N <= 4 ? 2 *
 
 template <class S> struct Images { S *image, *alpha, *depth; };
 
-// blockIdx.x: tile; blockIdx.y: chunk of N features.
+// blockIdx.x: place in `tiles`, which says which tile; blockIdx.y: chunk of N features.
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads)
-    draw_kernel(Lists<S> lists, Grid grid, const S* __restrict__ background, int channels, Images<S> out) {
+    draw_kernel(Lists<S> lists, const int32_t* __restrict__ tiles, Grid grid, const S* __restrict__ background, int channels, Images<S> out) {
   constexpr int kSize = kDrawBatch<S, N>;
   __shared__ Batch<S, N, kSize> batch;
-  const Place place(grid);
-  const int chunk = blockIdx.y;
-  const uint32_t end = lists.tile_start[blockIdx.x + 1];
-  uint32_t from = lists.tile_start[blockIdx.x];
+  const int tile = tiles[blockIdx.x], chunk = blockIdx.y;
+  const Place place(grid, tile);
+  const uint32_t end = lists.tile_start[tile + 1];
+  uint32_t from = lists.tile_start[tile];
   S t = place.inside ? S(1) : S(-1), sums[N] = {};
   auto next = batch.fetch(lists, from, end, chunk);
   for (; from < end; from += kSize) {
@@ -86,10 +87,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> compo
     using S = decltype(tag);
     const auto draw = [&](const Bins& from) {
       const Lists<S> lists{data<S>(from.records), from.records.size(1), data<int32_t>(from.tile_start), data<int32_t>(from.lists)};
+      const Tensor by_length = longest_first(from.tile_start);
       const auto in_chunks = [&](auto in_chunk) {
         constexpr int N = decltype(in_chunk)::value;
-        launch(draw_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks_of(features, N))), lists, grid, data<S>(back), int(channels),
-               Images<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
+        launch(draw_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks_of(features, N))), lists, data<int32_t>(by_length), grid,
+               data<S>(back), int(channels), Images<S>{data<S>(image), data<S>(alpha), data<S>(depth)});
       };
       if constexpr (!kIsSmall<S>) in_chunks(std::integral_constant<int, 4>{});
       else if (features <= 4) in_chunks(std::integral_constant<int, 4>{});

@@ -8,6 +8,9 @@
 // Deterministic: a warp adds its pixels, a block its warps, in a fixed order; the block writes the sum to the row of
 // the (tile, Gaussian) pair, which is its own; a second kernel adds the rows of each Gaussian in the order of its
 // pairs. No atomics, so nothing depends on which block comes first.
+//
+// A pair that no pixel takes, being behind what is opaque, has no row: a byte for each pair says which were written, so
+// that nobody clears, fills or reads the others.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -20,6 +23,7 @@
 
 #include "../args.h"
 #include "../common/blend.h"
+#include "longest.cuh"
 #include "tiles.cuh"
 
 namespace dgr {
@@ -44,12 +48,13 @@ constexpr int kShareRow = kWarp + 2;
 
 template <class S> struct PictureGrads { const S *image, *alpha, *depth; };  // null: no gradient
 
-// blockIdx.x: tile; blockIdx.y: chunk of N features. `rows`: [chunks, pairs, kPairRow]; `background_rows`: [tiles,
-// chunks, N].
+// blockIdx.x: place in `tiles`, which says which tile; blockIdx.y: chunk of N features. `rows`: [chunks, pairs,
+// kPairRow]; `written`: [chunks, pairs], zeros; `background_rows`: [tiles, chunks, N].
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
-    draw_vjp_kernel(Lists<S> lists, const int32_t* __restrict__ numbers, int64_t pairs, Grid grid, int channels, int features,
-                    PictureGrads<S> images, PictureGrads<S> grads, S* __restrict__ rows, S* __restrict__ background_rows) {
+    draw_vjp_kernel(Lists<S> lists, const int32_t* __restrict__ tiles, const int32_t* __restrict__ numbers, int64_t pairs, Grid grid,
+                    int channels, int features, PictureGrads<S> images, PictureGrads<S> grads, S* __restrict__ rows,
+                    uint8_t* __restrict__ written, S* __restrict__ background_rows) {
   constexpr int kSize = kVjpBatch<S>, kRow = kPairRow<N>, kParts = kWarp / kSlots<S>;  // lanes that share a Gaussian
   static_assert(kPatchWidth % kParts == 0);
   __shared__ Batch<S, N, kSize> batch;
@@ -57,16 +62,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
   __shared__ __align__(16) S pixel_grads[kWarps][kWarp][N];
   __shared__ S warp_sums[kWarps][kSize][kRow];
   __shared__ unsigned warp_hits[kWarps];
-  const Place place(grid);
+  const int tile = tiles[blockIdx.x];
+  const Place place(grid, tile);
   const int chunk = blockIdx.y, warp = place.warp, lane = place.lane;
   const int64_t area = grid.width * grid.height, pixel = place.pixel;
   // Within the lists, whatever they are called with.
-  const auto place_of = [&](int64_t tile) {
-    const int64_t place = lists.tile_start[tile];
+  const auto place_of = [&](int64_t of_tile) {
+    const int64_t place = lists.tile_start[of_tile];
     return uint32_t(place < 0 ? 0 : place < pairs ? place : pairs);
   };
-  const uint32_t end = place_of(blockIdx.x + 1);
-  uint32_t from = place_of(blockIdx.x);
+  const uint32_t end = place_of(tile + 1);
+  uint32_t from = place_of(tile);
 
   // <gradient, pixel>: what is still to come, in front of the first Gaussian.
   S rest = 0, alpha = 0, alpha_grad = 0, grad[N] = {};
@@ -95,10 +101,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
   if (threadIdx.x < N) {
     S total = 0;
     for (int w = 0; w < kWarps; ++w) total += warp_sums[w][0][threadIdx.x];
-    background_rows[(int64_t(blockIdx.x) * gridDim.y + chunk) * N + threadIdx.x] = total;
+    background_rows[(int64_t(tile) * gridDim.y + chunk) * N + threadIdx.x] = total;
   }
 
   rows += int64_t(chunk) * pairs * kRow;
+  written += int64_t(chunk) * pairs;
   S t = place.inside ? S(1) : S(-1);
   auto next = batch.fetch(lists, from, end, chunk);
   for (; from < end; from += kSize) {
@@ -160,15 +167,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : N <= 4 ? 4 : 3)
       const int i = at / kRow, k = at % kRow;
       const int64_t number = numbers[from + i];
       S total = 0;
+      bool hit = false;
       for (int w = 0; w < kWarps; ++w)
-        if (warp_hits[w] >> i & 1) total += warp_sums[w][i][k];
-      if (number < pairs) rows[number * kRow + k] = total;
+        if (warp_hits[w] >> i & 1) total += warp_sums[w][i][k], hit = true;
+      if (!hit || number >= pairs) continue;
+      rows[number * kRow + k] = total;
+      if (k == 0) written[number] = 1;
     }
   }
-  // Behind the last Gaussian that any pixel took; the last tile's block also the pairs of no tile that end the lists.
-  const int64_t behind = blockIdx.x + 1 == gridDim.x ? pairs : int64_t(end);
-  for (int64_t at = int64_t(from < end ? from : end) * kRow + threadIdx.x; at < behind * kRow; at += kThreads)
-    if (const int64_t number = numbers[at / kRow]; number < pairs) rows[number * kRow + at % kRow] = 0;
 }
 
 template <class S> struct GaussianGrads { S *means2d, *conics, *depths, *opacities, *colors; };  // depths may be null
@@ -176,9 +182,9 @@ template <class S> struct GaussianGrads { S *means2d, *conics, *depths, *opaciti
 // A warp a rank: sixteen lanes for the columns of a row, two rows at a time. Gaussians from `moving` on get no gradients.
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads)
-    sum_pairs(const S* __restrict__ rows, int64_t pairs, int chunks, const S* __restrict__ records, int64_t stride,
-              const int32_t* __restrict__ order, const int32_t* __restrict__ pair_start, int64_t visible, int64_t moving, int channels,
-              GaussianGrads<S> out) {
+    sum_pairs(const S* __restrict__ rows, const uint8_t* __restrict__ written, int64_t pairs, int chunks, const S* __restrict__ records,
+              int64_t stride, const int32_t* __restrict__ order, const int32_t* __restrict__ pair_start, int64_t visible, int64_t moving,
+              int channels, GaussianGrads<S> out) {
   constexpr int kRow = kPairRow<N>, kColumns = kWarp / 2;
   static_assert(kRow <= kColumns);
   const int64_t rank = thread_index() / kWarp;
@@ -189,9 +195,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int chunk = 0; chunk < chunks; ++chunk) {
     S total = 0;
     if (column < kRow) {
-      const S* row = rows + int64_t(chunk) * pairs * kRow + column;
+      const int64_t of_chunk = int64_t(chunk) * pairs;
 #pragma unroll 4
-      for (int64_t pair = begin + half; pair < end; pair += 2) total += row[pair * kRow];
+      for (int64_t pair = of_chunk + begin + half; pair < of_chunk + end; pair += 2)
+        if (written[pair]) total += rows[pair * kRow + column];
     }
     total += __shfl_xor_sync(kAllLanes, total, kColumns);
     const int feature = chunk * N + column - kMoments;
@@ -233,6 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
   const int64_t features = channels + (grad_depth ? 1 : 0);
   const Tensor colors = image.contiguous(), opacity = alpha.contiguous(), distance = depth.contiguous(), rows_of = records.contiguous();
   const Tensor ids = order.contiguous(), starts = pair_start.contiguous(), firsts = tile_start.contiguous(), both = lists.contiguous();
+  const Tensor by_length = longest_first(firsts);
   const OptTensor gi = contiguous(grad_image), ga = contiguous(grad_alpha), gd = contiguous(grad_depth);
   const auto zeros = [&](int64_t rows, int64_t columns) { return at::zeros({rows, columns}, image.options()); };
   Tensor d_means = zeros(gaussians, 2), d_conics = zeros(gaussians, 3), d_opacities = zeros(gaussians, 1);
@@ -244,14 +252,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_cu
       constexpr int N = decltype(in_chunk)::value;
       const int chunks = chunks_of(features, N);
       const Lists<S> walked{data<S>(rows_of), stride, data<int32_t>(firsts), data<int32_t>(both)};
-      // Zeros, as the lists of a foreign caller may lack a pair, whose row then nobody writes.
-      const Tensor rows = at::zeros({chunks, pairs, kPairRow<N>}, image.options());
+      const Tensor rows = at::empty({chunks, pairs, kPairRow<N>}, image.options());
+      const Tensor written = at::zeros({chunks, pairs}, image.options().dtype(at::kByte));
       const Tensor background_rows = at::empty({grid.count(), chunks * N}, image.options());
-      launch(draw_vjp_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks)), walked, data<int32_t>(both) + pairs, pairs, grid,
-             int(channels), int(features), PictureGrads<S>{data<S>(colors), data<S>(opacity), data<S>(distance)},
-             PictureGrads<S>{in(gi), in(ga), in(gd)}, data<S>(rows), data<S>(background_rows));
-      launch(sum_pairs<S, N>, blocks_of(visible * kWarp), data<S>(rows), pairs, chunks, data<S>(rows_of), stride, data<int32_t>(ids),
-             data<int32_t>(starts), visible, gaussians - fixed, int(channels),
+      launch(draw_vjp_kernel<S, N>, dim3(unsigned(grid.count()), unsigned(chunks)), walked, data<int32_t>(by_length),
+             data<int32_t>(both) + pairs, pairs, grid, int(channels), int(features),
+             PictureGrads<S>{data<S>(colors), data<S>(opacity), data<S>(distance)}, PictureGrads<S>{in(gi), in(ga), in(gd)},
+             data<S>(rows), data<uint8_t>(written), data<S>(background_rows));
+      launch(sum_pairs<S, N>, blocks_of(visible * kWarp), data<S>(rows), data<uint8_t>(written), pairs, chunks, data<S>(rows_of), stride,
+             data<int32_t>(ids), data<int32_t>(starts), visible, gaussians - fixed, int(channels),
              GaussianGrads<S>{data<S>(d_means), data<S>(d_conics), data<S>(d_depths), data<S>(d_opacities), data<S>(d_colors)});
       Tensor sums = at::empty({chunks * N}, image.options());
       launch(sum_columns<S, S>, dim3(unsigned(chunks * N)), data<S>(background_rows), grid.count(), data<S>(sums));

@@ -16,7 +16,7 @@ using at::Tensor;
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     median_kernel(Lists<S> lists, int64_t pairs, const int32_t* __restrict__ order, Grid grid, int32_t* __restrict__ median) {
-  const Place place(grid);
+  const Place place(grid, int(blockIdx.x));
   if (!place.inside) return;
   // Within the lists, whatever they are called with.
   const int64_t last = lists.tile_start[blockIdx.x + 1], end = last < pairs ? last : pairs;

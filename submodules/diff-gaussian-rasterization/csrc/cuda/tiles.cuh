@@ -48,10 +48,10 @@ struct Place {
   bool inside;
   int64_t pixel;
 
-  DGR_DEVICE explicit Place(const Grid& grid) {
+  DGR_DEVICE Place(const Grid& grid, int tile) {
     warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    left = int(grid.left) + int(blockIdx.x) % int(grid.columns) * kTile + warp % (kTile / kPatchWidth) * kPatchWidth;
-    top = int(grid.top) + int(blockIdx.x) / int(grid.columns) * kTile + warp / (kTile / kPatchWidth) * kPatchHeight;
+    left = int(grid.left) + tile % int(grid.columns) * kTile + warp % (kTile / kPatchWidth) * kPatchWidth;
+    top = int(grid.top) + tile / int(grid.columns) * kTile + warp / (kTile / kPatchWidth) * kPatchHeight;
     x = left + lane % kPatchWidth, y = top + lane / kPatchWidth;
     inside = x < grid.left + grid.width && y < grid.top + grid.height;
     pixel = (y - grid.top) * grid.width + (x - grid.left);
