@@ -1,5 +1,7 @@
 """Initial anchors against values of the official code, and facts about voxelization."""
 
+from typing import Any
+
 import pytest
 import torch
 from anchor_scene import parity
@@ -85,12 +87,13 @@ def test_coinciding_points_give_no_automatic_voxel() -> None:
         init_anchors(cloud(torch.zeros(10, 3)), ModelConfig(voxel_size=0.0))
 
 
-def test_planar_anchors_start_flat_along_a_tilted_plane() -> None:
+@pytest.mark.parametrize("how", [{"surface": "planar"}, {"flat_start": True}])
+def test_anchors_start_flat_along_a_tilted_plane(how: dict[str, Any]) -> None:
     """Decoded Gaussians are about ``FLAT`` times as thick along the normal, which the decoder reads in the feature."""
     normal = torch.nn.functional.normalize(torch.tensor([0.5, -0.7, 0.4], dtype=torch.float64), dim=0)
     across = torch.linalg.svd(normal[None]).Vh[1:]
     flat = torch.rand(2000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) @ across
-    config = Config(model=ModelConfig(surface="planar", voxel_size=0.04))
+    config = Config(model=ModelConfig(voxel_size=0.04, **how))
     block = AnchorBlock.from_points(0, cloud(flat), CAMERAS, config, CPU)
     decoder = DecoderLearner(config, CPU).module
     for camera in torch.tensor([[0.0, 0, 9], [-3, 4, -1]]):
@@ -109,6 +112,7 @@ def test_planar_anchors_start_flat_along_a_tilted_plane() -> None:
         Config(model=ModelConfig(voxel_size=0.1)),
         Config(model=ModelConfig(surface="planar", voxel_size=0.1), surface=SurfaceConfig(flatten=0.0)),
         Config(model=ModelConfig(surface="planar", voxel_size=0.1, use_feature_bank=True)),
+        Config(model=ModelConfig(flat_start=True, voxel_size=0.1, use_feature_bank=True)),
         Config(model=ModelConfig(surface="planar", voxel_size=0.1, feature_dim=4)),
     ],
 )

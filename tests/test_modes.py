@@ -20,7 +20,7 @@ from tiny_scene import write_tiny_scene
 
 from momentum_gs.cli.main import main
 from momentum_gs.config.load import dump_config, load_config
-from momentum_gs.config.schema import Config
+from momentum_gs.config.schema import Config, GaussiansConfig
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import psnr, ssim
@@ -81,6 +81,15 @@ def test_a_mode_sets_active_blocks_and_decoder(scene: Path) -> None:
         assert found[mode].blocks.active == own.blocks.active
         assert found[mode].partition == own.partition
     assert found["full"] == own, "the method as a whole is what a scene's file describes"
+
+
+def test_gaussians_with_windows_have_the_rates_of_3dgs() -> None:
+    """Those of ``modes/gaussians`` alone are lower, for blocks that have whole views (docs/lab_log.md)."""
+    modes = [CONFIGS / "demo.yaml", CONFIGS / "modes/gaussians.yaml", CONFIGS / "modes/windows.yaml"]
+    alone, together = (load_config(files).gaussians for files in (modes[:2], modes))
+    usual = GaussiansConfig()
+    assert (together.position_lr, together.scaling_lr) == (usual.position_lr, usual.scaling_lr)
+    assert alone.position_lr < usual.position_lr and alone.scaling_lr < usual.scaling_lr
 
 
 def test_later_files_win_and_the_stages_settings_too(tmp_path: Path) -> None:

@@ -129,8 +129,10 @@ class Config:
         covariance head reads features as they are, and has the six hidden units (as many as a feature has numbers) of
         ``start_flat_``."""
         model = self.model
-        able = model.primitive == "gaussians" or (model.feature_dim >= 6 and not model.use_feature_bank)
-        return able and model.surface == "planar" and self.surface.flatten > 0
+        planar = model.surface == "planar" and self.surface.flatten > 0
+        if model.primitive == "gaussians":
+            return planar
+        return (planar or model.flat_start) and model.feature_dim >= 6 and not model.use_feature_bank
 
     @property
     def starts_from_coarse(self) -> bool:

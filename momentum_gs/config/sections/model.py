@@ -27,6 +27,10 @@ class ModelConfig:
     """What a pixel shows where no Gaussian covers it. ``fixed``: black, or white with ``scene.white_background`` [MGS];
     ``constant``: one learned colour, shared by all blocks like the decoder [ours]; ``directional``: a learned colour
     that depends on the viewing direction, spherical harmonics of degree 2, also shared [ours]."""
+    flat_start: bool = False
+    """Anchors that start from points start flat along the surface that the points make up [ours]: a head start of short
+    runs. Planar models do so in any case; with ``use_feature_bank`` or fewer than six features there is no such start.
+    False: the decoder's random weights decide [MGS]."""
     surface: Literal["none", "planar"] = "none"
     """``planar``: Gaussians become flat and lie on the surface, for meshes and depth maps; the settings of ``surface``
     say how (docs/surfaces.md) [PGSR, ours]. ``none``: images alone decide [MGS, 3DGS]."""
