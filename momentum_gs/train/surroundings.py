@@ -69,7 +69,7 @@ class Surroundings:
                 if starts:
                     # A checkpoint at the end of a round holds what surrounded the block in that round.
                     near = {name: row.to(self._device) for name, row in rows[state.block].items()}
-                    state.around = state.MODEL.from_rows(near) if near else None
+                    state.around = state.AROUND.from_rows(near) if near else None
             return active
         if round_.decoder_live or not self._config.blocks.boundary_finetuning:
             return self._store.activate(blocks)

@@ -81,7 +81,7 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     if "score" in packed.tensors:
         state.score = RunningScore(packed.tensors["score"])
     if around := part("around."):
-        state.around = kind.MODEL.from_rows({k: v.to(device) for k, v in around.items()})
+        state.around = kind.AROUND.from_rows({k: v.to(device) for k, v in around.items()})
     if state.own is not None:
         state.own.load_tensors(part("decoder."))
     return state
