@@ -125,17 +125,20 @@ def adam_rows(
 
 
 @torch.no_grad()
-def anchors_in_view(anchors: Anchors, camera: Camera, window: Window | None = None) -> Bool[Tensor, "n"]:
+def anchors_in_view(
+    anchors: Anchors, camera: Camera, window: Window | None = None, drawn: bool = False
+) -> Bool[Tensor, "n"]:
     """Which anchors are in view: those whose ellipsoid with their first three scales projects onto the image, or onto
-    its window.
+    its window; with ``drawn`` onto a square of the window that is drawn.
 
     Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
     """
     radii: Tensor = ops.visible_radii(
         anchors.position,
-        anchors.scales[:, :3].contiguous(),
+        anchors.reach,
         anchors.rotation,
         window=None if window is None else window.rectangle,
+        tiles=window.tiles if drawn and window is not None else None,
         **_pinhole(camera, anchors.position),
     )
     return radii > 0

@@ -10,16 +10,16 @@ from diff_gaussian_rasterization.library import OPERATORS
 
 
 def _project_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    means, scales, quats, cov3d, world_view, _screen, *camera, _window = inputs
+    means, scales, quats, cov3d, world_view, _screen, *rest = inputs
     _means2d, conics, _depths, radii = output
     ctx.save_for_backward(means, scales, quats, cov3d, world_view, conics, radii)
-    ctx.camera = camera
+    ctx.camera = rest[:8]
     ctx.mark_non_differentiable(radii)
     ctx.set_materialize_grads(False)
 
 
 def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * 15
+    nothing = (None,) * 16
     grad_means2d, grad_conics, grad_depths, _ = grads
     if grad_means2d is None and grad_conics is None and grad_depths is None:
         return nothing

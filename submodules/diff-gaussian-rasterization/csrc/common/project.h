@@ -99,6 +99,7 @@ template <class F> struct Projected {
   F a, b, c;  // conic
   F depth;    // camera z
   F radius;   // whole pixels
+  F variance_x, variance_y;  // the diagonal of K
 };
 
 template <class F> struct Projection {  // shared by the forward and the backward pass
@@ -139,6 +140,8 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   out.b = F(0) - kxy * inv;
   out.c = kxx * inv;
   out.depth = w.t.z;
+  out.variance_x = kxx;
+  out.variance_y = kyy;
   const F mid = F(0.5) * (kxx + kyy);
   const F eigenvalue = mid + root(at_least(mid * mid - det, F(kEigenvalueFloor)));
   const F sigma = root(eigenvalue);
@@ -151,6 +154,18 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   return (w.t.z > cam.near) & (w.t.z < F(kMaxDepth)) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &
          (px - out.radius < cam.width) & (py + out.radius >= F(1)) & (py - out.radius < cam.height) & (px + reach >= cam.left) &
          (px - reach < cam.right) & (py + reach >= cam.top) & (py - reach < cam.bottom);
+}
+
+// Whether what an opacity of 1 shows of it may reach a square that is drawn, of the window with this corner.
+template <class S> DGR_HD bool meets(const Squares& squares, S left, S top, S x, S y, S variance_x, S variance_y) {
+  const S reach_x = S(kReachSigmas) * root(variance_x), reach_y = S(kReachSigmas) * root(variance_y), side = S(kSquare);
+  const int first = int(at_least(round_down((x - reach_x - left) / side), S(0))), above = int(at_least(round_down((y - reach_y - top) / side), S(0)));
+  const int last = int(at_most(round_down((x + reach_x - left) / side), S(squares.across - 1)));
+  const int below = int(at_most(round_down((y + reach_y - top) / side), S(squares.down - 1)));
+  for (int row = above; row <= below; ++row)
+    for (int column = first; column <= last; ++column)
+      if (squares.drawn[row * squares.across + column]) return true;
+  return false;
 }
 
 template <class F> struct CameraGrad { Vec3<F> r0, r1, r2, p; };

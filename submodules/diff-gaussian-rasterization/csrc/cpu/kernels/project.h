@@ -85,13 +85,23 @@ template <class S> DGR_HD Vec3<V<S>> load3(const S* data, int64_t first, int64_t
   return {rows[0], rows[1], rows[2]};
 }
 
+// Those of the visible that meet a square that is drawn.
+template <class S> Mask<S, kLanes> meeting(const View& view, Mask<S, kLanes> visible, const Projected<V<S>>& p) {
+  const V<S> one(S(1)), zero(S(0)), seen = select(visible, one, zero);
+  S met[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane)
+    met[lane] = S(seen[lane] > 0 && meets(view.squares, S(view.window.x), S(view.window.y), S(p.x[lane]), S(p.y[lane]), S(p.variance_x[lane]), S(p.variance_y[lane])));
+  return V<S>::load(met) > zero;
+}
+
 template <class S> void project_all(const View& view, const World<S>& world, int64_t begin, int64_t end, const ScreenRows<S>& rows) {
   const Camera<V<S>> camera = camera_of(view, world.world_view);
   const Shapes<S> shapes{world};
   for (int64_t g = begin; g < end; g += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, end - g);
     Projected<V<S>> out;
-    const auto visible = project(camera, load3(shapes.means, g, count), shapes.covariances(g, count), out);
+    auto visible = project(camera, load3(shapes.means, g, count), shapes.covariances(g, count), out);
+    if (view.squares.drawn && any(visible)) visible = meeting(view, visible, out);
     const V<S> zero(S(0));
     const V<S> radius = select(visible, out.radius, zero);
     if (count == kLanes) {
@@ -126,7 +136,7 @@ void project_vjp_all(const View& pose, const World<S>& world, int64_t begin, int
     if (any) {
       const Vec3<V<S>> m = load3(shapes.means, g, count);
       const Symmetric3<V<S>> cov = shapes.covariances(g, count);
-      Projected<V<S>> conic, in{zero, zero, zero, zero, zero, zero, zero};
+      Projected<V<S>> conic, in{zero, zero, zero, zero, zero, zero, zero, zero, zero};
       V<S> rows[3];
       load_rows<S, 3>(grads.conics, g, count, rows);
       conic.a = rows[0], conic.b = rows[1], conic.c = rows[2];
