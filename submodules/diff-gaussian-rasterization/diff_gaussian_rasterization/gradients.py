@@ -93,6 +93,35 @@ def _sh_backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
     return (None, *OPERATORS.spherical_harmonics_backward(grad, ctx.degree, *ctx.saved_tensors))
 
 
+def _direct(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator with its gradient for eager code, past the wrappers of ``torch.library``.
+
+    These serve what traces or transforms calls. Written in Python, they take a tenth of a millisecond for each call.
+    """
+    operator = getattr(OPERATORS, name)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+    Direct.backward = staticmethod(backward)  # type: ignore[assignment]
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return operator(*inputs)
+        return Direct.apply(*inputs)
+
+    return call
+
+
+project = _direct("project", _project_setup, _project_backward)
+composite = _direct("composite", _composite_setup, _composite_backward)
+
+
 def _shapes_of(name: str) -> Callable[[Callable[..., Any]], None]:
     """Registers what an operator returns where only shapes are computed.
 

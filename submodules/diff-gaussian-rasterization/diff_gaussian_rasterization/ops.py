@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diff_gaussian_rasterization import checks
 from diff_gaussian_rasterization.checks import TILE, Around, Window
-from diff_gaussian_rasterization.gradients import register
+from diff_gaussian_rasterization.gradients import composite, project, register
 from diff_gaussian_rasterization.library import OPERATORS
 
 __all__ = [
@@ -167,7 +167,7 @@ def rasterize(
     checks.check_tiles(tiles, part or (0, 0, width, height), means)
     checks.check_around(around, means, colors)
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    splats = OPERATORS.project(means, scales, quats, cov3d, world_view, screen, *camera, part)
+    splats = project(means, scales, quats, cov3d, world_view, screen, *camera, part)
     radii = splats[3]
     splats = (*splats, OPERATORS.antialias(splats[1], opacities) if antialiasing else opacities, colors)
     fixed = 0
