@@ -17,6 +17,10 @@ struct Counts {
   T *opacities, *views, *gradients, *drawn;
 };
 
+// In double the squares of floats neither overflow nor vanish; a call of hypot takes as long as all else.
+ANCHOR_DECODE_HD float length(float x, float y) { return float(std::sqrt(double(x) * x + double(y) * y)); }
+ANCHOR_DECODE_HD double length(double x, double y) { return std::hypot(x, y); }
+
 // The anchor m of those visible, whose first Gaussian is `gaussian`; returns the one behind its last.
 template <class T>
 ANCHOR_DECODE_HD int64_t count_anchor(const Counts<T>& c, int64_t m, int64_t gaussian) {
@@ -29,7 +33,7 @@ ANCHOR_DECODE_HD int64_t count_anchor(const Counts<T>& c, int64_t m, int64_t gau
     const int64_t g = gaussian++;
     if (c.radii[g] <= 0) continue;
     c.drawn[to + k] += T(1);
-    if (c.gradient) c.gradients[to + k] += std::hypot(c.gradient[g * c.columns], c.gradient[g * c.columns + 1]);
+    if (c.gradient) c.gradients[to + k] += length(c.gradient[g * c.columns], c.gradient[g * c.columns + 1]);
   }
   c.opacities[row] += sum;
   c.views[row] += T(1);
