@@ -58,11 +58,12 @@ class DirectAdam(Adam):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Moves every parameter that has a gradient."""
-        self._move(None)
+        self.move()
 
     @torch.no_grad()
-    def _move(self, visible: Int[Tensor, "m"] | None) -> None:
-        """Moves what has a gradient: its rows at ``visible``, or all."""
+    def move(self, visible: Int[Tensor, "m"] | None = None) -> None:
+        """``step``, which torch wraps for its profiler, or one for the rows at ``visible``: values and moments of the
+        others keep their bits."""
         moved = [(p, group["lr"]) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not moved:
             return
@@ -89,15 +90,11 @@ class DirectAdam(Adam):
 
 
 class SparseAdam(DirectAdam):
-    """Adam whose step moves only the rows in view; ``move_rows`` takes it.
+    """Adam whose step, ``move_rows``, moves only the rows in view.
 
     Steps are counted for a tensor, not for each row: Adam's bias corrections are those of dense Adam. With all rows in
     view the step is dense Adam's.
     """
-
-    def move(self, visible: Int[Tensor, "m"]) -> None:
-        """One step for the rows at ``visible``; values and moments of the others keep their bits."""
-        self._move(visible)
 
 
 def moments_on(device: torch.device, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,10 +110,8 @@ def row_optimizer(model: RowModel, config: OptimConfig) -> Adam:
 
 def move_rows(optimizer: Adam, visible: Int[Tensor, "m"]) -> None:
     """One step of a ``row_optimizer``, after a view that shows the rows at ``visible``."""
-    if isinstance(optimizer, SparseAdam):
-        optimizer.move(visible)
-    else:
-        optimizer.step()
+    assert isinstance(optimizer, DirectAdam)
+    optimizer.move(visible if isinstance(optimizer, SparseAdam) else None)
 
 
 def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
@@ -126,7 +121,7 @@ def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> 
     return optimizer
 
 
-def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
+def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> DirectAdam:
     """Adam with a parameter group for each head, named like it, at the learning rates of step 0."""
     groups = [{"params": list(head.parameters()), "name": name} for name, head in decoder.named_children()]
     optimizer = DirectAdam(groups, eps=config.eps)

@@ -153,8 +153,8 @@ def gather_surroundings(
         rows = _share(store, other, sorted({trainers[b] for b in near}), cell_of, comm)
         for block in near:
             if block in found:
-                seen = sight[block].see(rows["position"])
-                found[block].append({name: row[seen] for name, row in rows.items()})
+                seen = sight[block].see(rows["position"]).nonzero().squeeze(1)
+                found[block].append({name: row.index_select(0, seen) for name, row in rows.items()})
     return {
         block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
         for block, parts in found.items()

@@ -66,7 +66,7 @@ class DecoderLearner:
         set_decoder_lr(self._optimizer, self._config, block_step)
         if self._config.decoder_clip is not None:
             clip_gradients(self._optimizer, self._config.decoder_clip)
-        self._optimizer.step()
+        self._optimizer.move()
         self._optimizer.zero_grad()
 
     def retime(self, config: OptimConfig) -> None:
