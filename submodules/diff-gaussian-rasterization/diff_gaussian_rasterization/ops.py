@@ -176,7 +176,7 @@ def rasterize(
         with torch.no_grad():
             # Their radii are not asked for, so what no drawn square shows can be left out at once.
             shape = (around.means, around.scales, around.quats, None)
-            others = OPERATORS.project(*shape, world_view, None, *camera, part, tiles)
+            others = project(*shape, world_view, None, *camera, part, tiles)
             behind = OPERATORS.antialias(others[1], around.opacities) if antialiasing else around.opacities
         splats = tuple(torch.cat(pair) for pair in zip(splats, (*others, behind, around.colors), strict=True))
         absolute = None if absolute is None else torch.cat([absolute, absolute.new_zeros(fixed, 2)])

@@ -156,12 +156,19 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
          (px - reach < cam.right) & (py + reach >= cam.top) & (py - reach < cam.bottom);
 }
 
-// Whether what an opacity of 1 shows of it may reach a square that is drawn, of the window with this corner.
-template <class S> DGR_HD bool meets(const Squares& squares, S left, S top, S x, S y, S variance_x, S variance_y) {
-  const S reach_x = S(kReachSigmas) * root(variance_x), reach_y = S(kReachSigmas) * root(variance_y), side = S(kSquare);
-  const int first = int(at_least(round_down((x - reach_x - left) / side), S(0))), above = int(at_least(round_down((y - reach_y - top) / side), S(0)));
-  const int last = int(at_most(round_down((x + reach_x - left) / side), S(squares.across - 1)));
-  const int below = int(at_most(round_down((y + reach_y - top) / side), S(squares.down - 1)));
+// Columns and rows, inclusive, of the squares of the window that what an opacity of 1 shows may reach; none where the
+// last is before the first.
+template <class F> struct Reached { F first, last, above, below; };
+
+template <class F> DGR_HD Reached<F> reached(const Squares& squares, const Camera<F>& cam, const Projected<F>& p) {
+  const F reach_x = F(kReachSigmas) * root(p.variance_x), reach_y = F(kReachSigmas) * root(p.variance_y);
+  const F x = p.x - cam.left, y = p.y - cam.top, share(1.0 / kSquare), one(1);
+  return {at_least(round_up((x - reach_x) * share) - one, F(0)), at_most(round_up((x + reach_x) * share) - one, F(squares.across - 1)),
+          at_least(round_up((y - reach_y) * share) - one, F(0)), at_most(round_up((y + reach_y) * share) - one, F(squares.down - 1))};
+}
+
+// Whether one of them is drawn.
+DGR_HD bool any_drawn(const Squares& squares, int first, int last, int above, int below) {
   for (int row = above; row <= below; ++row)
     for (int column = first; column <= last; ++column)
       if (squares.drawn[row * squares.across + column]) return true;

@@ -25,7 +25,10 @@ __global__ void __launch_bounds__(kThreads)
   if (g >= n) return;
   Projected<S> out;
   bool visible = project(posed(camera, world_view), load3(means, g), shapes.covariance_of(g), out);
-  if (squares.drawn && visible) visible = meets(squares, camera.left, camera.top, out.x, out.y, out.variance_x, out.variance_y);
+  if (squares.drawn && visible) {
+    const Reached<S> box = reached(squares, camera, out);
+    visible = any_drawn(squares, int(box.first), int(box.last), int(box.above), int(box.below));
+  }
   radii[g] = visible ? int32_t(out.radius) : 0;
   if (!means2d) return;
   if (!visible) out = {};

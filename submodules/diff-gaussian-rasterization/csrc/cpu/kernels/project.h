@@ -85,13 +85,13 @@ template <class S> DGR_HD Vec3<V<S>> load3(const S* data, int64_t first, int64_t
   return {rows[0], rows[1], rows[2]};
 }
 
-// Those of the visible that meet a square that is drawn.
-template <class S> Mask<S, kLanes> meeting(const View& view, Mask<S, kLanes> visible, const Projected<V<S>>& p) {
-  const V<S> one(S(1)), zero(S(0)), seen = select(visible, one, zero);
-  S met[kLanes];
+// The radii of those that reach a square that is drawn; 0 for the others.
+template <class S> V<S> of_drawn(const Squares& squares, const Camera<V<S>>& camera, const Projected<V<S>>& p, V<S> radius) {
+  const Reached<V<S>> box = reached(squares, camera, p);
   for (int lane = 0; lane < kLanes; ++lane)
-    met[lane] = S(seen[lane] > 0 && meets(view.squares, S(view.window.x), S(view.window.y), S(p.x[lane]), S(p.y[lane]), S(p.variance_x[lane]), S(p.variance_y[lane])));
-  return V<S>::load(met) > zero;
+    if (radius[lane] > 0 && !any_drawn(squares, int(box.first[lane]), int(box.last[lane]), int(box.above[lane]), int(box.below[lane])))
+      radius.v[lane] = 0;
+  return radius;
 }
 
 template <class S> void project_all(const View& view, const World<S>& world, int64_t begin, int64_t end, const ScreenRows<S>& rows) {
@@ -101,9 +101,12 @@ template <class S> void project_all(const View& view, const World<S>& world, int
     const int64_t count = std::min<int64_t>(kLanes, end - g);
     Projected<V<S>> out;
     auto visible = project(camera, load3(shapes.means, g, count), shapes.covariances(g, count), out);
-    if (view.squares.drawn && any(visible)) visible = meeting(view, visible, out);
     const V<S> zero(S(0));
-    const V<S> radius = select(visible, out.radius, zero);
+    V<S> radius = select(visible, out.radius, zero);
+    if (view.squares.drawn && any(visible)) {
+      radius = of_drawn(view.squares, camera, out, radius);
+      visible = radius > zero;
+    }
     if (count == kLanes) {
       const auto whole = __builtin_convertvector(radius.v, typename NativeOf<float, kLanes>::Bits);
       std::memcpy(rows.radii + g, &whole, sizeof(whole));
