@@ -201,7 +201,9 @@ def decode(
 
 
 def _row(weights: Sequence[Tensor]) -> Tensor:
-    return weights[0].detach() if len(weights) == 1 else torch.cat([part.detach().reshape(-1) for part in weights])
+    with torch.no_grad():
+        # One operator, where detaching and flattening each of them would be two dozen.
+        return weights[0].detach() if len(weights) == 1 else torch._C._nn.flatten_dense_tensors(weights)
 
 
 def _forward(
