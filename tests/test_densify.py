@@ -331,7 +331,7 @@ def test_observe_counts_as_a_loop_does() -> None:
         n = len(decoded.gaussians)
         screen = torch.zeros(n, 3, requires_grad=True)
         screen.grad = torch.randn(n, 3, generator=rng)
-        radii = torch.randint(0, 3, (n,), generator=rng)
+        radii = torch.randint(0, 3, (n,), generator=rng, dtype=torch.int32)
         blank = torch.zeros(1, 1)
         stats.observe(decoded, RenderOutput(blank.expand(3, 1, 1), blank, blank, radii, screen))
         gaussian = 0

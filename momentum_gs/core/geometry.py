@@ -15,7 +15,7 @@ from torch import Tensor
 from momentum_gs.core.types import Camera
 
 Aabb = Shaped[Tensor, "6"] | Sequence[float | int]
-_PAIRS = 2**17
+_PAIRS = 2**14
 """Points times cameras that are looked at together: their five numbers each stay in the cache."""
 
 
@@ -125,27 +125,38 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
 
 
 def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera], near: float = 0.2) -> Bool[Tensor, "n"]:
-    """Which points fall into at least one of the images: ``in_view`` for many cameras, in float64, up to rounding.
+    """Which points fall into at least one of the images: ``in_view`` for many cameras, in float64, up to rounding."""
+    return Sight(cameras, near).see(points) if cameras else torch.zeros(len(points), dtype=torch.bool)
+
+
+class Sight:
+    """What cameras see together, for several sets of points: ``in_any_view`` of each.
 
     A point is in view if it is on the inner side of the five planes that bound the view. Several cameras are asked at
     once, and only about the points that none before them sees.
     """
-    seen = torch.zeros(len(points), dtype=torch.bool)
-    if not cameras:
+
+    def __init__(self, cameras: Sequence[Camera], near: float = 0.2) -> None:
+        """``cameras``: at least one."""
+        self._origin = cameras[0].center.double()  # Keeps precision where the scene lies far from the origin.
+        # Cameras that follow one another see the same, so those that are asked together are spread by the golden ratio.
+        spread = sorted(range(len(cameras)), key=lambda i: i * 0.618034 % 1)
+        self._sides, self._offsets = _sides([cameras[i] for i in spread], near, self._origin)
+
+    def see(self, points: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
+        """Which points at least one of the cameras sees."""
+        seen = torch.zeros(len(points), dtype=torch.bool)
+        left, near_by = torch.arange(len(points)), points.double() - self._origin
+        begin = 0
+        while begin < self._offsets.shape[1] and len(left):
+            end = begin + max(_PAIRS // len(left), 1)
+            beyond = self._sides[:, begin:end] @ near_by.T - self._offsets[:, begin:end, None]  # [5,C,N]
+            begin = end
+            inside = (beyond[:3].amin(dim=0) > 0) & (beyond[3:].amin(dim=0) >= 0)
+            found = inside.any(dim=0)
+            seen[left[found]] = True
+            left, near_by = left[~found], near_by[~found]
         return seen
-    origin = cameras[0].center.double()  # Keeps precision where the scene lies far from the origin.
-    sides, offsets = _sides(cameras, near, origin)
-    left, near_by = torch.arange(len(points)), points.double() - origin
-    begin = 0
-    while begin < len(cameras) and len(left):
-        end = begin + max(_PAIRS // len(left), 1)
-        beyond = sides[:, begin:end] @ near_by.T - offsets[:, begin:end, None]  # [5,C,N]
-        begin = end
-        inside = (beyond[:3].amin(dim=0) > 0) & (beyond[3:].amin(dim=0) >= 0)
-        found = inside.any(dim=0)
-        seen[left[found]] = True
-        left, near_by = left[~found], near_by[~found]
-    return seen
 
 
 def _sides(

@@ -107,12 +107,6 @@ class _TakeRuns(torch.autograd.Function):
         return sum_runs(grads[0], index, ctx.n_rows), None
 
 
-def indices_of(mask: Bool[Tensor, "n"], count: int) -> Int[Tensor, "m"]:
-    """``mask.nonzero()[:, 0]`` for a mask with ``count`` true entries: knowing their number, the host need not wait for
-    a GPU to count them."""
-    return torch.nonzero_static(mask, size=count)[:, 0]
-
-
 def scatter_max(src: Float[Tensor, "m f"], index: Int[Tensor, "m"], n_rows: int) -> Float[Tensor, "n f"]:
     """Row r is the entry-wise maximum of the rows of ``src`` whose index is r, or zero if there are none.
 

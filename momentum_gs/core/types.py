@@ -7,6 +7,7 @@ in [0, 1].
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -30,12 +31,12 @@ class Camera:
     translation: Float[Tensor, "3"]
     """World to camera, training units."""
 
-    @property
+    @cached_property
     def center(self) -> Float[Tensor, "3"]:
         """Position of the camera in the world."""
         return -self.rotation.T @ self.translation
 
-    @property
+    @cached_property
     def world_view(self) -> Float[Tensor, "4 4"]:
         """The 4x4 world-to-camera matrix, column-vector convention."""
         matrix = torch.eye(4, dtype=self.rotation.dtype)

@@ -5,6 +5,7 @@ scales are learned; rotations and opacities are kept because the files of 3DGS c
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -47,6 +48,11 @@ class Anchors(RowModel):
         """The six scales in training units, positive."""
         return self.log_scale.exp()
 
+    @property
+    def reach(self) -> Float[Tensor, "n 3"]:
+        """The first three scales, contiguous: how far the offsets are stretched, training units."""
+        return self.log_scale[:, :3].contiguous().exp()
+
     @classmethod
     def fresh(
         cls,
@@ -63,3 +69,13 @@ class Anchors(RowModel):
             log_scale=log_scale,
             **initial_rows(position),
         )
+
+
+@dataclass
+class FixedAnchors(Anchors):
+    """Anchors that nothing changes, so that what every view needs of them is computed once."""
+
+    @cached_property
+    def reach(self) -> Float[Tensor, "n 3"]:
+        """As of other anchors."""
+        return super().reach

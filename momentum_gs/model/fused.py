@@ -7,7 +7,7 @@ from typing import cast
 
 import anchor_decode
 import torch
-from anchor_decode import Capacity
+from anchor_decode import Capacity, count_view
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.decoder_bank import Decoder, DecoderBank
 
-__all__ = ["Capacity", "covers", "decode"]
+__all__ = ["Capacity", "count_view", "covers", "decode"]
 
 
 def covers(anchors: Anchors, center: Tensor, *decoders: Decoder) -> bool:

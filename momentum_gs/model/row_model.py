@@ -54,10 +54,9 @@ class RowModel(RowTable):
         return 1
 
     def as_leaves(self: AnyModel) -> AnyModel:
-        """The same values, detached, with the learnable tensors as leaves that require a gradient."""
-        return type(self)(
-            **{name: row.detach().requires_grad_(name in self.LEARNABLE) for name, row in self.rows().items()}
-        )
+        """The same values, detached and contiguous, with the learnable tensors as leaves that require a gradient."""
+        rows = {name: row.detach().contiguous() for name, row in self.rows().items()}
+        return type(self)(**{name: row.requires_grad_(name in self.LEARNABLE) for name, row in rows.items()})
 
     def to(self: AnyModel, device: torch.device | str) -> AnyModel:
         """Leaves on another device; tensors that are on it already are shared, not copied."""

@@ -100,12 +100,12 @@ def spherical_harmonics(
 
 
 def adam_rows(
-    params: Sequence[Float[Tensor, "n ..."]],
+    params: Sequence[Float[Tensor, "_ ..."]],
     rates: Sequence[float],
     steps: Sequence[int],
-    first: Sequence[Float[Tensor, "n ..."]],
-    second: Sequence[Float[Tensor, "n ..."]],
-    rows: Bool[Tensor, "n"],
+    first: Sequence[Float[Tensor, "_ ..."]],
+    second: Sequence[Float[Tensor, "_ ..."]],
+    rows: Bool[Tensor, "n"] | None,
     eps: float,
 ) -> None:
     """One step of Adam, in place, on some rows of several tensors that have gradients; the others keep their bits.
@@ -116,7 +116,7 @@ def adam_rows(
         steps: Which step this is for each, from 1, for the bias corrections.
         first: Their first moments.
         second: Their second moments.
-        rows: The rows to move.
+        rows: The rows to move; None: all, and the tensors may have different numbers of them.
         eps: Added to the root of the second moment.
     """
     values = [param.detach() for param in params]
@@ -125,17 +125,20 @@ def adam_rows(
 
 
 @torch.no_grad()
-def anchors_in_view(anchors: Anchors, camera: Camera, window: Window | None = None) -> Bool[Tensor, "n"]:
+def anchors_in_view(
+    anchors: Anchors, camera: Camera, window: Window | None = None, drawn: bool = False
+) -> Bool[Tensor, "n"]:
     """Which anchors are in view: those whose ellipsoid with their first three scales projects onto the image, or onto
-    its window.
+    its window; with ``drawn`` onto a square of the window that is drawn.
 
     Only these are decoded. Source: Scaffold-GS gaussian_renderer/__init__.py::prefilter_voxel.
     """
     radii: Tensor = ops.visible_radii(
         anchors.position,
-        anchors.scales[:, :3].contiguous(),
+        anchors.reach,
         anchors.rotation,
         window=None if window is None else window.rectangle,
+        tiles=window.tiles if drawn and window is not None else None,
         **_pinhole(camera, anchors.position),
     )
     return radii > 0

@@ -60,13 +60,14 @@ def decode_view(
     camera: Camera,
     window: Window | None = None,
     capacity: AnchorCapacity | None = None,
+    drawn: bool = False,
 ) -> Decoded:
     """The Gaussians for a view or a part of it: those of the anchors in view (``anchors_in_view``), or all splats."""
     if isinstance(model, Splats):
         assert isinstance(decoder, Harmonics), "splats have colours of their own"
         return decode_splats(model, decoder, camera)
     assert not isinstance(decoder, Harmonics), "anchors have a decoder"
-    center, visible = beside(camera.center, model.position), anchors_in_view(model, camera, window)
+    center, visible = beside(camera.center, model.position), anchors_in_view(model, camera, window, drawn)
     return decode(model, decoder, center, visible, capacity)
 
 
@@ -119,7 +120,7 @@ def render_view(
     if around is not None:
         # Without a gradient to the decoder, which gained nothing where it was measured (docs/lab_log.md).
         with torch.no_grad():
-            parts.append(decode_view(around, decoder, camera, window, capacity.around).gaussians)
+            parts.append(decode_view(around, decoder, camera, window, capacity.around, drawn=True).gaussians)
     if nudge is not None:
         parts = [nudged(part, camera, nudge) for part in parts]
     found = None

@@ -6,13 +6,13 @@ and update_learning_rate of Scaffold-GS and 3DGS, scene/gaussian_model.py.
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.optim import Adam
-from torch.optim.adam import adam
 
 from momentum_gs.config.schema import GaussiansConfig, OptimConfig
 from momentum_gs.model.anchors import Anchors
@@ -36,11 +36,14 @@ FEATURE_BANK_LR = 0.01, 1e-5
 
 
 class DirectAdam(Adam):
-    """``Adam(fused=True)``, bit for bit, without torch's compiler.
+    """Adam that moves all its parameters in one kernel, up to rounding as torch's does, without torch's compiler.
 
     Those methods of ``torch.optim`` that are overridden here import the compiler, which takes 1.4 s of every process,
-    and ask for it at each step.
+    and ask for it at each step. Counts of steps lie in host memory, so that no GPU is waited for.
     """
+
+    _counts: dict[Tensor, int]
+    """Parameter -> its steps, as its state has them in a tensor."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters that have no moments yet."""
@@ -53,60 +56,50 @@ class DirectAdam(Adam):
             for param in group["params"]:
                 param.grad = None
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Moves every parameter that has a gradient."""
-        for group in self.param_groups:
-            params: list[Tensor] = [param for param in group["params"] if param.grad is not None]
-            grads = [param.grad for param in params if param.grad is not None]
-            states = [self._state_of(param) for param in params]
-            if params:
-                adam(
-                    params, grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
-                    [s["step"] for s in states], fused=True, amsgrad=False, beta1=group["betas"][0],
-                    beta2=group["betas"][1], lr=group["lr"], weight_decay=0, eps=group["eps"], maximize=False,
-                )  # fmt: skip
+        self.move()
+
+    @torch.no_grad()
+    def move(self, visible: Int[Tensor, "m"] | None = None) -> None:
+        """``step``, which torch wraps for its profiler, or one for the rows at ``visible``: values and moments of the
+        others keep their bits."""
+        moved = [(p, group["lr"]) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not moved:
+            return
+        params, states = [param for param, _ in moved], [self._state_of(param) for param, _ in moved]
+        known, self._counts = getattr(self, "_counts", {}), {}
+        for param, state in zip(params, states, strict=True):
+            self._counts[param] = (known[param] if param in known else int(state["step"])) + 1
+        torch._foreach_add_([state["step"] for state in states], 1)
+        rows = None
+        if visible is not None:
+            rows = torch.zeros(len(params[0]), dtype=torch.bool, device=params[0].device).index_fill_(0, visible, True)
+        adam_rows(
+            params, [rate for _, rate in moved], list(self._counts.values()), [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states], rows, self.param_groups[0]["eps"],
+        )  # fmt: skip
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         """Its moments, zeros before its first step."""
         state: dict[str, Tensor] = self.state[param]
         if not state:
-            state["step"] = torch.zeros((), device=param.device)
+            state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
         return state
 
 
 class SparseAdam(DirectAdam):
-    """Adam whose step moves only the rows in view; ``move_rows`` takes it.
+    """Adam whose step, ``move_rows``, moves only the rows in view.
 
     Steps are counted for a tensor, not for each row: Adam's bias corrections are those of dense Adam. With all rows in
-    view the step is dense Adam's, up to rounding.
+    view the step is dense Adam's.
     """
 
-    _counts: dict[Tensor, int]
-    """Tensor -> its steps, so that none is read back from the state, which may be on a GPU."""
 
-    @torch.no_grad()
-    def move(self, visible: Int[Tensor, "m"]) -> None:
-        """One step for the rows at ``visible``; values and moments of the others keep their bits."""
-        moved = [group for group in self.param_groups if group["params"][0].grad is not None]
-        if not moved:
-            return
-        params: list[Tensor] = [group["params"][0] for group in moved]
-        known, self._counts = getattr(self, "_counts", {}), {}
-        for param in params:
-            state = self.state[param]
-            if not state:
-                state["step"] = torch.zeros(())
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
-            self._counts[param] = (known[param] if param in known else int(state["step"])) + 1
-            state["step"] += 1
-        states = [self.state[param] for param in params]
-        in_view = torch.zeros(len(params[0]), dtype=torch.bool, device=params[0].device).index_fill_(0, visible, True)
-        adam_rows(
-            params, [group["lr"] for group in moved], list(self._counts.values()),
-            [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], in_view, moved[0]["eps"],
-        )  # fmt: skip
+def moments_on(device: torch.device, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An optimizer's state of one parameter, on its device; the count of steps stays in host memory."""
+    return {name: value if name == "step" else value.to(device) for name, value in state.items()}
 
 
 def row_optimizer(model: RowModel, config: OptimConfig) -> Adam:
@@ -117,10 +110,8 @@ def row_optimizer(model: RowModel, config: OptimConfig) -> Adam:
 
 def move_rows(optimizer: Adam, visible: Int[Tensor, "m"]) -> None:
     """One step of a ``row_optimizer``, after a view that shows the rows at ``visible``."""
-    if isinstance(optimizer, SparseAdam):
-        optimizer.move(visible)
-    else:
-        optimizer.step()
+    assert isinstance(optimizer, DirectAdam)
+    optimizer.move(visible if isinstance(optimizer, SparseAdam) else None)
 
 
 def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> Adam:
@@ -130,7 +121,7 @@ def anchor_optimizer(anchors: Anchors, config: OptimConfig, lr_scale: float) -> 
     return optimizer
 
 
-def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> Adam:
+def decoder_optimizer(decoder: GaussianDecoder, config: OptimConfig) -> DirectAdam:
     """Adam with a parameter group for each head, named like it, at the learning rates of step 0."""
     groups = [{"params": list(head.parameters()), "name": name} for name, head in decoder.named_children()]
     optimizer = DirectAdam(groups, eps=config.eps)
@@ -152,7 +143,7 @@ def clip_gradients(optimizer: Adam, limit: float) -> None:
             continue
         length = torch.stack([grad.norm() for grad, _ in learnt]).norm()
         # All parameters of a group have had the same number of steps; the division is Adam's bias correction.
-        seen = 1 - group["betas"][1] ** learnt[0][1]["step"].to(length)
+        seen = 1 - group["betas"][1] ** learnt[0][1]["step"]
         usual = (torch.stack([state["exp_avg_sq"].sum() for _, state in learnt]).sum() / seen).sqrt()
         # A group whose gradients were all zero so far has no usual norm, so it is not clipped.
         share = torch.where((usual > 0) & (length > limit * usual), limit * usual / length, 1.0)

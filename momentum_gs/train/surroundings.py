@@ -15,7 +15,7 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
-from momentum_gs.core.geometry import box_in_any_view, in_any_view
+from momentum_gs.core.geometry import Sight, box_in_any_view
 from momentum_gs.core.types import Camera
 from momentum_gs.core.window import Window, window_of
 from momentum_gs.train.blocks.block import Block, CellOf
@@ -69,7 +69,7 @@ class Surroundings:
                 if starts:
                     # A checkpoint at the end of a round holds what surrounded the block in that round.
                     near = {name: row.to(self._device) for name, row in rows[state.block].items()}
-                    state.around = state.MODEL.from_rows(near) if near else None
+                    state.around = state.AROUND.from_rows(near) if near else None
             return active
         if round_.decoder_live or not self._config.blocks.boundary_finetuning:
             return self._store.activate(blocks)
@@ -147,13 +147,14 @@ def gather_surroundings(
         Block that this rank trains -> rows of the other blocks, block by block, on the host.
     """
     found: dict[int, list[dict[str, Tensor]]] = {block: [] for block, rank in trainers.items() if rank == comm.rank}
+    sight = {block: Sight(views[block]) for block in found if views[block]}
     for other, box in enumerate(boxes):
         near = [b for b in trainers if b != other and not box.isnan().any() and box_in_any_view(box, views[b])]
         rows = _share(store, other, sorted({trainers[b] for b in near}), cell_of, comm)
         for block in near:
             if block in found:
-                seen = in_any_view(rows["position"].double(), views[block])
-                found[block].append({name: row[seen] for name, row in rows.items()})
+                seen = sight[block].see(rows["position"]).nonzero().squeeze(1)
+                found[block].append({name: row.index_select(0, seen) for name, row in rows.items()})
     return {
         block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
         for block, parts in found.items()

@@ -11,7 +11,7 @@ from torch import Tensor
 from momentum_gs.config.schema import Config
 from momentum_gs.core.seeds import keyed_uniform
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.anchors import Anchors, FixedAnchors
 from momentum_gs.model.init import init_anchors
 from momentum_gs.render.view import ViewRender
 from momentum_gs.train.blocks.anchor_budget import max_anchors
@@ -27,6 +27,7 @@ class AnchorBlock(Block):
     """One block of anchors, decoded by the shared or by a per-block decoder."""
 
     MODEL: ClassVar = Anchors
+    AROUND: ClassVar = FixedAnchors
     STATS: ClassVar = GrowthStats
     NUMBERS: ClassVar[tuple[str, ...]] = ("lr_scale", "voxel_size")
     CAP: ClassVar[str] = "anchors.max_per_block or max_gb_per_block"

@@ -13,7 +13,7 @@ from torch.optim import Adam
 from momentum_gs.config.schema import Config
 from momentum_gs.core.geometry import camera_radius
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.model.anchors import Anchors
+from momentum_gs.model.anchors import Anchors, FixedAnchors
 from momentum_gs.model.splats import Model, Splats
 from momentum_gs.render.view import ViewCapacity, ViewRender
 from momentum_gs.train.blocks.running_score import RunningScore
@@ -36,6 +36,7 @@ class Block(ABC):
     """
 
     MODEL: ClassVar[type[Anchors] | type[Splats]]
+    AROUND: ClassVar[type[FixedAnchors] | type[Splats]]
     STATS: ClassVar[type[RowStats]]
     NUMBERS: ClassVar[tuple[str, ...]] = ("lr_scale",)
     """Numeric fields stored with an inactive block, in addition to its tensors, ``block`` and ``step``."""
@@ -62,7 +63,7 @@ class Block(ABC):
     lr_factor: float = 1.0
     """Factor on the learning rates of the rows (``train/surroundings.py``). Follows from the partition."""
     around: Model | None = None
-    """The other blocks' rows near its views, as they were when the round began: rendered, held fixed."""
+    """The other blocks' rows near its views, as they were when the round began: rendered, held fixed; ``AROUND``."""
     own: DecoderLearner | None = None
     """The per-block decoder (``blocks.decoder=per_block``); None with a shared decoder."""
     score: RunningScore = field(default_factory=RunningScore)

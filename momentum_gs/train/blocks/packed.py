@@ -11,6 +11,7 @@ from momentum_gs.train.blocks.anchor_block import AnchorBlock
 from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.running_score import RunningScore
 from momentum_gs.train.blocks.splat_block import SplatBlock
+from momentum_gs.train.optim import moments_on
 
 ROWS = "rows."
 """Prefix of the model's rows among the tensor names."""
@@ -75,12 +76,12 @@ def unpack(packed: PackedBlock, config: Config, device: torch.device) -> Block:
     state.step = int(packed.meta["step"])
     for group in state.optimizer.param_groups:
         if moments := part(f"adam.{group['name']}."):
-            state.optimizer.state[group["params"][0]] = {k: v.to(device) for k, v in moments.items()}
+            state.optimizer.state[group["params"][0]] = moments_on(device, moments)
     # Files of version 0.1 have no score; it is empty then.
     if "score" in packed.tensors:
         state.score = RunningScore(packed.tensors["score"])
     if around := part("around."):
-        state.around = kind.MODEL.from_rows({k: v.to(device) for k, v in around.items()})
+        state.around = kind.AROUND.from_rows({k: v.to(device) for k, v in around.items()})
     if state.own is not None:
         state.own.load_tensors(part("decoder."))
     return state

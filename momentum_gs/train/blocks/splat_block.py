@@ -27,6 +27,7 @@ class SplatBlock(Block):
     """One block of splats (explicit Gaussians), which need no decoder."""
 
     MODEL: ClassVar = Splats
+    AROUND: ClassVar = Splats
     STATS: ClassVar = SplatStats
     CAP: ClassVar[str] = "gaussians.max_per_block"
 

@@ -9,7 +9,7 @@ from momentum_gs.config.schema import Config, ModelConfig, OptimConfig
 from momentum_gs.model.background import DEGREE
 from momentum_gs.model.decoder import GaussianDecoder
 from momentum_gs.model.init import start_flat_
-from momentum_gs.train.optim import clip_gradients, decoder_optimizer, set_decoder_lr
+from momentum_gs.train.optim import clip_gradients, decoder_optimizer, moments_on, set_decoder_lr
 
 _GROUP = "group."
 """Prefix of the moments of one group of blocks."""
@@ -66,7 +66,7 @@ class DecoderLearner:
         set_decoder_lr(self._optimizer, self._config, block_step)
         if self._config.decoder_clip is not None:
             clip_gradients(self._optimizer, self._config.decoder_clip)
-        self._optimizer.step()
+        self._optimizer.move()
         self._optimizer.zero_grad()
 
     def retime(self, config: OptimConfig) -> None:
@@ -94,7 +94,10 @@ class DecoderLearner:
             if is_moment:
                 parameter, _, key = place.rpartition(".")
                 moments = groups.setdefault(group.removeprefix(_GROUP).removesuffix("."), {})
-                moments.setdefault(parameter, {})[key] = value.clone().to(device)
+                moments.setdefault(parameter, {})[key] = value.clone()
+        self._inactive = {
+            group: {name: moments_on(device, state) for name, state in moments.items()}
+            for group, moments in groups.items()
+        }
         self._group = ""
-        self._set_moments(groups.pop(""))
-        self._inactive = groups
+        self._set_moments(self._inactive.pop(""))

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.optim import Adam
 
 from momentum_gs.config.schema import GrowthConfig
-from momentum_gs.core.rows import edit_rows, indices_of, scatter_max
+from momentum_gs.core.rows import edit_rows, scatter_max
 from momentum_gs.core.types import RenderOutput
 from momentum_gs.core.voxels import cell_centers, cells_of, free_cells
 from momentum_gs.model.anchors import Anchors
 from momentum_gs.model.expand import Decoded
+from momentum_gs.model.fused import count_view
 from momentum_gs.train.growth.report import Draw, GrowthReport, RowStats
 
 
@@ -44,24 +45,15 @@ class GrowthStats(RowStats):
     @torch.no_grad()
     def observe(self, decoded: Decoded, output: RenderOutput) -> None:
         """Adds the statistics of one view; to be called after its backward pass."""
-        visible = decoded.visible
-        if len(visible) == 0:
+        if len(decoded.visible) == 0:
             return
-        n_offsets = len(decoded.kept) // len(visible)
-        opacity = decoded.neural_opacity.clamp_min(0).view(-1, n_offsets).sum(dim=1)
-        self.opacity_accum[:, 0].index_add_(0, visible, opacity)
-        self.anchor_denom[:, 0].index_add_(0, visible, torch.ones_like(opacity))
-
-        # Gaussians that were not drawn add zero; leaving them out would make the host wait for their number on a GPU.
-        drawn = output.radii > 0
-        kept = indices_of(decoded.kept, len(decoded.gaussians))
-        shift = (visible - torch.arange(len(visible), device=visible.device)) * n_offsets
-        offset = kept + shift[kept // n_offsets]
-        if output.screen_means.grad is not None:
-            x, y = output.screen_means.grad[:, :2].unbind(1)
-            gradient = torch.where(drawn, torch.hypot(x, y), 0.0)
-            self.offset_gradient_accum[:, 0].index_add_(0, offset, gradient)
-        self.offset_denom[:, 0].index_add_(0, offset, drawn.to(self.offset_denom))
+        kept = decoded.kept.view(len(decoded.visible), -1)
+        count_view(
+            decoded.visible, kept, decoded.neural_opacity.detach().view_as(kept), output.radii,
+            output.screen_means.grad, opacities=self.opacity_accum[:, 0], views=self.anchor_denom[:, 0],
+            gradients=self.offset_gradient_accum.view(-1, kept.shape[1]),
+            drawn=self.offset_denom.view(-1, kept.shape[1]),
+        )  # fmt: skip
 
 
 @torch.no_grad()

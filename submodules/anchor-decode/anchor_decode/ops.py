@@ -201,7 +201,9 @@ def decode(
 
 
 def _row(weights: Sequence[Tensor]) -> Tensor:
-    return weights[0].detach() if len(weights) == 1 else torch.cat([part.detach().reshape(-1) for part in weights])
+    with torch.no_grad():
+        # One operator, where detaching and flattening each of them would be two dozen.
+        return weights[0].detach() if len(weights) == 1 else torch._C._nn.flatten_dense_tensors(weights)
 
 
 def _forward(
@@ -251,6 +253,39 @@ class _Decode(torch.autograd.Function):
         return None, None, None, None, d_offset, d_feature, d_log_scale, None, None, *d_parts
 
 
+@torch.no_grad()
+def count_view(
+    visible: Tensor,
+    kept: Tensor,
+    neural_opacity: Tensor,
+    radii: Tensor,
+    gradient: Tensor | None,
+    *,
+    opacities: Tensor,
+    views: Tensor,
+    gradients: Tensor,
+    drawn: Tensor,
+) -> None:
+    """Adds what a view showed to statistics of its anchors and offsets, in place.
+
+    Args:
+        visible: int64 [M], each row once: the anchors that were decoded.
+        kept: bool [M,K], which of their offsets became Gaussians.
+        neural_opacity: [M,K] of the dtype of the statistics, as all but the others' integers.
+        radii: int32 [G] of the Gaussians on the screen, 0 where one was not drawn.
+        gradient: [G,2] or wider, of which two columns are read: the gradient by the projected means; None: zeros.
+        opacities: [N] float32 or float64: the sum of an anchor's positive neural opacities.
+        views: [N] how often an anchor was visible.
+        gradients: [N,K] the sum of the lengths of an offset's gradients, where it was drawn.
+        drawn: [N,K] how often an offset was drawn.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit, a statistic is not contiguous, or (on a CPU) ``visible``
+            names a row that is not there, or ``kept`` has another number of Gaussians than ``radii``.
+    """
+    _ops.count_view(visible, kept, neural_opacity, radii, gradient, opacities, views, gradients, drawn)
+
+
 @torch.library.register_fake("anchor_decode::decode")
 def _(
     position: Tensor, offset: Tensor, feature: Tensor, log_scale: Tensor, visible: Tensor, center: Tensor,
@@ -281,3 +316,11 @@ def _(
     layout = torch.contiguous_format
     d_offset, d_feature, d_log_scale = (torch.empty_like(t, memory_format=layout) for t in (offset, feature, log_scale))
     return d_offset, d_feature, d_log_scale, torch.empty_like(weights, memory_format=layout)
+
+
+@torch.library.register_fake("anchor_decode::count_view")
+def _(*tensors: Tensor | None) -> None:
+    # Torch asks it also where only one of several tensors has no data.
+    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"anchor_decode: tensors are on {' and '.join(sorted(devices))}, expected one device")

@@ -75,3 +75,27 @@ def decode(
         targets=targets,
         rows=visible.nonzero()[:, 0] if visible.dtype == torch.bool else visible,
     )
+
+
+def count_view(
+    visible: Tensor,
+    kept: Tensor,
+    neural_opacity: Tensor,
+    radii: Tensor,
+    gradient: Tensor | None,
+    *,
+    opacities: Tensor,
+    views: Tensor,
+    gradients: Tensor,
+    drawn: Tensor,
+) -> None:
+    """``anchor_decode.count_view``."""
+    opacities.index_add_(0, visible, neural_opacity.clamp_min(0).sum(dim=1))
+    views.index_add_(0, visible, views.new_ones(len(visible)))
+    anchor, offset = kept.nonzero(as_tuple=True)
+    place = visible[anchor] * kept.shape[1] + offset
+    shown = radii > 0
+    drawn.view(-1).index_add_(0, place, shown.to(drawn))
+    if gradient is not None:
+        length = torch.hypot(gradient[:, 0], gradient[:, 1])
+        gradients.view(-1).index_add_(0, place, torch.where(shown, length, 0.0))

@@ -8,6 +8,8 @@
 #include <array>
 #include <optional>
 
+#include "common/count.h"
+
 namespace anchor_decode {
 
 using Optional = std::optional<at::Tensor>;
@@ -134,6 +136,58 @@ struct Arguments {
   // An output, not initialized, or of zeros.
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, position.options()); }
   at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, position.options()); }
+};
+
+// What count_view is given; the last four are written.
+struct Counted {
+  at::Tensor visible, kept, neural, radii;
+  Optional gradient;
+  at::Tensor opacities, views, gradients, drawn;
+
+  int64_t offsets() const { return kept.size(1); }
+  int64_t columns() const { return gradient ? gradient->size(1) : 0; }
+
+  void check() const {
+    TORCH_CHECK(visible.dim() == 1 && visible.scalar_type() == at::kLong, "anchor_decode: visible is ", visible.scalar_type(), " of shape ",
+                visible.sizes(), ", expected int64 [M]");
+    TORCH_CHECK(kept.dim() == 2 && kept.size(0) == visible.size(0) && kept.scalar_type() == at::kBool, "anchor_decode: kept is ",
+                kept.scalar_type(), " of shape ", kept.sizes(), ", expected bool [", visible.size(0), ", K]");
+    TORCH_CHECK(radii.dim() == 1 && radii.scalar_type() == at::kInt, "anchor_decode: radii is ", radii.scalar_type(), " of shape ", radii.sizes(),
+                ", expected int32 [G]");
+    TORCH_CHECK(opacities.dim() == 1 && (opacities.scalar_type() == at::kFloat || opacities.scalar_type() == at::kDouble),
+                "anchor_decode: opacities is ", opacities.scalar_type(), " of shape ", opacities.sizes(), ", expected float32 or float64 [N]");
+    const int64_t n = opacities.size(0), k = offsets();
+    const auto fits = [&](const char* name, const at::Tensor& tensor, at::IntArrayRef shape, bool written) {
+      TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == opacities.scalar_type() && (!written || tensor.is_contiguous()),
+                  "anchor_decode: ", name, " is ", tensor.scalar_type(), " of shape ", tensor.sizes(), ", expected ", opacities.scalar_type(),
+                  " of shape ", shape, written ? ", contiguous" : "");
+    };
+    fits("neural_opacity", neural, kept.sizes(), false);
+    fits("opacities", opacities, {n}, true);
+    fits("views", views, {n}, true);
+    fits("gradients", gradients, {n, k}, true);
+    fits("drawn", drawn, {n, k}, true);
+    if (gradient) {
+      TORCH_CHECK(gradient->dim() == 2 && columns() >= 2, "anchor_decode: gradient has shape ", gradient->sizes(), ", expected [G, 2 or more]");
+      fits("gradient", *gradient, {radii.size(0), columns()}, false);
+    }
+    for (const at::Tensor* tensor : {&visible, &kept, &neural, &radii, &views, &gradients, &drawn, gradient ? &*gradient : &drawn})
+      TORCH_CHECK(tensor->device() == opacities.device(), "anchor_decode: tensors are on ", tensor->device(), " and ", opacities.device(),
+                  ", expected one device");
+  }
+
+  Counted contiguous() const {
+    return {visible.contiguous(), kept.contiguous(), neural.contiguous(), radii.contiguous(),
+            gradient ? Optional(gradient->contiguous()) : std::nullopt, opacities, views, gradients, drawn};
+  }
+
+  // Of contiguous tensors.
+  template <class T>
+  Counts<T> counts() const {
+    return {offsets(), columns(), visible.const_data_ptr<int64_t>(), kept.const_data_ptr<bool>(), neural.const_data_ptr<T>(),
+            radii.const_data_ptr<int32_t>(), gradient ? gradient->const_data_ptr<T>() : nullptr, opacities.mutable_data_ptr<T>(),
+            views.mutable_data_ptr<T>(), gradients.mutable_data_ptr<T>(), drawn.mutable_data_ptr<T>()};
+  }
 };
 
 }  // namespace anchor_decode

@@ -20,4 +20,10 @@ TORCH_LIBRARY(anchor_decode, m) {
       "decode_backward(Tensor position, Tensor offset, Tensor feature, Tensor log_scale, Tensor visible, Tensor center, "
       "Tensor weights, int hidden, int distances, bool bank, Tensor[] values, Tensor[] saved, Tensor[] grads, "
       "Tensor? grad_neural_opacity) -> (Tensor, Tensor, Tensor, Tensor)");
+  // Adds what a view showed to the statistics of growth, where they lie: `opacities` and `views` [N], `gradients` and `drawn`
+  // [N,K]. `visible` int64 [M], `kept` bool and `neural_opacity` [M,K] as decode returned them; `radii` int32 [G], 0 where a
+  // Gaussian was not drawn; `gradient` [G,2 or more], of which two columns are read: by the projected means; none: zeros.
+  m.def(
+      "count_view(Tensor visible, Tensor kept, Tensor neural_opacity, Tensor radii, Tensor? gradient, Tensor(a!) opacities, "
+      "Tensor(b!) views, Tensor(c!) gradients, Tensor(d!) drawn) -> ()");
 }

@@ -178,6 +178,11 @@ inline void check_tiles(const std::optional<at::Tensor>& tiles, int64_t width, i
               "] on ", like.device());
 }
 
+inline Squares squares_of(const std::optional<at::Tensor>& tiles) {
+  if (!tiles) return {nullptr, 0, 0};
+  return {tiles->const_data_ptr<bool>(), int(tiles->size(1)), int(tiles->size(0))};
+}
+
 inline void check_fixed(int64_t fixed, int64_t gaussians) {
   TORCH_CHECK(fixed >= 0 && fixed <= gaussians, "rasterize: fixed is ", fixed, ", expected 0 to ", gaussians, ", the number of Gaussians");
 }

@@ -5,16 +5,17 @@
 TORCH_LIBRARY(diff_gaussian_rasterization, m) {
   // -> means2d [G,2] px, conics [G,3], depths [G], radii int32 [G]; zeros where culled. `screen` [G,3] only receives a
   // gradient: that of means2d, in NDC units. `window` (x, y, width, height): the part of the image that is drawn; none: all.
+  // `tiles`: as for composite; what can show in none of them is culled, too.
   m.def(
       "project(Tensor means, Tensor? scales, Tensor? quats, Tensor? cov3d, Tensor world_view, Tensor? screen, float fx, float fy, "
-      "float cx, float cy, int width, int height, float scale_modifier, float near, int[]? window=None) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float cx, float cy, int width, int height, float scale_modifier, float near, int[]? window=None, Tensor? tiles=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "project_backward(Tensor? grad_means2d, Tensor? grad_conics, Tensor? grad_depths, Tensor means, Tensor? scales, Tensor? quats, "
       "Tensor? cov3d, Tensor world_view, Tensor conics, Tensor radii, float fx, float fy, float cx, float cy, int width, int height, "
       "float scale_modifier, float near, bool need_view) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "visible_radii(Tensor means, Tensor? scales, Tensor? quats, Tensor? cov3d, Tensor world_view, float fx, float fy, float cx, "
-      "float cy, int width, int height, float scale_modifier, float near, int[]? window=None) -> Tensor");
+      "float cy, int width, int height, float scale_modifier, float near, int[]? window=None, Tensor? tiles=None) -> Tensor");
   // -> image [C,H,W], alpha [H,W], depth [H,W] of the window, and what the backward reads: records, order int32 [V],
   // pair_start int32 [V+1], tile_start int32 [tiles+1], lists int32 [2,P]. `width` and `height` are the image's. `tiles`
   // bool [ceil(H/16),ceil(W/16)]: the squares of 16x16 pixels, from the window's corner, that are drawn; none: all.

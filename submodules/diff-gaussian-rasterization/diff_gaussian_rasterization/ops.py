@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diff_gaussian_rasterization import checks
 from diff_gaussian_rasterization.checks import TILE, Around, Window
-from diff_gaussian_rasterization.gradients import register
+from diff_gaussian_rasterization.gradients import composite, project, register
 from diff_gaussian_rasterization.library import OPERATORS
 
 __all__ = [
@@ -167,19 +167,21 @@ def rasterize(
     checks.check_tiles(tiles, part or (0, 0, width, height), means)
     checks.check_around(around, means, colors)
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    splats = OPERATORS.project(means, scales, quats, cov3d, world_view, screen, *camera, part)
+    splats = project(means, scales, quats, cov3d, world_view, screen, *camera, part)
     radii = splats[3]
     splats = (*splats, OPERATORS.antialias(splats[1], opacities) if antialiasing else opacities, colors)
     fixed = 0
     if around is not None and len(around.means):
         fixed = len(around.means)
         with torch.no_grad():
-            others = OPERATORS.project(around.means, around.scales, around.quats, None, world_view, None, *camera, part)
+            # Their radii are not asked for, so what no drawn square shows can be left out at once.
+            shape = (around.means, around.scales, around.quats, None)
+            others = project(*shape, world_view, None, *camera, part, tiles)
             behind = OPERATORS.antialias(others[1], around.opacities) if antialiasing else around.opacities
         splats = tuple(torch.cat(pair) for pair in zip(splats, (*others, behind, around.colors), strict=True))
         absolute = None if absolute is None else torch.cat([absolute, absolute.new_zeros(fixed, 2)])
     expected = 0 if capacity is None else capacity.pairs
-    image, alpha, depth, *_, lists = OPERATORS.composite(
+    image, alpha, depth, *_, lists = composite(
         *splats, background, int(width), int(height), part, tiles, absolute, fixed, expected
     )
     if capacity is not None:
@@ -251,16 +253,20 @@ def visible_radii(
     scale_modifier: float = 1.0,
     near: float = NEAR,
     window: Window | None = None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """The ``radii`` of ``rasterize`` without rasterizing: int32 [G], 0 where culled. No gradients.
 
-    The arguments and errors are those of ``rasterize``.
+    The arguments and errors are those of ``rasterize``. With ``tiles``, radii are 0 also where nothing of a Gaussian
+    can show in any of the squares that are drawn.
     """
     world_view = world_view.to(device=means.device, dtype=means.dtype)
     checks.check_gaussians(means, scales, quats, cov3d, world_view, width, height, near)
     tensors = [None if t is None else t.detach() for t in (means, scales, quats, cov3d, world_view)]
     camera = (float(fx), float(fy), float(cx), float(cy), int(width), int(height), float(scale_modifier), float(near))
-    return OPERATORS.visible_radii(*tensors, *camera, checks.check_window(window, width, height))
+    part = checks.check_window(window, width, height)
+    checks.check_tiles(tiles, part or (0, 0, width, height), means)
+    return OPERATORS.visible_radii(*tensors, *camera, part, tiles)
 
 
 def spherical_harmonics(degree: int, dirs: Tensor, sh: Tensor) -> Tensor:

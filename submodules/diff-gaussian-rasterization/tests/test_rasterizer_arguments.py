@@ -47,7 +47,7 @@ def calls() -> dict[str, Call]:
     camera = {k: scene[k] for k in ("fx", "fy", "cx", "cy", "width", "height")} | {"scale_modifier": 1.0, "near": 0.2}
     shape: Call = {k: scene[k] for k in ("means", "scales", "quats", "world_view")} | {"cov3d": None}
     library = torch.ops.diff_gaussian_rasterization
-    project = shape | {"screen": None} | camera | {"window": None}
+    project = shape | {"screen": None} | camera | {"window": None, "tiles": torch.ones(2, 3, dtype=torch.bool)}
     screen = dict(zip(("means2d", "conics", "depths", "radii"), library.project(**project), strict=True))
     size = {"width": WIDTH, "height": HEIGHT}
     composite = screen | {k: scene[k] for k in ("opacities", "colors", "background")} | size
@@ -60,7 +60,7 @@ def calls() -> dict[str, Call]:
     sh = {"degree": 2, "dirs": like(scene["means"]), "sh": torch.randn(COUNT, 9, 3, generator=generator)}
     return {
         "project": project,
-        "visible_radii": shape | camera | {"window": [3, 2, 20, 10]},
+        "visible_radii": shape | camera | {"window": [3, 2, 20, 10], "tiles": torch.ones(1, 2, dtype=torch.bool)},
         "project_backward": {f"grad_{k}": like(screen[k]) for k in ("means2d", "conics", "depths")}
         | shape | {k: screen[k] for k in ("conics", "radii")} | camera | {"need_view": True},
         "composite": composite | {"window": None, "tiles": torch.ones(2, 3, dtype=torch.bool), "absolute": None}

@@ -266,10 +266,16 @@ def test_visible_radii_match_the_cpu(backend: Backend) -> None:
     scene = make_scene(300, dtype=torch.float32)
     scene["means"] = scene["means"] * 4 - 3
     names = ("means", "scales", "quats", "world_view", "fx", "fy", "cx", "cy", "width", "height")
-    expected = visible_radii(**{k: scene[k] for k in names})
-    with backend() as device:
-        actual = visible_radii(**moved({k: scene[k] for k in names}, device)).cpu()
-    assert torch.equal(actual, expected) and 0 < int((expected > 0).sum()) < 300
+    tiles = torch.rand(-(-scene["height"] // 16), -(-scene["width"] // 16), generator=torch.Generator().manual_seed(0))
+    counts = []
+    for part in ({}, {"tiles": tiles < 0.4}):
+        arguments = {k: scene[k] for k in names} | part
+        expected = visible_radii(**arguments)
+        with backend() as device:
+            actual = visible_radii(**moved(arguments, device)).cpu()
+        assert torch.equal(actual, expected)
+        counts.append(int((expected > 0).sum()))
+    assert 0 < counts[1] < counts[0] < 300
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -4,6 +4,7 @@ import copy
 import pickle
 from typing import Any
 
+import diff_gaussian_rasterization.ops as functional
 import pytest
 import torch
 from diff_gaussian_rasterization import (
@@ -70,7 +71,9 @@ def operators() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "composite with capacity": (ops.composite, (*leaf_drawn, radii, *leaf_blend, None, None, None, 0, 7)),
         "composite_backward": (ops.composite_backward, (*grads, *drawn, 20)),
         "project of a window": (ops.project, (*leaf_shape, None, *camera, 1.0, 0.2, window)),
+        "project of tiles": (ops.project, (*leaf_shape, None, *camera, 1.0, 0.2, window, tiles)),
         "visible_radii of a window": (ops.visible_radii, (*shape, *camera, 1.0, 0.2, window)),
+        "visible_radii of tiles": (ops.visible_radii, (*shape, *camera, 1.0, 0.2, window, tiles)),
         "composite of tiles": (ops.composite, (*leaf_drawn, radii, *leaf_blend, window, tiles)),
         "composite_backward of tiles": (ops.composite_backward, (*part_grads, *part, 20, *window[:2], tiles)),
         "absolute_gradient": (ops.absolute_gradient, (*grads, *drawn, 20)),
@@ -97,6 +100,20 @@ def test_every_operator_is_checked() -> None:
     registered = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith(f"{ops.name}::")}
     # These two take no tensors: opcheck has nothing to check.
     assert registered - {"cpu_kernels", "cpu_kernels_for"} == {name.split()[0] for name in operators()}
+
+
+def test_eager_calls_have_the_bits_of_those_that_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(60, dtype=torch.float32)
+    results = []
+    for traced in (False, True):
+        for name in ("project", "composite") if traced else ():
+            monkeypatch.setattr(functional, name, getattr(ops, name))
+        leaves = {name: scene[name].clone().requires_grad_() for name in (*ROWS, "world_view", "background")}
+        leaves["means2d"] = torch.zeros(60, 4, requires_grad=True)
+        out = rasterize(**(scene | leaves))
+        loss = out.image.square().sum() + out.depth.sum()
+        results.append([*out, *torch.autograd.grad(loss, list(leaves.values()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.slow

@@ -225,6 +225,22 @@ def test_no_pairs_of_tiles_that_are_not_drawn() -> None:
     assert torch.equal(RAW.composite(*blend, torch.ones_like(tiles))[7], RAW.composite(*blend)[7])
 
 
+@pytest.mark.parametrize("window", [None, (11, 5, 120, 79), (30, 40, 17, 16)])
+def test_radii_of_tiles_leave_what_reaches_one_that_is_drawn(window: ops.Window | None) -> None:
+    scene = window_scene()
+    names = ("means", "scales", "quats", "world_view", "fx", "fy", "cx", "cy", "width", "height")
+    shapes = {name: scene[name] for name in names}
+    radii = visible_radii(**shapes, window=window)
+    tiles, _ = mask_of(window or (0, 0, *SIZE), 0.3 if window else 0.05)
+    left = visible_radii(**shapes, window=window, tiles=tiles)
+    assert torch.equal(left, torch.where(left > 0, radii, 0)) and int((left > 0).sum()) < int((radii > 0).sum())
+    part_of = scene | {name: scene[name][left > 0] for name in ("means", "scales", "quats", "opacities", "colors")}
+    for plane in PLANES:
+        drawn = (getattr(rasterize(**every, window=window, tiles=tiles), plane) for every in (scene, part_of))
+        assert torch.equal(*drawn)
+    assert not visible_radii(**shapes, window=window, tiles=torch.zeros_like(tiles)).any()
+
+
 def test_reference_draws_tiles_too() -> None:
     scene, window = make_scene(60, dtype=torch.float64), (11, 5, 30, 19)
     tiles, _ = mask_of(window)

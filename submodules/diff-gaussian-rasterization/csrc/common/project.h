@@ -99,6 +99,7 @@ template <class F> struct Projected {
   F a, b, c;  // conic
   F depth;    // camera z
   F radius;   // whole pixels
+  F variance_x, variance_y;  // the diagonal of K
 };
 
 template <class F> struct Projection {  // shared by the forward and the backward pass
@@ -139,6 +140,8 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   out.b = F(0) - kxy * inv;
   out.c = kxx * inv;
   out.depth = w.t.z;
+  out.variance_x = kxx;
+  out.variance_y = kyy;
   const F mid = F(0.5) * (kxx + kyy);
   const F eigenvalue = mid + root(at_least(mid * mid - det, F(kEigenvalueFloor)));
   const F sigma = root(eigenvalue);
@@ -151,6 +154,25 @@ template <class F> DGR_HD auto project(const Camera<F>& cam, const Vec3<F>& m, c
   return (w.t.z > cam.near) & (w.t.z < F(kMaxDepth)) & (det > F(0)) & (out.radius < F(kMaxRadius)) & (px + out.radius >= F(1)) &
          (px - out.radius < cam.width) & (py + out.radius >= F(1)) & (py - out.radius < cam.height) & (px + reach >= cam.left) &
          (px - reach < cam.right) & (py + reach >= cam.top) & (py - reach < cam.bottom);
+}
+
+// Columns and rows, inclusive, of the squares of the window that what an opacity of 1 shows may reach; none where the
+// last is before the first.
+template <class F> struct Reached { F first, last, above, below; };
+
+template <class F> DGR_HD Reached<F> reached(const Squares& squares, const Camera<F>& cam, const Projected<F>& p) {
+  const F reach_x = F(kReachSigmas) * root(p.variance_x), reach_y = F(kReachSigmas) * root(p.variance_y);
+  const F x = p.x - cam.left, y = p.y - cam.top, share(1.0 / kSquare), one(1);
+  return {at_least(round_up((x - reach_x) * share) - one, F(0)), at_most(round_up((x + reach_x) * share) - one, F(squares.across - 1)),
+          at_least(round_up((y - reach_y) * share) - one, F(0)), at_most(round_up((y + reach_y) * share) - one, F(squares.down - 1))};
+}
+
+// Whether one of them is drawn.
+DGR_HD bool any_drawn(const Squares& squares, int first, int last, int above, int below) {
+  for (int row = above; row <= below; ++row)
+    for (int column = first; column <= last; ++column)
+      if (squares.drawn[row * squares.across + column]) return true;
+  return false;
 }
 
 template <class F> struct CameraGrad { Vec3<F> r0, r1, r2, p; };

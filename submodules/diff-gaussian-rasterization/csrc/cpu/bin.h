@@ -43,9 +43,12 @@ template <class Keep> std::vector<int32_t> compact(int64_t n, const Keep& keep) 
   std::partial_sum(start.begin(), start.end(), start.begin());
   std::vector<int32_t> out(start.back());
   tasks.run([&](int64_t t, int64_t begin, int64_t end) {
-    int32_t* to = out.data() + start[t];
-    for (int64_t g = begin; g < end; ++g)
-      if (keep(g)) *to++ = int32_t(g);
+    // Written whether kept or not: which ones are cannot be predicted. It ends behind the last that is.
+    int32_t *to = out.data() + start[t], *const last = out.data() + start[t + 1];
+    for (int64_t g = begin; to < last; ++g) {
+      *to = int32_t(g);
+      to += keep(g);
+    }
   });
   return out;
 }

@@ -50,7 +50,7 @@ Composite composite(const Tensor& means2d, const Tensor& conics, const Tensor& d
   const int32_t* radius = radii.const_data_ptr<int32_t>();
   const auto& kernel = kernels().of(S{});
 
-  std::vector<int32_t> ids = compact(means2d.size(0), [&](int64_t g) { return radius[g] > 0 && depth[g] > 0; });
+  std::vector<int32_t> ids = compact(means2d.size(0), [&](int64_t g) { return (radius[g] > 0) & (depth[g] > 0); });
   sort_by_depth(ids, depth);
   const int64_t visible = int64_t(ids.size());
   const auto ints = means2d.options().dtype(at::kInt);

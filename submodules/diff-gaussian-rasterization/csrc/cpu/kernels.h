@@ -16,6 +16,7 @@ struct View {
   int64_t width, height;
   double near;
   Window window;
+  Squares squares;  // of the window, which count for what is visible
 };
 
 // The Gaussians in the world. Shapes are scales and quats, or cov3d (upper triangle); those not given are null.

@@ -34,16 +34,19 @@ World<S> world_of(const Tensor& means, const OptTensor& scales, const OptTensor&
 std::tuple<Tensor, Tensor, Tensor, Tensor> project_cpu(
     const Tensor& means, const OptTensor& scales, const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view,
     const OptTensor& screen, double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near,
-    at::OptionalIntArrayRef window) {
+    at::OptionalIntArrayRef window, const OptTensor& tiles) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
+  const Window part = window_of(window, width, height);
+  check_tiles(tiles, part.width, part.height, means);
   const int64_t n = means.size(0);
+  const OptTensor mask = contiguous(tiles);
   const Tensor m = means.contiguous(), w = world_view.contiguous();
   const OptTensor s = contiguous(scales), q = contiguous(quats), c = contiguous(cov3d);
   Tensor means2d = at::empty({n, 2}, means.options()), conics = at::empty({n, 3}, means.options()), depths = at::empty({n}, means.options());
   Tensor radii = at::empty({n}, means.options().dtype(at::kInt));
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
-    const View view{fx, fy, cx, cy, width, height, near, window_of(window, width, height)};
+    const View view{fx, fy, cx, cy, width, height, near, part, squares_of(mask)};
     const World<S> world = world_of<S>(m, s, q, c, w, scale_modifier);
     const ScreenRows<S> rows{means2d.data_ptr<S>(), conics.data_ptr<S>(), depths.data_ptr<S>(), radii.data_ptr<int32_t>()};
     const auto& kernel = kernels().of(S{});
@@ -54,14 +57,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_cpu(
 
 Tensor visible_radii_cpu(const Tensor& means, const OptTensor& scales, const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view,
                          double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near,
-                         at::OptionalIntArrayRef window) {
+                         at::OptionalIntArrayRef window, const OptTensor& tiles) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
+  const Window part = window_of(window, width, height);
+  check_tiles(tiles, part.width, part.height, means);
+  const OptTensor mask = contiguous(tiles);
   const Tensor m = means.contiguous(), w = world_view.contiguous();
   const OptTensor s = contiguous(scales), q = contiguous(quats), c = contiguous(cov3d);
   Tensor radii = at::empty({means.size(0)}, means.options().dtype(at::kInt));
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
-    const View view{fx, fy, cx, cy, width, height, near, window_of(window, width, height)};
+    const View view{fx, fy, cx, cy, width, height, near, part, squares_of(mask)};
     const World<S> world = world_of<S>(m, s, q, c, w, scale_modifier);
     const ScreenRows<S> rows{nullptr, nullptr, nullptr, radii.data_ptr<int32_t>()};
     const auto& kernel = kernels().of(S{});
@@ -86,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward_cpu(
   Tensor dw = at::zeros({need_view ? 4 : 0, 4}, means.options());
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
-    const View view{fx, fy, cx, cy, width, height, near, {0, 0, width, height}};
+    const View view{fx, fy, cx, cy, width, height, near, {0, 0, width, height}, {}};
     const World<S> world = world_of<S>(m, s, q, c, w, scale_modifier);
     const ProjectGrads<S> grads{k.const_data_ptr<S>(), r.const_data_ptr<int32_t>(), data<S>(g2), data<S>(gk), data<S>(gd), dm.data_ptr<S>(),
                                 scales ? ds.data_ptr<S>() : nullptr, quats ? dq.data_ptr<S>() : nullptr, cov3d ? dc.data_ptr<S>() : nullptr};

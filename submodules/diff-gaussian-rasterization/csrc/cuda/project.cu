@@ -20,11 +20,15 @@ using OptTensor = std::optional<Tensor>;
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     project_kernel(Camera<S> camera, const S* __restrict__ world_view, Shapes<S> shapes, const S* __restrict__ means, int64_t n,
-                   S* __restrict__ means2d, S* __restrict__ conics, S* __restrict__ depths, int32_t* __restrict__ radii) {
+                   Squares squares, S* __restrict__ means2d, S* __restrict__ conics, S* __restrict__ depths, int32_t* __restrict__ radii) {
   const int64_t g = thread_index();
   if (g >= n) return;
   Projected<S> out;
-  const bool visible = project(posed(camera, world_view), load3(means, g), shapes.covariance_of(g), out);
+  bool visible = project(posed(camera, world_view), load3(means, g), shapes.covariance_of(g), out);
+  if (squares.drawn && visible) {
+    const Reached<S> box = reached(squares, camera, out);
+    visible = any_drawn(squares, int(box.first), int(box.last), int(box.above), int(box.below));
+  }
   radii[g] = visible ? int32_t(out.radius) : 0;
   if (!means2d) return;
   if (!visible) out = {};
@@ -36,38 +40,40 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor> project_cuda(
     const Tensor& means, const OptTensor& scales, const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view,
     const OptTensor& screen, double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near,
-    at::OptionalIntArrayRef window) {
+    at::OptionalIntArrayRef window, const OptTensor& tiles) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
   const Window part = window_of(window, width, height);
+  check_tiles(tiles, part.width, part.height, means);
   const c10::cuda::CUDAGuard guard(means.device());
   const int64_t n = means.size(0);
   const Tensor m = means.contiguous(), w = world_view.contiguous();
-  const OptTensor s = contiguous(scales), q = contiguous(quats), c = contiguous(cov3d);
+  const OptTensor s = contiguous(scales), q = contiguous(quats), c = contiguous(cov3d), mask = contiguous(tiles);
   Tensor means2d = at::empty({n, 2}, means.options()), conics = at::empty({n, 3}, means.options()), depths = at::empty({n}, means.options());
   Tensor radii = at::empty({n}, means.options().dtype(at::kInt));
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
     launch(project_kernel<S>, blocks_of(n), intrinsics<S>(fx, fy, cx, cy, width, height, near, part), data<S>(w),
-           Shapes<S>(s, q, c, scale_modifier), data<S>(m), n, data<S>(means2d), data<S>(conics), data<S>(depths), data<int32_t>(radii));
+           Shapes<S>(s, q, c, scale_modifier), data<S>(m), n, squares_of(mask), data<S>(means2d), data<S>(conics), data<S>(depths), data<int32_t>(radii));
   });
   return {means2d, conics, depths, radii};
 }
 
 Tensor visible_radii_cuda(const Tensor& means, const OptTensor& scales, const OptTensor& quats, const OptTensor& cov3d, const Tensor& world_view,
                           double fx, double fy, double cx, double cy, int64_t width, int64_t height, double scale_modifier, double near,
-                          at::OptionalIntArrayRef window) {
+                          at::OptionalIntArrayRef window, const OptTensor& tiles) {
   check_shapes(means, scales, quats, cov3d, world_view, width, height);
   const Window part = window_of(window, width, height);
+  check_tiles(tiles, part.width, part.height, means);
   const c10::cuda::CUDAGuard guard(means.device());
   const int64_t n = means.size(0);
   const Tensor m = means.contiguous(), w = world_view.contiguous();
-  const OptTensor s = contiguous(scales), q = contiguous(quats), c = contiguous(cov3d);
+  const OptTensor s = contiguous(scales), q = contiguous(quats), c = contiguous(cov3d), mask = contiguous(tiles);
   Tensor radii = at::empty({n}, means.options().dtype(at::kInt));
   on_scalar(means, [&](auto tag) {
     using S = decltype(tag);
     S* const none = nullptr;
     launch(project_kernel<S>, blocks_of(n), intrinsics<S>(fx, fy, cx, cy, width, height, near, part), data<S>(w),
-           Shapes<S>(s, q, c, scale_modifier), data<S>(m), n, none, none, none, data<int32_t>(radii));
+           Shapes<S>(s, q, c, scale_modifier), data<S>(m), n, squares_of(mask), none, none, none, data<int32_t>(radii));
   });
   return radii;
 }

@@ -85,15 +85,28 @@ template <class S> DGR_HD Vec3<V<S>> load3(const S* data, int64_t first, int64_t
   return {rows[0], rows[1], rows[2]};
 }
 
+// The radii of those that reach a square that is drawn; 0 for the others.
+template <class S> V<S> of_drawn(const Squares& squares, const Camera<V<S>>& camera, const Projected<V<S>>& p, V<S> radius) {
+  const Reached<V<S>> box = reached(squares, camera, p);
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (radius[lane] > 0 && !any_drawn(squares, int(box.first[lane]), int(box.last[lane]), int(box.above[lane]), int(box.below[lane])))
+      radius.v[lane] = 0;
+  return radius;
+}
+
 template <class S> void project_all(const View& view, const World<S>& world, int64_t begin, int64_t end, const ScreenRows<S>& rows) {
   const Camera<V<S>> camera = camera_of(view, world.world_view);
   const Shapes<S> shapes{world};
   for (int64_t g = begin; g < end; g += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, end - g);
     Projected<V<S>> out;
-    const auto visible = project(camera, load3(shapes.means, g, count), shapes.covariances(g, count), out);
+    auto visible = project(camera, load3(shapes.means, g, count), shapes.covariances(g, count), out);
     const V<S> zero(S(0));
-    const V<S> radius = select(visible, out.radius, zero);
+    V<S> radius = select(visible, out.radius, zero);
+    if (view.squares.drawn && any(visible)) {
+      radius = of_drawn(view.squares, camera, out, radius);
+      visible = radius > zero;
+    }
     if (count == kLanes) {
       const auto whole = __builtin_convertvector(radius.v, typename NativeOf<float, kLanes>::Bits);
       std::memcpy(rows.radii + g, &whole, sizeof(whole));
@@ -126,7 +139,7 @@ void project_vjp_all(const View& pose, const World<S>& world, int64_t begin, int
     if (any) {
       const Vec3<V<S>> m = load3(shapes.means, g, count);
       const Symmetric3<V<S>> cov = shapes.covariances(g, count);
-      Projected<V<S>> conic, in{zero, zero, zero, zero, zero, zero, zero};
+      Projected<V<S>> conic, in{zero, zero, zero, zero, zero, zero, zero, zero, zero};
       V<S> rows[3];
       load_rows<S, 3>(grads.conics, g, count, rows);
       conic.a = rows[0], conic.b = rows[1], conic.c = rows[2];
