@@ -99,4 +99,5 @@ def test_ranks_and_resume_change_no_bit(tmp_path: Path, primitive: str) -> None:
         assert_same_bits(model_of(whole), run_ranks(scene, tmp_path / "ranks", 2, *settings))
     train(make_config(scene, tmp_path / "dense", *settings[1:]))
     dense, sparse = model_of(tmp_path / "dense"), model_of(whole)
-    assert any(not torch.equal(dense[name], sparse[name]) for name in dense)
+    # The tiny scene's views show all of its Gaussians, so that dense Adam makes the same steps.
+    assert all(torch.equal(dense[name], sparse[name]) for name in dense) == (primitive == "gaussians")
