@@ -24,8 +24,8 @@ from momentum_gs.train import loop
 VIEW = {"expand.py:_look nonzero": 1, "expand.py:_spawn nonzero": 1}
 """What a view reads where no operator decodes it: the numbers of anchors in view, and of their Gaussians."""
 
-COUNTS = "optim.py:move _local_scalar_dense"
-"""Adam's counts of steps, read when a round begins and after growth. They lie in host memory, also with a GPU."""
+COUNTS = "optim.py:move tolist"
+"""Adam's counts of steps, which lie in host memory, also with a GPU."""
 
 
 def reads_of_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:

@@ -42,9 +42,6 @@ class DirectAdam(Adam):
     and ask for it at each step. Counts of steps lie in host memory, so that no GPU is waited for.
     """
 
-    _counts: dict[Tensor, int]
-    """Parameter -> its steps, as its state has them in a tensor."""
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters that have no moments yet."""
         inspect.unwrap(Adam.add_param_group)(self, param_group)
@@ -68,15 +65,13 @@ class DirectAdam(Adam):
         if not moved:
             return
         params, states = [param for param, _ in moved], [self._state_of(param) for param, _ in moved]
-        known, self._counts = getattr(self, "_counts", {}), {}
-        for param, state in zip(params, states, strict=True):
-            self._counts[param] = (known[param] if param in known else int(state["step"])) + 1
         torch._foreach_add_([state["step"] for state in states], 1)
+        counts = torch.stack([state["step"] for state in states]).long().tolist()
         rows = None
         if visible is not None:
             rows = torch.zeros(len(params[0]), dtype=torch.bool, device=params[0].device).index_fill_(0, visible, True)
         adam_rows(
-            params, [rate for _, rate in moved], list(self._counts.values()), [state["exp_avg"] for state in states],
+            params, [rate for _, rate in moved], counts, [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states], rows, self.param_groups[0]["eps"],
         )  # fmt: skip
 
