@@ -31,7 +31,7 @@ def test_steps_are_those_of_adam() -> None:
         optimizer = kind([{"params": rows[:2], "lr": 0.1}, {"params": rows[2:], "lr": 0.01}])
         for step in range(5):
             if step == 2:  # Moments are exchanged, as those of a set of blocks are; their count of steps is theirs.
-                optimizer.state[rows[0]] = {name: torch.ones_like(m) for name, m in optimizer.state[rows[0]].items()}
+                optimizer.state[rows[0]] = {name: torch.full_like(m, 9) for name, m in optimizer.state[rows[0]].items()}
             for place, row in enumerate(rows):
                 if (step + place) % 3:  # Some rows have no gradient at some steps.
                     row.grad = torch.randn(row.shape, generator=generator)
