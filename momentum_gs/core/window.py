@@ -1,7 +1,8 @@
 """The part of a view that a block trains on.
 
 A block owns squares of a fixed raster that is laid over every image, whatever its resolution. A training step draws the
-rectangle around them, with a margin in which pixels are drawn but do not count.
+rectangle around them with a margin, in tiles. Pixels beside the squares count, too, where all that their loss needs is
+drawn anyway.
 """
 
 from dataclasses import dataclass
@@ -37,9 +38,11 @@ class Window:
     y: int
     """Row of the first pixel."""
     weights: Float[Tensor, "h w"]
-    """1 where a pixel counts, 0 in the margin and between the owned squares."""
+    """1 where a pixel counts, in the owned squares and where all pixels of the image within ``MARGIN`` are drawn; 0
+    elsewhere."""
     tiles: Bool[Tensor, "th tw"]
-    """Squares of ``TILE`` pixels, from the rectangle's corner, within ``MARGIN`` of a pixel that counts."""
+    """Squares of ``TILE`` pixels, from the rectangle's corner, that are drawn: those within ``MARGIN`` of an owned
+    pixel."""
     share: float
     """Pixels that count, as a share of the whole image's."""
     image_size: tuple[int, int]
@@ -70,7 +73,8 @@ class Window:
 def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | None:
     """The window of the owned squares at the camera's resolution; None where none of them holds a pixel.
 
-    A pixel belongs to the square that holds its centre.
+    A pixel belongs to the square that holds its centre. What is drawn follows from the owned pixels alone. Others count
+    where that costs no drawing: they show the block's own Gaussians where these reach into what other blocks own.
     """
     raster = owned.numpy()
     rows, columns = _squares(camera.height), _squares(camera.width)
@@ -80,13 +84,19 @@ def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | No
         return None
     y0, y1 = max(top - MARGIN, 0), min(bottom + MARGIN, camera.height)
     x0, x1 = max(left - MARGIN, 0), min(right + MARGIN, camera.width)
-    weights = raster[rows[y0:y1]][:, columns[x0:x1]].astype(np.float32)
+    is_owned = raster[rows[y0:y1]][:, columns[x0:x1]]
     # Sums over rectangles of the raster: how many owned squares a tile with its margin touches.
     sums = np.zeros((RASTER + 1, RASTER + 1), np.int32)
     sums[1:, 1:] = raster.cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
     above, below = _touched(rows, y0, y1)
     before, behind = _touched(columns, x0, x1)
     tiles = sums[below][:, behind] - sums[above][:, behind] - sums[below][:, before] + sums[above][:, before] > 0
+    framed = np.pad(tiles, 1)
+    up, down = _within_margin(y0, y1, camera.height)
+    first, last = _within_margin(x0, x1, camera.width)
+    # Tiles are wider than two margins, so that those at the ends are all that a pixel's neighbours lie in.
+    both = framed[up] & framed[down]
+    weights = (is_owned | (both[:, first] & both[:, last])).astype(np.float32)
     share = float(weights.sum()) / (camera.width * camera.height)
     on = [torch.from_numpy(part).to(device) for part in (weights, tiles)]
     return Window(x0, y0, on[0], on[1], share, (camera.width, camera.height))
@@ -109,6 +119,18 @@ def _touched(squares: _Places, begin: int, end: int) -> tuple[_Places, _Places]:
     low = squares[np.maximum(first - MARGIN, 0)]
     high = squares[np.minimum(first + TILE + MARGIN - 1, len(squares) - 1)] + 1
     return low, high
+
+
+def _within_margin(begin: int, end: int, pixels: int) -> tuple[_Places, _Places]:
+    """For each pixel of [begin, end) the tiles that hold the first and the last pixel of the image within ``MARGIN``.
+
+    Tiles are counted from 1; 0 and the one behind the last stand for what lies outside of [begin, end).
+    """
+    places = np.arange(begin, end)
+    first = np.maximum(places - MARGIN, 0) - begin
+    last = np.minimum(places + MARGIN, pixels - 1) - begin
+    behind = -(-(end - begin) // TILE) + 1
+    return np.where(first < 0, 0, first // TILE + 1), np.where(last < end - begin, last // TILE + 1, behind)
 
 
 def pack_owned(owned: Bool[Tensor, "*n 32 32"]) -> str:

@@ -17,8 +17,6 @@ PIXELS = 4
 """Pixels drawn along the side of a square: its weight is a mean over 16."""
 CHANNELS = 64
 """Blocks per render of contributions: at 1600 x 1200 pixels, the image takes half a gigabyte."""
-LEAST = 0.2
-"""Weight from which a block owns a square. With 0.05, blocks own up to a quarter more for no gain (docs/lab_log.md)."""
 COVERED = 0.5
 """Weight of all blocks together below which a square is open: most of what it shows is background."""
 
@@ -57,9 +55,9 @@ def on_raster(weight: Float[Tensor, "height width"]) -> Float[Tensor, "32 32"]:
 def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, Bool[Tensor, "32 32"]]:
     """The squares that each block owns in a view; blocks that own none are left out.
 
-    A square belongs to every block with a weight of at least ``LEAST`` in it, and to the one with the largest: each
-    trains its own part of what makes up the pixels, with the others' held fixed. An open square, which nothing covers
-    yet, belongs to the owner of the nearest one that is covered, so that windows stay compact.
+    A square belongs to the block with the largest weight in it, or to all of those whose weights are equal. An open
+    square, which nothing covers yet, belongs to the owner of the nearest one that is covered, so that windows stay
+    compact.
 
     Args:
         weights: Of every block in the view.
@@ -74,5 +72,6 @@ def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, Bo
     nearest = torch.cdist(places[is_open], places[~is_open]).argmin(dim=1) if is_open.any() else None
     if nearest is not None:
         first[is_open] = first[~is_open][nearest]
-    owned = {block: (stack[i] >= LEAST) & ~is_open | (first == i) for i, block in enumerate(blocks)}
+    strongest = (stack == stack.amax(dim=0)) & ~is_open
+    owned = {block: strongest[i] | (first == i) for i, block in enumerate(blocks)}
     return {block: squares for block, squares in owned.items() if squares.any()}
