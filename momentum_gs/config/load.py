@@ -14,6 +14,7 @@ Numbers of steps may be given as a share of ``steps``, as in ``growth: {until: 6
 of any length; settings that depend on the scene and the machine may be ``auto``; and ``steps`` may be given as passes
 over the pixels of the training views, as in ``steps: 12 passes``. None of these reaches a ``Config``: shares become
 numbers when all sources are merged, and the caller, who knows the scene, chooses values for the others (``Settings``).
+Only shares of the global steps of a run (``Share``) stay as they are, until the number of those is known.
 """
 
 import difflib
@@ -29,7 +30,7 @@ from typing import Any, Literal
 import yaml
 
 from momentum_gs.config.renamed import REMOVED, current_name, current_settings
-from momentum_gs.config.schema import NEEDS_ANCHORS, Config
+from momentum_gs.config.schema import NEEDS_ANCHORS, Config, Share
 from momentum_gs.config.shipped import find_settings, instead_of, is_path
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
@@ -47,9 +48,8 @@ _SHARES = frozenset([
     "optim.lr_steps", "growth.start_stat", "growth.from_step", "growth.until", "weighting.every", "blocks.interval",
     "gaussians.sh_every", "gaussians.from_step", "gaussians.until", "gaussians.reset_every", "distill.noise_every",
     "distill.from_step", "distill.until", "distill.structure_every", "distill.prune_at", "distill.keep_at",
-    "log.checkpoint_every", "log.test_every",
 ])  # fmt: skip
-"""Numbers of steps that may be given as a share of ``steps``."""
+"""Numbers of steps that may be given as a share of ``steps``, and are numbers in a ``Config``."""
 _AUTO = frozenset(["steps", "scene.resolution", "model.voxel_size"])
 """Settings that may be ``auto`` in a file or an override, but are numbers in a ``Config``. (Settings whose type in the
 schema includes ``auto`` are resolved where they are used.)"""
@@ -272,7 +272,8 @@ def _current(data: Any, where: str, old: list[str]) -> Any:
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     """``value`` converted to the types of ``hint``; sections stay dictionaries, so that files can be merged."""
     if not is_dataclass(hint):
-        is_share = name in _SHARES and isinstance(value, str) and _SHARE.fullmatch(value)
+        has_share = name in _SHARES or Share in _options(hint)
+        is_share = has_share and isinstance(value, str) and _SHARE.fullmatch(value)
         is_passes = name == "steps" and isinstance(value, str) and _PASSES.fullmatch(value) and float(value.split()[0])
         if is_share or is_passes or (name in _AUTO and value == "auto"):
             return value
@@ -344,6 +345,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _described(hint: Any) -> str:
     """A type in words."""
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    words[Share] = "a share of the run such as 20%"
     parts = []
     for kind in _options(hint):
         items = typing.get_args(kind)

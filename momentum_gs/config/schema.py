@@ -7,7 +7,7 @@ scene's files; a training unit is ``scene.unit`` scene units.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NewType
 
 from momentum_gs.config.sections.blocks import BlocksConfig, PartitionConfig, StoreConfig
 from momentum_gs.config.sections.checks import check, developers
@@ -49,9 +49,18 @@ NEEDS_ANCHORS = {
 """Settings that need anchors or a decoder, with the values that ``model.primitive=gaussians`` gives them."""
 
 
+Share = NewType("Share", str)
+"""Of the global steps of a run, such as ``20%``. They are known once the blocks are, so a ``Config`` keeps the share."""
+
+
+def steps_of(every: int | Share, total: int) -> int:
+    """A number of steps, or a share of ``total`` steps: then at least 1."""
+    return max(1, round(total * float(every.removesuffix("%")) / 100)) if isinstance(every, str) else every
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What a run writes while it trains. Steps are global steps."""
+    """What a run writes while it trains. Steps are global steps, shares those of all global steps."""
 
     every: int = 10
     """Steps between records of scalars in events.jsonl, TensorBoard and Weights & Biases."""
@@ -59,13 +68,13 @@ class LogConfig:
     """Also record to TensorBoard."""
     wandb: bool = False
     """Also record to Weights & Biases (project ``momentum-gs``; WANDB_MODE=offline is honoured)."""
-    checkpoint_every: int = 5000
+    checkpoint_every: int | Share = 5000
     """Steps between checkpoints; 0: none by steps. The end of a run always writes one."""
     checkpoint_minutes: float = 15.0
     """Minutes after which a checkpoint is written in any case; 0: none by time."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep; older ones are deleted."""
-    test_every: int = 0
+    test_every: int | Share = 0
     """Steps between evaluations of the held-out views; 0: none during training."""
     link_checkpoints: bool = developers(False)
     """Hard-link the files of blocks that did not train between two checkpoints instead of writing them again. This

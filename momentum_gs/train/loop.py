@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from momentum_gs.config.schema import Config
+from momentum_gs.config.schema import Config, Share, steps_of
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.log import progress, warn
 from momentum_gs.core.types import Camera
@@ -299,8 +299,9 @@ class Training:
         shared = self._config.blocks.decoder == "shared"
         return TrainingState(self._step, models, inactive, len(self._plan), shared)
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self._step % every == 0
+    def _due(self, every: int | Share) -> bool:
+        steps = steps_of(every, self.schedule.total)
+        return steps > 0 and self._step % steps == 0
 
     def _measure(self, active: Sequence[Block], round_: Round, views: Views) -> None:
         """Scores the blocks whose measurement is due on their training views (eq. 7); all ranks take part."""
