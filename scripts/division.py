@@ -2,10 +2,11 @@
 
     python scripts/division.py SCENE OUT --steps 1800 --blocks 4,8 --seeds 0,1,2 --common "scene.resolution=4"
 
-Work is counted in pixels that count in a loss. The single block trains --steps steps on whole views. Several blocks
-start from a coarse model, which takes a share of that work (--coarse), and spend the rest on their windows
-(blocks.windows): each trains as many steps as its share of the pixels allows. --variants adds rows, each a name and
-further settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated.
+Work is counted in pixels: all of a view, or those that a block owns of it. The single block trains --steps steps on
+whole views. Several blocks start from a coarse model, which takes a share of that work (--coarse), and spend the rest
+on their windows (blocks.windows): each trains as many steps as its share of the pixels allows. 'megapixels' also has
+the pixels beside the owned ones that count because they are drawn anyway. --variants adds rows, each a name and further
+settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated.
 
 The table, also written to OUT/table.md, has means and standard deviations over the seeds. 'cpu' is the CPU time of all
 threads in training, in seconds, without merging and scoring. 'wall' is the CPU time of the coarse model plus an n-th of

@@ -57,9 +57,10 @@ def steps(out: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("link", [True, False])
-def test_as_many_as_wanted_are_kept(scene_folder: Path, tmp_path: Path, link: bool) -> None:
-    overrides = ["log.checkpoint_every=5", "log.keep_checkpoints=3", f"log.link_checkpoints={link}"]
+@pytest.mark.parametrize(("link", "every"), [(True, "5"), (False, "4.2%")])
+def test_as_many_as_wanted_are_kept(scene_folder: Path, tmp_path: Path, link: bool, every: str) -> None:
+    """At multiples of 5 steps: also as a share of all 120 global steps, not of the 60 that a block makes."""
+    overrides = [f"log.checkpoint_every={every}", "log.keep_checkpoints=3", f"log.link_checkpoints={link}"]
     train(make_config(scene_folder, tmp_path, *overrides))
     assert steps(tmp_path) == [120, 115, 110]
     assert not (tmp_path / "store").exists()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from momentum_gs.config.cfg_args import cfg_args
 from momentum_gs.config.load import config_from_dict, config_to_dict, dump_config, load_config, load_settings
-from momentum_gs.config.schema import Config, GrowthConfig, SceneConfig
+from momentum_gs.config.schema import Config, GrowthConfig, SceneConfig, Share, steps_of
 from momentum_gs.core.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -325,6 +325,15 @@ def test_shares_are_of_the_steps_that_apply(tmp_path: Path) -> None:
 
 def test_a_share_is_at_least_one_step() -> None:
     assert load_config(None, ["steps=10", "weighting.every=1%"]).weighting.every == 1
+
+
+def test_shares_of_global_steps_stay_until_those_are_known(tmp_path: Path) -> None:
+    config = load_config(None, ["steps=100", "log.checkpoint_every=20%", "log.test_every=30"])
+    assert (config.log.checkpoint_every, config.log.test_every) == ("20%", 30)
+    assert (steps_of(config.log.checkpoint_every, 800), steps_of(config.log.test_every, 800)) == (160, 30)
+    assert (steps_of(Share("1%"), 10), steps_of(0, 10)) == (1, 0)
+    assert load_config(write(tmp_path, "recorded.yaml", dump_config(config))) == config
+    assert "a share of the run such as 20%" in error_of(None, "log.checkpoint_every=often")
 
 
 @pytest.mark.parametrize("setting", ["growth.until=-5%", "growth.until=60", "seed=10%", "growth.until=half"])

@@ -121,7 +121,8 @@ def test_the_loss_of_a_window_is_that_of_its_pixels_in_the_whole_view(masked: bo
         counts = torch.zeros(70, 96).double()
         counts[y : y + height, x : x + width] = window.weights
         share = counts.mean() if mask is None else (counts * mask).sum() / mask.sum()
-        expected = {k: share * v for k, v in reconstruction(image, replace(whole, weights=counts), LossConfig()).items()}
+        weighed = reconstruction(image, replace(whole, weights=counts), LossConfig())
+        expected = {name: share * term for name, term in weighed.items()}
         hidden = window.tiles.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)[:height, :width]
         part = window.target(whole)
         terms = reconstruction(window.crop(image) * hidden, part, LossConfig())

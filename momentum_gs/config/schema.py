@@ -50,7 +50,7 @@ NEEDS_ANCHORS = {
 
 
 Share = NewType("Share", str)
-"""Of the global steps of a run, such as ``20%``. They are known once the blocks are, so a ``Config`` keeps the share."""
+"""A share of a run's global steps, such as ``20%``. Their number follows from the blocks, so a ``Config`` keeps it."""
 
 
 def steps_of(every: int | Share, total: int) -> int:
