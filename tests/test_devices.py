@@ -85,7 +85,7 @@ def gradients_of_a_step(config: Config, scene: Scene, device: torch.device, dtyp
     with Views(scene, 0, device) as views:
         target = views.target(camera.name)
         target = replace(target, image=target.image.to(dtype))
-        inputs = StepInputs(config, LocalComm(), background, lambda b, step: (camera, target))
+        inputs = StepInputs(config, LocalComm(), background, lambda block: (camera, None, target))
         report = train_step(inputs, decoders, [block], (0,), torch.ones(1), decoder_live=True)
     found = {f"loss {name}": value for name, value in report.losses[0].items()}
     found |= {f"seen {name}": value for name, value in block.stats.rows().items()}

@@ -17,6 +17,7 @@ from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.image import l1, psnr, ssim
 from momentum_gs.core.types import TargetImage
+from momentum_gs.core.window import RASTER, Window, window_of
 from momentum_gs.data.masks import find_masks, read_mask
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.data.views import Views
@@ -212,7 +213,7 @@ def train_block(scene: Scene, config, steps: int) -> tuple[AnchorBlock, int]:
     before = len(block.model)
     shared, order = SharedDecoder(config, CPU, 1.0), ViewOrder([scene.train], config.seed)
     with Views(scene, 1 << 24, CPU) as views:
-        inputs = StepInputs(config, LocalComm(), torch.zeros(3), lambda b, step: order.show(b, step, views))
+        inputs = StepInputs(config, LocalComm(), torch.zeros(3), lambda b: order.show(0, b.step, views))
         for _ in range(steps):
             train_step(inputs, shared, [block], (0,), torch.ones(1), True)
     return block, before
@@ -253,6 +254,17 @@ def test_without_a_mask_the_losses_are_means_over_all_pixels(tmp_path: Path) -> 
     torch.testing.assert_close(terms["dssim"], 0.2 * (1 - ssim(image, target.image)), rtol=0, atol=1e-7)
 
 
+def test_a_part_of_an_image_has_the_bits_of_the_whole_ones(tmp_path: Path) -> None:
+    scene = masked_scene(tmp_path)
+    name = scene.train[0].name
+    window = window_of(torch.arange(RASTER**2).view(RASTER, RASTER) % RASTER < 9, scene.train[0], CPU)
+    assert window is not None
+    with Views(scene, 1 << 24, CPU) as views:
+        part, whole = views.target(name, window), views.target(name)
+    assert part.mask is not None and float(part.share) < 1
+    torch.testing.assert_close(vars(part), vars(window.target(whole)), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_scores_leave_out_ignored_pixels(tmp_path: Path) -> None:
     scene = masked_scene(tmp_path)
@@ -263,8 +275,8 @@ def test_scores_leave_out_ignored_pixels(tmp_path: Path) -> None:
     class Painted(Views):
         """Target images with noise in their ignored pixels."""
 
-        def target(self, name: str) -> TargetImage:
-            found = super().target(name)
+        def target(self, name: str, window: Window | None = None) -> TargetImage:
+            found = super().target(name, window)
             assert found.mask is not None
             return replace(found, image=torch.where(found.mask.bool(), found.image, torch.rand_like(found.image)))
 

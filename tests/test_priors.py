@@ -194,6 +194,8 @@ def test_priors_come_with_their_image_through_its_cache(
         assert window is not None
         part = window.target(target)
         assert part.depth_prior is not None and torch.equal(part.depth_prior, window.crop(torch.from_numpy(depth)))
+        cropped = views.target("a/1.jpg", window)
+        torch.testing.assert_close(vars(cropped), vars(part), rtol=0, atol=0, equal_nan=True)
     with Views(scene, 0, CPU) as views:
         assert torch.equal(views.target("a/1.jpg").image, target.image)
     with pytest.raises(UserError, match="loss.depth_prior: no training image has a map in .*/none .it has no files"):

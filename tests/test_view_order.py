@@ -34,7 +34,7 @@ def shown(scene: Scene, steps: range, *, cache: int = 1 << 20) -> list[str]:
         order = order_of(scene)
         found = []
         for step in steps:
-            camera, target = order.show(0, step, views)
+            camera, _, target = order.show(0, step, views)
             assert torch.equal(target.image, views.image(camera.name)), "it comes with its own image"
             found.append(camera.name)
         return found

@@ -119,8 +119,8 @@ class Given(Views):
     def prefetch(self, names: object) -> None:
         pass
 
-    def target_or_skip(self, name: str) -> TargetImage | None:
-        return self._given[name]
+    def target_or_skip(self, name: str, window: Window | None = None) -> TargetImage | None:
+        return self._given[name] if window is None else window.target(self._given[name])
 
 
 def with_noise(image: torch.Tensor, window: Window, margin: int) -> TargetImage:
@@ -149,8 +149,8 @@ def test_a_block_is_scored_on_its_pixels_amid_its_surroundings(scene_folder: Pat
 
     def scored(target: TargetImage) -> tuple[float, float]:
         if source == "running":
-            inputs = StepInputs(training.config, LocalComm(), black, lambda block, step: (camera, target),
-                                lambda block, camera: window)  # fmt: skip
+            part = window.target(target)
+            inputs = StepInputs(training.config, LocalComm(), black, lambda _: (camera, window, part))
             train_step(inputs, training._decoders, [state], (state.block,), torch.ones(4), False)
             found = state.score.take()
             assert found is not None

@@ -5,11 +5,11 @@ rectangle around them with a margin, in tiles. Pixels beside the squares count, 
 drawn anyway.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,20 +54,29 @@ class Window:
         height, width = self.weights.shape
         return self.x, self.y, width, height
 
-    def crop(self, image: Float[Tensor, "*c height width"]) -> Float[Tensor, "*c h w"]:
+    def crop(self, image: Num[Tensor, "*c height width"]) -> Num[Tensor, "*c h w"]:
         """The rectangle's part of an image of the whole view."""
         x, y, width, height = self.rectangle
         return image[..., y : y + height, x : x + width].contiguous()
 
     def target(self, whole: TargetImage) -> TargetImage:
         """The rectangle's part of a view's image, with the weights of its pixels."""
-        image = self.crop(whole.image)
-        depth, normal = (None if p is None else self.crop(p) for p in (whole.depth_prior, whole.normal_prior))
-        if whole.mask is None:
-            return TargetImage(image, None, self.weights, self.share, depth, normal)
-        mask = self.crop(whole.mask)
-        share = (mask * self.weights).sum() / whole.mask.sum().clamp_min(1)
-        return TargetImage(image, mask, self.weights, share, depth, normal)
+        maps = (whole.image, whole.mask, whole.depth_prior, whole.normal_prior)
+        image, mask, depth, normal = (None if p is None else self.crop(p) for p in maps)
+        assert image is not None
+        unmasked = None if whole.mask is None else whole.mask.sum()
+        return self.weigh(TargetImage(image, mask, depth_prior=depth, normal_prior=normal), unmasked)
+
+    def weigh(self, part: TargetImage, unmasked: Tensor | None) -> TargetImage:
+        """The rectangle's part of a view's image, given without the weights of its pixels.
+
+        Args:
+            part: What is to be compared with a render of the window.
+            unmasked: Pixels of the whole image that its mask lets count; None without a mask.
+        """
+        if part.mask is None or unmasked is None:
+            return replace(part, weights=self.weights, share=self.share)
+        return replace(part, weights=self.weights, share=(part.mask * self.weights).sum() / unmasked.clamp_min(1))
 
 
 def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | None:
@@ -84,7 +93,7 @@ def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | No
         return None
     y0, y1 = max(top - MARGIN, 0), min(bottom + MARGIN, camera.height)
     x0, x1 = max(left - MARGIN, 0), min(right + MARGIN, camera.width)
-    is_owned = raster[rows[y0:y1]][:, columns[x0:x1]]
+    is_owned = raster[:, columns[x0:x1]][rows[y0:y1]]  # Columns first: there are few rows yet, and rows copy fast.
     # Sums over rectangles of the raster: how many owned squares a tile with its margin touches.
     sums = np.zeros((RASTER + 1, RASTER + 1), np.int32)
     sums[1:, 1:] = raster.cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
@@ -95,8 +104,8 @@ def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | No
     up, down = _within_margin(y0, y1, camera.height)
     first, last = _within_margin(x0, x1, camera.width)
     # Tiles are wider than two margins, so that those at the ends are all that a pixel's neighbours lie in.
-    both = framed[up] & framed[down]
-    weights = (is_owned | (both[:, first] & both[:, last])).astype(np.float32)
+    both = framed[:, first] & framed[:, last]
+    weights = (is_owned | (both[up] & both[down])).astype(np.float32)
     share = float(weights.sum()) / (camera.width * camera.height)
     on = [torch.from_numpy(part).to(device) for part in (weights, tiles)]
     return Window(x0, y0, on[0], on[1], share, (camera.width, camera.height))

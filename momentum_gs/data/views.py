@@ -19,6 +19,7 @@ from momentum_gs.core.device import Sender, Sent, to_device
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.log import warn
 from momentum_gs.core.types import Camera, TargetImage
+from momentum_gs.core.window import Window
 from momentum_gs.data.images import read_image
 from momentum_gs.data.masks import read_mask
 from momentum_gs.data.priors import Priors
@@ -95,8 +96,10 @@ class Views:
         """``target`` without the mask; errors likewise."""
         return self.target(name).image
 
-    def target(self, name: str) -> TargetImage:
+    def target(self, name: str, window: Window | None = None) -> TargetImage:
         """One image, RGB in [0, 1], and its mask and priors, if it has them; new tensors on the device.
+
+        With a window, its part of them (``Window.target``); the rest is not converted.
 
         Warns once about an image that takes longer than ``SLOW_SECONDS``.
 
@@ -118,21 +121,30 @@ class Views:
                     pixels = self._decode_and_keep(name) if pending is None else _result(pending, name)
             pixels = to_device(pixels, self._device)
         self._send_what_follows(name)
-        image = pixels[:3].float().div_(255)
-        mask = pixels[3:4].float() if name in self._scene.mask_paths else None
+        colors, mask = pixels[:3], pixels[3:4] if name in self._scene.mask_paths else None
         depth, normal = self._priors.take(name, pixels[3 if mask is None else 4 :])
-        return TargetImage(image, mask, depth_prior=depth, normal_prior=normal)
 
-    def target_or_skip(self, name: str) -> TargetImage | None:
+        def part(whole: Tensor) -> Tensor:
+            return whole if window is None else window.crop(whole)
+
+        target = TargetImage(
+            part(colors).float().div_(255),
+            None if mask is None else part(mask).float(),
+            depth_prior=None if depth is None else part(depth),
+            normal_prior=None if normal is None else part(normal),
+        )
+        return target if window is None else window.weigh(target, None if mask is None else mask.sum().float())
+
+    def target_or_skip(self, name: str, window: Window | None = None) -> TargetImage | None:
         """``target``; with ``skip_bad``, None for an image that cannot be read, which gets one warning and an entry in
         ``bad``.
 
         The file is tried again each time, so that the result depends on the file, not on when a process was started.
         """
         if not self._skip_bad:
-            return self.target(name)
+            return self.target(name, window)
         try:
-            found = self.target(name)
+            found = self.target(name, window)
         except UserError as error:
             if name not in self.bad:
                 warn(f"{error} (skipped: scene.bad_images=skip)")

@@ -38,6 +38,7 @@ from momentum_gs.partition.cover import block_boxes, view_cover
 from momentum_gs.partition.layout import automatic_layout
 from momentum_gs.train.blocks.anchor_block import AnchorBlock, trained_block
 from momentum_gs.train.blocks.anchor_budget import anchors_that_fit, bytes_per_anchor, max_anchors
+from momentum_gs.train.blocks.block import Block
 from momentum_gs.train.blocks.packed import pack
 from momentum_gs.train.blocks.store import ram_bound
 from momentum_gs.train.blocks.views import plan_blocks
@@ -219,8 +220,8 @@ def _probe(
     return Probe(statistics.median(steps) * ratio, int(2 * kept * ratio), basis)
 
 
-def _showing(camera: Camera, target: TargetImage) -> Callable[[int, int], tuple[Camera, TargetImage]]:
-    return lambda block, step: (camera, target)
+def _showing(camera: Camera, target: TargetImage) -> Callable[[Block], tuple[Camera, None, TargetImage]]:
+    return lambda block: (camera, None, target)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

@@ -63,11 +63,10 @@ def score_views(
     psnrs, ssims = [], []
     for i, camera in enumerate(cameras):
         views.prefetch([following.name for following in cameras[i + 1 : i + 2]])
-        target = views.target_or_skip(camera.name)
+        part = window(camera)
+        target = views.target_or_skip(camera.name, part)
         if target is None:
             continue
-        part = window(camera)
-        target = target if part is None else part.target(target)
         counts = target.counts
         if counts is not None and not counts.any():
             continue

@@ -12,7 +12,7 @@ import torch
 from momentum_gs.config.schema import Config, Share, steps_of
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.log import progress, warn
-from momentum_gs.core.types import Camera
+from momentum_gs.core.types import Camera, TargetImage
 from momentum_gs.core.window import Window
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.priors import find_priors
@@ -197,10 +197,13 @@ class Training:
         """Trains one round, or the rest of it after a resume; returns why the run is to end, None to go on."""
         round_ = self.schedule[index]
         self._observers.on_event(RoundStarted(self._step, round_.blocks, round_.decoder_live))
-        show = partial(self._order.show, views=views)
         surfaces = None if self._neighbours is None else SurfaceTerms(self._neighbours, views)
-        window, student = self._surroundings.window, self._student
-        inputs = StepInputs(self._config, self._comm, self._background, show, window, self._depths, student, surfaces)
+        student, window = self._student, self._surroundings.window
+
+        def show(block: Block) -> tuple[Camera, Window | None, TargetImage]:
+            return self._order.show(block.block, block.step, views, partial(window, block))
+
+        inputs = StepInputs(self._config, self._comm, self._background, show, self._depths, student, surfaces)
         active = self._surroundings.activate(round_, self._step == round_.first_step)
         self._decoders.begin_round(round_.blocks)
         self._store.look_ahead([r.blocks for r in self.schedule[index + 1 : self.schedule.drawn]])

@@ -35,10 +35,9 @@ class StepInputs:
     config: Config
     comm: Comm
     background: Tensor
-    show: Callable[[int, int], tuple[Camera, TargetImage]]
-    """(block, block step) -> the view that the block trains on, and its target image on the device."""
-    window: Callable[[Block, Camera], Window | None] = lambda block, camera: None
-    """The part of a view that a block trains on; None: all of it."""
+    show: Callable[[Block], tuple[Camera, Window | None, TargetImage]]
+    """Block -> the view that it trains on at its present step; the part of it that it trains on, None: all of it; and
+    that part's target image on the device."""
     depths: SparseDepths | None = None
     """Target depths of the images; None without ``loss.depth``."""
     student: Student | None = None
@@ -90,13 +89,11 @@ def train_step(
     decoders.begin_step(decoder_live, len(blocks))
     corrections.begin_step(decoder_live, len(blocks))
     for block in active:
-        camera, target = inputs.show(block.block, block.step)
+        camera, window, target = inputs.show(block)
         where = f"block {block.block} at its step {block.step}, image {camera.name}"
         inputs.comm.doing(where)
         with blame(where):
             block.set_rates(config)
-            window = inputs.window(block, camera)
-            target = target if window is None else window.target(target)
             report.pixels += camera.width * camera.height * (1.0 if window is None else window.share)
             posed, nudge = corrections.poses.pose(camera)
             view = render_view(

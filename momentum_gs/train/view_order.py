@@ -1,13 +1,14 @@
 """Which view a block trains on at each of its steps: epochs shuffled by (seed, block, epoch)."""
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 
 from momentum_gs.core.errors import UserError, blame
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, TargetImage
+from momentum_gs.core.window import Window
 from momentum_gs.data.views import Views
 
 
@@ -45,17 +46,21 @@ class ViewOrder:
         prefetching."""
         return next((c for c in self.cameras(block, step) if c.name not in bad), self.camera(block, step))
 
-    def show(self, block: int, step: int, views: Views) -> tuple[Camera, TargetImage]:
-        """The view that a block trains on at a step, and its target image on the device of ``views``.
+    def show(
+        self, block: int, step: int, views: Views, window_of: Callable[[Camera], Window | None] = lambda camera: None
+    ) -> tuple[Camera, Window | None, TargetImage]:
+        """The view that a block trains on at a step, the part of it by ``window_of``, and that part's target image on
+        the device of ``views``.
 
         Raises:
             UserError: naming block and image, for an image that cannot be read and is not to be skipped; or naming the
                 block, if none of its images can be read.
         """
         for camera in self.cameras(block, step):
+            window = window_of(camera)
             with blame(f"block {block}"):
-                target = views.target_or_skip(camera.name)
+                target = views.target_or_skip(camera.name, window)
             if target is not None:
-                return camera, target
+                return camera, window, target
         count, first = len(self._cameras[block]), self.camera(block, step).name
         raise UserError(f"block {block}: none of its {count} images can be read; first: {views.bad[first]}")

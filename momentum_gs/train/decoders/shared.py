@@ -131,5 +131,4 @@ class SharedDecoder:
 @torch.no_grad()
 def move_teacher(teacher: GaussianDecoder, student: GaussianDecoder, momentum: float) -> None:
     """Updates the teacher in place: theta_t <- m * theta_t + (1 - m) * theta_s (eq. 4)."""
-    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
-        slow.lerp_(fast, 1.0 - momentum)
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
