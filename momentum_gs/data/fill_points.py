@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from momentum_gs.core.geometry import project
+from momentum_gs.core.nearest import nearest
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
 
@@ -66,8 +67,8 @@ def _fill(points: PointCloud, camera: Camera, draw: torch.Generator) -> PointClo
     thin = -(-len(pixels) // MAX_POINTS)
     pixels, depth, rgb = pixels[::thin], depth[::thin], rgb[::thin]
     at = (place + torch.rand(len(place), 2, generator=draw, dtype=torch.float64)) / grid * size
-    distance, nearest = torch.cdist(at, pixels).topk(NEIGHBOURS, dim=1, largest=False)
+    distance, near = nearest(pixels, at, NEIGHBOURS)
     weight = 1 / distance.clamp_min(1e-6)
-    z = weight.sum(dim=1) / (weight / depth[nearest]).sum(dim=1)
+    z = weight.sum(dim=1) / (weight / depth[near]).sum(dim=1)
     ray = torch.stack([(at[:, 0] - camera.cx) / camera.fx, (at[:, 1] - camera.cy) / camera.fy, torch.ones_like(z)], 1)
-    return PointCloud((ray * z[:, None]) @ camera.rotation + camera.center, rgb[nearest[:, 0]])
+    return PointCloud((ray * z[:, None]) @ camera.rotation + camera.center, rgb[near[:, 0]])
