@@ -22,7 +22,7 @@ from momentum_gs.config.schema import LossConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera, TargetImage
-from momentum_gs.core.window import MARGIN, RASTER, TILE, pack_owned, unpack_owned, window_of
+from momentum_gs.core.window import MARGIN, RASTER, TILE, margin_of, pack_owned, unpack_owned, window_of
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.merge.blocks import merge_blocks
@@ -93,10 +93,11 @@ def test_a_window_draws_what_its_pixels_and_their_ssim_need(size: tuple[int, int
     x, y, width, height = window.rectangle
     rows, columns = (((torch.arange(n) + 0.5) * RASTER / n).long() for n in (size[1], size[0]))
     own = owned[rows][:, columns][y : y + height, x : x + width].float()
-    near = torch.nn.functional.max_pool2d(own[None, None], 2 * MARGIN + 1, 1, MARGIN)
+    margin = (margin_of(size[1]), margin_of(size[0]))
+    near = torch.nn.functional.max_pool2d(own[None, None], tuple(2 * m + 1 for m in margin), 1, margin)
     drawn = torch.nn.functional.max_pool2d(near, TILE, ceil_mode=True)[0, 0] > 0
     assert torch.equal(window.tiles, drawn)
-    inner = own[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    inner = own[margin[0] : -margin[0], margin[1] : -margin[1]]
     assert inner.sum() == own.sum(), "the margin is around the owned pixels"
     assert inner[0].any() and inner[-1].any() and inner[:, 0].any() and inner[:, -1].any(), "it is not wider"
 
