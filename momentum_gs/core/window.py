@@ -108,7 +108,7 @@ def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | No
     framed = np.pad(tiles, 1)
     up, down = _within_margin(y0, y1, camera.height)
     first, last = _within_margin(x0, x1, camera.width)
-    # Tiles are wider than two margins, so that those at the ends are all that a pixel's neighbours lie in.
+    # A tile is wider than twice MARGIN, so a pixel's neighbours lie in no tile but those of the first and the last.
     both = framed[:, first] & framed[:, last]
     weights = (is_owned | (both[up] & both[down])).astype(np.float32)
     share = float(weights.sum()) / (camera.width * camera.height)
