@@ -18,6 +18,7 @@ import momentum_gs.experiments.run_time
 from momentum_gs.cli import main as cli
 from momentum_gs.config.run import load_run_config
 from momentum_gs.core.errors import UserError
+from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.data.synthetic.scene import CitySettings, write_city
 from momentum_gs.eval.lpips_metric import LpipsMissing
@@ -181,8 +182,10 @@ def test_more_blocks_are_cut_trained_and_merged(
     assert config.blocks.windows and config.growth.until == round(0.8 * config.steps)
     asked = 2 * len(load_scene(config.scene).train) * 64 * 48
     assert json.loads((out / "coarse" / "train.json").read_text())["pixels"] == asked
-    # The last steps of a block are a part of a pass over its views, whose windows differ.
-    assert json.loads((out / "train.json").read_text())["pixels"] == pytest.approx(asked, rel=0.1)
+    owned = PartitionTable.load(out / "partition.json").views_per_step(windows=True) * config.steps * 64 * 48
+    assert owned == pytest.approx(asked, rel=0.1), "up to a step of both blocks"
+    # Pixels beside the owned ones count, too; the last steps of a block are a part of a pass, whose windows differ.
+    assert json.loads((out / "train.json").read_text())["pixels"] > 0.9 * owned
     assert "blocks.windows" in {choice["key"] for choice in state_of(out)["choices"]}
     stages = ["start", "doctor", "coarse", "partition", "blocks", "merge", "render", "eval", "report"]
     assert shown.pop() == "closed" and shown and all("partition" in before for before in shown)
