@@ -184,8 +184,8 @@ def test_more_blocks_are_cut_trained_and_merged(
     assert json.loads((out / "coarse" / "train.json").read_text())["pixels"] == asked
     owned = PartitionTable.load(out / "partition.json").views_per_step(windows=True) * config.steps * 64 * 48
     assert owned == pytest.approx(asked, rel=0.1), "up to a step of both blocks"
-    # Pixels beside the owned ones count, too; the last steps of a block are a part of a pass, whose windows differ.
-    assert json.loads((out / "train.json").read_text())["pixels"] > 0.9 * owned
+    # Pixels beside the owned ones count, too, but not all; the last steps of a block are a part of a pass.
+    assert 0.9 * owned < json.loads((out / "train.json").read_text())["pixels"] < 2 * config.steps * 64 * 48
     assert "blocks.windows" in {choice["key"] for choice in state_of(out)["choices"]}
     stages = ["start", "doctor", "coarse", "partition", "blocks", "merge", "render", "eval", "report"]
     assert shown.pop() == "closed" and shown and all("partition" in before for before in shown)

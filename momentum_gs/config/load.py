@@ -344,8 +344,10 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 def _described(hint: Any) -> str:
     """A type in words."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    words[Share] = "a share of the run such as 20%"
+    words = {
+        bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null",
+        Share: "a share of the run such as 20%",
+    }  # fmt: skip
     parts = []
     for kind in _options(hint):
         items = typing.get_args(kind)

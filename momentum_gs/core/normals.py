@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momentum_gs.core.nearest import nearest
+from momentum_gs.core.nearest import PointTree
 
 NEIGHBOURS = 12
 """Points of which a plane is fitted, the point itself included: enough that the noise of sparse points does not tilt
@@ -22,8 +22,9 @@ def point_normals(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     """
     if not len(points):
         return points.clone()
-    normals = []
-    for near in nearest(points, points, NEIGHBOURS)[1].split(_BATCH):
+    tree, normals = PointTree(points), []
+    for part in points.split(_BATCH):
+        near = tree.nearest(part, NEIGHBOURS)[1]
         apart = points[near] - points[near].mean(dim=1, keepdim=True)
         normals.append(torch.linalg.eigh(apart.mT @ apart).eigenvectors[:, :, 0])
     return torch.cat(normals)

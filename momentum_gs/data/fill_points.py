@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from momentum_gs.core.geometry import project
-from momentum_gs.core.nearest import nearest
+from momentum_gs.core.nearest import PointTree
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
 
@@ -67,7 +67,7 @@ def _fill(points: PointCloud, camera: Camera, draw: torch.Generator) -> PointClo
     thin = -(-len(pixels) // MAX_POINTS)
     pixels, depth, rgb = pixels[::thin], depth[::thin], rgb[::thin]
     at = (place + torch.rand(len(place), 2, generator=draw, dtype=torch.float64)) / grid * size
-    distance, near = nearest(pixels, at, NEIGHBOURS)
+    distance, near = PointTree(pixels).nearest(at, NEIGHBOURS)
     weight = 1 / distance.clamp_min(1e-6)
     z = weight.sum(dim=1) / (weight / depth[near]).sum(dim=1)
     ray = torch.stack([(at[:, 0] - camera.cx) / camera.fx, (at[:, 1] - camera.cy) / camera.fy, torch.ones_like(z)], 1)

@@ -86,8 +86,9 @@ class BlocksConfig:
     that any camera sees), and the shared decoder, or that of each block, from the coarse model's [ours]; false: from
     points and random weights [MGS]. For Gaussians, see ``gaussians.from_coarse``."""
     windows: bool = False
-    """A block trains only the pixels that its own cell makes up, amid the other blocks' anchors as they were when the
-    round began, held fixed; so no block repeats another's work and the merge drops nothing [ours; MGS: false]."""
+    """A block trains only the pixels that its own cell makes up and those beside them that it draws anyway, amid the
+    other blocks' anchors as they were when the round began, held fixed; so blocks repeat little of each other's work
+    and the merge drops nothing [ours; MGS: false]."""
     boundary_finetuning: bool = True
     """In the rounds with a frozen decoder, a block trains only the anchors in its own cell and renders them together
     with the fixed anchors of the other cells, instead of its own anchors there, which the merge drops [ours; MGS:
