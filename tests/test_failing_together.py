@@ -278,7 +278,10 @@ def test_a_run_that_is_killed_then_stopped_ends_the_same(
         r"train: the ranks were started again; continuing from step_\d+\n"
         r"train: stopped by SIGTERM at step \d+, saved; continue with --resume\n", printed
     )  # fmt: skip
-    assert "momentum-gs: " not in errors, "only the launcher reports the killed rank"
+    # The launcher reports the killed rank. If that died in the middle of a transfer, gloo does not tell the
+    # other rank, which then waits until the watch ends it.
+    silent = r"momentum-gs: rank 1 of 2 \(.*\) has given no sign of life for 20 s"
+    assert all(re.fullmatch(silent, line) for line in errors.splitlines() if line.startswith("momentum-gs: "))
     assert not (out / "point_cloud").exists()
 
     process = start(scene, out, "--resume")
