@@ -40,6 +40,7 @@ class SharedDecoder:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         # Found once: walking through the modules at every step would take as long as some of its operators.
         self._parameters = list(self.student.parameters())
+        self._taught = list(self.teacher.parameters())
         self.updates = 0
         self._kept: GaussianDecoder | None = None
         self._settings = config.blocks
@@ -67,7 +68,8 @@ class SharedDecoder:
             self._kept = copy.deepcopy(self.student).requires_grad_(False)
 
     def begin_step(self, live: bool, n_active: int) -> None:
-        """Updates the teacher (eq. 4), before rendering as in the original, and clears the gradient buffer.
+        """Updates the teacher, theta_t <- m * theta_t + (1 - m) * theta_s (eq. 4), before rendering as in the original,
+        and clears the gradient buffer.
 
         Args:
             live: False: the decoder is fixed in this step.
@@ -77,7 +79,8 @@ class SharedDecoder:
             parameter.requires_grad_(live)
         if not live:
             return
-        move_teacher(self.teacher, self.student, self._momentum)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._taught, self._parameters, 1.0 - self._momentum)
         size = sum(p.numel() for p in self._parameters)
         self._n_active = n_active
         self._gradients = self._parameters[0].new_zeros(min(n_active, EXACT_BLOCKS), size)
@@ -126,9 +129,3 @@ class SharedDecoder:
         if kept := {k.removeprefix("kept."): v for k, v in tensors.items() if k.startswith("kept.")}:
             self._kept = copy.deepcopy(self.teacher)
             self._kept.load_state_dict(kept)
-
-
-@torch.no_grad()
-def move_teacher(teacher: GaussianDecoder, student: GaussianDecoder, momentum: float) -> None:
-    """Updates the teacher in place: theta_t <- m * theta_t + (1 - m) * theta_s (eq. 4)."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
