@@ -1,6 +1,7 @@
 """Facts about space contraction, quaternions and cameras."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from momentum_gs.core.geometry import (
+    Sight,
     camera_radius,
     contract,
     in_view,
@@ -112,6 +114,49 @@ def test_in_view_honours_edges_near_plane_and_margin() -> None:
     assert in_view(points, camera).tolist() == [True, False, False, False, True, False]
     assert in_view(points, camera, margin=0.01).tolist() == [True, True, True, False, True, False]
     assert in_view(points, camera, near=0.05).tolist() == [True, False, False, True, True, False]
+
+
+def cameras_around(n: int, seed: int) -> list[Camera]:
+    """Cameras at random places and turns, far from the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = quat_to_matrix(torch.randn(n, 4, generator=generator, dtype=torch.float64))
+    places = 1e6 + 10 * torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    return [replace(looking_down_z(), rotation=r, translation=-r @ c) for r, c in zip(turns, places, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cameras_together_see_what_each_of_them_sees(seed: int) -> None:
+    cameras = cameras_around(6, seed)
+    points = 1e6 + 10 * torch.randn(2000, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    each = torch.stack([in_view(points, camera) for camera in cameras])
+    sight = Sight(cameras)
+    assert 0 < each.any(dim=0).sum() < len(points)
+    assert sight.see(points).equal(each.any(dim=0))
+    among = torch.tensor([True, False, True, False, False, True])
+    assert sight.see(points, among).equal(each[among].any(dim=0))
+    assert not Sight([]).see(points).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_box_is_shown_where_one_of_its_points_is(seed: int) -> None:
+    cameras = cameras_around(6, seed)
+    generator = torch.Generator().manual_seed(seed)
+    low = 1e6 + 10 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    size = 4 * torch.rand(300, 3, generator=generator, dtype=torch.float64)
+    shown = Sight(cameras).may_show(torch.cat([low, low + size], dim=1))
+    inside = low[:, None] + size[:, None] * torch.rand(300, 50, 3, generator=generator, dtype=torch.float64)
+    visible = torch.stack([in_view(inside.flatten(0, 1), camera).view(300, 50).any(dim=1) for camera in cameras], dim=1)
+    assert visible.sum() > 100
+    assert (shown | ~visible).all()
+    assert shown.sum() < 2 * visible.sum(), "boxes beside and behind a camera are not shown"
+
+
+def test_boxes_beyond_a_plane_and_without_points_are_not_shown() -> None:
+    # At depth 10 the left edge is at x = -5, which belongs to the view, and the right one at 7.5, which does not.
+    boxes = [[-9, 0, 0, -5, 1, 0], [-9, 0, 0, -5.1, 1, 0], [7.5, 0, 0, 9, 1, 0], [0, 0, -30, 1, 1, -9.9]]
+    boxes.append([math.nan] * 6)
+    assert Sight([looking_down_z()]).may_show(torch.tensor(boxes))[:, 0].tolist() == [True, False, False, False, False]
+    assert Sight([]).may_show(torch.tensor(boxes)).shape == (5, 0)
 
 
 def test_camera_radius_is_measured_from_the_mean() -> None:

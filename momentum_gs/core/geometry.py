@@ -126,37 +126,53 @@ def in_view(points: Float[Tensor, "n 3"], camera: Camera, near: float = 0.2, mar
 
 def in_any_view(points: Float[Tensor, "n 3"], cameras: Sequence[Camera], near: float = 0.2) -> Bool[Tensor, "n"]:
     """Which points fall into at least one of the images: ``in_view`` for many cameras, in float64, up to rounding."""
-    return Sight(cameras, near).see(points) if cameras else torch.zeros(len(points), dtype=torch.bool)
+    return Sight(cameras, near).see(points)
 
 
 class Sight:
-    """What cameras see together, for several sets of points: ``in_any_view`` of each.
+    """What cameras see, for several sets of points or boxes.
 
-    A point is in view if it is on the inner side of the five planes that bound the view. Several cameras are asked at
-    once, and only about the points that none before them sees.
+    A point is in view if it is on the inner side of the five planes that bound the view.
     """
 
     def __init__(self, cameras: Sequence[Camera], near: float = 0.2) -> None:
-        """``cameras``: at least one."""
-        self._origin = cameras[0].center.double()  # Keeps precision where the scene lies far from the origin.
-        # Cameras that follow one another see the same, so those that are asked together are spread by the golden ratio.
-        spread = sorted(range(len(cameras)), key=lambda i: i * 0.618034 % 1)
-        self._sides, self._offsets = _sides([cameras[i] for i in spread], near, self._origin)
+        """``near``: smallest depth, training units."""
+        # Keeps precision where the scene lies far from the origin.
+        self._origin = cameras[0].center.double() if cameras else torch.zeros(3, dtype=torch.float64)
+        self._sides, self._offsets = _sides(cameras, near, self._origin)
 
-    def see(self, points: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
-        """Which points at least one of the cameras sees."""
+    def see(self, points: Float[Tensor, "n 3"], among: Bool[Tensor, "c"] | None = None) -> Bool[Tensor, "n"]:
+        """Which points at least one of the cameras sees, or of those ``among`` them.
+
+        Several cameras are asked at once, and only about the points that none before them sees.
+        """
+        asked = range(self._offsets.shape[1]) if among is None else among.nonzero().squeeze(1).tolist()
+        # Cameras that follow one another see the same, so those that are asked together are spread by the golden ratio.
+        spread = sorted(asked, key=lambda i: i * 0.618034 % 1)
+        sides, offsets = self._sides[:, spread], self._offsets[:, spread, None]
         seen = torch.zeros(len(points), dtype=torch.bool)
         left, near_by = torch.arange(len(points)), points.double() - self._origin
         begin = 0
-        while begin < self._offsets.shape[1] and len(left):
+        while begin < len(spread) and len(left):
             end = begin + max(_PAIRS // len(left), 1)
-            beyond = self._sides[:, begin:end] @ near_by.T - self._offsets[:, begin:end, None]  # [5,C,N]
+            found = _inside(sides[:, begin:end] @ near_by.T - offsets[:, begin:end]).any(dim=0)
             begin = end
-            inside = (beyond[:3].amin(dim=0) > 0) & (beyond[3:].amin(dim=0) >= 0)
-            found = inside.any(dim=0)
             seen[left[found]] = True
             left, near_by = left[~found], near_by[~found]
         return seen
+
+    def may_show(self, boxes: Float[Tensor, "b 6"]) -> Bool[Tensor, "b c"]:
+        """Which axis-aligned boxes may be visible in which images; up to rounding never false if a point of it is.
+
+        A box is outside an image if all of it is beyond one of the planes that bound the view, or if it is NaN.
+
+        Args:
+            boxes: xmin, ymin, zmin, xmax, ymax, zmax in world coordinates.
+        """
+        low, high = boxes.double().view(-1, 2, 3).unbind(1)
+        middle, half = (low + high) / 2 - self._origin, (high - low) / 2
+        # The corner that is farthest on the inner side.
+        return _inside(self._sides @ middle.T + self._sides.abs() @ half.T - self._offsets[:, :, None]).T
 
 
 def _sides(
@@ -164,6 +180,8 @@ def _sides(
 ) -> tuple[Float[Tensor, "5 c 3"], Float[Tensor, "5 c"]]:
     """The planes that bound views, float64: inward normals, and what a point's product with them, from ``origin``, has
     to exceed. In front, at the right, at the bottom, at the left, at the top; the last two belong to the view."""
+    if not cameras:
+        return origin.new_zeros(5, 0, 3), origin.new_zeros(5, 0)
     x, y, depth = torch.stack([camera.rotation for camera in cameras]).double().unbind(1)
     lens = [[camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height] for camera in cameras]
     fx, fy, cx, cy, width, height = torch.tensor(lens, dtype=torch.float64)[:, :, None].unbind(1)
@@ -174,24 +192,9 @@ def _sides(
     return sides, offsets
 
 
-def box_in_any_view(box: Float[Tensor, "6"], cameras: Sequence[Camera], near: float = 0.2) -> bool:
-    """Whether an axis-aligned box may be visible in one of the images; never false if a point of it is.
-
-    A box is outside an image if all of its corners are beyond one of the planes that bound the view.
-
-    Args:
-        box: xmin, ymin, zmin, xmax, ymax, zmax in world coordinates.
-        near: Smallest depth, training units.
-    """
-    low, high = box.double().view(2, 3).unbind(0)
-    corners = torch.cartesian_prod(*torch.stack([low, high], dim=1).unbind(0))
-    for camera in cameras:
-        x, y, depth = ((corners - camera.center) @ camera.rotation.T).unbind(1)
-        left, top = camera.fx * x + camera.cx * depth, camera.fy * y + camera.cy * depth
-        beyond = [depth <= near, left < 0, left >= camera.width * depth, top < 0, top >= camera.height * depth]
-        if not any(bool(plane.all()) for plane in beyond):
-            return True
-    return False
+def _inside(beyond: Float[Tensor, "5 c n"]) -> Bool[Tensor, "c n"]:
+    """Whether something lies on the inner side of all planes, by how far it is beyond each."""
+    return (beyond[:3].amin(dim=0) > 0) & (beyond[3:].amin(dim=0) >= 0)
 
 
 def camera_radius(centers: Float[Tensor, "m 3"]) -> float:

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
 from momentum_gs.core.errors import UserError
+from momentum_gs.core.geometry import Sight
 from momentum_gs.core.image import Mask, psnr
 from momentum_gs.core.log import progress
 from momentum_gs.core.types import Camera
@@ -78,9 +79,10 @@ def count_views(
     """
     depths = [depth_of(camera) for camera in cameras]
     counts = [torch.zeros(depth.shape, dtype=torch.int16, device=depth.device) for depth in depths]
-    corners = torch.stack([_corners(depth, camera) for depth, camera in zip(depths, cameras, strict=True)])
-    for other in progress(training, title):
-        near = _may_show(corners, other).nonzero().flatten().tolist()
+    boxes = torch.stack([_box(depth, camera) for depth, camera in zip(depths, cameras, strict=True)])
+    shown = Sight(training, NEAR).may_show(boxes)
+    for number, other in enumerate(progress(training, title)):
+        near = shown[:, number].nonzero().flatten().tolist()
         if not near:
             continue
         limit = limit_of(other)
@@ -114,24 +116,14 @@ def seen_from(depth: Depth, camera: Camera, limit: Float[Tensor, "rows columns"]
     return inside & (far <= limit[v, u] * (1 + TOLERANCE))
 
 
-def _corners(depth: Depth, camera: Camera) -> Float[Tensor, "8 3"]:
-    """Corners of the bounding box of a view's surface points, float64 on the CPU; NaN, which is in no view, if it shows
-    no surface."""
+def _box(depth: Depth, camera: Camera) -> Float[Tensor, "6"]:
+    """Bounding box of a view's surface points, low corner first, float64 on the CPU; NaN, which is in no view, if it
+    shows no surface."""
     rows = depth.isfinite().nonzero()
     if not len(rows):
-        return torch.full((8, 3), math.nan, dtype=torch.float64)
+        return torch.full((6,), math.nan, dtype=torch.float64)
     points = world_points(depth[rows[:, 0], rows[:, 1]], rows, camera).cpu()
-    return torch.cartesian_prod(*torch.stack([points.amin(dim=0), points.amax(dim=0)], dim=1).unbind(0))
-
-
-def _may_show(corners: Float[Tensor, "v 8 3"], camera: Camera) -> Bool[Tensor, "v"]:
-    """Which boxes may be visible in the image. Never False for a box with a visible point; as
-    ``core.geometry.box_in_any_view``, but for all boxes at once."""
-    x, y, z = ((corners - camera.center) @ camera.rotation.T).unbind(2)
-    left, top = camera.fx * x + camera.cx * z, camera.fy * y + camera.cy * z
-    outside = [z <= NEAR, left < 0, left >= camera.width * z, top < 0, top >= camera.height * z]
-    beyond = torch.stack([plane.all(dim=1) for plane in outside]).any(dim=0)
-    return ~beyond & ~corners.isnan().any(dim=(1, 2))
+    return torch.cat([points.amin(dim=0), points.amax(dim=0)])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from momentum_gs.core.geometry import box_in_any_view
+from momentum_gs.core.geometry import Sight
 from momentum_gs.core.types import Camera
 from momentum_gs.core.voxels import unique_cells
 from momentum_gs.render.surface import pixel_rays
@@ -112,8 +112,9 @@ def fuse(
     box = torch.cat([first.double(), first.double() + BLOCK * CELL]) * voxel
     local = torch.cartesian_prod(*[torch.arange(BLOCK)] * 3)
     sums = torch.zeros(6, len(blocks), len(local), device=device)
+    shows = Sight(cameras).may_show(box[None])[0].tolist()
     for number, camera in enumerate(cameras):
-        if box_in_any_view(box, [camera]):
+        if shows[number]:
             # Pixels times depth, and depth, of sample i: turn @ i + start, in float64 but for the last sum.
             lens = torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]], dtype=torch.float64)
             turn = lens @ camera.rotation * voxel

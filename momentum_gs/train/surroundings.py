@@ -15,7 +15,7 @@ from torch import Tensor
 
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
-from momentum_gs.core.geometry import Sight, box_in_any_view
+from momentum_gs.core.geometry import Sight
 from momentum_gs.core.types import Camera
 from momentum_gs.core.window import Window, window_of
 from momentum_gs.train.blocks.block import Block, CellOf
@@ -160,13 +160,15 @@ def gather_surroundings(
         Block that this rank trains -> rows of the other blocks, block by block, on the host.
     """
     found: dict[int, list[dict[str, Tensor]]] = {block: [] for block, rank in trainers.items() if rank == comm.rank}
-    sight = {block: Sight(views[block]) for block in found if views[block]}
-    for other, box in enumerate(boxes):
-        near = [b for b in trainers if b != other and not box.isnan().any() and box_in_any_view(box, views[b])]
+    sights = {block: Sight(views[block]) for block in trainers}
+    shown = {block: sight.may_show(boxes) for block, sight in sights.items()}
+    visible = {block: by.any(dim=1).tolist() for block, by in shown.items()}
+    for other in range(len(boxes)):
+        near = [block for block in trainers if block != other and visible[block][other]]
         rows = _share(store, other, sorted({trainers[b] for b in near}), cell_of, comm)
         for block in near:
             if block in found:
-                seen = sight[block].see(rows["position"]).nonzero().squeeze(1)
+                seen = sights[block].see(rows["position"], shown[block][other]).nonzero().squeeze(1)
                 found[block].append({name: row.index_select(0, seen) for name, row in rows.items()})
     return {
         block: {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}

@@ -30,7 +30,7 @@ from momentum_gs.config.load import load_config
 from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import LocalComm
 from momentum_gs.core.device import pick_device
-from momentum_gs.core.geometry import box_in_any_view, uncontract
+from momentum_gs.core.geometry import Sight, uncontract
 from momentum_gs.core.log import info
 from momentum_gs.core.seeds import keyed_generator
 from momentum_gs.core.types import Camera, PointCloud
@@ -175,11 +175,10 @@ def neighbours(schedule: list[Round], table: PartitionTable, views: list[Camera]
     for block in range(table.n):
         places = ground(table, block, 1000)
         boxes.append(torch.cat([places.amin(0), places.amax(0)]))
-    seen = [
-        [o != b and box_in_any_view(boxes[o], views[b * VIEWS : (b + 1) * VIEWS]) for o in range(table.n)]
-        for b in range(table.n)
-    ]
-    return [0 if round_.decoder_live else sum(sum(seen[b]) for b in round_.blocks) for round_ in schedule]
+    sights = [Sight(views[b * VIEWS : (b + 1) * VIEWS]) for b in range(table.n)]
+    shown = torch.stack([sight.may_show(torch.stack(boxes)).any(dim=1) for sight in sights]).fill_diagonal_(False)
+    near = shown.sum(dim=1).tolist()
+    return [0 if round_.decoder_live else sum(near[b] for b in round_.blocks) for round_ in schedule]
 
 
 def peak_memory() -> int:

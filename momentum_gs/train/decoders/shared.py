@@ -39,8 +39,8 @@ class SharedDecoder:
             self.student.load_state_dict(start.state_dict())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         # Found once: walking through the modules at every step would take as long as some of its operators.
-        self._parameters = list(self.student.parameters())
-        self._taught = list(self.teacher.parameters())
+        self._parameters: list[Tensor] = list(self.student.parameters())
+        self._taught: list[Tensor] = list(self.teacher.parameters())
         self.updates = 0
         self._kept: GaussianDecoder | None = None
         self._settings = config.blocks
