@@ -5,7 +5,8 @@
 Work is counted in pixels: all of a view, or those that a block owns of it. The single block trains --steps steps on
 whole views. Several blocks start from a coarse model, which takes a share of that work (--coarse), and spend the rest
 on their windows (blocks.windows): each trains as many steps as its share of the pixels allows. 'megapixels' also has
-the pixels beside the owned ones that count because they are drawn anyway. --variants adds rows, each a name and further
+the pixels beside the owned ones that count because they are drawn anyway. Equal work takes blocks more CPU time; for
+equal CPU time give the single block more steps (--single-steps). --variants adds rows, each a name and further
 settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated.
 
 The table, also written to OUT/table.md, has means and standard deviations over the seeds. 'cpu' is the CPU time of all
@@ -34,7 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scene", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1800, help="of the single block (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1800, help="steps' worth of pixels for all (default: %(default)s)")
+    parser.add_argument("--single-steps", type=int, help="of the single block, at equal CPU time (default: --steps)")
     parser.add_argument("--blocks", default="4,8", help="numbers of blocks (default: %(default)s)")
     parser.add_argument("--coarse", type=float, default=1 / 3, help="the coarse model's share (default: a third)")
     parser.add_argument("--active", type=float, default=0.5, help="blocks at a time, as a share (default: %(default)s)")
@@ -60,7 +62,7 @@ def single(args: argparse.Namespace, seed: str) -> dict[str, float]:
     """One block with all the work."""
     run = args.out / f"single_s{seed}"
     if not (run / "results.json").is_file():
-        train(args, run, seed, "stage=coarse", f"steps={args.steps}")
+        train(args, run, seed, "stage=coarse", f"steps={args.single_steps or args.steps}")
         score(args, run)
     return scores(run, 1, run)
 

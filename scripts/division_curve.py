@@ -1,9 +1,10 @@
 """Draws quality against wall time: one block on one core, and blocks with one core each, for runs of several lengths.
 
     python scripts/division.py SCENE OUT/450 --steps 450 --blocks 8 ...; the same with other numbers of steps
-    python scripts/division_curve.py FIGURE OUT/450 OUT/900 ... [--blocks 8] [--seed 0]
+    python scripts/division_curve.py FIGURE --blocks LABEL OUT/450 OUT/900 ... [--blocks LABEL2 OUT2/450 ...]
 
-The time of the blocks is the CPU time of the coarse model that they start from, on one core, and an n-th of their own.
+Every --blocks is a line, of the variant 'windows'. The time of blocks is the CPU time of the coarse model that they
+start from, on one core, and an n-th of their own. The line of one block is from the folders of the first --blocks.
 """
 
 import argparse
@@ -18,17 +19,18 @@ def main() -> None:
     """Draws and prints the points."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", type=Path)
-    parser.add_argument("outs", type=Path, nargs="+", metavar="OUT")
-    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--blocks", action="append", nargs="+", required=True, metavar=("LABEL", "OUT"))
+    parser.add_argument("--number", type=int, default=8, help="of blocks (default: %(default)s)")
     parser.add_argument("--seed", default="0")
     args = parser.parse_args()
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, n in (("single", 1), (f"n{args.blocks}_windows", args.blocks)):
-        label = "1 block, 1 core" if n == 1 else f"{n} blocks, {n} cores"
+    lines = [("1 block, 1 core", "single", 1, args.blocks[0][1:])]
+    lines += [(label, f"n{args.number}_windows", args.number, outs) for label, *outs in args.blocks]
+    for label, name, n, outs in lines:
         points = []
-        for out in args.outs:
+        for out in map(Path, outs):
             run = out / f"{name}_s{args.seed}"
             found = scores(run, n, run if n == 1 else out / f"coarse_s{args.seed}")
             points.append((found["wall"], found["PSNR_cc"]))
