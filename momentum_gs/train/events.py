@@ -143,8 +143,8 @@ class Observers:
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
-        # Found once: to ask an object for a protocol takes as long as some of a step's operators.
-        self._looking = tuple(observer for observer in observers if isinstance(observer, StateObserver))
+        # Found once: isinstance of a protocol takes as long as some operators of a step.
+        self._state_observers = tuple(observer for observer in observers if isinstance(observer, StateObserver))
 
     def on_event(self, event: Event) -> None:
         """Passes the event on to each."""
@@ -153,7 +153,7 @@ class Observers:
 
     def offer_state(self, state: Callable[[], TrainingState]) -> None:
         """Gives the state, which is put together only if it is wanted, to those that want it."""
-        for observer in self._looking:
+        for observer in self._state_observers:
             if observer.wants_state():
                 observer.on_state(state())
 
