@@ -162,7 +162,7 @@ def gather_surroundings(
     found: dict[int, list[dict[str, Tensor]]] = {block: [] for block, rank in trainers.items() if rank == comm.rank}
     sights = {block: Sight(views[block]) for block in trainers}
     shown = {block: sight.may_show(boxes) for block, sight in sights.items()}
-    visible = {block: by.any(dim=1).tolist() for block, by in shown.items()}
+    visible = {block: views_of.any(dim=1).tolist() for block, views_of in shown.items()}
     for other in range(len(boxes)):
         near = [block for block in trainers if block != other and visible[block][other]]
         rows = _share(store, other, sorted({trainers[b] for b in near}), cell_of, comm)
