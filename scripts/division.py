@@ -10,8 +10,9 @@ equal CPU time give the single block more steps (--single-steps). --variants add
 settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated.
 
 The table, also written to OUT/table.md, has means and standard deviations over the seeds. 'cpu' is the CPU time of all
-threads in training, in seconds, without merging and scoring. 'wall' is the CPU time of the coarse model plus an n-th of
-that of the blocks: what n machines with one core each would take.
+threads in training, in seconds, without merging and scoring. 'wall' is the CPU time of the coarse model plus a k-th of
+that of the blocks, k of which train at a time (blocks.active): what k workers with one core each would take, if none
+waited for another.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 from momentum_gs.data.partition_table import PartitionTable
 
@@ -64,7 +67,7 @@ def single(args: argparse.Namespace, seed: str) -> dict[str, float]:
     if not (run / "results.json").is_file():
         train(args, run, seed, "stage=coarse", f"steps={args.single_steps or args.steps}")
         score(args, run)
-    return scores(run, 1, run)
+    return scores(run, run)
 
 
 def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: list[str]) -> dict[str, float]:
@@ -82,7 +85,7 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
         train(args, run, seed, *on, f"steps={round((1 - args.coarse) * args.steps / views)}")
         command("merge", run)
         score(args, run)
-    return scores(run, n, coarse)
+    return scores(run, coarse)
 
 
 def train(args: argparse.Namespace, run: Path, seed: str, *settings: str) -> None:
@@ -105,11 +108,12 @@ def command(*words: str | Path) -> None:
         raise SystemExit(done.stdout + done.stderr)
 
 
-def scores(run: Path, n: int, coarse: Path) -> dict[str, float]:
+def scores(run: Path, coarse: Path) -> dict[str, float]:
     """What the table shows of a run."""
     result = next(v for k, v in json.loads((run / "results.json").read_text()).items() if not k.endswith("_blocks"))
     work = json.loads((run / "train.json").read_text())
     before = {"cpu_seconds": 0.0, "pixels": 0.0} if run == coarse else json.loads((coarse / "train.json").read_text())
+    workers = 1 if run == coarse else yaml.safe_load((run / "config.yaml").read_text())["blocks"]["active"]
     blocks = [block["PSNR"] for block in result.get("blocks", {}).values() if block.get("PSNR") is not None]
     trained = sum(rows_of(file) for file in run.glob("point_cloud/*/point_cloud_block*.ply")) or None
     found = {
@@ -118,7 +122,8 @@ def scores(run: Path, n: int, coarse: Path) -> dict[str, float]:
         "worst": min(blocks, default=None), "border": result.get("border", {}).get("PSNR"),
         "anchors": result["protocol"].get("anchors"), "trained": trained,
         "megapixels": (work["pixels"] + before["pixels"]) / 1e6,
-        "cpu": work["cpu_seconds"] + before["cpu_seconds"], "wall": before["cpu_seconds"] + work["cpu_seconds"] / n,
+        "cpu": before["cpu_seconds"] + work["cpu_seconds"],
+        "wall": before["cpu_seconds"] + work["cpu_seconds"] / workers,
     }  # fmt: skip
     return {name: float(value) for name, value in found.items() if value is not None}
 

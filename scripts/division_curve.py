@@ -1,46 +1,55 @@
-"""Draws quality against wall time: one block on one core, and blocks with one core each, for runs of several lengths.
+"""Draws quality against wall time for runs of scripts/division.py, such as one block and eight blocks on eight workers.
 
-    python scripts/division.py SCENE OUT/450 --steps 450 --blocks 8 ...; the same with other numbers of steps
-    python scripts/division_curve.py FIGURE --blocks LABEL OUT/450 OUT/900 ... [--blocks LABEL2 OUT2/450 ...]
+    python scripts/division_curve.py FIGURE --seeds 0,1,2 --line City "1 block" OUT/450/single OUT/900/single \\
+        --line City windows OUT/450/n8_windows OUT/900/n8_windows
 
-Every --blocks is a line, of the variant 'windows'. The time of blocks is the CPU time of the coarse model that they
-start from, on one core, and an n-th of their own. The line of one block is from the folders of the first --blocks.
+Every --line names the panel it belongs to, its label, and its points: folders of runs without the _sSEED at their end.
+A point is the mean over the seeds. The time is 'wall' of division.py: the CPU time of the coarse model, and a k-th of
+that of the blocks, k of which train at a time.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 from division import scores
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 
 def main() -> None:
     """Draws and prints the points."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", type=Path)
-    parser.add_argument("--blocks", action="append", nargs="+", required=True, metavar=("LABEL", "OUT"))
-    parser.add_argument("--number", type=int, default=8, help="of blocks (default: %(default)s)")
-    parser.add_argument("--seed", default="0")
+    parser.add_argument("--line", action="append", nargs="+", required=True, metavar=("PANEL", "LABEL"))
+    parser.add_argument("--seeds", default="0")
     args = parser.parse_args()
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    panels = dict.fromkeys(line[0] for line in args.line)
+    figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    lines = [("1 block, 1 core", "single", 1, args.blocks[0][1:])]
-    lines += [(label, f"n{args.number}_windows", args.number, outs) for label, *outs in args.blocks]
-    for label, name, n, outs in lines:
-        points = []
-        for out in map(Path, outs):
-            run = out / f"{name}_s{args.seed}"
-            found = scores(run, n, run if n == 1 else out / f"coarse_s{args.seed}")
-            points.append((found["wall"], found["PSNR_cc"]))
-        points.sort()
-        print(label, " ".join(f"{seconds:.0f} s {psnr:.2f} dB" for seconds, psnr in points))
-        axes.plot(*zip(*points, strict=True), marker="o", label=label)
-    axes.set(xscale="log", xlabel="seconds of a core", ylabel="PSNR, colour-corrected (dB)")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+    for panel, label, *runs in args.line:
+        points = sorted(point(run, args.seeds.split(",")) for run in runs)
+        print(panel, label, " ".join(f"{seconds:.0f} s {psnr:.2f} dB" for seconds, psnr in points))
+        axes[panel].plot(*zip(*points, strict=True), marker="o", label=label)
+    for panel, part in axes.items():
+        part.set(title=panel, xscale="log", xlabel="seconds on k workers", ylabel="PSNR, colour-corrected (dB)")
+        part.xaxis.set_major_formatter(ScalarFormatter())
+        part.xaxis.set_minor_formatter(ScalarFormatter())
+        part.grid(alpha=0.3, which="both")
+        part.legend()
     figure.savefig(args.figure, dpi=100)
+
+
+def point(run: str, seeds: list[str]) -> tuple[float, float]:
+    """Seconds and corrected PSNR, means over the seeds."""
+    found = []
+    for seed in seeds:
+        folder = Path(f"{run}_s{seed}")
+        alone = folder.name.startswith("single")
+        found.append(scores(folder, folder if alone else folder.parent / f"coarse_s{seed}"))
+    return statistics.mean(f["wall"] for f in found), statistics.mean(f["PSNR_cc"] for f in found)
 
 
 if __name__ == "__main__":
