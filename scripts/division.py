@@ -7,7 +7,8 @@ whole views. Several blocks start from a coarse model, which takes a share of th
 on their windows (blocks.windows): each trains as many steps as its share of the pixels allows. 'megapixels' also has
 the pixels beside the owned ones that count because they are drawn anyway. Equal work takes blocks more CPU time; for
 equal CPU time give the single block more steps (--single-steps). --variants adds rows, each a name and further
-settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated.
+settings for the blocks, such as 'whole blocks.windows=false'. Finished runs in OUT are not repeated; one that was
+interrupted starts anew.
 
 The table, also written to OUT/table.md, has means and standard deviations over the seeds. 'cpu' is the CPU time of all
 threads in training, in seconds, without merging and scoring. 'wall' is the CPU time of the coarse model plus a k-th of
@@ -18,6 +19,7 @@ waited for another.
 import argparse
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -65,6 +67,7 @@ def single(args: argparse.Namespace, seed: str) -> dict[str, float]:
     """One block with all the work."""
     run = args.out / f"single_s{seed}"
     if not (run / "results.json").is_file():
+        shutil.rmtree(run, ignore_errors=True)
         train(args, run, seed, "stage=coarse", f"steps={args.single_steps or args.steps}")
         score(args, run)
     return scores(run, run)
@@ -74,8 +77,10 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
     """A coarse model, then n blocks."""
     coarse, run = args.out / f"coarse_s{seed}", args.out / f"n{n}_{name}_s{seed}"
     if not (coarse / "train.json").is_file():
+        shutil.rmtree(coarse, ignore_errors=True)
         train(args, coarse, seed, "stage=coarse", f"steps={round(args.coarse * args.steps)}")
     if not (run / "results.json").is_file():
+        shutil.rmtree(run, ignore_errors=True)
         cut = [f"partition.blocks={n}", "partition.assign=contribution", f"partition.coarse={coarse}"]
         on = [*cut, "blocks.windows=true", "blocks.from_coarse=true", f"blocks.active={max(1, round(args.active * n))}",
               "blocks.interval=50", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
@@ -89,9 +94,9 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
 
 
 def train(args: argparse.Namespace, run: Path, seed: str, *settings: str) -> None:
-    """Trains with the settings that need no hand."""
+    """Trains with the settings that need no hand, without checkpoints: those of many runs fill a disk."""
     command("train", "-s", args.scene, "-c", OWN, "-m", run, *shlex.split(args.common), *settings, f"seed={seed}",
-            "log.tensorboard=false")  # fmt: skip
+            "log.tensorboard=false", "log.checkpoint_every=0", "log.checkpoint_minutes=0")  # fmt: skip
 
 
 def score(args: argparse.Namespace, run: Path) -> None:

@@ -43,8 +43,8 @@ METHODS = [
     ("fixed", "independent", f"{WHOLE} blocks.decoder=per_block"),
     ("gaussians", "single", ""),
     ("gaussians", "windows", f"-c {WINDOWS}"),
-    ("gaussians", "whole", f"{WHOLE} stages.blocks.gaussians.position_lr=[1.6e-4,1.6e-6] "
-                           "stages.blocks.gaussians.scaling_lr=0.005"),
+    ("gaussians", "whole", f"{WHOLE} gaussians.position_lr=[1.6e-4,1.6e-6] "
+                           "gaussians.scaling_lr=0.005"),
     ("gaussians", "citygaussian", WHOLE),
 ]  # fmt: skip
 """Kind, name and settings of the blocks. 'whole' is our training on whole views without a teacher, 'shared' that of
