@@ -15,7 +15,7 @@ from pathlib import Path
 from division import scores
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
         axes[panel].plot(*zip(*points, strict=True), marker="o", label=label)
     for panel, part in axes.items():
         part.set(title=panel, xscale="log", xlabel="seconds on k workers", ylabel="PSNR, colour-corrected (dB)")
-        part.xaxis.set_major_formatter(ScalarFormatter())
-        part.xaxis.set_minor_formatter(ScalarFormatter())
+        part.xaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), major_formatter=ScalarFormatter())
+        part.xaxis.set_minor_formatter(NullFormatter())
         part.grid(alpha=0.3, which="both")
         part.legend()
     figure.savefig(args.figure, dpi=100)
