@@ -28,6 +28,7 @@ from momentum_gs.experiments.choose import (
     choose_voxel,
     ladder,
     measure,
+    step_of_all,
     wanted_steps,
 )
 from momentum_gs.train.blocks.anchor_budget import bytes_per_anchor
@@ -151,11 +152,17 @@ def test_time_decides_on_resolution_and_steps() -> None:
     choice = choose_resolution(SURVEY, ROOM, goal, None)
     assert choice.value == 400
     assert choose_steps(SURVEY, choice.value, goal, 1).value == 600
-    # Two blocks share the time; with windows, they and a coarse model do.
+    # Two blocks share the time.
     assert choose_steps(SURVEY, choice.value, goal, 2).value == 300
-    ample = Goal(steps_within=lambda resolution: 8000)
-    assert choose_steps(SURVEY, choice.value, ample, 8).value == 1000
-    assert choose_steps(SURVEY, choice.value, ample, 8, windows=True).value == int(8000 / (1 + 8 * WINDOW_STEP))
+    assert choose_steps(SURVEY, choice.value, goal, 2, 1.5).value == 400
+
+
+def test_blocks_share_the_time_with_a_coarse_model() -> None:
+    assert step_of_all(1, False, coarse=True) == 1
+    assert step_of_all(4, False, coarse=False) == 4
+    assert step_of_all(4, False, coarse=True) == 5
+    # Four times the blocks own a quarter each, and take half the time each, as borders become longer.
+    assert step_of_all(16, True, coarse=False) == 2 * step_of_all(4, True, coarse=False) == 4 * WINDOW_STEP
 
 
 def test_one_block_where_it_fits_and_more_where_it_does_not(scene: Scene) -> None:

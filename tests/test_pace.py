@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, make_config, model_of
+from tiny_run import CPU, make_config, model_of, write_table
 from tiny_scene import write_tiny_scene
 
 from momentum_gs.config.schema import Config
@@ -118,6 +118,36 @@ class TestPacedTraining:
             mine, its = (load(tmp_path / out / "point_cloud" / "iteration_40") for out in "ab")
             assert mine is not None and its is not None
             assert torch.equal(mine.rows, its.rows) and its.rows.any()
+
+    @pytest.mark.usefixtures("one_thread")
+    @pytest.mark.parametrize("at", [0, 30])
+    def test_several_blocks_do_more_or_fewer_rounds(self, plane: Path, tmp_path: Path, at: int) -> None:
+        def config(out: str, steps: int) -> Config:
+            windows = ("blocks.windows=true", "teacher.enabled=false", "weighting.enabled=false")
+            return make_config(plane, tmp_path / out, f"steps={steps}", f"optim.lr_steps={steps}", *windows)
+
+        def training(out: str, steps: int, pace: Callable[[int, int], Config | None] | None = None) -> Training:
+            start = config(out, steps)
+            return Training(start, load_scene(start.scene), write_table(start), LocalComm(), CPU, pace=pace)
+
+        asked: list[tuple[int, int]] = []
+
+        def pace(step: int, total: int) -> Config | None:
+            asked.append((step, total))
+            return config("told", 75) if step == at else None
+
+        told = training("told", 60, pace)
+        before = [told.schedule[i] for i in range(len(told.schedule)) if told.schedule[i].first_step < 2 * at]
+        assert told.run(Observers()).step == 150, "two rounds of two blocks for each of 75 block steps"
+        # Asked between epochs of 15 block steps, and not before the last, in which the decoder is frozen.
+        totals = [75 if step > at else 60 for step in range(0, 60, 15)]
+        assert asked == list(zip(range(0, 60, 15), totals, strict=True))
+        assert told.schedule[: len(before)] == before
+        plain = training("plain", 75)
+        plain.run(Observers())
+        assert list(told.schedule) == list(plain.schedule)
+        ours, theirs = model_of(tmp_path / "told"), model_of(tmp_path / "plain")
+        assert at or all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
     def test_it_resumes_with_another_number_of_steps(self, plane: Path, tmp_path: Path) -> None:
         first = self.training(self.config(plane, tmp_path, 60), None, False)

@@ -195,11 +195,15 @@ def test_more_blocks_are_cut_trained_and_merged(
 
 
 @pytest.mark.slow
-def test_a_time_limit_sets_the_number_of_steps(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MIN_STEPS", 20)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_time_limit_sets_the_number_of_steps(
+    blocks: int, city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MIN_STEPS", 60)
     out = tmp_path / "out"
-    assert cli.main(["run", str(city), str(out), "--minutes", "0.01", "log.tensorboard=false"]) == 0
-    assert load_run_config(out).steps == 20
+    settings = [f"partition.blocks={blocks}", "log.tensorboard=false"]
+    assert cli.main(["run", str(city), str(out), "--minutes", "0.01", *settings]) == 0
+    assert load_run_config(out).steps == 60
     assert "time allows" in next(c["reason"] for c in state_of(out)["choices"] if c["key"] == "steps")
 
 

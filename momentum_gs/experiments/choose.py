@@ -46,9 +46,10 @@ pixels as otherwise constrain each."""
 DEVICE_SHARE = 0.5
 """Share of the device's memory for the anchors of a block; the activations of a view, images and the decoder take the
 rest."""
-WINDOW_STEP = 0.7
-"""Time of a step of a block with windows, in steps of the coarse model. Measured in CPU time: 0.63 and 0.87 with four
-blocks, 0.46 and 0.63 with eight (docs/lab_log.md, "Division at equal work")."""
+WINDOW_STEP = 1.5
+"""sqrt(n) times the time of a step of one of n blocks with windows, in steps of the coarse model. Measured in CPU time
+with 4, 8 and 16 blocks: 1.6 to 1.9 on a city, 1.1 to 1.3 on a drone scene (docs/lab_log.md, "Whole methods at equal
+work")."""
 HOST_SHARE = 0.5
 """Share of the machine's memory for decoded images."""
 VIEW_BYTES = 500
@@ -193,8 +194,10 @@ def choose(
     if "steps" in auto:
         assert n != "auto"
         # 'run' chooses before the scene is cut one number for both stages, unless it is given as passes of each.
-        parts = 1 if goal.passes is not None and config.stage == "coarse" else n
-        choices.append(choose_steps(facts, resolution, goal, parts, windows))
+        if goal.passes is not None and config.stage == "coarse":
+            n = 1
+        once = step_of_all(n, windows, coarse=windows or wants_coarse(config))
+        choices.append(choose_steps(facts, resolution, goal, n, once))
     return choices
 
 
@@ -260,8 +263,34 @@ def choose_voxel(facts: Facts, resolution: float | int) -> Choice:
     return Choice("model.voxel_size", float(f"{voxel:.4g}"), why)
 
 
-def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int, windows: bool = False) -> Choice:
-    """The number of steps for the images and the quality asked for, or as many as the passes or the time allow."""
+def wants_coarse(config: Config) -> bool:
+    """Whether several blocks need a coarse model, to be cut or to start from."""
+    return config.partition.assign != "visibility" or config.starts_from_coarse
+
+
+def step_of_all(blocks: int, windows: bool, *, coarse: bool) -> float:
+    """Time of a step of every block, and of the coarse model if there is one, in steps of the whole scene as one block.
+
+    Args:
+        blocks: Number of blocks.
+        windows: They train with ``blocks.windows``.
+        coarse: A coarse model is trained for as many steps as each of several blocks.
+    """
+    if blocks == 1:
+        return 1.0
+    return blocks * (WINDOW_STEP / math.sqrt(blocks) if windows else 1.0) + coarse
+
+
+def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int, of_all: float | None = None) -> Choice:
+    """The number of steps for the images and the quality asked for, or as many as the passes or the time allow.
+
+    Args:
+        facts: ``measure`` of the scene.
+        resolution: ``scene.resolution``.
+        goal: The quality, passes or time asked for.
+        blocks: Number of blocks.
+        of_all: ``step_of_all``; None: a step of each block takes as long as one of the whole scene.
+    """
     if goal.passes is not None:
         counted = float(blocks) if goal.views_per_step is None else goal.views_per_step
         steps = max(1, round(goal.passes * facts.views / counted))
@@ -270,8 +299,7 @@ def choose_steps(facts: Facts, resolution: float | int, goal: Goal, blocks: int,
                       f"{of}counts {counted:.3g} of them")  # fmt: skip
     w, h = target_size(facts.width, facts.height, resolution)
     if goal.steps_within is not None:
-        parts = 1 + WINDOW_STEP * blocks if windows and blocks > 1 else blocks
-        steps = max(MIN_STEPS, int(goal.steps_within(resolution) / parts))
+        steps = max(MIN_STEPS, int(goal.steps_within(resolution) / (of_all or blocks)))
         return Choice("steps", steps, "as many as the time allows, by the measured time of a step")
     share, _ = QUALITIES[goal.quality]
     # Each view trains about two blocks.

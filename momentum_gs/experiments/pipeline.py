@@ -1,6 +1,7 @@
 """The stages of ``momentum-gs run``: their order, the choice of settings, and what each stage does."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,16 @@ from momentum_gs.core.log import info, warn
 from momentum_gs.core.watch import SILENCE_SECONDS, Stop
 from momentum_gs.data.scene import Scene, load_scene
 from momentum_gs.doctor.look import look
-from momentum_gs.experiments.choose import MIN_STEPS, Facts, Goal, Quality, anchors_within
+from momentum_gs.experiments.choose import (
+    MIN_STEPS,
+    Choice,
+    Facts,
+    Goal,
+    Quality,
+    anchors_within,
+    step_of_all,
+    wants_coarse,
+)
 from momentum_gs.experiments.resolve import Choosing, this_machine
 from momentum_gs.experiments.run_state import RunState
 from momentum_gs.experiments.run_time import Times
@@ -28,6 +38,8 @@ from momentum_gs.train.pace import Pace
 
 SET_BY_RUN = ("stage", "out", "scene.path")
 """Settings that follow from the command line."""
+STEADY = ("permutation", "sequential")
+"""Schedules (``blocks.schedule``) whose first rounds do not depend on the number of steps."""
 SET_WITH_WINDOWS = ("blocks.windows", "blocks.from_coarse", "partition.assign")
 """If any of these is given, ``run`` does not choose whether several blocks train with windows."""
 
@@ -125,7 +137,7 @@ class Pipeline:
         stages: list[tuple[str, Callable[[], None]]] = [("train", self._train)]
         if many:
             blocks = [("partition", self._partition), ("blocks", self._blocks), ("merge", self._merge)]
-            stages = [("coarse", self._coarse), *blocks] if _wants_coarse(config) else blocks
+            stages = [("coarse", self._coarse), *blocks] if wants_coarse(config) else blocks
         return [*stages, ("render", self._render), ("eval", self._eval), ("report", self._report)]
 
     def finish(self) -> None:
@@ -175,9 +187,19 @@ class Pipeline:
         return max(0.0, 60 * self._request.minutes - self._note() - self._state.reserve)
 
     def _train(self) -> None:
-        config = self._config("coarse", self._out)
+        self._fit_in_time("train", lambda: self._config("coarse", self._out))
+
+    def _fit_in_time(self, stage: str, config: Callable[[], Config], of_all: float = 1.0, rest: int = 0) -> None:
+        """Trains, with as many steps as the time allows if there is a limit.
+
+        Args:
+            stage: Name of the stage.
+            config: Its settings, with the number of steps as chosen so far.
+            of_all: This stage may take one part in so many of the time for training.
+            rest: Steps of a block that have to follow those done (``Pace``).
+        """
         if self._request.minutes is None:
-            self._fit(config)
+            self._fit(config())
             return
         left = self._seconds_left()
         if left < 0.1 * 60 * self._request.minutes:
@@ -186,12 +208,16 @@ class Pipeline:
                  f"remaining {left:.0f} s")  # fmt: skip
 
         def config_of(steps: int) -> Config:
-            # Saved, so that a repeated command continues with this number.
-            self._state.choices = [replace(c, value=steps) if c.key == "steps" else c for c in self._state.choices]
-            self._note()
-            return self._config("coarse", self._out)
+            self._take_steps(steps)
+            return config()
 
-        self._fit(config, Pace(left, config_of, MIN_STEPS))
+        before = self._state.stages[stage].seconds  # In earlier attempts.
+        self._fit(config(), Pace(max(0.0, (before + left) / of_all - before), config_of, MIN_STEPS, rest))
+
+    def _take_steps(self, steps: int) -> None:
+        """Replaces the number of steps, and saves it, so that a repeated command continues with it."""
+        self._state.choices = with_steps(self._state.choices, steps)
+        self._note()
 
     def _fit(self, config: Config, pace: Pace | None = None) -> None:
         """Trains, or resumes from a checkpoint.
@@ -208,10 +234,13 @@ class Pipeline:
             raise KeyboardInterrupt
 
     def _coarse(self) -> None:
-        config = self._config("coarse", self._out / "coarse")
-        # Perhaps there are several blocks because one does not fit: the coarse model then stops growing at what does.
-        limit = anchors_within(config, this_machine(config))
-        self._fit(replace(config, anchors=replace(config.anchors, max_per_block=limit)))
+        def config() -> Config:
+            found = self._config("coarse", self._out / "coarse")
+            # Perhaps there are several blocks because one does not fit: the coarse model stops growing at what does.
+            limit = anchors_within(found, this_machine(found))
+            return replace(found, anchors=replace(found.anchors, max_per_block=limit))
+
+        self._fit_in_time("coarse", config, step_of_all(self._n_blocks(), config().blocks.windows, coarse=True))
 
     def _partition(self) -> None:
         config = self._config("blocks", self._out)
@@ -224,7 +253,32 @@ class Pipeline:
             steps = next(choice for choice in choosing.choose(self._goal) if choice.key == "steps")
             info(f"chosen   {steps}")
             self._state.choices = [steps if choice.key == "steps" else choice for choice in self._state.choices]
-        self._fit(self._config("blocks", self._out))
+        elif self._request.minutes is not None and not checkpoints(self._out / "checkpoint"):
+            self._choose_block_steps()
+        blocks = choosing.config(self._state.choices).blocks
+        longer = choosing.config(with_steps(self._state.choices, 2 * MIN_STEPS)).blocks
+        if blocks.windows and blocks.schedule in STEADY and blocks.interval == longer.interval:
+            rest = max(1, blocks.decoder_freeze_rounds) * blocks.interval
+            self._fit_in_time("blocks", lambda: self._config("blocks", self._out), rest=rest)
+        else:  # Rounds depend on the number of steps, so that those that are over could not stay as they are.
+            self._fit(self._config("blocks", self._out))
+
+    def _choose_block_steps(self) -> None:
+        """Gives the blocks as many steps as the time allows, by what those of the coarse model took."""
+        coarse = self._state.stages.get("coarse")
+        if coarse is None:
+            return
+        config = self._config("blocks", self._out)
+        each = coarse.seconds / config.steps * step_of_all(self._n_blocks(), config.blocks.windows, coarse=False)
+        steps = max(MIN_STEPS, int(self._seconds_left() / each))
+        info(f"chosen   {Choice('steps', steps, 'as many as the time allows, by what those of the coarse model took')}")
+        self._take_steps(steps)
+
+    def _n_blocks(self) -> int:
+        cut = self._config("blocks", self._out).partition
+        n = math.prod(cut.dim) if cut.dim else cut.blocks
+        assert n != "auto", "chosen at the stage doctor"
+        return n
 
     def _merge(self) -> None:
         self._command("merge", str(self._out))
@@ -244,5 +298,6 @@ class Pipeline:
         self._command("report", str(self._out), "--split", self._split)
 
 
-def _wants_coarse(config: Config) -> bool:
-    return config.partition.assign != "visibility" or config.starts_from_coarse
+def with_steps(choices: Sequence[Choice], steps: int) -> list[Choice]:
+    """The choices with another number of steps."""
+    return [replace(choice, value=steps) if choice.key == "steps" else choice for choice in choices]

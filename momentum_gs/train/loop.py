@@ -92,15 +92,16 @@ class Training:
                 ``config.steps`` block steps.
             start: Block -> its state at step 0. Default: from the scene's points or the coarse model
                 (``FirstBlocks``).
-            pace: (Steps done, total steps) -> settings with a new number of steps, or None to keep the present one
-                (``train/pace.py``). Only for the coarse stage in one process. A run with ``pace`` may be resumed from
-                a checkpoint with another number of steps.
+            pace: (Steps done of every block, steps of a block) -> settings with a new number of steps, or None to keep
+                the present one (``train/pace.py``). Only in one process, and with several blocks only for windows and
+                intervals of constant length; it must then leave at least one, and those with a frozen decoder. A run
+                with ``pace`` may be resumed from a checkpoint with another number of steps.
 
         Raises:
             UserError: before any training, for counts, a partition or a checkpoint that does not fit the settings.
         """
         assert config.out is not None
-        assert pace is None or (config.stage == "coarse" and comm.world_size == 1), "several blocks share one schedule"
+        assert pace is None or comm.world_size == 1, "ranks would revise the number of steps each for itself"
         self._config, self._scene, self._comm, self._device = config, scene, comm, device
         self._observers = Observers()
         self._folder = Path(config.out)
@@ -174,14 +175,17 @@ class Training:
         ending: Ending = None
         try:
             with Views(self._scene, cache, self._device, skip_bad=skip_bad, priors=self._priors) as views:
-                for index in range(len(self.schedule)):
+                index = 0
+                while index < len(self.schedule) and ending is None:
+                    begins = self.schedule[index].first_step == self._step and self.schedule[index].decoder_live
+                    if begins and len(set(self._block_steps)) == 1:
+                        self._revise()
                     # Also draw the next round: its blocks are fetched while this one trains.
                     self.schedule.draw(index + 1, self._scores.weights())
                     round_ = self.schedule[index]
                     if round_.first_step + round_.steps > self._step:
                         ending = self._run_round(index, views)
-                    if ending is not None:
-                        break
+                    index += 1
                 bad = dict(views.bad)
             if ending != "interrupted":
                 self._save_model()
@@ -210,7 +214,7 @@ class Training:
         end = round_.first_step + round_.steps
         ending: Ending = None
         while self._step < end and ending is None:
-            if self._pace is not None and self._step % AGREE_EVERY == 0 and self._revise(self._pace):
+            if self._config.stage == "coarse" and self._step % AGREE_EVERY == 0 and self._revise():
                 inputs, end = replace(inputs, config=self._config), self.schedule.total
                 continue
             ahead = range(min(PREFETCH_STEPS, end - self._step))
@@ -249,10 +253,13 @@ class Training:
             ending = None if ending == "interrupted" else ending
         return ending
 
-    def _revise(self, pace: Callable[[int, int], Config | None]) -> bool:
-        """Asks ``pace`` for a new number of steps and applies it; false if there is none. Only the length of the coarse
-        stage's one round changes."""
-        found = pace(self._step, self.schedule.total)
+    def _revise(self) -> bool:
+        """Asks ``pace`` for a new number of steps and applies it; false if there is none.
+
+        All blocks have done as many steps. Rounds that are over stay as they are: the coarse stage's one round changes
+        its length, several blocks have more or fewer rounds before them.
+        """
+        found = None if self._pace is None else self._pace(self._block_steps[0], self._progress.steps)
         if found is None:
             return False
         # This run's own scene settings: they hold the coordinate frame that it found.

@@ -25,6 +25,7 @@ class Pace:
         seconds: float,
         config_of: Callable[[int], Config],
         least: int,
+        rest: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
@@ -32,9 +33,10 @@ class Pace:
             seconds: Time that training may take from now on.
             config_of: Number of steps -> the settings of a run with that many steps.
             least: Smallest number of steps, whatever the time limit.
+            rest: Steps that have to follow those done, whatever the time limit.
             clock: Returns seconds since an arbitrary moment.
         """
-        self._clock, self._config_of, self._least = clock, config_of, least
+        self._clock, self._config_of, self._least, self._rest = clock, config_of, least, rest
         self._begun = clock()
         self._seconds = seconds
         self._since: tuple[float, int] | None = None
@@ -43,8 +45,8 @@ class Pace:
         """Settings with a new number of steps, or None to keep the present one; to be called every few steps.
 
         Args:
-            step: Steps done.
-            total: Present number of steps of the run.
+            step: Steps done, of every block.
+            total: Present number of steps of a block.
         """
         now = self._clock()
         if self._since is None:  # Time before the first call went into loading, not into steps: start measuring here.
@@ -55,7 +57,7 @@ class Pace:
             return None
         self._since = now, step
         left = max(0.0, self._seconds - (now - self._begun))
-        steps = max(self._least, step, step + round(left * (step - first) / (now - since)))
+        steps = max(self._least, step + self._rest, step + round(left * (step - first) / (now - since)))
         if abs(steps - total) <= IGNORED * (total - step) and steps > step:
             return None
         return self._config_of(steps)

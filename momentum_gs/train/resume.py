@@ -58,7 +58,7 @@ def go_on(
             )
         saved.check_settings(config, free=PACED if paced else ())
         check_counts(n, at.active, ranks, config.blocks.groups)
-        return replace(at, steps=max(config.steps, at.step), schedule={}) if paced else at
+        return replace(at, steps=max(config.steps, *at.block_steps), schedule={}) if paced else at
     if len(set(only)) < len(only) or not all(0 <= block < n for block in only):
         raise UserError(f"--only-blocks: {list(only)}, expected distinct blocks of 0 to {n - 1}")
     saved.check_settings(config, free=("steps",))
