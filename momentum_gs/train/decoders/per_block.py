@@ -46,7 +46,7 @@ class PerBlockDecoders:
         comm.all_reduce_sums_(beside)
 
     def retime(self, config: Config) -> None:
-        """Does nothing: steps are revised only in the coarse stage, which has a shared decoder."""
+        """Does nothing: steps are revised only in the coarse stage and with windows, which share one decoder."""
 
     def to_tensors(self) -> dict[str, Tensor]:
         """No tensors: the decoders are in the blocks' files."""
