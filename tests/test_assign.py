@@ -179,6 +179,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert sum(row["points"] for row in table.meta["coverage"]) == 1500
         assert [row["views"] for row in table.meta["coverage"]] == [len(names) for names in table.views]
 
+    for threshold, dropped in ((0.4, True), (0.001, False)):
+        windows = ["partition.assign=contribution", "blocks.windows=true", f"partition.threshold={threshold}"]
+        assert main([*command, *windows]) == 0
+        assert ("lower partition.threshold" in capsys.readouterr().out) == dropped
+
 
 @pytest.mark.slow
 def test_without_a_coarse_model_by_visibility(tmp_path: Path) -> None:

@@ -161,6 +161,17 @@ def test_a_block_that_nothing_shows_keeps_its_views_whole(scene_folder: Path, tm
         assert all(unpack_owned(text).all() for text in texts), "block 2 is seen everywhere, the others nowhere"
 
 
+def test_pixels_whose_owner_does_not_train_their_view_are_told(scene_folder: Path, tmp_path: Path) -> None:
+    table = write_table(make_config(scene_folder, tmp_path))
+    first, second = pack_owned(squares(0, 0.25)), pack_owned(~squares(0, 0.25))
+    part = float(squares(0, 0.25).float().mean())
+    both = replace(table, views=[["a"], ["a", "b"], ["b"], ["b"]], windows=[[first], [second] * 2, [first], [second]])
+    assert both.unowned() == 0
+    dropped = replace(both, views=[[], ["a", "b"], ["b"], ["b"]], windows=[[], [second] * 2, [first], [second]])
+    assert dropped.unowned() == pytest.approx(part / 2), "of two views, the part of one"
+    assert replace(table, windows=None).unowned() == 0, "not known"
+
+
 def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_it(
     scene_folder: Path, tmp_path: Path
 ) -> None:

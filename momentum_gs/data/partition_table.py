@@ -102,6 +102,18 @@ class PartitionTable:
         owned = [[float(unpack_owned(text).float().mean()) for text in texts] for texts in self.windows]
         return sum(sum(shares) / max(1, sum(share > 0 for share in shares)) for shares in owned)
 
+    def unowned(self) -> float:
+        """Pixels of the training views that no block trains with ``blocks.windows``, as a share of all: their owners'
+        contributions to the view are below ``partition.threshold``. 0 where windows are not known."""
+        if self.windows is None:
+            return 0.0
+        owned: dict[str, Tensor] = {}
+        for names, texts in zip(self.views, self.windows, strict=True):
+            for name, text in zip(names, texts, strict=True):
+                squares = unpack_owned(text)
+                owned[name] = owned[name] | squares if name in owned else squares
+        return 1 - float(torch.stack(list(owned.values())).float().mean()) if owned else 0.0
+
     def block_of(self, cells: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
         """The block of each cell of the grid."""
         return cells if self.joined is None else torch.tensor(self.joined, device=cells.device)[cells]
