@@ -83,10 +83,10 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
         shutil.rmtree(run, ignore_errors=True)
         cut = [f"partition.blocks={n}", "partition.assign=contribution", f"partition.coarse={coarse}"]
         on = [*cut, "blocks.windows=true", "blocks.from_coarse=true", f"blocks.active={max(1, round(args.active * n))}",
-              "blocks.interval=50", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
+              "blocks.interval=100", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
               "teacher.enabled=false", "weighting.enabled=false"]  # fmt: skip
         windows = "blocks.windows=false" not in settings
-        on += ["partition.threshold=0.001"] * windows + settings
+        on += ["partition.threshold=0.005"] * windows + settings
         command("partition", args.scene, "-c", OWN, "-m", run, *shlex.split(args.common), *on)
         views = PartitionTable.load(run / "partition.json").views_per_step(windows)
         train(args, run, seed, *on, f"steps={round((1 - args.coarse) * args.steps / views)}")

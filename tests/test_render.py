@@ -81,7 +81,7 @@ def test_screen_gradient_is_in_ndc() -> None:
 def test_window_and_tiles_are_parts_of_the_image() -> None:
     gaussian = one_gaussian([0, 0, 0])
     whole = rasterize(gaussian, camera(), GREY)
-    window = Window(10, 7, torch.ones(20, 33), torch.ones(2, 3, dtype=torch.bool), 0.0, (48, 36))
+    window = Window(10, 7, torch.ones(20, 33), torch.ones(2, 3, dtype=torch.bool), 0.0, 0.0, (48, 36))
     drawn = rasterize(gaussian, camera(), GREY, window)
     assert drawn.image.equal(whole.image[:, 7:27, 10:43]) and drawn.depth.equal(whole.depth[7:27, 10:43])
     left = torch.tensor([[True, False, False], [False, False, False]])
@@ -109,7 +109,7 @@ def test_visible_anchors_are_those_that_touch_the_image() -> None:
 
 def test_windows_see_fewer_anchors() -> None:
     anchors, view = random_anchors(500), camera(distance=2.0)
-    window = Window(0, 0, torch.ones(18, 24), torch.ones(2, 2, dtype=torch.bool), 0.0, (48, 36))
+    window = Window(0, 0, torch.ones(18, 24), torch.ones(2, 2, dtype=torch.bool), 0.0, 0.0, (48, 36))
     whole, part = visible_anchors(anchors, view), visible_anchors(anchors, view, window)
     assert set(part.tolist()) < set(whole.tolist())
     assert visible_anchors(anchors, view, replace(window, weights=torch.ones(36, 48))).equal(whole)

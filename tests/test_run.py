@@ -201,7 +201,7 @@ def test_a_time_limit_sets_the_number_of_steps(
 ) -> None:
     monkeypatch.setattr(pipeline, "MIN_STEPS", 60)
     out = tmp_path / "out"
-    settings = [f"partition.blocks={blocks}", "log.tensorboard=false"]
+    settings = [f"partition.blocks={blocks}", "blocks.interval=50", "log.tensorboard=false"]
     assert cli.main(["run", str(city), str(out), "--minutes", "0.01", *settings]) == 0
     assert load_run_config(out).steps == 60
     assert "time allows" in next(c["reason"] for c in state_of(out)["choices"] if c["key"] == "steps")

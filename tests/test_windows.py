@@ -1,5 +1,6 @@
 """Windows: a block trains the pixels that its cell makes up, and the merge keeps everything that it has trained."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,17 @@ from momentum_gs.config.schema import LossConfig
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera, TargetImage
-from momentum_gs.core.window import MARGIN, RASTER, TILE, margin_of, pack_owned, unpack_owned, window_of
+from momentum_gs.core.window import (
+    MARGIN,
+    PASSES,
+    RASTER,
+    TILE,
+    margin_of,
+    pack_owned,
+    unpack_owned,
+    window_of,
+    windows_of,
+)
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import load_scene
 from momentum_gs.merge.blocks import merge_blocks
@@ -56,9 +67,10 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_ownership_is_saved_as_text_and_read_back(seed: int) -> None:
-    owned = squares(seed)
+    owned = torch.stack([squares(seed + i) for i in range(seed)]) if seed else torch.zeros(0, RASTER, RASTER).bool()
     assert torch.equal(unpack_owned(pack_owned(owned)), owned)
-    with pytest.raises(ValueError, match="254 hexadecimal digits, expected 256"):
+    owned = squares(seed)[None]
+    with pytest.raises(ValueError, match="254 hexadecimal digits, expected a multiple of 256"):
         unpack_owned(pack_owned(owned)[2:])
 
 
@@ -81,7 +93,7 @@ def test_a_window_counts_its_pixels_and_those_whose_loss_it_draws_anyway(size: t
     missing = torch.nn.functional.max_pool2d((~drawn).float()[None], 2 * MARGIN + 1, 1, MARGIN)[0] > 0
     assert not (own & missing).any(), "all that the loss of an owned pixel needs is drawn"
     assert torch.equal(counted, own | ~missing)
-    assert window.share == pytest.approx(float(counted.float().mean()))
+    assert window.share == window.counted == pytest.approx(float(counted.float().mean()))
 
 
 @pytest.mark.parametrize("size", [(48, 36), (240, 180), (501, 333)])
@@ -102,8 +114,32 @@ def test_a_window_draws_what_its_pixels_and_their_ssim_need(size: tuple[int, int
     assert inner[0].any() and inner[-1].any() and inner[:, 0].any() and inner[:, -1].any(), "it is not wider"
 
 
+@pytest.mark.parametrize("size", [(240, 180), (333, 500)])
+def test_passes_weigh_every_pixel_alike(size: tuple[int, int]) -> None:
+    """Over the passes of a view, the mean weight is 1 where a pixel counts in any: the loss is that of their union."""
+    owned = torch.zeros(3, RASTER, RASTER, dtype=torch.bool)
+    owned[0, 4:28, 3:] = owned[1, 4:20, 3:20] = owned[2, 15:18, 3:7] = True
+    windows = windows_of(owned, camera_of(*size), CPU)
+    mean, times = torch.zeros(2, size[1], size[0]).unbind()
+    for window, squares_of_pass in zip(windows, owned, strict=True):
+        alone = window_of(squares_of_pass, camera_of(*size), CPU)
+        assert alone is not None and torch.equal(window.weights > 0, alone.weights > 0)
+        assert torch.equal(window.tiles, alone.tiles) and window.rectangle == alone.rectangle
+        assert window.counted == alone.share
+        assert window.share == pytest.approx(float(window.weights.sum()) / mean.numel())
+        x, y, width, height = window.rectangle
+        mean[y : y + height, x : x + width] += window.weights / len(windows)
+        times[y : y + height, x : x + width] += window.weights > 0
+    assert times.unique().tolist() == [0, 1, 2, 3], "pixels count in different numbers of passes"
+    torch.testing.assert_close(mean, (times > 0).float())
+    (once,) = windows_of(owned[:1], camera_of(*size), CPU)
+    assert once.weights.unique().tolist() == [0, 1] and once.share == once.counted
+
+
 def test_a_block_that_owns_nothing_has_no_window() -> None:
-    assert window_of(torch.zeros(RASTER, RASTER, dtype=torch.bool), camera_of(48, 36), CPU) is None
+    nothing = torch.zeros(RASTER, RASTER, dtype=torch.bool)
+    assert window_of(nothing, camera_of(48, 36), CPU) is None
+    assert windows_of(nothing[None], camera_of(48, 36), CPU) == []
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -135,20 +171,39 @@ def test_the_loss_of_a_window_is_that_of_its_pixels_in_the_whole_view(masked: bo
     torch.testing.assert_close(found, plain)  # The block that owns everything has the loss of the view.
 
 
-def test_every_square_has_an_owner_and_open_ones_have_the_nearest() -> None:
+def passes_of(owned: dict[int, torch.Tensor], block: int) -> torch.Tensor:
+    """In how many passes a block owns each square; passes are nested."""
+    assert all((one | two).equal(one) for one, two in itertools.pairwise(owned[block]))
+    return owned[block].sum(dim=0)
+
+
+def test_squares_are_owned_by_shares_and_open_ones_as_the_nearest() -> None:
     a, b = torch.zeros(2, RASTER, RASTER).unbind()
     a[:, :20], b[:, 16:24] = 0.9, 0.6
     b[0, 0] = a[0, 0]
     b[:, 24:28] = 0.3  # Less than half of the light is covered: open squares.
     owned = owned_squares({0: a, 3: b})
-    assert torch.equal(owned[0], a >= 0.9)
-    assert torch.equal(owned[3][1:].any(dim=0).nonzero()[:, 0], torch.arange(20, RASTER)), "right of 24 it is nearest"
-    assert owned[3][0, 0], "where two are as strong, both own the square"
-    assert torch.equal(owned[0] & owned[3], (a == b) & (a > 0)), "elsewhere there is one owner"
-    assert torch.equal(torch.stack(list(owned.values())).any(0), torch.ones(RASTER, RASTER, dtype=torch.bool))
+    first, second = passes_of(owned, 0), passes_of(owned, 3)
+    assert (first[:, :16] == PASSES).all() and (first[:, 16:20] == 2).all() and (first[:, 20:] == 0).all()
+    assert (second[:, 16:20] == 1).all(), "it has 40 % of their weight"
+    assert (second[:, 20:] == PASSES).all(), "right of 24 it is nearest"
+    assert second[0, 0] == PASSES, "where two are as strong, both own the square"
+    assert (second[:, :16] > 0).sum() == 1
     assert owned_squares({}) == {}
     faint = owned_squares({5: torch.full((RASTER, RASTER), 0.01)})
-    assert faint[5].all(), "a view that is hardly covered has an owner, too"
+    assert (passes_of(faint, 5) == PASSES).all(), "a view that is hardly covered has an owner, too"
+
+
+def test_passes_follow_shares_and_cover_the_view() -> None:
+    weights = torch.rand(5, RASTER, RASTER, generator=torch.Generator().manual_seed(7)) ** 4 / 5
+    weights[2] += 0.5
+    owned = owned_squares(dict(enumerate(weights)))
+    counts = torch.stack([passes_of(owned, block) for block in range(5)])
+    shares = weights / weights.sum(dim=0)
+    strongest = shares == shares.amax(dim=0)
+    assert (counts - PASSES * shares)[~strongest].abs().max() <= 0.5, "a share is rounded"
+    assert (counts.sum(dim=0) >= PASSES).all(), "all of the view is trained in every pass, by one or another"
+    assert (counts[strongest] >= 1).all()
 
 
 def test_a_block_that_nothing_shows_keeps_its_views_whole(scene_folder: Path, tmp_path: Path) -> None:
@@ -163,7 +218,7 @@ def test_a_block_that_nothing_shows_keeps_its_views_whole(scene_folder: Path, tm
 
 def test_pixels_whose_owner_does_not_train_their_view_are_told(scene_folder: Path, tmp_path: Path) -> None:
     table = write_table(make_config(scene_folder, tmp_path))
-    first, second = pack_owned(squares(0, 0.25)), pack_owned(~squares(0, 0.25))
+    first, second = pack_owned(squares(0, 0.25)[None]), pack_owned(~squares(0, 0.25)[None])
     part = float(squares(0, 0.25).float().mean())
     both = replace(table, views=[["a"], ["a", "b"], ["b"], ["b"]], windows=[[first], [second] * 2, [first], [second]])
     assert both.unowned() == 0
@@ -184,7 +239,7 @@ def test_a_block_starts_from_its_cell_and_leaves_views_out_that_show_nothing_of_
         state = FirstBlocks(scene, plan, config, CPU)(block)
         assert (table.cell_of(state.model.position.double()) == block).all()
         assert len(plan.windows[block]) == len(plan.train[block]) > 0
-        assert plan.windows[block].any(dim=2).any(dim=1).all()
+        assert all(squares.any() for squares in plan.windows[block])
         anchors.append(state.model.position)
     seen = in_any_view(scene.points.xyz, scene.train)
     expected = voxelize(scene.points.xyz[seen], config.model.voxel_size)

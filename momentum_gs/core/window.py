@@ -1,7 +1,8 @@
 """The part of a view that a block trains on.
 
-A block owns squares of a fixed raster that is laid over every image, whatever its resolution. A training step draws the
-rectangle around them with a margin, in tiles. Pixels beside the squares count, too, where all that their loss needs is
+A block owns squares of a fixed raster that is laid over every image, whatever its resolution. Squares that several
+blocks make up are owned by one after the other, in passes over their views. A training step draws the rectangle around
+the squares of a pass with a margin, in tiles. Pixels beside the squares count, too, where all that their loss needs is
 drawn anyway.
 """
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from momentum_gs.core.types import Camera, TargetImage
 
 RASTER = 32
-"""Squares along either side of an image: ownership is known to 3 % of its width, for 128 bytes a view and block."""
+"""Squares along either side of an image: ownership is known to 3 % of its width, 128 bytes a pass and block."""
+PASSES = 3
+"""A block's share in a square is known to a third: in so many of three passes over its views it owns the square."""
 MARGIN = 5
 """Pixels around one that counts that are drawn: as far as the 11x11 window of SSIM reaches."""
 _BESIDE = 5 / 8
@@ -28,6 +31,8 @@ TILE = 16
 
 Owned = Bool[Tensor, "32 32"]
 """The squares of an image's raster that a block owns, row by row from the top."""
+OwnedByPass = Bool[Tensor, "passes 32 32"]
+"""The same in successive passes, at most ``PASSES``; each holds the squares of the next."""
 
 
 _Places = NDArray[np.int64]
@@ -42,12 +47,14 @@ class Window:
     y: int
     """Row of the first pixel."""
     weights: Float[Tensor, "h w"]
-    """1 where a pixel counts, in the owned squares and where all pixels of the image within ``MARGIN`` are drawn; 0
-    elsewhere."""
+    """Above 0 where a pixel counts: in the owned squares, and where all pixels of the image within ``MARGIN`` are
+    drawn. The mean over a view's passes is 1 for a pixel that counts in any of them."""
     tiles: Bool[Tensor, "th tw"]
     """Squares of ``TILE`` pixels, from the rectangle's corner, that are drawn: those within ``margin_of`` the image of
     an owned pixel."""
     share: float
+    """Sum of the weights, as a share of the whole image's pixels."""
+    counted: float
     """Pixels that count, as a share of the whole image's."""
     image_size: tuple[int, int]
     """Width and height of the whole image."""
@@ -83,8 +90,24 @@ class Window:
         return replace(part, weights=self.weights, share=(part.mask * self.weights).sum() / unmasked.clamp_min(1))
 
 
+def windows_of(owned: OwnedByPass, camera: Camera, device: torch.device) -> list[Window]:
+    """The windows of a view in successive passes, without those that hold no pixel."""
+    windows = [window for squares in owned if (window := window_of(squares, camera, device)) is not None]
+    if len(windows) < 2:
+        return windows
+    times = torch.zeros(camera.height, camera.width, device=device)
+    for window in windows:
+        x, y, width, height = window.rectangle
+        times[y : y + height, x : x + width] += window.weights
+    weights = [window.weights * len(windows) / window.crop(times).clamp_min(1) for window in windows]
+    shares = [float(weight.sum()) / times.numel() for weight in weights]
+    return [replace(w, weights=weight, share=share) for w, weight, share in zip(windows, weights, shares, strict=True)]
+
+
 def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | None:
     """The window of the owned squares at the camera's resolution; None where none of them holds a pixel.
+
+    All weights are 0 or 1.
 
     A pixel belongs to the square that holds its centre. What is drawn follows from the owned pixels alone. Others count
     where that costs no drawing: they show the block's own Gaussians where these reach into what other blocks own.
@@ -113,7 +136,7 @@ def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | No
     weights = (is_owned | (both[up] & both[down])).astype(np.float32)
     share = float(weights.sum()) / (camera.width * camera.height)
     on = [torch.from_numpy(part).to(device) for part in (weights, tiles)]
-    return Window(x0, y0, on[0], on[1], share, (camera.width, camera.height))
+    return Window(x0, y0, on[0], on[1], share, share, (camera.width, camera.height))
 
 
 def margin_of(pixels: int) -> int:
@@ -152,21 +175,21 @@ def _within_margin(begin: int, end: int, pixels: int) -> tuple[_Places, _Places]
     return np.where(first < 0, 0, first // TILE + 1), np.where(last < end - begin, last // TILE + 1, behind)
 
 
-def pack_owned(owned: Bool[Tensor, "*n 32 32"]) -> str:
-    """Ownership as text: 256 hexadecimal digits for each raster, row by row."""
+def pack_owned(owned: OwnedByPass) -> str:
+    """Ownership as text: 256 hexadecimal digits for each pass, row by row."""
     bits = owned.reshape(-1, 8).to(torch.int32) * torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32)
     return bytes(bits.sum(dim=1).tolist()).hex()
 
 
-def unpack_owned(text: str) -> Owned:
-    """The inverse of ``pack_owned`` for one raster.
+def unpack_owned(text: str) -> OwnedByPass:
+    """The inverse of ``pack_owned``.
 
     Raises:
-        ValueError: the text is not 256 hexadecimal digits.
+        ValueError: the text is not a multiple of 256 hexadecimal digits.
     """
     data = bytes.fromhex(text)
-    if len(data) != RASTER * RASTER // 8:
-        raise ValueError(f"{len(text)} hexadecimal digits, expected {RASTER * RASTER // 4}")
+    if len(data) % (RASTER * RASTER // 8):
+        raise ValueError(f"{len(text)} hexadecimal digits, expected a multiple of {RASTER * RASTER // 4}")
     values = torch.tensor(list(data), dtype=torch.uint8)
     bits = values[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
-    return bits.bool().view(RASTER, RASTER)
+    return bits.bool().view(-1, RASTER, RASTER)

@@ -49,8 +49,8 @@ class PartitionTable:
     joined: tuple[int, ...] | None = None
     """Block of every cell, in the order of the grid's ids; None: each cell is a block."""
     windows: list[list[str]] | None = None
-    """What each block owns of each of its views (``core.window.pack_owned``), in the order of ``views``; None: not
-    known, as in files of earlier versions."""
+    """What each block owns of each of its views (``core.window.pack_owned``; empty: nothing), in the order of
+    ``views``; None: not known, as in files of earlier versions."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for parts that are inconsistent."""
@@ -99,7 +99,7 @@ class PartitionTable:
         """
         if not windows or self.windows is None:
             return float(self.n)
-        owned = [[float(unpack_owned(text).float().mean()) for text in texts] for texts in self.windows]
+        owned = [[float(unpack_owned(text).float().mean()) for text in texts if text] for texts in self.windows]
         return sum(sum(shares) / max(1, sum(share > 0 for share in shares)) for shares in owned)
 
     def unowned(self) -> float:
@@ -110,7 +110,7 @@ class PartitionTable:
         owned: dict[str, Tensor] = {}
         for names, texts in zip(self.views, self.windows, strict=True):
             for name, text in zip(names, texts, strict=True):
-                squares = unpack_owned(text)
+                squares = unpack_owned(text).any(dim=0)
                 owned[name] = owned[name] | squares if name in owned else squares
         return 1 - float(torch.stack(list(owned.values())).float().mean()) if owned else 0.0
 

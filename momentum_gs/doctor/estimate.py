@@ -115,7 +115,9 @@ def expect(config: Config, scene: Scene, scale: Scale, table: PartitionTable | N
         plan = plan_blocks(scene, table, windows=True)
         if plan.windows is not None:
             shares = (torch.bincount(table.cell_of(_sample(scene)), minlength=table.n) / len(_sample(scene))).tolist()
-            pixels = statistics.mean(float(owned.float().mean()) for owned in plan.windows)
+            pixels = statistics.mean(
+                statistics.mean(float(owned.float().mean()) for owned in block) for block in plan.windows
+            )
             basis = "voxels that hold a point, in the cell of the block"
     n = len(shares)
     active = begin(config, n, 1).active

@@ -46,9 +46,9 @@ pixels as otherwise constrain each."""
 DEVICE_SHARE = 0.5
 """Share of the device's memory for the anchors of a block; the activations of a view, images and the decoder take the
 rest."""
-WINDOW_STEP = 1.5
+WINDOW_STEP = 1.3
 """sqrt(n) times the time of a step of one of n blocks with windows, in steps of the coarse model. Measured in CPU time
-with 4, 8 and 16 blocks: 1.6 to 1.9 on a city, 1.1 to 1.3 on a drone scene (docs/lab_log.md, "Whole methods at equal
+with 4, 8 and 16 blocks: 1.4 to 1.7 on a city, 0.9 to 1.1 on two drone scenes (docs/lab_log.md, "Whole methods at equal
 work")."""
 HOST_SHARE = 0.5
 """Share of the machine's memory for decoded images."""

@@ -33,13 +33,13 @@ def with_windows(table: PartitionTable, cameras: Sequence[Camera], weights: Weig
     for block, names in enumerate(table.views):
         for place, name in enumerate(names):
             places.setdefault(name, []).append((block, place))
-    none, whole = (pack_owned(torch.full((RASTER, RASTER), flag)) for flag in (False, True))
+    whole = pack_owned(torch.ones(1, RASTER, RASTER, dtype=torch.bool))
     for name, of_blocks in progress(places.items(), desc="windows"):
         camera = by_name[name]
         owned = owned_squares(weights(camera))
         for block, place in of_blocks:
-            windows[block][place] = pack_owned(owned[block]) if block in owned else none
-    windows = [texts if set(texts) - {none} else [whole] * len(texts) for texts in windows]
+            windows[block][place] = pack_owned(owned[block]) if block in owned else ""
+    windows = [texts if any(texts) else [whole] * len(texts) for texts in windows]
     return replace(table, windows=windows)
 
 

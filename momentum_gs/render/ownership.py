@@ -1,15 +1,15 @@
-"""Which squares of a view's raster a block owns: those that its anchors, or its Gaussians, make up."""
+"""Which squares of a view's raster a block owns: those that its anchors, or its Gaussians, make up, by their share."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from momentum_gs.core.types import Camera
-from momentum_gs.core.window import RASTER
+from momentum_gs.core.window import PASSES, RASTER, OwnedByPass
 from momentum_gs.model.expand import Decoded
 from momentum_gs.render.rasterize import rasterize
 
@@ -52,12 +52,13 @@ def on_raster(weight: Float[Tensor, "height width"]) -> Float[Tensor, "32 32"]:
     return F.avg_pool2d(weight[None, None], PIXELS)[0, 0]
 
 
-def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, Bool[Tensor, "32 32"]]:
-    """The squares that each block owns in a view; blocks that own none are left out.
+def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, OwnedByPass]:
+    """The squares that each block owns in a view, pass by pass; blocks that own none are left out.
 
-    A square belongs to the block with the largest weight in it, or to all of those whose weights are equal. An open
-    square, which nothing covers yet, belongs to the owner of the nearest one that is covered, so that windows stay
-    compact.
+    Of ``PASSES`` passes, a block owns a square in as many as its share of the square's weight says, rounded; the
+    strongest, or all of those whose weights are equal, at least in those that the others leave. So the passes of all
+    blocks cover the view about as often as there are passes. An open square, which nothing covers yet, belongs to the
+    owners of the nearest one that is covered, so that windows stay compact.
 
     Args:
         weights: Of every block in the view.
@@ -67,11 +68,13 @@ def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, Bo
     blocks, stack = list(weights), torch.stack(list(weights.values())).cpu()
     covered = stack.sum(dim=0)
     is_open = covered < min(COVERED, float(covered.max()))
-    first = stack.argmax(dim=0)
-    places = torch.cartesian_prod(torch.arange(float(RASTER)), torch.arange(float(RASTER))).view(RASTER, RASTER, 2)
-    nearest = torch.cdist(places[is_open], places[~is_open]).argmin(dim=1) if is_open.any() else None
-    if nearest is not None:
-        first[is_open] = first[~is_open][nearest]
-    strongest = (stack == stack.amax(dim=0)) & ~is_open
-    owned = {block: strongest[i] | (first == i) for i, block in enumerate(blocks)}
-    return {block: squares for block, squares in owned.items() if squares.any()}
+    strongest = stack == stack.amax(dim=0)
+    count = (PASSES * stack / covered.clamp_min(torch.finfo(stack.dtype).tiny)).round()
+    left = PASSES - count.masked_fill(strongest, 0).sum(dim=0)
+    count = torch.where(strongest, count.maximum(left), count)
+    if is_open.any():
+        places = torch.cartesian_prod(torch.arange(float(RASTER)), torch.arange(float(RASTER))).view(RASTER, RASTER, 2)
+        nearest = torch.cdist(places[is_open], places[~is_open]).argmin(dim=1)
+        count[:, is_open] = count[:, ~is_open][:, nearest]
+    owned = {block: torch.stack([count[i] > done for done in range(PASSES)]) for i, block in enumerate(blocks)}
+    return {block: squares[squares.any(dim=2).any(dim=1)] for block, squares in owned.items() if squares.any()}

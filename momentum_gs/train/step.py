@@ -94,7 +94,7 @@ def train_step(
         inputs.comm.doing(where)
         with blame(where):
             block.set_rates(config)
-            report.pixels += camera.width * camera.height * (1.0 if window is None else window.share)
+            report.pixels += camera.width * camera.height * (1.0 if window is None else window.counted)
             posed, nudge = corrections.poses.pose(camera)
             view = render_view(
                 block.model, decoders.student_of(block), posed, inputs.background,

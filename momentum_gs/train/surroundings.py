@@ -8,6 +8,7 @@ rounds with a frozen decoder.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -17,16 +18,16 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.geometry import Sight
 from momentum_gs.core.types import Camera
-from momentum_gs.core.window import Window, window_of
+from momentum_gs.core.window import Window, windows_of
 from momentum_gs.train.blocks.block import Block, CellOf
 from momentum_gs.train.blocks.schedule import Round, ranks_of
 from momentum_gs.train.blocks.store import BlockStore
 from momentum_gs.train.blocks.views import BlockPlan
 from momentum_gs.train.boundary_finetuning import hold_surroundings, surround
 
-WINDOW_BYTES = 64 * 2**20
-"""Of the windows that are kept; finding one takes 0.5 ms of a step. Those of 140 views of 240x180, in three or four
-blocks each, take 35 MB."""
+WINDOW_BYTES = 128 * 2**20
+"""Of the windows that are kept; finding those of a view takes 2 ms of a step. Those of 140 views of 240x180, in five
+blocks each, take 60 MiB."""
 LARGEST_FACTOR = 2.0
 """Largest factor that was measured; the blocks of a large scene have so few of its views that it would be far more."""
 
@@ -51,8 +52,8 @@ class Surroundings:
         """Blocks that have grown since their boxes were found."""
         self._views = len({camera.name for cameras in plan.train for camera in cameras})
         self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in plan.train]
-        self._windows: dict[tuple[int, int], Window | None] = {}
-        """(Block, view) -> its window. The first ones are kept: each is needed once in every pass over the views."""
+        self._windows: dict[tuple[int, int], list[Window]] = {}
+        """(Block, view) -> its windows. The first ones are kept: one is needed in every pass over the views."""
         self._window_bytes = 0
 
     def activate(self, round_: Round, starts: bool) -> list[Block]:
@@ -101,17 +102,22 @@ class Surroundings:
         return self._boxes
 
     def window(self, state: Block, camera: Camera) -> Window | None:
-        """The part of a view that a block trains on; None: all of it."""
+        """The part of a view that a block trains on at its step; None: all of it."""
         if self._plan.windows is None:
             return None
-        key = state.block, self._place[state.block][camera.name]
-        if key in self._windows:
-            return self._windows[key]
-        window = window_of(self._plan.windows[state.block][key[1]], camera, self._device)
-        if self._window_bytes < WINDOW_BYTES:
-            self._windows[key] = window
-            self._window_bytes += 0 if window is None else window.weights.nbytes
-        return window
+        places = self._place[state.block]
+        place = places[camera.name]
+        windows = self._windows.get((state.block, place))
+        if windows is None:
+            found = windows_of(self._plan.windows[state.block][place], camera, self._device)
+            # Half precision holds the weights of up to three passes, 1, 3/2, 2 and 3, exactly.
+            windows = [replace(window, weights=window.weights.half()) for window in found]
+            if self._window_bytes < WINDOW_BYTES:
+                self._windows[state.block, place] = windows
+                self._window_bytes += sum(window.weights.nbytes for window in windows)
+        # Views take different passes at a time, so that every pass over all views is as much work.
+        window = windows[(state.step // len(places) + place) % len(windows)] if windows else None
+        return None if window is None else replace(window, weights=window.weights.float())
 
     def _gather(self, blocks: Sequence[int], cell_of: CellOf | None, boxes: Tensor) -> dict[int, dict[str, Tensor]]:
         ranks = ranks_of(blocks, self._config.blocks.groups, self._comm.world_size)

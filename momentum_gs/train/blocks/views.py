@@ -2,15 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
 from momentum_gs.config.schema import Config
 from momentum_gs.core.errors import UserError
 from momentum_gs.core.geometry import in_any_view
 from momentum_gs.core.types import Camera, PointCloud
-from momentum_gs.core.window import unpack_owned
+from momentum_gs.core.window import OwnedByPass, unpack_owned
 from momentum_gs.data.partition_table import PartitionTable
 from momentum_gs.data.scene import Scene
 from momentum_gs.train.blocks.block import CellOf
@@ -26,7 +22,7 @@ class BlockPlan:
     """Held-out views by the block whose cell holds the camera."""
     cell_of: CellOf | None = None
     """The block of a place; None where there is no partition."""
-    windows: list[Bool[Tensor, "_ 32 32"]] | None = None
+    windows: list[list[OwnedByPass]] | None = None
     """Squares that each block owns in its training views; None: every block trains all pixels of its views."""
 
     def __len__(self) -> int:
@@ -57,7 +53,7 @@ def plan_blocks(scene: Scene, table: PartitionTable | None, windows: bool = Fals
                  for names, texts in zip(table.views, table.windows, strict=True)]  # fmt: skip
         pairs = [[(name, squares) for name, squares in block if squares.any()] for block in pairs]
         names_of = [[name for name, _ in block] for block in pairs]
-        owned = [torch.stack([squares for _, squares in block]) if block else torch.empty(0) for block in pairs]
+        owned = [[squares for _, squares in block] for block in pairs]
     train = [[by_name[name] for name in names] for names in names_of]
     empty = [block for block, cameras in enumerate(train) if not cameras]
     if empty:
