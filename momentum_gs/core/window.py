@@ -31,7 +31,7 @@ TILE = 16
 
 Owned = Bool[Tensor, "32 32"]
 """The squares of an image's raster that a block owns, row by row from the top."""
-OwnedByPass = Bool[Tensor, "passes 32 32"]
+OwnedByPass = Bool[Tensor, "_ 32 32"]
 """The same in successive passes, at most ``PASSES``; each holds the squares of the next."""
 
 
