@@ -91,7 +91,11 @@ class Window:
 
 
 def windows_of(owned: OwnedByPass, camera: Camera, device: torch.device) -> list[Window]:
-    """The windows of a view in successive passes, without those that hold no pixel."""
+    """The windows of a view in successive passes, without those that hold no pixel.
+
+    A pixel that counts in fewer of them counts by so much more, so that on average the loss is that of all passes'
+    pixels together.
+    """
     windows = [window for squares in owned if (window := window_of(squares, camera, device)) is not None]
     if len(windows) < 2:
         return windows
@@ -107,10 +111,9 @@ def windows_of(owned: OwnedByPass, camera: Camera, device: torch.device) -> list
 def window_of(owned: Owned, camera: Camera, device: torch.device) -> Window | None:
     """The window of the owned squares at the camera's resolution; None where none of them holds a pixel.
 
-    All weights are 0 or 1.
-
-    A pixel belongs to the square that holds its centre. What is drawn follows from the owned pixels alone. Others count
-    where that costs no drawing: they show the block's own Gaussians where these reach into what other blocks own.
+    Its weights are 0 or 1. A pixel belongs to the square that holds its centre. What is drawn follows from the owned
+    pixels alone. Others count where that costs no drawing: they show the block's own Gaussians where these reach into
+    what other blocks own.
     """
     raster = owned.numpy()
     rows, columns = _squares(camera.height), _squares(camera.width)
