@@ -202,7 +202,7 @@ def test_passes_follow_shares_and_cover_the_view() -> None:
     shares = weights / weights.sum(dim=0)
     strongest = shares == shares.amax(dim=0)
     assert (counts - PASSES * shares)[~strongest].abs().max() <= 0.5, "a share is rounded"
-    assert (counts.sum(dim=0) >= PASSES).all(), "all of the view is trained in every pass, by one or another"
+    assert (counts.sum(dim=0) >= PASSES).all(), "together, blocks own every square as often as there are passes"
     assert (counts[strongest] >= 1).all()
 
 

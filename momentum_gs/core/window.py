@@ -20,7 +20,7 @@ from momentum_gs.core.types import Camera, TargetImage
 RASTER = 32
 """Squares along either side of an image: ownership is known to 3 % of its width, 128 bytes a pass and block."""
 PASSES = 3
-"""A block's share in a square is known to a third: in so many of three passes over its views it owns the square."""
+"""A block's share in a square is rounded to thirds: in so many of three passes over its views it owns the square."""
 MARGIN = 5
 """Pixels around one that counts that are drawn: as far as the 11x11 window of SSIM reaches."""
 _BESIDE = 5 / 8

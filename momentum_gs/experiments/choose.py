@@ -48,7 +48,7 @@ DEVICE_SHARE = 0.5
 rest."""
 WINDOW_STEP = 1.3
 """sqrt(n) times the time of a step of one of n blocks with windows, in steps of the coarse model. Measured in CPU time
-with 4, 8 and 16 blocks: 1.4 to 1.7 on a city, 0.9 to 1.1 on two drone scenes (docs/lab_log.md, "Whole methods at equal
+with 4, 8 and 16 blocks: 1.4 to 1.7 on a city, 0.9 to 1.1 on drone scenes (docs/lab_log.md, "Whole methods at equal
 work")."""
 HOST_SHARE = 0.5
 """Share of the machine's memory for decoded images."""

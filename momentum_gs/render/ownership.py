@@ -56,9 +56,9 @@ def owned_squares(weights: Mapping[int, Float[Tensor, "32 32"]]) -> dict[int, Ow
     """The squares that each block owns in a view, pass by pass; blocks that own none are left out.
 
     Of ``PASSES`` passes, a block owns a square in as many as its share of the square's weight says, rounded; the
-    strongest, or all of those whose weights are equal, at least in those that the others leave. So the passes of all
-    blocks cover the view about as often as there are passes. An open square, which nothing covers yet, belongs to the
-    owners of the nearest one that is covered, so that windows stay compact.
+    strongest, or all of those whose weights are equal, at least in those that the others leave. So together the blocks
+    own each square as often as there are passes, or slightly more often. An open square, which nothing covers yet,
+    belongs to the owners of the nearest one that is covered, so that windows stay compact.
 
     Args:
         weights: Of every block in the view.
