@@ -8,7 +8,6 @@ rounds with a frozen decoder.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from momentum_gs.config.schema import Config
 from momentum_gs.core.comm import Comm
 from momentum_gs.core.geometry import Sight
 from momentum_gs.core.types import Camera
-from momentum_gs.core.window import Window, windows_of
+from momentum_gs.core.window import CompactWindow, Window, windows_of
 from momentum_gs.train.blocks.block import Block, CellOf
 from momentum_gs.train.blocks.schedule import Round, ranks_of
 from momentum_gs.train.blocks.store import BlockStore
@@ -26,8 +25,8 @@ from momentum_gs.train.blocks.views import BlockPlan
 from momentum_gs.train.boundary_finetuning import hold_surroundings, surround
 
 WINDOW_BYTES = 128 * 2**20
-"""Of the windows that are kept. Finding those of a view takes 0.5 ms at 240x180 and 10 ms at 1600x1200. Those of 140
-views of 240x180, in five blocks each, take 60 MiB."""
+"""Of the windows that are kept. Finding those of a view takes up to 1 ms at 240x180 and 2 ms at 1600x1200, where they
+take up to 0.3 MB: those of 400 views fit, or of many more in which a block owns a part of the image."""
 LARGEST_FACTOR = 2.0
 """Largest factor that was measured; the blocks of a large scene have so few of its views that it would be far more."""
 
@@ -52,7 +51,7 @@ class Surroundings:
         """Blocks that have grown since their boxes were found."""
         self._views = len({camera.name for cameras in plan.train for camera in cameras})
         self._place = [{camera.name: i for i, camera in enumerate(cameras)} for cameras in plan.train]
-        self._windows: dict[tuple[int, int], list[Window]] = {}
+        self._windows: dict[tuple[int, int], list[CompactWindow]] = {}
         """(Block, view) -> its windows. The first ones are kept: one is needed in every pass over the views."""
         self._window_bytes = 0
 
@@ -109,15 +108,12 @@ class Surroundings:
         place = places[camera.name]
         windows = self._windows.get((state.block, place))
         if windows is None:
-            found = windows_of(self._plan.windows[state.block][place], camera, self._device)
-            # Half precision holds the weights of up to three passes, 1, 3/2, 2 and 3, exactly.
-            windows = [replace(window, weights=window.weights.half()) for window in found]
+            windows = windows_of(self._plan.windows[state.block][place], camera, self._device)
             if self._window_bytes < WINDOW_BYTES:
                 self._windows[state.block, place] = windows
-                self._window_bytes += sum(window.weights.nbytes for window in windows)
+                self._window_bytes += sum(window.nbytes for window in windows)
         # Views are in different passes at a time, so that each pass over all views is as much work.
-        window = windows[(state.step // len(places) + place) % len(windows)] if windows else None
-        return None if window is None else replace(window, weights=window.weights.float())
+        return windows[(state.step // len(places) + place) % len(windows)].expand() if windows else None
 
     def _gather(self, blocks: Sequence[int], cell_of: CellOf | None, boxes: Tensor) -> dict[int, dict[str, Tensor]]:
         ranks = ranks_of(blocks, self._config.blocks.groups, self._comm.world_size)

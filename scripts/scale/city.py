@@ -85,7 +85,7 @@ def make_city(side: int, folder: Path) -> tuple[Scene, PartitionTable]:
             paths[name] = folder / name
     views = [[camera.name for camera in cameras[b * VIEWS : (b + 1) * VIEWS]] for b in range(empty.n)]
     # With blocks.windows: a block owns all of its views, amid what they show of its neighbours.
-    owned = pack_owned(torch.ones(RASTER, RASTER, dtype=torch.bool))
+    owned = pack_owned(torch.ones(1, RASTER, RASTER, dtype=torch.bool))
     table = PartitionTable(aabb, empty.dim, empty.rotation, views, windows=[[owned] * VIEWS] * empty.n)
     points = PointCloud(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.uint8))
     return Scene(folder, cameras, [], points, paths), table
