@@ -113,7 +113,7 @@ class CompactWindow:
 
     @property
     def nbytes(self) -> int:
-        """Of its tensors."""
+        """Bytes that its tensors take."""
         return sum(part.nbytes for part in (self.weights, self.rows, self.columns, self.tiles))
 
     def expand(self) -> Window:
@@ -180,14 +180,14 @@ class _Side:
 
     @classmethod
     def of(cls, owned: NDArray[np.bool_], pixels: int) -> "_Side | None":
-        """That of the rows or columns of the raster that are owned; None where they hold no pixel."""
+        """The window around owned rows or columns of the raster; None where they hold no pixel."""
         half, width = np.float32(0.5), np.float32(RASTER / pixels)
         squares = ((np.arange(pixels, dtype=np.float32) + half) * width).astype(np.int64)
-        places = owned[squares].nonzero()[0]
-        if not len(places):
+        inside = owned[squares].nonzero()[0]
+        if not len(inside):
             return None
         margin = margin_of(pixels)
-        begin, end = max(int(places[0]) - margin, 0), min(int(places[-1]) + 1 + margin, pixels)
+        begin, end = max(int(inside[0]) - margin, 0), min(int(inside[-1]) + 1 + margin, pixels)
         tiles = np.arange(begin, end, TILE)
         low = squares[np.maximum(tiles - margin, 0)]
         high = squares[np.minimum(tiles + TILE + margin - 1, pixels - 1)] + 1
@@ -206,7 +206,7 @@ class _Side:
         return self.begin + np.concatenate([[0], changes.nonzero()[0] + 1, [self.end - self.begin]])
 
     def between(self, edges: _Places) -> slice:
-        """Which of all sides' edges begin a run of pixels of this one."""
+        """Which of the edges of all passes lie in [begin, end), where each begins a run of pixels that are alike."""
         return slice(int(np.searchsorted(edges, self.begin)), int(np.searchsorted(edges, self.end)))
 
 
@@ -226,7 +226,7 @@ class _Outline:
 
     @classmethod
     def of(cls, squares: NDArray[np.bool_], camera: Camera) -> "_Outline | None":
-        """That of owned squares; None where they hold no pixel."""
+        """The outline around owned squares; None where they hold no pixel."""
         y = _Side.of(np.logical_or.reduce(squares, axis=1), camera.height)
         x = _Side.of(np.logical_or.reduce(squares, axis=0), camera.width)
         if y is None or x is None:
