@@ -76,23 +76,30 @@ def single(args: argparse.Namespace, seed: str) -> dict[str, float]:
 def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: list[str]) -> dict[str, float]:
     """A coarse model, then n blocks."""
     coarse, run = args.out / f"coarse_s{seed}", args.out / f"n{n}_{name}_s{seed}"
-    if not (coarse / "train.json").is_file():
-        shutil.rmtree(coarse, ignore_errors=True)
-        train(args, coarse, seed, "stage=coarse", f"steps={round(args.coarse * args.steps)}")
     if not (run / "results.json").is_file():
-        shutil.rmtree(run, ignore_errors=True)
-        cut = [f"partition.blocks={n}", "partition.assign=contribution", f"partition.coarse={coarse}"]
-        on = [*cut, "blocks.windows=true", "blocks.from_coarse=true", f"blocks.active={max(1, round(args.active * n))}",
-              "blocks.interval=100", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
-              "teacher.enabled=false", "weighting.enabled=false"]  # fmt: skip
-        windows = "blocks.windows=false" not in settings
-        on += ["partition.threshold=0.005"] * windows + settings
-        command("partition", args.scene, "-c", OWN, "-m", run, *shlex.split(args.common), *on)
-        views = PartitionTable.load(run / "partition.json").views_per_step(windows)
-        train(args, run, seed, *on, f"steps={round((1 - args.coarse) * args.steps / views)}")
+        train_blocks(args, seed, n, settings, coarse, run)
         command("merge", run)
         score(args, run)
     return scores(run, coarse)
+
+
+def train_blocks(
+    args: argparse.Namespace, seed: str, n: int, settings: list[str], coarse: Path, run: Path
+) -> None:
+    """Trains a coarse model, unless there is one, then n blocks."""
+    if not (coarse / "train.json").is_file():
+        shutil.rmtree(coarse, ignore_errors=True)
+        train(args, coarse, seed, "stage=coarse", f"steps={round(args.coarse * args.steps)}")
+    shutil.rmtree(run, ignore_errors=True)
+    cut = [f"partition.blocks={n}", "partition.assign=contribution", f"partition.coarse={coarse}"]
+    on = [*cut, "blocks.windows=true", "blocks.from_coarse=true", f"blocks.active={max(1, round(args.active * n))}",
+          "blocks.interval=100", "growth.start_stat=0", "growth.from_step=0", "growth.until=80%",
+          "teacher.enabled=false", "weighting.enabled=false"]  # fmt: skip
+    windows = "blocks.windows=false" not in settings
+    on += ["partition.threshold=0.005"] * windows + settings
+    command("partition", args.scene, "-c", OWN, "-m", run, *shlex.split(args.common), *on)
+    views = PartitionTable.load(run / "partition.json").views_per_step(windows)
+    train(args, run, seed, *on, f"steps={round((1 - args.coarse) * args.steps / views)}")
 
 
 def train(args: argparse.Namespace, run: Path, seed: str, *settings: str) -> None:
@@ -118,9 +125,6 @@ def command(*words: str | Path) -> None:
 def scores(run: Path, coarse: Path) -> dict[str, float]:
     """What the table shows of a run."""
     result = next(v for k, v in json.loads((run / "results.json").read_text()).items() if not k.endswith("_blocks"))
-    work = json.loads((run / "train.json").read_text())
-    before = {"cpu_seconds": 0.0, "pixels": 0.0} if run == coarse else json.loads((coarse / "train.json").read_text())
-    workers = 1 if run == coarse else yaml.safe_load((run / "config.yaml").read_text())["blocks"]["active"]
     blocks = [block["PSNR"] for block in result.get("blocks", {}).values() if block.get("PSNR") is not None]
     trained = sum(rows_of(file) for file in run.glob("point_cloud/*/point_cloud_block*.ply")) or None
     found = {
@@ -128,11 +132,20 @@ def scores(run: Path, coarse: Path) -> dict[str, float]:
         "LPIPS": next((v for k, v in result.items() if k.startswith("LPIPS") and not k.endswith("_cc")), None),
         "worst": min(blocks, default=None), "border": result.get("border", {}).get("PSNR"),
         "anchors": result["protocol"].get("anchors"), "trained": trained,
+    }  # fmt: skip
+    return {name: float(value) for name, value in found.items() if value is not None} | work_of(run, coarse)
+
+
+def work_of(run: Path, coarse: Path) -> dict[str, float]:
+    """Pixels and seconds of a training, together with those of its coarse model."""
+    work = json.loads((run / "train.json").read_text())
+    before = {"cpu_seconds": 0.0, "pixels": 0.0} if run == coarse else json.loads((coarse / "train.json").read_text())
+    workers = 1 if run == coarse else yaml.safe_load((run / "config.yaml").read_text())["blocks"]["active"]
+    return {
         "megapixels": (work["pixels"] + before["pixels"]) / 1e6,
         "cpu": before["cpu_seconds"] + work["cpu_seconds"],
         "wall": before["cpu_seconds"] + work["cpu_seconds"] / workers,
-    }  # fmt: skip
-    return {name: float(value) for name, value in found.items() if value is not None}
+    }
 
 
 def rows_of(ply: Path) -> int:

@@ -4,21 +4,23 @@
 
 Every method starts from a coarse model, which takes a third of its steps; the blocks get the rest, half of them at a
 time. Equal work is an equal number of pixels, as in scripts/division.py. For equal wall time, every method is trained
-again with as many steps as take it the time that windows take for --steps: seconds are estimated from the runs of equal
-work, and with the first seed once more. Finished runs in OUT are not repeated.
+again with as many steps as take it the time that windows take for --steps. Finished runs in OUT are not repeated.
 
 The table, also written to OUT/table.md, has means over the seeds; after ± stands the standard error of the difference
 to one block with all the work, seed by seed. A method is compared with one block of its own kind: with a learned
-background, with a fixed one (per-block decoders have no other), or of explicit Gaussians.
+background, with a fixed one (per-block decoders have no other), or of explicit Gaussians. 'time' is the wall time as a
+multiple of that of windows, which are trained anew right before the method, both with the first seed and not scored:
+the speed of a shared machine changes within the hours that all runs take. OUT/times.json has these times.
 """
 
 import argparse
-import math
+import json
 import shlex
 import statistics
+import tempfile
 from pathlib import Path
 
-from division import divided, single
+from division import divided, single, train, train_blocks, work_of
 
 GAUSSIANS = Path(__file__).parents[1] / "configs" / "modes" / "gaussians.yaml"
 WINDOWS = GAUSSIANS.with_name("windows.yaml")
@@ -32,6 +34,9 @@ KINDS = {
     "gaussians": f"-c {GAUSSIANS} model.background=fixed",
 }
 """Name of a kind of model -> settings of all of its runs."""
+POWERS = {"learned": 1.2, "fixed": 1.2, "gaussians": 2}
+"""Name of a kind -> power of the number of steps with which time grows, as models grow, too: from 450 to 7,200 steps of
+anchors and from 700 to 1,800 of Gaussians on the city (docs/lab_log.md)."""
 METHODS = [
     ("learned", "single", ""),
     ("learned", "windows", ""),
@@ -49,10 +54,10 @@ METHODS = [
 ]  # fmt: skip
 """Kind, name and settings of the blocks. 'whole' is our training on whole views without a teacher, 'shared' that of
 the paper without a teacher. Gaussians on whole views have 3DGS's learning rates, in 'citygaussian' its lower ones."""
-COLUMNS = {"PSNR": 2, "PSNR_cc": 2, "SSIM": 4, "LPIPS": 4, "worst": 2, "border": 2, "cpu": 0, "wall": 0}
+COLUMNS = {"PSNR": 2, "PSNR_cc": 2, "SSIM": 4, "LPIPS": 4, "worst": 2, "border": 2}
 """Name -> digits."""
 CLOSE = 0.05
-"""A wall time as close as this to the wanted one is equal: repeated runs differ by as much on a busy machine."""
+"""A time within this share of that of windows is equal: repeated runs differ by as much on a busy machine."""
 
 
 def main() -> None:
@@ -63,53 +68,66 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1800, help="steps' worth of pixels (default: %(default)s)")
     parser.add_argument("--blocks", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of models (default: %(default)s)")
     parser.add_argument("--common", default="", help="settings of all runs")
     parser.add_argument("--lpips", default="none")
     parser.add_argument("--lpips-weights", type=Path)
     args = parser.parse_args()
     args.coarse, args.active, args.single_steps, args.seeds = 1 / 3, 0.5, None, args.seeds.split(",")
-    work = {(kind, name): runs(args, kind, name, settings, args.steps) for kind, name, settings in METHODS}
-    wanted = mean(work["learned", "windows"], "wall")
-    lines = [f"| | steps | {' | '.join(COLUMNS)} | corrected, less 1 block |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for kind, name, _ in METHODS:
-        lines.append(row(f"{kind}, {name}", args.steps, work[kind, name], work[kind, "single"]))
-    for kind, name, settings in METHODS:
-        steps = steps_within(args, kind, name, settings, mean(work[kind, name], "wall"), wanted)
-        found = runs(args, kind, name, settings, steps)
-        lines.append(row(f"{kind}, {name}, wall time", steps, found, work[kind, "single"]))
-        (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    lines = [f"| | steps | time | {' | '.join(COLUMNS)} | corrected, less 1 block |", "|---" * (len(COLUMNS) + 4) + "|"]
+    for kind in args.kinds.split(","):
+        alone = runs(args, kind, "single", "", args.steps)
+        for name, settings in [(name, settings) for of, name, settings in METHODS if of == kind]:
+            for steps in dict.fromkeys([args.steps, steps_within(args, kind, name, settings)]):
+                time, found = time_of(args, kind, name, settings, steps), runs(args, kind, name, settings, steps)
+                lines.append(row(f"{kind}, {name}", steps, time, found, alone))
+                (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def steps_within(args: argparse.Namespace, kind: str, name: str, settings: str, took: float, wanted: float) -> int:
-    """How many steps take a method `wanted` seconds, when args.steps `took` that many."""
-    if abs(took / wanted - 1) < CLOSE:
-        return args.steps
-    guess = tens(args.steps * wanted / took)
-    if guess == args.steps:
-        return guess
-    guessed = runs(args, kind, name, settings, guess, args.seeds[:1])[0]["wall"]
-    if abs(guessed / wanted - 1) < CLOSE:
-        return guess
-    power = math.log(guessed / took) / math.log(guess / args.steps)  # Time grows faster than steps while models grow.
-    return tens(guess * (wanted / guessed) ** (1 / power))
+def steps_within(args: argparse.Namespace, kind: str, name: str, settings: str) -> int:
+    """About how many steps take a method as long as windows take for args.steps, in tens."""
+    time = time_of(args, kind, name, settings, args.steps)
+    return args.steps if abs(time - 1) < CLOSE else round(args.steps * time ** (-1 / POWERS[kind]) / 10) * 10
 
 
-def tens(steps: float) -> int:
-    """Rounded to tens."""
-    return round(steps / 10) * 10
+def time_of(args: argparse.Namespace, kind: str, name: str, settings: str, steps: int) -> float:
+    """Wall time as a multiple of that of windows, which are trained right before it."""
+    if (kind, name, steps) == ("learned", "windows", args.steps):
+        return 1.0
+    file, key = args.out / "times.json", f"{kind}, {name}, {steps}"
+    times = json.loads(file.read_text()) if file.is_file() else {}
+    if key not in times:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.out) as folder:
+            windows = seconds(args, Path(folder, "windows"), "learned", "windows", "", args.steps)
+            times[key] = seconds(args, Path(folder, "method"), kind, name, settings, steps) / windows
+        file.write_text(json.dumps(times, indent=1))
+    return times[key]
 
 
-def runs(
-    args: argparse.Namespace, kind: str, name: str, settings: str, steps: int, seeds: list[str] | None = None
-) -> list[dict[str, float]]:
-    """The scores of a method, seed by seed."""
-    folder = args.out / (kind if steps == args.steps else f"{kind}_{steps}")
-    common = f"{args.common} {KINDS[kind]}"
-    of = argparse.Namespace(**{**vars(args), "out": folder, "steps": steps, "common": common})
+def seconds(args: argparse.Namespace, folder: Path, kind: str, name: str, settings: str, steps: int) -> float:
+    """Wall time of a training with the first seed."""
+    of, seed = options(args, folder, kind, steps), args.seeds[0]
+    coarse, run = folder / "coarse", folder / "blocks"
     if name == "single":
-        return [single(of, seed) for seed in seeds or args.seeds]
-    return [divided(of, seed, args.blocks, name, shlex.split(settings)) for seed in seeds or args.seeds]
+        train(of, run, seed, "stage=coarse", f"steps={steps}")
+        return work_of(run, run)["wall"]
+    train_blocks(of, seed, args.blocks, shlex.split(settings), coarse, run)
+    return work_of(run, coarse)["wall"]
+
+
+def runs(args: argparse.Namespace, kind: str, name: str, settings: str, steps: int) -> list[dict[str, float]]:
+    """The scores of a method, seed by seed."""
+    of = options(args, args.out / (kind if steps == args.steps else f"{kind}_{steps}"), kind, steps)
+    if name == "single":
+        return [single(of, seed) for seed in args.seeds]
+    return [divided(of, seed, args.blocks, name, shlex.split(settings)) for seed in args.seeds]
+
+
+def options(args: argparse.Namespace, folder: Path, kind: str, steps: int) -> argparse.Namespace:
+    """The options that scripts/division.py would have for runs of a kind of model."""
+    return argparse.Namespace(**{**vars(args), "out": folder, "steps": steps, "common": f"{args.common} {KINDS[kind]}"})
 
 
 def mean(found: list[dict[str, float]], column: str) -> float:
@@ -117,12 +135,12 @@ def mean(found: list[dict[str, float]], column: str) -> float:
     return statistics.mean(run[column] for run in found)
 
 
-def row(name: str, steps: int, found: list[dict[str, float]], alone: list[dict[str, float]]) -> str:
+def row(name: str, steps: int, time: float, found: list[dict[str, float]], alone: list[dict[str, float]]) -> str:
     """A line of the table."""
     cells = [f"{mean(found, c):,.{digits}f}" if c in found[0] else "-" for c, digits in COLUMNS.items()]
     less = [run["PSNR_cc"] - one["PSNR_cc"] for run, one in zip(found, alone, strict=True)]
     error = f" ± {statistics.stdev(less) / len(less) ** 0.5:.2f}" if len(less) > 1 else ""
-    return f"| {name} | {steps:,} | {' | '.join(cells)} | {statistics.mean(less):+.2f}{error} |"
+    return f"| {name} | {steps:,} | {time:.2f} | {' | '.join(cells)} | {statistics.mean(less):+.2f}{error} |"
 
 
 if __name__ == "__main__":
