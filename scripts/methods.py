@@ -6,11 +6,12 @@ Every method starts from a coarse model, which takes a third of its steps; the b
 time. Equal work is an equal number of pixels, as in scripts/division.py. For equal wall time, every method is trained
 again with as many steps as take it the time that windows take for --steps. Finished runs in OUT are not repeated.
 
-The table, also written to OUT/table.md, has means over the seeds; after ± stands the standard error of the difference
-to one block with all the work, seed by seed. A method is compared with one block of its own kind: with a learned
-background, with a fixed one (per-block decoders have no other), or of explicit Gaussians. 'time' is the wall time as a
-multiple of that of windows, which are trained anew right before the method, both with the first seed and not scored:
-the speed of a shared machine changes within the hours that all runs take. OUT/times.json has these times.
+The table, also written to OUT/table.md and drawn in OUT/figure.png, has means over the seeds; after ± stands the
+standard error of the difference to one block with all the work, seed by seed. A method is compared with one block of
+its own kind: with a learned background, with a fixed one (per-block decoders have no other), or of explicit Gaussians.
+'time' is the wall time as a multiple of that of windows, which are trained anew right before the method, both with the
+first seed and not scored: the speed of a shared machine changes within the hours that all runs take. OUT/times.json has
+these times.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import tempfile
 from pathlib import Path
 
 from division import divided, single, train, train_blocks, work_of
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 GAUSSIANS = Path(__file__).parents[1] / "configs" / "modes" / "gaussians.yaml"
 WINDOWS = GAUSSIANS.with_name("windows.yaml")
@@ -75,13 +78,16 @@ def main() -> None:
     args = parser.parse_args()
     args.coarse, args.active, args.single_steps, args.seeds = 1 / 3, 0.5, None, args.seeds.split(",")
     lines = [f"| | steps | time | {' | '.join(COLUMNS)} | corrected, less 1 block |", "|---" * (len(COLUMNS) + 4) + "|"]
+    points: dict[str, list[tuple[float, float]]] = {}
     for kind in args.kinds.split(","):
         alone = runs(args, kind, "single", "", args.steps)
         for name, settings in [(name, settings) for of, name, settings in METHODS if of == kind]:
             for steps in dict.fromkeys([args.steps, steps_within(args, kind, name, settings)]):
                 time, found = time_of(args, kind, name, settings, steps), runs(args, kind, name, settings, steps)
                 lines.append(row(f"{kind}, {name}", steps, time, found, alone))
+                points.setdefault(f"{kind}, {name}", []).append((time, mean(found, "PSNR_cc")))
                 (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    draw(args.out / "figure.png", points)
     print("\n".join(lines))
 
 
@@ -141,6 +147,20 @@ def row(name: str, steps: int, time: float, found: list[dict[str, float]], alone
     less = [run["PSNR_cc"] - one["PSNR_cc"] for run, one in zip(found, alone, strict=True)]
     error = f" ± {statistics.stdev(less) / len(less) ** 0.5:.2f}" if len(less) > 1 else ""
     return f"| {name} | {steps:,} | {time:.2f} | {' | '.join(cells)} | {statistics.mean(less):+.2f}{error} |"
+
+
+def draw(file: Path, points: dict[str, list[tuple[float, float]]]) -> None:
+    """A line for each method: at equal work, and at equal wall time."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for label, line in points.items():
+        style = "--" if label.startswith("fixed") else "-"
+        axes.plot(*zip(*sorted(line), strict=True), style, marker="o", label=label)
+    axes.set(xlabel="wall time, as a multiple of that of windows", ylabel="PSNR, colour-corrected (dB)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    figure.savefig(file, dpi=100)
 
 
 if __name__ == "__main__":
