@@ -83,9 +83,7 @@ def divided(args: argparse.Namespace, seed: str, n: int, name: str, settings: li
     return scores(run, coarse)
 
 
-def train_blocks(
-    args: argparse.Namespace, seed: str, n: int, settings: list[str], coarse: Path, run: Path
-) -> None:
+def train_blocks(args: argparse.Namespace, seed: str, n: int, settings: list[str], coarse: Path, run: Path) -> None:
     """Trains a coarse model, unless there is one, then n blocks."""
     if not (coarse / "train.json").is_file():
         shutil.rmtree(coarse, ignore_errors=True)
