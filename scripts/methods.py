@@ -7,9 +7,9 @@ time. Equal work is an equal number of pixels, as in scripts/division.py. For eq
 again with as many steps as take it the time that windows take for --steps. Finished runs in OUT are not repeated.
 
 The table, also written to OUT/table.md and drawn in OUT/figure.png, keeps the rows of earlier calls, so that --kinds
-may be trained one by one. It has means over the seeds; after ± stands the standard error of the difference to one block
-with all the work, seed by seed. A method is compared with one block of its own kind: with a learned background, with a
-fixed one (per-block decoders have no other), or of explicit Gaussians.
+may be trained one by one, with the same --steps, --blocks and --seeds. It has means over the seeds; after ± stands the
+standard error of the difference to one block with all the work, seed by seed. A method is compared with one block of
+its own kind: with a learned background, with a fixed one (per-block decoders have no other), or of explicit Gaussians.
 'time' is the wall time as a multiple of that of windows, which are trained anew right before the method, both with the
 first seed and not scored: the speed of a shared machine changes within the hours that all runs take. OUT/times.json has
 these times.
@@ -42,7 +42,7 @@ KINDS = {
 """Name of a kind of model -> settings of all of its runs."""
 POWERS = {"learned": 1.2, "fixed": 1.2, "gaussians": 2}
 """Name of a kind -> power of the number of steps with which time grows, as models grow, too: a first guess, from the
-city (docs/lab_log.md). Gaussians have 1.3 on the drone scene."""
+city (docs/lab_log.md). Gaussians have 1.3 to 1.6 on the drone scene."""
 METHODS = [
     ("learned", "single", ""),
     ("learned", "windows", ""),
@@ -65,7 +65,7 @@ COLUMNS = {"PSNR": 2, "PSNR_cc": 2, "SSIM": 4, "LPIPS": 4, "worst": 2, "border":
 CLOSE = 0.1
 """A time within this share of that of windows is equal: repeated runs differ by as much on a busy machine."""
 TRIES = 3
-"""How often the number of steps for equal wall time is set anew. The first guess is off by up to a factor of two."""
+"""How often the number of steps for equal wall time is set anew: first guesses miss the time by up to a factor of two."""
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def seconds(args: argparse.Namespace, folder: Path, kind: str, name: str, settin
 
 def runs(args: argparse.Namespace, kind: str, name: str, settings: str, steps: int) -> list[dict[str, float]]:
     """The scores of a method, seed by seed."""
-    of = options(args, args.out / (kind if steps == args.steps else f"{kind}_{steps}"), kind, steps)
+    of = options(args, args.out / f"{kind}_{steps}", kind, steps)
     if name == "single":
         return [single(of, seed) for seed in args.seeds]
     return [divided(of, seed, args.blocks, name, shlex.split(settings)) for seed in args.seeds]
