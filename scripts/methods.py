@@ -65,7 +65,7 @@ COLUMNS = {"PSNR": 2, "PSNR_cc": 2, "SSIM": 4, "LPIPS": 4, "worst": 2, "border":
 CLOSE = 0.1
 """A time within this share of that of windows is equal: repeated runs differ by as much on a busy machine."""
 TRIES = 3
-"""How often the number of steps for equal wall time is set anew: first guesses miss the time by up to a factor of two."""
+"""How often the number of steps for equal wall time is set anew: first guesses miss it by up to a factor of two."""
 
 
 def main() -> None:
